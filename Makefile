@@ -1,0 +1,39 @@
+# The first target that needs it builds .venv; after that `make` only looks whether the requirements have changed.
+# CPU-only torch on Linux (smaller): make setup TORCH_BACKEND=cpu
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN = .venv/bin
+INSTALLED = .venv/installed
+
+.PHONY: setup lab test notebooks checkpoints constraints clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "kd_lab needs Python 3.11 or newer; none was found. Set PYTHON=/path/to/python3."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) \
+		--constraint constraints.txt --editable '.[lab,test]'
+	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
+	touch $@
+
+lab: setup  # root, as in a container, is refused by Jupyter unless it is told
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+test: setup
+	$(BIN)/python -m pytest
+
+notebooks: setup
+	$(BIN)/python notebooks/build.py
+
+checkpoints: setup
+	$(BIN)/python -m kd_lab.checkpoints
+
+constraints: setup  # takes the newest releases that fit pyproject.toml
+	{ sed 1q constraints.txt; echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--no-header --no-annotate --extra lab --extra test pyproject.toml -; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv data/MNIST/raw/*-ubyte
