@@ -1,0 +1,175 @@
+"""Save files that are whole or absent, refuse damaged ones, and let one process at a time make a file."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pooch
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from kd_lab.errors import DamagedFileError, StorageError
+
+SCHEMA = 1  # raised when a file's meaning changes, so that an older kd_lab says so instead of guessing
+MAX_HEADER = 1_000_000  # bytes; ours are below 10,000, and an absurd length must not take memory
+STALE_AFTER = 3600  # seconds after which a temporary file can't belong to a save that still runs
+NO_DIGEST = "0" * 64
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what kd_lab makes: $KD_LAB_CACHE, or the system's usual place."""
+    return Path(os.environ.get("KD_LAB_CACHE") or pooch.os_cache("kd_lab"))
+
+
+def cache_key(settings: dict) -> str:
+    """Return 12 hex digits that change whenever any of the settings does."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_safely(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment it holds all of the old bytes or all of the new ones.
+
+    A StorageError says how much room is missing where the disk is full; the old file is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write_through(temporary, content)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(error, path, len(content)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # the bytes must lie on the disk before the name points at them
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # Windows can't open a folder, and needs no sync of it
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Delete the temporary files that killed saves of the same file left behind."""
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - stray.stat().st_mtime > STALE_AFTER:
+                stray.unlink()
+
+
+def _explain(error: OSError, path: Path, size: int) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        return StorageError(f"{path} was not saved: it needs {size / 1e6:.1f} MB and {free / 1e6:.1f} MB are free.")
+    return StorageError(f"{path} was not saved: {error.strerror}.")
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a damaged file, so that it is kept but not read again; return its new name, None if it must stay."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(2)}.damaged")
+    try:
+        return path.rename(aside)
+    except OSError:
+        return None
+
+
+def writable(folder: Path) -> bool:
+    """Tell whether files can be made in this folder, or in the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+@contextmanager
+def lock(path: Path):
+    """Hold the one lock of this file; the system frees it when its holder ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file_lock = FileLock(f"{path}.lock")
+    try:
+        file_lock.acquire(timeout=1)
+    except Timeout:
+        print(f"Another process is making {path.name}; waiting for it.")
+        file_lock.acquire()
+    try:
+        yield
+    finally:
+        file_lock.release()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Save named tensors as safetensors with JSON metadata, a schema version and a SHA-256 of the whole file.
+
+    NaN and infinite values are refused with a StorageError, since no kept model should hold them.
+    """
+    _refuse_non_finite(path, tensors)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"schema": str(SCHEMA), "sha256": NO_DIGEST, "metadata": json.dumps(metadata)}
+    content = safetensors.torch.save(tensors, header)
+    digest = hashlib.sha256(content).hexdigest()
+    write_safely(path, content.replace(NO_DIGEST.encode(), digest.encode(), 1))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Load what `save_tensors` saved: the tensors (on the CPU) and the metadata.
+
+    Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a pickle, a newer
+    schema, or NaN weights. Nothing in the file is ever executed.
+    """
+    with open(path, "rb") as file:
+        header = _read_header(file, path)
+        file.seek(0)
+        content = file.read()
+    _check_schema(header, path)
+    _check_digest(content, header["sha256"], path)
+    tensors = safetensors.torch.load(content)
+    _refuse_non_finite(path, tensors)
+    return tensors, json.loads(header["metadata"])
+
+
+def _read_header(file, path: Path) -> dict:
+    """Return the text entries of the header, having looked at its length before taking memory for it."""
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(MAX_HEADER, path.stat().st_size):
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
+        raise DamagedFileError(f"{path} is damaged: its header is cut off or claims {length} bytes.")
+    try:
+        header = json.loads(file.read(length))["__metadata__"]
+        return {name: header[name] for name in ("schema", "sha256", "metadata")}
+    except (ValueError, LookupError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged, or was not saved by kd_lab: its header can't be read.") from error
+
+
+def _check_schema(header: dict, path: Path) -> None:
+    if header["schema"] != str(SCHEMA):
+        raise StorageError(f"{path} has schema {header['schema']!r}; this kd_lab reads schema {SCHEMA}. Update kd_lab.")
+
+
+def _check_digest(content: bytes, digest: str, path: Path) -> None:
+    blank = content.replace(str(digest).encode(), NO_DIGEST.encode(), 1)
+    if hashlib.sha256(blank).hexdigest() != digest:
+        raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one it was saved with.")
+
+
+def _refuse_non_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise StorageError(f"{path}: the tensor {name!r} holds NaN or infinite values.")

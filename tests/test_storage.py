@@ -1,0 +1,184 @@
+"""Files are whole or absent, damage is refused, and one process at a time makes a file."""
+
+import errno
+import json
+import os
+import pickle
+import struct
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from benchmarks.faults import fork, kill_during_saves
+from kd_lab import storage
+from kd_lab.errors import DamagedFileError, StorageError
+from kd_lab.storage import cache_key, load_tensors, lock, save_tensors, set_aside, write_safely
+
+TENSORS = {"weight": torch.randn(20, 30), "steps": torch.tensor(7)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_tensors(tmp_path / "model.safetensors", TENSORS, {"seed": 3})
+    return tmp_path / "model.safetensors"
+
+
+def test_what_is_saved_is_loaded(path):
+    tensors, metadata = load_tensors(path)
+    assert metadata == {"seed": 3}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_the_file_is_plain_safetensors(path):
+    assert torch.equal(safetensors.torch.load_file(path)["weight"], TENSORS["weight"])
+
+
+def test_a_file_from_a_gpu_loads_on_the_cpu(tmp_path):
+    class OnGpu(torch.Tensor):
+        """Stand for a tensor on a GPU, which has to be brought over before it is written."""
+
+        def cpu(self):
+            OnGpu.brought = True
+            return super().cpu()
+
+    save_tensors(tmp_path / "gpu.safetensors", {"weight": torch.ones(3).as_subclass(OnGpu)}, {})
+    assert OnGpu.brought
+    assert load_tensors(tmp_path / "gpu.safetensors")[0]["weight"].device.type == "cpu"
+
+
+def test_every_single_bit_flip_is_refused(path):
+    content = path.read_bytes()
+    for place in [*range(0, 400), *range(400, len(content), 97)]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1:])
+        with pytest.raises(StorageError):
+            load_tensors(path)
+
+
+def test_every_truncation_is_refused(path):
+    content = path.read_bytes()
+    for length in [0, 1, 7, 8, 9, 100, len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(DamagedFileError, match="is damaged"):
+            load_tensors(path)
+
+
+def test_an_absurd_header_is_refused_before_memory_is_taken(path):
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(DamagedFileError, match="claims 4611686018427387904 bytes"):
+        load_tensors(path)
+
+
+def test_a_foreign_safetensors_file_is_named_as_such(tmp_path):
+    safetensors.torch.save_file(TENSORS, tmp_path / "other.safetensors")
+    with pytest.raises(DamagedFileError, match="was not saved by kd_lab"):
+        load_tensors(tmp_path / "other.safetensors")
+
+
+def test_a_newer_schema_names_both_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SCHEMA", 2)
+    save_tensors(tmp_path / "new.safetensors", TENSORS, {})
+    monkeypatch.setattr(storage, "SCHEMA", 1)
+    with pytest.raises(StorageError, match="has schema '2'; this kd_lab reads schema 1"):
+        load_tensors(tmp_path / "new.safetensors")
+
+
+class Bomb:
+    """Leave a trace when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["BOMB"],)
+
+
+@pytest.mark.parametrize("save", [lambda path: torch.save({"bomb": Bomb()}, path),
+                                  lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=4)),
+                                  lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=0))])
+def test_a_pickle_is_never_executed(tmp_path, monkeypatch, save):
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    save(tmp_path / "model.pt")
+    with pytest.raises(StorageError):
+        load_tensors(tmp_path / "model.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_pickle_is_called_one(tmp_path):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "model.pt")
+    with pytest.raises(StorageError, match="is a pickle"):
+        load_tensors(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_weights_are_neither_saved_nor_loaded(path, monkeypatch, value):
+    bad = {"weight": torch.tensor([1.0, value])}
+    old = path.read_bytes()
+    with pytest.raises(StorageError, match="'weight' holds NaN"):
+        save_tensors(path, bad, {})
+    assert path.read_bytes() == old
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_refuse_non_finite", lambda *arguments: None)
+        save_tensors(path, bad, {})
+    with pytest.raises(StorageError, match="'weight' holds NaN"):
+        load_tensors(path)
+
+
+def test_a_full_disk_keeps_the_old_file_and_says_how_much_is_missing(path, monkeypatch):
+    old = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"was not saved: it needs 3\.0 MB and [\d.]+ MB are free"):
+        write_safely(path, bytes(3_000_000))
+    assert path.read_bytes() == old
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match="taken was not saved"):
+        write_safely(tmp_path / "taken", b"x")
+
+
+def test_old_strays_are_swept_and_running_saves_are_not(path):
+    stray, running = (path.with_name(f".{path.name}.{name}.tmp") for name in ("0000", "1111"))
+    for file in (stray, running):
+        file.write_bytes(b"half")
+    os.utime(stray, (time.time() - 7200, time.time() - 7200))
+    write_safely(path, b"whole")
+    assert not stray.exists() and running.exists()
+
+
+def test_a_damaged_file_is_set_aside_not_deleted(path):
+    content = path.read_bytes()
+    aside = set_aside(path)
+    assert aside.read_bytes() == content and not path.exists()
+    assert set_aside(path) is None
+
+
+def test_other_settings_give_another_key():
+    settings = {"model": "cnn", "epochs": 3, "learning_rate": 1e-3}
+    assert cache_key(settings) == cache_key(json.loads(json.dumps(settings)))
+    assert len({cache_key({**settings, name: 5}) for name in settings} | {cache_key(settings)}) == 4
+
+
+def test_kills_during_a_save_leave_the_old_or_the_new_file():
+    assert kill_during_saves(15)["faults.corrupt"] == 0
+
+
+def test_the_lock_waits_and_says_so_and_passes_on_when_its_holder_dies(tmp_path, capsys):
+    path = tmp_path / "file"
+
+    def hold_and_die():
+        with lock(path):
+            (tmp_path / "held").touch()
+            time.sleep(1.5)
+            os._exit(1)  # dies without freeing the lock
+
+    child = fork(hold_and_die)
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with lock(path):
+        assert os.waitpid(child, os.WNOHANG)[0] == child or os.waitpid(child, 0)
+    assert "Another process is making file" in capsys.readouterr().out
