@@ -1,0 +1,166 @@
+"""Give MNIST as tensors in memory: checked, split once and for all, from the repository, a cache or a mirror."""
+
+import gzip
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pooch
+import requests
+import torch
+from torch import Tensor
+from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from kd_lab.errors import DataError
+from kd_lab.storage import cache_folder, lock, set_aside, writable, write_safely
+
+REPOSITORY_DATA = Path(__file__).resolve().parents[1] / "data"
+SHA256 = {  # of the unpacked files; torchvision itself checks only the archives
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MEAN, STD = 0.1307, 0.3081  # of the training pixels, as most MNIST tutorials round them
+VALIDATION_PER_DIGIT = 500
+SPLIT_SEED = 0
+CONNECT_TIMEOUT, READ_TIMEOUT = 3, 10  # seconds
+
+
+class Split(NamedTuple):
+    """Hold images (N, 1, 28, 28), float32 and normalised, beside their labels (N,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Mnist(NamedTuple):
+    """Hold the three parts: one to learn from, one to choose with, one to report on."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+def load_mnist() -> Mnist:
+    """Return MNIST as 55,000 training, 5,000 validation and 10,000 test images in memory.
+
+    The split is always the same. Validation has 500 images of each digit, in the order 0, 1, … 9, 0, 1, …, so the
+    first n are balanced for every n. Raises a DataError where MNIST is neither here nor to be fetched.
+    """
+    raw = mnist_folder()
+    images, labels = _read(raw, "train")
+    train, validation = split_indices(labels)
+    return Mnist(Split(images[train], labels[train]), Split(images[validation], labels[validation]),
+                 Split(*_read(raw, "t10k")))
+
+
+def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of the training and of the validation images among the 60,000 published ones."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    by_digit = [shuffled[labels[shuffled] == digit][:VALIDATION_PER_DIGIT] for digit in range(10)]
+    validation = torch.stack(by_digit, dim=1).flatten()  # (500, 10) read row by row: one of each digit in turn
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[validation] = True
+    return (~chosen).nonzero().flatten(), validation
+
+
+def _read(raw: Path, part: str) -> tuple[Tensor, Tensor]:
+    pixels = read_image_file(str(raw / f"{part}-images-idx3-ubyte")).unsqueeze(1)  # (N, 1, 28, 28), uint8
+    return (pixels / 255 - MEAN) / STD, read_label_file(str(raw / f"{part}-labels-idx1-ubyte"))
+
+
+def mnist_folder() -> Path:
+    """Return the folder that holds the four unpacked files, each checked against its SHA-256.
+
+    Unpacks or fetches what is missing or altered, once however many processes ask.
+    """
+    folders = [root / "MNIST" / "raw" for root in (REPOSITORY_DATA, cache_folder())]
+    for raw in folders:
+        if not _unsound(raw):
+            return raw
+    raw = next((raw for raw in folders if _has_archives(raw) and writable(raw)), folders[-1])
+    if not writable(raw):
+        raise DataError(f"load_mnist(): {raw} can't be written. Set KD_LAB_CACHE to a folder of yours that can.")
+    with lock(raw / "mnist"):
+        _prepare(raw)
+    return raw
+
+
+def _prepare(raw: Path) -> None:
+    unsound = _unsound(raw)  # asked again under the lock: another process may have done the work meanwhile
+    for name in unsound:
+        write_safely(raw / name, _unpack(_archive(f"{name}.gz", raw), name))
+
+
+def _unsound(raw: Path) -> list[str]:
+    """Name the unpacked files that are missing here or not, byte for byte, those that were published."""
+    return [name for name, digest in SHA256.items() if not _matches(raw / name, digest, "sha256")]
+
+
+def _matches(path: Path, digest: str, algorithm: str) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest() == digest
+
+
+def _has_archives(raw: Path) -> bool:
+    return all(_matches(raw / name, md5, "md5") for name, md5 in MNIST.resources)
+
+
+def _unpack(archive: Path, name: str) -> bytes:
+    content = gzip.decompress(archive.read_bytes())
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
+        raise DataError(f"load_mnist(): {archive} does not unpack to the published {name}.")
+    return content
+
+
+def _archive(name: str, raw: Path) -> Path:
+    """Return where a sound archive lies: in the repository, in `raw`, or there once it is fetched."""
+    md5 = dict(MNIST.resources)[name]
+    for path in (REPOSITORY_DATA / "MNIST" / "raw" / name, raw / name):
+        if _matches(path, md5, "md5"):
+            return path
+    if (raw / name).exists():
+        set_aside(raw / name)
+    _fetch(name, md5, raw)
+    return raw / name
+
+
+def _fetch(name: str, md5: str, raw: Path) -> None:
+    """Fetch one archive from the first of torchvision's mirrors that gives the right bytes."""
+    failures = _unreachable(MNIST.mirrors)
+    for mirror in MNIST.mirrors:
+        if mirror in failures:
+            continue
+        try:
+            _download(mirror, name, md5, raw)
+            return
+        except (requests.RequestException, ValueError, OSError) as error:
+            failures[mirror] = str(error)
+    tried = "\n".join(f"  {mirror}: {failure}" for mirror, failure in failures.items())
+    raise DataError(f"load_mnist(): {name} can't be fetched:\n{tried}\n"
+                    f"Get the four archives of MNIST ({', '.join(dict(MNIST.resources))}) from any source, "
+                    f"put them into {raw} and run this again; no network is needed then.")
+
+
+def _download(mirror: str, name: str, md5: str, raw: Path) -> None:
+    fetcher = pooch.create(raw, mirror, registry={name: f"md5:{md5}"}, retry_if_failed=1)
+    fetcher.fetch(name, downloader=pooch.HTTPDownloader(timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)))
+
+
+def _unreachable(mirrors: list[str]) -> dict[str, str]:
+    """Ask all mirrors at once whether they answer at all, so that being offline is told within seconds."""
+    pool = ThreadPoolExecutor(len(mirrors))
+    answers = {mirror: pool.submit(requests.head, mirror, timeout=CONNECT_TIMEOUT) for mirror in mirrors}
+    failures = {}
+    for mirror, answer in answers.items():
+        try:
+            answer.result(timeout=CONNECT_TIMEOUT + 1)
+        except (requests.RequestException, TimeoutError) as error:
+            failures[mirror] = f"no answer ({type(error).__name__})"
+    pool.shutdown(wait=False)
+    return failures

@@ -1,0 +1,244 @@
+"""MNIST is checked, split the same way everywhere, and mended or fetched where it is missing."""
+
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+from benchmarks.faults import damage_data, fork
+from kd_lab import data
+from kd_lab.data import load_mnist, mnist_folder, split_indices
+from kd_lab.errors import DataError
+
+ARCHIVES = data.REPOSITORY_DATA / "MNIST" / "raw"
+SMALL = "t10k-labels-idx1-ubyte"
+
+
+# ---- the split
+
+def test_the_parts_have_their_sizes_and_types(mnist):
+    for part, count in zip(mnist, (55_000, 5_000, 10_000), strict=True):
+        assert part.images.shape == (count, 1, 28, 28) and part.images.dtype == torch.float32
+        assert part.labels.shape == (count,) and part.labels.dtype == torch.int64
+
+
+def test_every_prefix_of_the_validation_part_is_balanced(mnist):
+    counts = torch.nn.functional.one_hot(mnist.validation.labels, 10).cumsum(0)
+    assert (counts.amax(1) - counts.amin(1)).max() <= 1
+    assert counts[-1].tolist() == [500] * 10
+
+
+def test_the_split_shares_no_image_and_loses_none():
+    labels = MNIST(ARCHIVES.parents[1], train=True).targets
+    train, validation = split_indices(labels)
+    assert torch.cat([train, validation]).sort().values.equal(torch.arange(60_000))
+
+
+def test_the_split_is_the_same_on_every_machine():
+    train, validation = split_indices(MNIST(ARCHIVES.parents[1], train=True).targets)
+    digest = hashlib.sha256(validation.numpy().tobytes() + train.numpy().tobytes()).hexdigest()
+    assert digest.startswith("794e36040bbf1ce7")
+
+
+def test_the_pixels_are_torchvisions_normalised(mnist):
+    published = MNIST(ARCHIVES.parents[1], train=False)
+    assert torch.allclose(mnist.test.images[:, 0] * data.STD + data.MEAN, published.data / 255, atol=1e-6)
+    assert mnist.test.labels.equal(published.targets)
+    assert abs(mnist.train.images.mean()) < 0.01 and abs(mnist.train.images.std() - 1) < 0.01
+
+
+def test_the_archives_are_those_that_torchvision_checks():
+    for name, md5 in MNIST.resources:
+        assert hashlib.md5((ARCHIVES / name).read_bytes()).hexdigest() == md5
+
+
+# ---- what is unpacked
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """A repository of its own with the four archives and the unpacked files."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    shutil.copytree(mnist_folder(), raw)
+    monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path / "data")
+    return raw
+
+
+def short(content):
+    return content[: len(content) // 2]
+
+
+def other_count(content):
+    return content[:4] + (9_000).to_bytes(4, "big") + content[8 : 8 + 9_000]
+
+
+def label_of_200(content):
+    return content[:-1] + bytes([200])
+
+
+@pytest.mark.parametrize("spoil", [short, other_count, label_of_200, lambda content: b""])
+def test_a_spoilt_unpacked_file_is_unpacked_again(raw, spoil):
+    sound = (raw / SMALL).read_bytes()
+    (raw / SMALL).write_bytes(spoil(sound))
+    assert mnist_folder() == raw
+    assert (raw / SMALL).read_bytes() == sound
+
+
+def test_damage_is_never_loaded_silently():
+    assert damage_data(6)["faults.silent"] == 0
+
+
+def test_the_repository_is_used_as_it_is_where_nothing_can_be_written(raw, monkeypatch, empty_cache):
+    monkeypatch.setattr(data, "writable", lambda folder: False)
+    assert mnist_folder() == raw
+    (raw / SMALL).unlink()
+    monkeypatch.setattr(data, "writable", lambda folder: str(folder).startswith(str(empty_cache)))
+    assert mnist_folder() == empty_cache / "MNIST" / "raw"
+    assert not (raw / SMALL).exists()
+
+
+def test_without_any_writable_folder_the_variable_to_set_is_named(raw, monkeypatch):
+    (raw / SMALL).unlink()
+    monkeypatch.setattr(data, "writable", lambda folder: False)
+    with pytest.raises(DataError, match="Set KD_LAB_CACHE"):
+        mnist_folder()
+
+
+# ---- what is fetched
+
+class Mirrors(BaseHTTPRequestHandler):
+    """Answer as the first folder of the address says: /404/…, /login/…, /stall/…, /reset/…, /short/…, /good/…"""
+
+    served: ClassVar[list[str]] = []
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self):
+        _, behaviour, name = self.path.split("/")
+        self.served.append(behaviour)
+        getattr(self, f"answer_{behaviour}", self.answer_status)((ARCHIVES / name).read_bytes(), behaviour)
+
+    def answer_status(self, content, behaviour):
+        self.send_error(int(behaviour))
+
+    def answer_good(self, content, behaviour):
+        self.send_body(content, len(content))
+
+    def answer_login(self, content, behaviour):
+        self.send_body(b"<html>Please log in</html>", 26)
+
+    def answer_short(self, content, behaviour):
+        self.send_body(content[:100], len(content))
+
+    def answer_stall(self, content, behaviour):
+        self.send_body(content[:100], len(content))
+        time.sleep(1.5)
+
+    def answer_once_short(self, content, behaviour):
+        first = self.served.count(behaviour) == 1
+        self.send_body(content[:100] if first else content, len(content))
+
+    def answer_reset(self, content, behaviour):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    def send_body(self, content, length):
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def mirrors(tmp_path, monkeypatch, empty_cache):
+    """A function that sets torchvision's mirror list to a local server's behaviours; no repository is there."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Mirrors)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    Mirrors.served.clear()
+    monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path / "absent")
+    monkeypatch.setattr(data, "READ_TIMEOUT", 0.3)
+
+    def set_mirrors(*behaviours):
+        base = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(MNIST, "mirrors", [f"{base}/{behaviour}/" for behaviour in behaviours])
+
+    yield set_mirrors
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch_small(empty_cache):
+    name = f"{SMALL}.gz"
+    data._fetch(name, dict(MNIST.resources)[name], empty_cache)
+    return (empty_cache / name).read_bytes() == (ARCHIVES / name).read_bytes()
+
+
+@pytest.mark.parametrize("behaviour", ["403", "404", "503", "login", "short", "stall", "reset"])
+def test_the_next_mirror_is_asked(mirrors, empty_cache, behaviour):
+    mirrors(behaviour, "good")
+    assert fetch_small(empty_cache)
+    assert Mirrors.served[-1] == "good" and 1 <= Mirrors.served.count(behaviour) <= 2
+
+
+def test_a_broken_answer_is_asked_for_again(mirrors, empty_cache):
+    mirrors("once_short")
+    assert fetch_small(empty_cache)
+    assert Mirrors.served == ["once_short", "once_short"]
+
+
+def test_the_error_lists_all_mirrors_and_where_to_drop_the_files(mirrors, empty_cache):
+    mirrors("404", "login")
+    with pytest.raises(DataError) as caught:
+        mnist_folder()
+    message = str(caught.value)
+    assert "/404/: 404" in message and "/login/: " in message and "hash" in message
+    assert str(empty_cache / "MNIST" / "raw") in message and "t10k-labels-idx1-ubyte.gz" in message
+    assert not list((empty_cache / "MNIST" / "raw").glob("*ubyte*"))
+
+
+def test_offline_the_instructions_come_within_five_seconds(mirrors, monkeypatch, empty_cache):
+    def hang(address, timeout):
+        time.sleep(20)  # as a name server that never answers
+
+    mirrors("good")
+    monkeypatch.setattr(data.requests, "head", hang)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"no answer \(TimeoutError\)\nGet the four archives"):
+        mnist_folder()
+    assert time.perf_counter() - start < 5
+
+
+def test_dropped_in_archives_are_used_and_a_damaged_one_is_set_aside(mirrors, empty_cache):
+    raw = empty_cache / "MNIST" / "raw"
+    shutil.copytree(ARCHIVES, raw, ignore=shutil.ignore_patterns("*ubyte", "*.lock"))
+    (raw / f"{SMALL}.gz").write_bytes(b"damaged")
+    mirrors("good")
+    assert mnist_folder() == raw
+    assert Mirrors.served == ["good"]
+    assert [file.read_bytes() for file in raw.glob("*.damaged")] == [b"damaged"]
+
+
+def test_thirty_at_once_fetch_each_archive_once(mirrors):
+    mirrors("good")
+    children = [fork(mnist_folder) for _ in range(30)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 30
+    assert Mirrors.served == ["good"] * 4
+
+
+def test_loading_twice_gives_the_same(mnist):
+    assert all(torch.equal(*pair) for one, other in zip(mnist, load_mnist(), strict=True)
+               for pair in zip(one, other, strict=True))
