@@ -1,0 +1,92 @@
+"""Build the kit's networks by name; every one takes (N, 1, 28, 28) and gives logits (N, 10)."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from kd_lab.errors import check_choice
+
+
+def mlp128() -> nn.Module:
+    """Build 784-128-10, the smallest network of the kit."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def lenet300() -> nn.Module:
+    """Build LeNet-300-100, the fully connected network of LeCun et al. (1998)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(),
+                         nn.Linear(100, 10))
+
+
+def cnn() -> nn.Module:
+    """Build a small convolutional network: 16 and 32 channels of 3×3, then 128 units."""
+    return nn.Sequential(*_convolution(1, 16, 3, padding=1), *_convolution(16, 32, 3, padding=1), nn.Flatten(),
+                         nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def lenet5() -> nn.Module:
+    """Build LeNet-5 as Caffe's example has it (20-50-500), which the pruning papers call LeNet-5."""
+    return nn.Sequential(*_convolution(1, 20, 5), *_convolution(20, 50, 5), nn.Flatten(),
+                         nn.Linear(50 * 4 * 4, 500), nn.ReLU(), nn.Linear(500, 10))
+
+
+def lenet5_classic() -> nn.Module:
+    """Build LeNet-5 with the widths of LeCun et al. (1998), 6-16-120-84, with ReLU and max-pooling."""
+    return nn.Sequential(*_convolution(1, 6, 5, padding=2), *_convolution(6, 16, 5), nn.Flatten(),
+                         nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+
+
+def resnet() -> nn.Module:
+    """Build a tiny residual network (He et al. 2016): BatchNorm, two residual additions, no large Linear layer."""
+    return nn.Sequential(*_normalised(1, 16), nn.ReLU(), nn.MaxPool2d(2), Residual(16),
+                         *_normalised(16, 48), nn.ReLU(), nn.MaxPool2d(2), Residual(48),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+
+
+class Residual(nn.Module):
+    """Add what two normalised convolutions make of x to x itself; the shape (N, C, H, W) stays."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(*_normalised(channels, channels), nn.ReLU(), *_normalised(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def _convolution(inputs: int, outputs: int, size: int, padding: int = 0) -> list[nn.Module]:
+    # max(relu(x)) is relu(max(x)): pooling first gives the same numbers and leaves ReLU a quarter of the work
+    return [nn.Conv2d(inputs, outputs, size, padding=padding), nn.MaxPool2d(2), nn.ReLU()]
+
+
+def _normalised(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)]
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    build.__name__: build for build in (mlp128, lenet300, cnn, lenet5, lenet5_classic, resnet)}
+
+
+def build_model(name: str, seed: int = 0) -> nn.Module:
+    """Build a network by its name with the initial weights that belong to `seed`.
+
+    Convolutions are laid out `channels_last`, which is what makes them fast on a CPU.
+    """
+    check_choice("build_model", "name", name, list(MODELS))
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(seed)
+        return MODELS[name]().to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module):
+    """Set every module to evaluation (no dropout, kept batch statistics) and restore the mode that each had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
