@@ -1,0 +1,147 @@
+"""Say how accurate a model is and how sure that is; compare two models on the same images."""
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import binomtest, norm
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError
+from kd_lab.models import evaluation_mode
+
+CONFIDENCE = 0.95
+BATCH_SIZE = 250  # a forward pass over many more images no longer fits the processor's cache
+
+
+@dataclass(frozen=True, repr=False)
+class Accuracy:
+    """Hold how many of how many images were read correctly."""
+
+    correct: int
+    count: int
+
+    @classmethod
+    def of(cls, right: Tensor) -> "Accuracy":
+        """Count the answers that are right, (N,) bool."""
+        return cls(int(right.sum()), len(right))
+
+    @property
+    def value(self) -> float:
+        """Return the fraction of correct answers, 0 to 1."""
+        return self.correct / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % Wilson score interval, within 0 to 1 (Wilson 1927)."""
+        interval = binomtest(self.correct, self.count).proportion_ci(CONFIDENCE, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.2%} ({self.correct:,} of {self.count:,}; 95 % interval {low:.2%} to {high:.2%})"
+
+
+@dataclass(frozen=True, repr=False)
+class PairedDifference:
+    """Hold on how many of the same images only the model, and only the baseline, was right."""
+
+    gained: int
+    lost: int
+    count: int
+
+    @classmethod
+    def of(cls, right: Tensor, baseline_right: Tensor) -> "PairedDifference":
+        """Count the disagreements between two models' right answers on the same images, both (N,) bool."""
+        return cls(int((right & ~baseline_right).sum()), int((baseline_right & ~right).sum()), len(right))
+
+    @property
+    def value(self) -> float:
+        """Return the accuracy of the model less that of the baseline, -1 to 1."""
+        return (self.gained - self.lost) / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the difference: Wald with the adjustment of Bonett & Price (2012).
+
+        It adds one image to either kind of disagreement, so it has a width even where the models never disagree.
+        """
+        n = self.count + 2
+        gained, lost = (self.gained + 1) / n, (self.lost + 1) / n
+        half = norm.ppf((1 + CONFIDENCE) / 2) * ((gained + lost - (gained - lost) ** 2) / n) ** 0.5
+        return max(-1.0, float(gained - lost - half)), min(1.0, float(gained - lost + half))
+
+    @property
+    def p_value(self) -> float:
+        """Return the exact two-sided p-value of McNemar's test (1947), 1 where the models never disagree."""
+        disagreements = self.gained + self.lost
+        return float(binomtest(self.gained, disagreements).pvalue) if disagreements else 1.0
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (f"{100 * self.value:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
+                f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,})")
+
+
+def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> Accuracy:
+    """Return the accuracy of a model on images (N, 1, 28, 28) and labels (N,)."""
+    return Accuracy.of(correct_answers(model, data))
+
+
+def paired_difference(model: nn.Module, baseline: nn.Module, data: tuple[Tensor, Tensor]) -> PairedDifference:
+    """Return by how much a model is better than a baseline on the same images."""
+    return PairedDifference.of(correct_answers(model, data), correct_answers(baseline, data))
+
+
+def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
+    """Return for each image whether the model's largest logit is that of the label, (N,) bool."""
+    check_data("accuracy", model, data)
+    images, labels = data
+    logits = predict(model, images)
+    if not torch.isfinite(logits).all():
+        raise ParameterError("accuracy(): the model answers NaN or infinite logits. Was its training stopped by one?")
+    return logits.argmax(dim=1) == labels
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (N, classes), computed in evaluation mode and without gradients."""
+    with evaluation_mode(model), torch.inference_mode():
+        return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
+
+
+def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> None:
+    """Raise a ParameterError unless `data` is (x, *targets): tensors of one length that the model can read.
+
+    Refuses empty data, NaN, a shape or dtype that the model can't take, and labels that it has no logit for.
+    """
+    _check_lengths(function, data)
+    x = data[0]
+    if x.is_floating_point() and not torch.isfinite(x.sum()):
+        raise ParameterError(f"{function}(): the images must be finite numbers. Got NaN or infinite values.")
+    logits = _try(function, model, x[:2])
+    if len(data) > 1 and data[1].dim() == 1 and not data[1].is_floating_point():
+        _check_labels(function, data[1], logits.shape[1])
+
+
+def _check_lengths(function: str, data: tuple[Tensor, ...]) -> None:
+    if not isinstance(data, (tuple, list)) or not all(isinstance(part, Tensor) for part in data):
+        raise ParameterError(f"{function}(): the data must be a tuple of tensors, (images, labels). "
+                             f"Got {type(data).__name__}.")
+    lengths = [len(part) for part in data]
+    if not lengths or min(lengths) == 0 or len(set(lengths)) > 1:
+        raise ParameterError(f"{function}(): the data must be tensors of one length, not empty. Got lengths {lengths}.")
+
+
+def _try(function: str, model: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return predict(model, x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ParameterError(f"{function}(): the model can't read images of shape {tuple(x.shape[1:])} and {x.dtype}; "
+                             "the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() gives. "
+                             f"The layer said: {error}") from error
+
+
+def _check_labels(function: str, labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ParameterError(f"{function}(): the labels must be 0 to {classes - 1}, since the model has {classes} "
+                             f"outputs. Got labels from {low} to {high}.")

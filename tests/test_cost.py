@@ -1,0 +1,67 @@
+"""Costs agree with what a pencil gives, and the bytes are those of a file that can be read back."""
+
+import zipfile
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from kd_lab import cost
+from kd_lab.models import build_model
+
+MACS = {
+    "mlp128": 784 * 128 + 128 * 10,
+    "lenet300": 784 * 300 + 300 * 100 + 100 * 10,
+    "cnn": 28 * 28 * 16 * 9 + 14 * 14 * 32 * 16 * 9 + 1568 * 128 + 128 * 10,
+    "lenet5": 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10,
+    "lenet5_classic": 28 * 28 * 6 * 25 + 10 * 10 * 16 * 6 * 25 + 400 * 120 + 120 * 84 + 84 * 10,
+    "resnet": 28 * 28 * 16 * 9 + 14 * 14 * (2 * 16 * 16 + 48 * 16) * 9 + 7 * 7 * 2 * 48 * 48 * 9 + 48 * 10,
+}
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_macs(name):
+    assert cost.count_macs(build_model(name)) == MACS[name]
+
+
+def test_parameters_and_nonzeros():
+    model = build_model("mlp128")
+    assert cost.count_parameters(model) == 784 * 128 + 128 + 128 * 10 + 10
+    model[1].weight.data.zero_()
+    assert cost.count_parameters(model) - cost.count_nonzeros(model) == 784 * 128
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_the_bytes_are_those_of_a_file_that_can_be_read_back(name, tmp_path):
+    model = build_model(name)
+    safetensors.torch.save_model(model, tmp_path / "model.safetensors")
+    assert cost.file_bytes(model) == (tmp_path / "model.safetensors").stat().st_size
+    again = build_model(name, seed=1)
+    safetensors.torch.load_model(again, tmp_path / "model.safetensors")
+    x = torch.randn(4, 1, 28, 28)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_zeros_stay_in_the_file_and_go_from_the_zip():
+    dense, zeroed = build_model("lenet300"), build_model("lenet300")
+    zeroed[1].weight.data.zero_()
+    assert cost.file_bytes(zeroed) == cost.file_bytes(dense)
+    assert cost.zipped_bytes(zeroed) < 0.2 * cost.zipped_bytes(dense)
+
+
+def test_the_zip_is_one_that_can_be_unpacked(tmp_path):
+    model = build_model("mlp128")
+    safetensors.torch.save_model(model, tmp_path / "model.safetensors")
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.write(tmp_path / "model.safetensors", "model.safetensors")
+    content = zipfile.ZipFile(tmp_path / "model.zip").read("model.safetensors")
+    assert torch.equal(safetensors.torch.load(content)["1.weight"], model[1].weight)
+    assert cost.zipped_bytes(model) == (tmp_path / "model.zip").stat().st_size
+
+
+def test_latency_grows_with_the_batch_and_leaves_the_mode():
+    model = nn.Sequential(build_model("cnn"), nn.Dropout()).train()
+    one, many = cost.latency(model, 1), cost.latency(model, 256)
+    assert 0 < one < many
+    assert model.training

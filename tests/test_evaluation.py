@@ -1,0 +1,128 @@
+"""Intervals agree with their formulas and with worked examples; bad data is refused."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference, predict
+from kd_lab.models import build_model
+
+Z = 1.959963984540054
+
+
+@pytest.mark.parametrize(("correct", "count"), [(9843, 10_000), (81, 263), (0, 10), (10, 10), (1, 1), (0, 1)])
+def test_the_accuracy_interval_is_wilsons(correct, count):
+    p, n = correct / count, count
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    result = Accuracy(correct, count)
+    assert result.value == p
+    assert result.interval == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+def test_wilson_agrees_with_newcombes_example():
+    assert Accuracy(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)  # Newcombe 1998, table I
+
+
+def test_the_paired_interval_agrees_with_a_pencil():
+    # 1 gained, 7 lost of 21, so 2/23 and 8/23: -6/23 ± 1.96 · sqrt((10/23 - 36/529) / 23)
+    difference = PairedDifference(gained=1, lost=7, count=21)
+    assert difference.value == pytest.approx(-6 / 21)
+    assert difference.interval == pytest.approx((-0.50837, -0.01337), abs=1e-4)
+    assert difference.p_value == pytest.approx(18 / 256)  # twice the chance of at most 1 head in 8 throws
+
+
+@pytest.mark.parametrize("difference", [PairedDifference(0, 0, 10), PairedDifference(10, 0, 10),
+                                        PairedDifference(0, 10, 10), PairedDifference(0, 0, 1)])
+def test_the_paired_interval_at_its_extremes(difference):
+    low, high = difference.interval
+    assert -1 <= low < high <= 1 and 0 < difference.p_value <= 1
+    mirrored = PairedDifference(difference.lost, difference.gained, difference.count)
+    assert mirrored.interval == pytest.approx((-high, -low)) and mirrored.p_value == difference.p_value
+
+
+def test_the_intervals_hold_what_they_promise():
+    generator = torch.Generator().manual_seed(1)
+    inside = 0
+    for _ in range(400):
+        ours, theirs = torch.rand(500, generator=generator) < 0.9, torch.rand(500, generator=generator) < 0.85
+        low, high = PairedDifference.of(ours, theirs).interval
+        inside += low <= 0.05 <= high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_results_read_like_sentences():
+    assert repr(Accuracy(9843, 10_000)) == "98.43% (9,843 of 10,000; 95 % interval 98.17% to 98.66%)"
+    assert repr(PairedDifference(20, 10, 1000)).startswith("+1.00 points (95 % interval -0.")
+
+
+@pytest.fixture
+def stub():
+    """A model that answers with the first ten pixels, so that every answer is known."""
+    return nn.Sequential(nn.Flatten(), First10())
+
+
+class First10(nn.Module):
+    def forward(self, x):
+        return x[:, :10]
+
+
+def digits(*largest):
+    images = torch.zeros(len(largest), 1, 28, 28)
+    images[range(len(largest)), 0, 0, list(largest)] = 1
+    return images
+
+
+def test_accuracy_counts_arg_max_hits(stub):
+    assert accuracy(stub, (digits(3, 1, 4, 1), torch.tensor([3, 1, 4, 2]))) == Accuracy(3, 4)
+
+
+def test_paired_difference_counts_both_kinds_of_disagreement(stub):
+    data = (digits(3, 1, 4, 1, 0), torch.tensor([3, 1, 4, 2, 9]))
+    always_nine = nn.Sequential(stub, AlwaysNine())
+    assert paired_difference(stub, always_nine, data) == PairedDifference(gained=3, lost=1, count=5)
+
+
+class AlwaysNine(nn.Module):
+    def forward(self, x):
+        return nn.functional.one_hot(torch.full((len(x),), 9), 10).float()
+
+
+def test_predictions_ignore_the_mode_and_restore_it(mnist):
+    model = nn.Sequential(build_model("mlp128"), nn.Dropout(0.9)).train()
+    images = mnist.validation.images[:600]
+    assert torch.allclose(predict(model, images), model[0](images), atol=1e-5)
+    assert model.training and model[1].training
+
+
+GOOD = (torch.zeros(4, 1, 28, 28), torch.tensor([0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ((torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)), r"one length, not empty\. Got lengths \[0, 0\]"),
+    ((GOOD[0], GOOD[1][:3]), r"Got lengths \[4, 3\]"),
+    ((GOOD[0] * math.nan, GOOD[1]), "must be finite numbers"),
+    ((GOOD[0] + math.inf, GOOD[1]), "must be finite numbers"),
+    ((torch.zeros(4, 1, 32, 32), GOOD[1]), r"can't read images of shape \(1, 32, 32\)"),
+    ((GOOD[0].double(), GOOD[1]), "torch.float64; the kit's networks take"),
+    ((GOOD[0].byte(), GOOD[1]), "torch.uint8; the kit's networks take"),
+    ((GOOD[0], torch.tensor([0, 1, 2, 10])), r"labels must be 0 to 9.*Got labels from 0 to 10"),
+    ((GOOD[0], torch.tensor([0, 1, 2, -1])), "Got labels from -1 to 2"),
+    (GOOD[0], "must be a tuple of tensors"),
+    ([[1, 2], [3]], "must be a tuple of tensors"),
+])
+@pytest.mark.parametrize("name", ["lenet300", "cnn"])
+def test_bad_data_is_refused_in_words(data, message, name):
+    with pytest.raises(ParameterError, match=r"^accuracy\(\): ") as caught:
+        accuracy(build_model(name), data)
+    assert caught.match(message)
+
+
+def test_a_model_that_answers_nan_has_no_accuracy():
+    model = build_model("mlp128")
+    model[1].weight.data.fill_(math.nan)
+    with pytest.raises(ParameterError, match="answers NaN"):
+        accuracy(model, GOOD)

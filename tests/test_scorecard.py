@@ -1,0 +1,40 @@
+"""A scorecard puts the same measurements beside each other for every model."""
+
+import pytest
+
+from kd_lab import cost
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.models import build_model
+from kd_lab.scorecard import HEADERS, scorecard
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {"plain": build_model("mlp128"), "conv": build_model("cnn")}
+
+
+@pytest.fixture(scope="module")
+def card(models, validation):
+    return scorecard(models, validation)
+
+
+def test_every_figure_is_the_one_that_its_own_function_gives(card, models, validation):
+    row = card["conv"]
+    assert row.accuracy == accuracy(models["conv"], validation)
+    assert row.difference == paired_difference(models["conv"], models["plain"], validation)
+    assert (row.parameters, row.macs) == (206_922, cost.count_macs(models["conv"]))
+    assert (row.file_bytes, row.zipped_bytes) == (cost.file_bytes(models["conv"]), cost.zipped_bytes(models["conv"]))
+    assert card["plain"].difference.value == 0
+
+
+def test_it_shows_itself_as_a_table_and_as_text(card):
+    html, text = card._repr_html_(), repr(card)
+    assert html.count("<tr>") == 3 and html.count("<th ") + html.count("<th>") == len(HEADERS)
+    for shown in (html, text):
+        assert "206,922" in shown and "101,770" in shown
+
+
+def test_no_models_is_an_error(validation):
+    with pytest.raises(ParameterError, match="must hold at least one model"):
+        scorecard({}, validation)
