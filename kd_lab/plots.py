@@ -1,0 +1,30 @@
+"""Draw what the lessons show: arrays in, Axes out."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+
+def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:
+    """Draw images (N, 1, 28, 28) in one row, each under its title; return the N Axes."""
+    _figure, row = plt.subplots(1, len(images), figsize=(len(images), 1.4), layout="constrained", squeeze=False)
+    for axes, image, title in zip(row[0], images, titles, strict=True):
+        axes.imshow(image[0].numpy(), cmap="gray_r")
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    return row[0]
+
+
+def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> Axes:
+    """Draw each value as a dot with its interval as a bar, one line a name, the first on top; return the Axes."""
+    axes = plt.subplots(figsize=(6, 0.4 * len(names) + 0.8), layout="constrained")[1]
+    low, high = np.transpose(intervals)
+    values = np.asarray(values)
+    axes.errorbar(values, range(len(names)), xerr=(values - low, high - values), fmt="o", capsize=3)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    return axes

@@ -1,0 +1,24 @@
+"""Plots hold what they are given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from kd_lab.plots import plot_digits, plot_intervals
+
+
+def test_digits_stand_in_one_row_under_their_titles():
+    images = torch.rand(3, 1, 28, 28)
+    row = plot_digits(images, ["a", "b", "c"])
+    assert [axes.get_title() for axes in row] == ["a", "b", "c"]
+    assert np.allclose(row[1].images[0].get_array(), images[1, 0])
+    plt.close("all")
+
+
+def test_intervals_reach_from_end_to_end_with_the_first_on_top():
+    axes = plot_intervals(["first", "second"], [0.5, 0.6], [(0.4, 0.7), (0.55, 0.62)])
+    bars = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
+    assert np.allclose(bars, [(0.4, 0.7), (0.55, 0.62)])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+    plt.close("all")

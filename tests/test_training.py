@@ -1,0 +1,190 @@
+"""The one training loop: it learns, keeps the best epoch, repeats itself, and stops clearly."""
+
+import copy
+import math
+import warnings
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kd_lab.data import Split
+from kd_lab.errors import ParameterError, TrainingError
+from kd_lab.evaluation import accuracy, predict
+from kd_lab.models import build_model
+from kd_lab.training import History, train
+
+
+def fit(model, data, validation, loss_fn=F.cross_entropy, **settings):
+    return train(model, data, loss_fn, validation=validation, **{"epochs": 2, "progress": False, **settings})
+
+
+def same_weights(one, other):
+    return all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["mlp128", "lenet5_classic", "resnet"])
+def test_it_learns(name, few, validation):
+    model, history = fit(build_model(name), few, validation, epochs=3)
+    assert accuracy(model, validation).value > 0.8
+    assert len(history.train_loss) == len(history.validation_loss) == 3
+    assert history.stopped == "finished" and history.seconds > 0
+    assert not model.training
+
+
+def test_it_does_what_a_loop_by_hand_does(few, validation):
+    trained, history = fit(build_model("mlp128"), few, validation, learning_rate=1e-3, weight_decay=0.1, seed=7)
+    model = build_model("mlp128")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * 16)
+    torch.manual_seed(7)
+    for _ in range(2):
+        for index in torch.randperm(2000).split(128):
+            optimizer.zero_grad()
+            F.cross_entropy(model(few.images[index]), few.labels[index]).backward()
+            optimizer.step()
+            schedule.step()
+    assert history.best_epoch == 2
+    for name, weight in model.state_dict().items():
+        assert torch.allclose(weight, trained.state_dict()[name], atol=1e-5)
+
+
+def test_running_it_twice_gives_the_same_and_leaves_all_else_alone(few, validation):
+    model = nn.Sequential(build_model("mlp128"), nn.Dropout(0.2)).train()
+    before, numbers = copy.deepcopy(model), torch.get_rng_state()
+    (one, first), (two, second) = (fit(model, few, validation) for _ in range(2))
+    assert same_weights(one, two) and first.validation_loss == second.validation_loss
+    assert same_weights(model, before) and model.training
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert not same_weights(one, fit(model, few, validation, seed=1)[0])
+
+
+def test_the_epoch_with_the_best_validation_loss_is_kept(few, validation):
+    hundred = Split(few.images[:100], few.labels[:100])
+    model, history = fit(build_model("lenet300"), hundred, validation, epochs=40, batch_size=10, learning_rate=0.01)
+    assert history.best_epoch < 40  # a hundred images are learned by heart
+    loss = F.cross_entropy(predict(model, validation.images), validation.labels).item()
+    assert loss == pytest.approx(min(history.validation_loss), rel=1e-4)
+
+
+def test_batches_carry_any_number_of_targets(few, validation):
+    def distil(logits, labels, teacher_logits):
+        return F.cross_entropy(logits, labels) + F.mse_loss(logits, teacher_logits)
+
+    teacher = build_model("mlp128", seed=1)
+    parts = [(*part, predict(teacher, part.images)) for part in (few, validation)]
+    _, history = fit(build_model("mlp128"), *parts, loss_fn=distil)
+    assert history.validation_loss[-1] < history.validation_loss[0]
+    assert same_weights(teacher, build_model("mlp128", seed=1))
+
+
+def test_frozen_weights_stay(few, validation):
+    model = build_model("mlp128")
+    model[1].requires_grad_(False)
+    trained, _ = fit(model, few, validation, weight_decay=0.5)
+    assert torch.equal(trained[1].weight, model[1].weight) and not torch.equal(trained[3].weight, model[3].weight)
+
+
+class Failing:
+    """Cross-entropy that does something else at its call number `when`."""
+
+    def __init__(self, when, deed):
+        self.calls, self.when, self.deed = 0, when, deed
+
+    def __call__(self, logits, labels):
+        self.calls += 1
+        loss = F.cross_entropy(logits, labels)
+        return self.deed(loss) if self.calls >= self.when else loss
+
+
+def interrupt(loss):
+    failing.when = math.inf  # the learner presses stop once
+    raise KeyboardInterrupt
+
+
+PROBES, BATCHES, VALIDATION_BATCHES = 2, 16, 4
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 3), (1, 3), (1, BATCHES + 2)])
+def test_an_interrupt_keeps_what_was_learned(few, validation, epoch, batch):
+    global failing
+    failing = Failing(PROBES + epoch * (BATCHES + VALIDATION_BATCHES) + batch, interrupt)
+    model, history = fit(build_model("mlp128"), few, validation, loss_fn=failing, epochs=50)
+    assert history.stopped == "interrupted"
+    assert len(history.validation_loss) == epoch + 1
+    assert accuracy(model, validation).value > accuracy(build_model("mlp128"), validation).value
+    assert not model.training
+
+
+def test_nan_in_the_first_epoch_is_an_error_that_names_the_setting(few, validation):
+    with pytest.raises(TrainingError, match=r"train\(\): the loss became NaN or infinite in epoch 1\. 'learning_rate'"):
+        fit(build_model("mlp128"), few, validation, loss_fn=Failing(PROBES + 3, lambda loss: loss * math.nan))
+
+
+def test_nan_later_keeps_the_best_epoch_and_warns(few, validation):
+    when = PROBES + BATCHES + VALIDATION_BATCHES + 3
+    message = r"in epoch 2\. 'learning_rate' is 0\.003; try 0\.0003\. The weights of epoch 1 are kept"
+    with pytest.warns(UserWarning, match=message):
+        model, history = fit(build_model("mlp128"), few, validation, epochs=5,
+                             loss_fn=Failing(when, lambda loss: loss * math.inf))
+    assert history.stopped == "diverged" and len(history.train_loss) == 1
+    assert accuracy(model, validation).value > 0.5
+
+
+def test_a_real_divergence_ends_clearly(few, validation):
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            model, _ = fit(build_model("lenet300"), few, validation, learning_rate=10, weight_decay=100, epochs=5)
+            assert all(torch.isfinite(weight).all() for weight in model.parameters())
+        except TrainingError as error:
+            assert "'learning_rate' is 10; try 1" in str(error)
+
+
+@pytest.mark.parametrize(("setting", "value"), [
+    ("epochs", 0), ("epochs", -1), ("epochs", 1.5), ("epochs", 10**6), ("epochs", "3"), ("epochs", True),
+    ("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", 100), ("learning_rate", math.nan),
+    ("learning_rate", None), ("batch_size", 0), ("batch_size", 10**7), ("batch_size", 12.0), ("weight_decay", -1),
+    ("weight_decay", math.inf)])
+def test_bad_settings_are_refused(setting, value, few, validation):
+    with pytest.raises(ParameterError, match=rf"^train\(\): '{setting}' must be a (whole )?number in .* Got "):
+        fit(build_model("mlp128"), few, validation, **{setting: value})
+
+
+def test_bad_data_is_refused_before_anything_is_trained(few, validation):
+    model = build_model("mlp128")
+    wrong = {"can't read images": (few.images[:, :, :20], few.labels), "finite": (few.images * math.nan, few.labels),
+             "labels must be 0 to 9": (few.images, few.labels + 5), "not empty": (few.images[:0], few.labels[:0]),
+             "'loss_fn' can't compare": (few.images, few.labels.float())}
+    for message, data in wrong.items():
+        for parts in ((data, validation), (few, data)):
+            with pytest.raises(ParameterError, match=rf"^train\(\): .*{message}"):
+                fit(model, *parts)
+    assert same_weights(model, build_model("mlp128"))
+
+
+def test_class_counts_that_differ_are_named(few, validation):
+    five = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
+    with pytest.raises(ParameterError, match="labels must be 0 to 4, since the model has 5 outputs"):
+        fit(five, few, validation)
+
+
+def test_the_progress_bar_is_plain_text(few, validation, capsys):
+    train(build_model("mlp128"), few, F.cross_entropy, validation=validation, epochs=1)
+    printed = capsys.readouterr()
+    assert "training: 100%" in printed.out and "validation loss" in printed.out and not printed.err
+
+
+def test_one_image_is_enough(validation):
+    one = Split(validation.images[:1], validation.labels[:1])
+    assert fit(build_model("mlp128"), one, one)[1].stopped == "finished"
+
+
+def test_a_history_plots_itself():
+    history = History([0.5, 0.3, 0.2], [0.4, 0.3, 0.35])
+    axes = history.plot()
+    assert history.best_epoch == 2
+    assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [history.train_loss, history.validation_loss]
+    assert axes.lines[2].get_xdata() == [2, 2] and axes.get_xlabel() == "epoch"
+    plt.close("all")
