@@ -1,0 +1,123 @@
+"""Give trained networks: load the one that ships, or the one in the cache, or train it once."""
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
+from kd_lab.errors import DamagedFileError, StorageError, check_choice, check_whole_number
+from kd_lab.evaluation import accuracy, predict
+from kd_lab.models import MODELS, build_model
+from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
+from kd_lab.training import train
+
+_IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
+SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "checkpoints"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hold the settings of `train` that made a network, chosen on the validation part."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+
+
+RECIPES = {
+    "mlp128": Recipe(epochs=20, learning_rate=5e-3, weight_decay=0.2, batch_size=128),
+    "lenet300": Recipe(epochs=30, learning_rate=3e-3, weight_decay=0.2, batch_size=128),
+    "cnn": Recipe(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=64),
+    "lenet5": Recipe(epochs=10, learning_rate=3e-3, weight_decay=0.1, batch_size=128),
+    "lenet5_classic": Recipe(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=128),
+    "resnet": Recipe(epochs=8, learning_rate=1e-2, weight_decay=0.1, batch_size=128),
+}
+
+
+def load_trained(name: str, seed: int = SEED) -> nn.Module:
+    """Return the trained network of this name in evaluation mode, a new one at each call.
+
+    Loads the checkpoint that ships with the kit (seed 0) or one made before; else trains it, which takes a minute or a
+    few, while other processes that want the same one wait. A damaged file is set aside and named in a DamagedFileError.
+    """
+    check_choice("load_trained", "name", name, list(MODELS))
+    check_whole_number("load_trained", "seed", seed, "[0, 1000000]")
+    shipped, cached = SHIPPED / f"{name}.safetensors", cached_path(name, seed)
+    if seed == SEED and shipped.exists():
+        return load_checkpoint(shipped, name)
+    with lock(cached):
+        if not cached.exists():
+            make_checkpoint(cached, name, load_mnist(), seed)
+        return load_checkpoint(cached, name)
+
+
+def cached_path(name: str, seed: int) -> Path:
+    """Return where a network that was trained here is kept; another recipe or seed means another file."""
+    key = cache_key({"model": str(build_model(name)), "recipe": asdict(RECIPES[name]), "seed": seed})
+    return cache_folder() / "checkpoints" / f"{name}-{key}.safetensors"
+
+
+def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
+    """Train a network by its recipe and save it with recipe, seed and scores; reads the test part, once."""
+    print(f"Training {name} by its recipe, since no checkpoint of it is here.")
+    model, history = train(build_model(name, seed), data.train, F.cross_entropy, validation=data.validation, seed=seed,
+                           **asdict(RECIPES[name]))
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
+    kept = _halve_if_same(model, torch.cat([data.validation.images, data.test.images]))
+    scores = {part: accuracy(model, getattr(data, part)).correct for part in ("validation", "test")}
+    save_tensors(path, kept, {"model": name, "recipe": asdict(RECIPES[name]), "seed": seed, "correct": scores,
+                              "best_epoch": history.best_epoch, "torch": torch.__version__})
+
+
+def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the model's tensors in half precision if it reads all of these images the same way, else as they are."""
+    halved = {name: tensor.half() if tensor.is_floating_point() else tensor
+              for name, tensor in model.state_dict().items()}
+    rounded = copy.deepcopy(model)
+    rounded.load_state_dict(halved)
+    same = torch.equal(predict(rounded, images).argmax(1), predict(model, images).argmax(1))
+    return halved if same else model.state_dict()
+
+
+def load_checkpoint(path: Path, name: str) -> nn.Module:
+    """Return the network in a checkpoint file; raise a StorageError that names what does not fit."""
+    try:
+        tensors, _ = load_tensors(path)
+    except DamagedFileError as error:
+        aside = set_aside(path)
+        where = f"It was set aside as {aside.name}." if aside else "Delete it."
+        raise DamagedFileError(f"{error} {where} Run this again to train {name} afresh.") from error
+    model = build_model(name)
+    _check_names(path, name, model.state_dict(), tensors)
+    model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
+    return model.eval()
+
+
+def _check_names(path: Path, name: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    def shape(state: dict[str, Tensor], key: str) -> str:
+        return str(tuple(state[key].shape)) if key in state else "absent"
+
+    keys = [*expected, *(key for key in tensors if key not in expected)]
+    differing = [f"{key} ({shape(expected, key)} expected, {shape(tensors, key)} in the file)"
+                 for key in keys if shape(expected, key) != shape(tensors, key)]
+    if differing:
+        raise StorageError(f"{path} does not hold a {name}: {len(differing)} tensors differ, first "
+                           f"{'; '.join(differing[:5])}.")
+
+
+def main() -> None:
+    """Train the networks that ship again: python -m kd_lab.checkpoints."""
+    data = load_mnist()
+    for name in RECIPES:
+        make_checkpoint(REPOSITORY_DATA / "checkpoints" / f"{name}.safetensors", name, data, SEED)
+
+
+if __name__ == "__main__":
+    main()

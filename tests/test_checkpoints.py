@@ -1,0 +1,115 @@
+"""Trained networks ship, hold what they say, and are trained once where they are missing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.faults import damage_checkpoints, one_epoch_recipe, race_to_train
+from kd_lab import checkpoints
+from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_checkpoint, load_trained
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import MODELS, build_model
+from kd_lab.storage import load_tensors, save_tensors
+
+
+@pytest.fixture
+def quick(tmp_path, mnist, few, validation):
+    with one_epoch_recipe(tmp_path, mnist._replace(train=few, validation=validation)):
+        yield
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_shipped_networks_score_what_their_files_say(name, mnist):
+    _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
+    assert metadata["recipe"] == vars(RECIPES[name]) and metadata["seed"] == 0 and metadata["model"] == name
+    for part in ("validation", "test"):
+        correct = accuracy(load_trained(name), getattr(mnist, part)).correct
+        assert abs(correct - metadata["correct"][part]) <= 2  # another processor may round a borderline digit otherwise
+
+
+def test_they_are_small():
+    assert sum(file.stat().st_size for file in SHIPPED.glob("*.safetensors")) < 6_000_000
+    assert {file.stem for file in SHIPPED.glob("*.safetensors")} == set(MODELS) == set(RECIPES)
+
+
+def test_each_call_gives_a_network_of_its_own():
+    one = load_trained("mlp128")
+    one[1].weight.data.zero_()
+    assert not one.training and load_trained("mlp128")[1].weight.count_nonzero() > 0
+
+
+def test_a_missing_network_is_trained_once_and_then_read(quick, monkeypatch, capsys):
+    first = load_trained("mlp128", seed=3)
+    assert "Training mlp128" in capsys.readouterr().out
+    monkeypatch.setattr(checkpoints, "train", None)
+    assert torch.equal(load_trained("mlp128", seed=3)[1].weight, first[1].weight)
+
+
+def test_another_seed_or_recipe_is_another_file(monkeypatch):
+    paths = {cached_path("cnn", 0), cached_path("cnn", 1), cached_path("lenet5", 0)}
+    monkeypatch.setitem(RECIPES, "cnn", replace(RECIPES["cnn"], epochs=11))
+    assert len(paths | {cached_path("cnn", 0)}) == 4
+
+
+def test_half_precision_is_kept_only_where_no_answer_changes(validation):
+    model = build_model("mlp128")
+    assert checkpoints._halve_if_same(model, validation.images[:10])["1.weight"].dtype == torch.float16
+    with torch.no_grad():
+        model[3].weight.zero_()
+        model[3].bias.copy_(torch.tensor([1.0, 1.00001, *[0] * 8]))  # half precision can't tell the first two apart
+    assert checkpoints._halve_if_same(model, validation.images[:10])["1.weight"].dtype == torch.float32
+
+
+def test_an_interrupted_training_is_not_kept(quick, monkeypatch):
+    class Interrupted:
+        stopped = "interrupted"
+
+    monkeypatch.setattr(checkpoints, "train", lambda model, *arguments, **settings: (model, Interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        load_trained("mlp128", seed=4)
+    assert not cached_path("mlp128", 4).exists()
+
+
+def test_a_damaged_network_is_set_aside_and_can_be_trained_again(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    damaged = tmp_path / "mlp128.safetensors"
+    damaged.write_bytes((SHIPPED / "mlp128.safetensors").read_bytes()[:-5])
+    with pytest.raises(DamagedFileError, match=r"set aside as .*damaged\. Run this again to train mlp128 afresh"):
+        load_trained("mlp128")
+    assert not damaged.exists() and len(list(tmp_path.glob("*.damaged"))) == 1
+    assert not load_trained("mlp128").training
+
+
+def test_another_architecture_names_the_first_five_differing_tensors():
+    with pytest.raises(StorageError) as caught:
+        load_checkpoint(SHIPPED / "lenet300.safetensors", "cnn")
+    message = str(caught.value)
+    assert "lenet300.safetensors does not hold a cnn: 12 tensors differ" in message
+    assert "first 0.weight ((16, 1, 3, 3) expected, absent in the file)" in message
+    assert message.count("expected") == 5
+
+
+def test_another_shape_under_the_same_name_is_named(tmp_path):
+    state = build_model("mlp128").state_dict()
+    state["3.bias"] = torch.zeros(11)
+    save_tensors(tmp_path / "wide.safetensors", state, {})
+    with pytest.raises(StorageError, match=r"first 3\.bias \(\(10,\) expected, \(11,\) in the file\)"):
+        load_checkpoint(tmp_path / "wide.safetensors", "mlp128")
+
+
+@pytest.mark.parametrize(("name", "seed"), [("lenet", 0), ("cnn", -1), ("cnn", 1.5), (None, 0)])
+def test_bad_arguments_are_refused(name, seed):
+    with pytest.raises(ParameterError, match=r"^load_trained\(\): "):
+        load_trained(name, seed)
+
+
+def test_damaged_networks_never_load():
+    assert damage_checkpoints(30)["faults.silent"] == 0
+
+
+def test_of_eight_processes_one_trains_and_another_takes_over():
+    figures = race_to_train(2)
+    assert figures["faults.trainers_max"] == figures["faults.trainers_min"] == 1
+    assert figures["faults.takeovers"] == 1
