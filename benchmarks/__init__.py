@@ -1,0 +1,17 @@
+"""Measure the kit beside what a user would write instead, and try its faults at length."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from kd_lab.storage import write_safely
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def record(name: str, measured: dict) -> None:
+    """Keep what a long campaign measured, with the versions it ran on, in results/NAME.json."""
+    content = {"python": platform.python_version(), "torch": torch.__version__, **measured}
+    write_safely(RESULTS / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
