@@ -1,0 +1,17 @@
+"""Run in the kernel of every tested notebook: wait a little for the cell's threads, so that their errors are seen."""
+
+import threading
+
+from IPython import get_ipython
+
+known = set(threading.enumerate())
+
+
+def wait_for_new_threads(result):
+    """Give the threads that this cell started a moment to fail while its output is still collected."""
+    for thread in set(threading.enumerate()) - known:
+        thread.join(timeout=0.2)
+        known.add(thread)
+
+
+get_ipython().events.register("post_run_cell", wait_for_new_threads)
