@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
 from kd_lab.errors import DamagedFileError, StorageError, check_choice, check_whole_number
-from kd_lab.evaluation import accuracy, predict
-from kd_lab.models import MODELS, build_model
+from kd_lab.evaluation import accuracy
+from kd_lab.models import MODELS, build_model, predict
 from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
 from kd_lab.training import train
 

@@ -7,10 +7,9 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.models import evaluation_mode
+from kd_lab.models import predict
 
 CONFIDENCE = 0.95
-BATCH_SIZE = 250  # a forward pass over many more images no longer fits the processor's cache
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,12 +101,6 @@ def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
     return logits.argmax(dim=1) == labels
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (N, classes), computed in evaluation mode and without gradients."""
-    with evaluation_mode(model), torch.inference_mode():
-        return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
-
-
 def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> None:
     """Raise a ParameterError unless `data` is (x, *targets): tensors of one length that the model can read.
 
@@ -117,7 +110,7 @@ def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> Non
     x = data[0]
     if x.is_floating_point() and not torch.isfinite(x.sum()):
         raise ParameterError(f"{function}(): the images must be finite numbers. Got NaN or infinite values.")
-    logits = _try(function, model, x[:2])
+    logits = predict(model, x[:2], function)
     if len(data) > 1 and data[1].dim() == 1 and not data[1].is_floating_point():
         _check_labels(function, data[1], logits.shape[1])
 
@@ -129,15 +122,6 @@ def _check_lengths(function: str, data: tuple[Tensor, ...]) -> None:
     lengths = [len(part) for part in data]
     if not lengths or min(lengths) == 0 or len(set(lengths)) > 1:
         raise ParameterError(f"{function}(): the data must be tensors of one length, not empty. Got lengths {lengths}.")
-
-
-def _try(function: str, model: nn.Module, x: Tensor) -> Tensor:
-    try:
-        return predict(model, x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ParameterError(f"{function}(): the model can't read images of shape {tuple(x.shape[1:])} and {x.dtype}; "
-                             "the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() gives. "
-                             f"The layer said: {error}") from error
 
 
 def _check_labels(function: str, labels: Tensor, classes: int) -> None:

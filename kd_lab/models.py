@@ -1,4 +1,4 @@
-"""Build the kit's networks by name; every one takes (N, 1, 28, 28) and gives logits (N, 10)."""
+"""Build the kit's networks by name, and run any network; each takes (N, 1, 28, 28) and gives logits (N, 10)."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import check_choice
+from kd_lab.errors import ParameterError, check_choice
+
+BATCH_SIZE = 250  # a forward pass over many more images no longer fits the processor's cache
 
 
 def mlp128() -> nn.Module:
@@ -78,6 +80,20 @@ def build_model(name: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
         return MODELS[name]().to(memory_format=torch.channels_last)
+
+
+def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tensor:
+    """Return the logits (N, classes), computed in evaluation mode and without gradients.
+
+    Raises a ParameterError, in the name of `function`, for images that the model can't read.
+    """
+    try:
+        with evaluation_mode(model), torch.inference_mode():
+            return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ParameterError(f"{function}(): the model can't read images of shape {tuple(images.shape[1:])} and "
+                             f"{images.dtype}; the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() "
+                             f"gives. The layer said: {error}") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kd_lab import cost
+from kd_lab.errors import ParameterError
 from kd_lab.models import build_model
 
 MACS = {
@@ -65,3 +66,15 @@ def test_latency_grows_with_the_batch_and_leaves_the_mode():
     one, many = cost.latency(model, 1), cost.latency(model, 256)
     assert 0 < one < many
     assert model.training
+
+
+@pytest.mark.parametrize("measure", [cost.count_macs, lambda model: cost.latency(model, 1)])
+def test_a_model_that_reads_no_digits_is_refused_in_words(measure):
+    with pytest.raises(ParameterError, match=r"^(count_macs|latency)\(\): the model can't read images of shape"):
+        measure(nn.Linear(5, 5))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "8"])
+def test_bad_batch_sizes_are_refused(batch_size):
+    with pytest.raises(ParameterError, match=r"^latency\(\): 'batch_size' must be a whole number"):
+        cost.latency(build_model("mlp128"), batch_size)

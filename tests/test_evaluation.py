@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference, predict
-from kd_lab.models import build_model
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
+from kd_lab.models import build_model, predict
 
 Z = 1.959963984540054
 
