@@ -15,11 +15,14 @@ HEADERS = ["model", "accuracy", "95 % interval", "points beside\nthe baseline", 
 
 @dataclass(frozen=True)
 class Row:
-    """Hold what one model achieves and costs; `latency` is in seconds, for 1 and for 256 images, on one thread."""
+    """Hold what one model achieves and costs.
+
+    `difference` is to the baseline, None for the baseline itself; `latency` in seconds for 1 and for 256 images.
+    """
 
     name: str
     accuracy: Accuracy
-    difference: PairedDifference
+    difference: PairedDifference | None
     parameters: int
     nonzeros: int
     macs: int
@@ -30,11 +33,15 @@ class Row:
     def cells(self) -> list[str]:
         """Return the row as text, in the order of HEADERS."""
         low, high = (f"{100 * end:.2f}" for end in self.accuracy.interval)
-        worst, best = (f"{100 * end:+.2f}" for end in self.difference.interval)
         counts = [self.parameters, self.nonzeros, self.macs, self.file_bytes, self.zipped_bytes]
-        return [self.name, f"{100 * self.accuracy.value:.2f} %", f"{low} to {high}",
-                f"{100 * self.difference.value:+.2f}", f"{worst} to {best}", *(f"{count:,}" for count in counts),
-                *(f"{1000 * seconds:.2f}" for seconds in self.latency)]
+        return [self.name, f"{100 * self.accuracy.value:.2f} %", f"{low} to {high}", *self._difference_cells(),
+                *(f"{count:,}" for count in counts), *(f"{1000 * seconds:.2f}" for seconds in self.latency)]
+
+    def _difference_cells(self) -> list[str]:
+        if self.difference is None:
+            return ["baseline", ""]
+        low, high = (f"{100 * end:+.2f}" for end in self.difference.interval)
+        return [f"{100 * self.difference.value:+.2f}", f"{low} to {high}"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,12 +69,14 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
     if not models:
         raise ParameterError("scorecard(): 'models' must hold at least one model, as {name: model}. Got {}.")
     right = {name: correct_answers(model, data) for name, model in models.items()}
-    baseline = next(iter(right.values()))
-    return Scorecard([_measure(name, model, right[name], baseline) for name, model in models.items()])
+    baseline = next(iter(models))
+    differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}
+    differences[baseline] = None
+    return Scorecard([_measure(name, model, Accuracy.of(right[name]), differences[name])
+                      for name, model in models.items()])
 
 
-def _measure(name: str, model: nn.Module, right: Tensor, baseline_right: Tensor) -> Row:
+def _measure(name: str, model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None) -> Row:
     counts = [count(model) for count in (cost.count_parameters, cost.count_nonzeros, cost.count_macs,
                                          cost.file_bytes, cost.zipped_bytes)]
-    return Row(name, Accuracy.of(right), PairedDifference.of(right, baseline_right), *counts,
-               latency=(cost.latency(model, 1), cost.latency(model, 256)))
+    return Row(name, accuracy, difference, *counts, latency=(cost.latency(model, 1), cost.latency(model, 256)))
