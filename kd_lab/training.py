@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from kd_lab.errors import ParameterError, TrainingError, check_number, check_whole_number
-from kd_lab.evaluation import BATCH_SIZE, check_data
-from kd_lab.models import evaluation_mode
+from kd_lab.evaluation import check_data
+from kd_lab.models import BATCH_SIZE, evaluation_mode
 
 Data = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
@@ -52,7 +52,7 @@ class History:
 
 
 def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epochs: int, learning_rate: float = 3e-3,
-          weight_decay: float = 0.0, batch_size: int = 128, seed: int = 0, progress: bool = True,
+          weight_decay: float = 0.0, batch_size: int = 256, seed: int = 0, progress: bool = True,
           ) -> tuple[nn.Module, History]:
     """Return a new, trained model in evaluation mode, and the history of its losses.
 
@@ -98,7 +98,7 @@ class _Run:
         self.model.train()
         self.losses = []
         for index in torch.randperm(len(data[0])).split(batch_size):
-            x, *targets = (part[index] for part in data)
+            x, *targets = (part.index_select(0, index) for part in data)  # three times as fast as part[index]
             loss = self.loss_fn(self.model(x), *targets)
             self.losses.append(loss.item())
             if not math.isfinite(self.losses[-1]):

@@ -12,8 +12,8 @@ from torch import nn
 
 from kd_lab.data import Split
 from kd_lab.errors import ParameterError, TrainingError
-from kd_lab.evaluation import accuracy, predict
-from kd_lab.models import build_model
+from kd_lab.evaluation import accuracy
+from kd_lab.models import build_model, predict
 from kd_lab.training import History, train
 
 
@@ -27,7 +27,7 @@ def same_weights(one, other):
 
 @pytest.mark.parametrize("name", ["mlp128", "lenet5_classic", "resnet"])
 def test_it_learns(name, few, validation):
-    model, history = fit(build_model(name), few, validation, epochs=3)
+    model, history = fit(build_model(name), few, validation, epochs=3, batch_size=64)
     assert accuracy(model, validation).value > 0.8
     assert len(history.train_loss) == len(history.validation_loss) == 3
     assert history.stopped == "finished" and history.seconds > 0
@@ -38,10 +38,10 @@ def test_it_does_what_a_loop_by_hand_does(few, validation):
     trained, history = fit(build_model("mlp128"), few, validation, learning_rate=1e-3, weight_decay=0.1, seed=7)
     model = build_model("mlp128")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * 16)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * 8)
     torch.manual_seed(7)
     for _ in range(2):
-        for index in torch.randperm(2000).split(128):
+        for index in torch.randperm(2000).split(256):
             optimizer.zero_grad()
             F.cross_entropy(model(few.images[index]), few.labels[index]).backward()
             optimizer.step()
@@ -104,7 +104,7 @@ def interrupt(loss):
     raise KeyboardInterrupt
 
 
-PROBES, BATCHES, VALIDATION_BATCHES = 2, 16, 4
+PROBES, BATCHES, VALIDATION_BATCHES = 2, 8, 4
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 3), (1, 3), (1, BATCHES + 2)])
