@@ -1,0 +1,75 @@
+"""Run every lesson and save it with its outputs; stamp the repository's address into lessons and README.
+
+`make notebooks` calls it. The address stands in pyproject.toml alone; while it is empty, no badge and no install cell
+is there.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+ROOT = Path(__file__).resolve().parents[1]
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+README_BLOCK = re.compile(r"(?<=<!-- colab -->\n).*?(?=<!-- /colab -->)", re.DOTALL)
+
+
+def repository() -> str:
+    """Return the repository's address, such as https://github.com/OWNER/kd_lab; empty while it is unset."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["kd_lab"]["repository"].rstrip("/")
+
+
+def badge(address: str, lesson: str) -> str:
+    """Return the Markdown of the button that opens a lesson in Colab."""
+    path = address.removeprefix("https://github.com/")
+    return (f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+            f"(https://colab.research.google.com/github/{path}/blob/main/notebooks/{lesson})")
+
+
+def install(address: str) -> str:
+    """Return the code that installs the kit in Colab and leaves Colab's own torch and ipywidgets alone."""
+    return ('import sys\n\nif "google.colab" in sys.modules:  # elsewhere the kit is installed already\n'
+            f"    %pip install --quiet --no-deps git+{address}.git")
+
+
+def stamp(notebook: NotebookNode, address: str, lesson: str) -> None:
+    """Put the badge and the install cell behind the title, or take them away where no address is set."""
+    notebook.cells = [cell for cell in notebook.cells if not cell.id.startswith("colab-")]
+    if address:
+        notebook.cells[1:1] = [new_markdown_cell(badge(address, lesson), id="colab-badge"),
+                               new_code_cell(install(address), id="colab-install")]
+
+
+def stamp_readme(text: str, address: str) -> str:
+    """Return the README with the way into Colab that the address allows."""
+    unset = ("Colab has all that the kit needs. Upload the whole folder to your Drive, mount it, and run in the first "
+             "cell:\n`%pip install --no-deps /content/drive/MyDrive/kd_lab`\n")
+    ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
+    return README_BLOCK.sub(lambda _: "\n".join(ways), text)
+
+
+def run(path: Path) -> None:
+    """Run one lesson from top to bottom in a fresh kernel and save it."""
+    notebook = nbformat.read(path, as_version=4)
+    stamp(notebook, repository(), path.name)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}, record_timing=False,
+                   coalesce_streams=True).execute()
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, path)
+
+
+def main() -> None:
+    """Stamp the README, then run and save every lesson."""
+    readme = ROOT / "README.md"
+    readme.write_text(stamp_readme(readme.read_text(), repository()))
+    for path in LESSONS:
+        print(path.name, flush=True)
+        run(path)
+
+
+if __name__ == "__main__":
+    main()

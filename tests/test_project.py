@@ -1,0 +1,77 @@
+"""The project keeps its own rules: floors, style, requirements in step, one place for its address."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from notebooks import build
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ADDRESS = "https://github.com/someone/kd_lab"
+
+
+@pytest.mark.parametrize("command", [["importlinter.cli", "lint"], ["ruff", "check", "."]])
+def test_floors_and_style_hold(command):
+    program = [sys.executable, "-m", *command]
+    if command[0] == "importlinter.cli":
+        program = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"]
+    result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_conda_installs_what_pip_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    extras = PROJECT["optional-dependencies"]
+    assert conda == [f"python {PROJECT['requires-python']}", "pip"]
+    assert set(pip["pip"]) == {*PROJECT["dependencies"], *extras["lab"], *extras["test"],
+                               "-c constraints.txt", "-e ."}
+
+
+def test_every_requirement_is_pinned():
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"], "uv"]
+    assert {name.split(">=")[0] for name in wanted} <= pinned
+
+
+def test_the_readme_names_every_module_and_lesson_in_reading_order():
+    readme = (ROOT / "README.md").read_text()
+    modules = [f"`{path.name}`" for path in (ROOT / "kd_lab").glob("*.py") if path.name != "__init__.py"]
+    lessons = [readme.index(f"notebooks/{path.name}") for path in build.LESSONS]
+    assert all(module in readme for module in modules)
+    assert lessons == sorted(lessons) and lessons
+
+
+def test_while_no_address_is_set_nothing_points_to_one():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
+    build.stamp(notebook, "", "00_start_here.ipynb")
+    assert len(notebook.cells) == 1
+    assert "https://" not in build.stamp_readme("<!-- colab -->\nold\n<!-- /colab -->", "")
+
+
+def test_an_address_stamps_badge_and_install_cell_once():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
+    for _ in range(2):
+        build.stamp(notebook, ADDRESS, "00_start_here.ipynb")
+    _, badge, install = notebook.cells
+    assert "colab.research.google.com/github/someone/kd_lab/blob/main/notebooks/00_start_here.ipynb" in badge.source
+    assert f"%pip install --quiet --no-deps git+{ADDRESS}.git" in install.source
+    nbformat.validate(notebook)
+    readme = build.stamp_readme("<!-- colab -->\nold\n<!-- /colab -->", ADDRESS)
+    assert "00_start_here" in readme and "old" not in readme
+
+
+def test_what_is_committed_carries_the_address_that_is_set():
+    readme = (ROOT / "README.md").read_text()
+    assert readme == build.stamp_readme(readme, build.repository())
+    for path in build.LESSONS:
+        notebook = nbformat.read(path, as_version=4)
+        cells = [cell.source for cell in notebook.cells]
+        build.stamp(notebook, build.repository(), path.name)
+        assert [cell.source for cell in notebook.cells] == cells
