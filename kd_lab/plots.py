@@ -19,12 +19,13 @@ def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:
 
 
 def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> Axes:
-    """Draw each value as a dot with its interval as a bar, one line a name, the first on top; return the Axes."""
+    """Draw fractions as dots in percent, each with its interval as a bar and the first on top; return the Axes."""
     axes = plt.subplots(figsize=(6, 0.4 * len(names) + 0.8), layout="constrained")[1]
     low, high = np.transpose(intervals)
     values = np.asarray(values)
     axes.errorbar(values, range(len(names)), xerr=(values - low, high - values), fmt="o", capsize=3)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")  # in percent
     axes.grid(axis="x", alpha=0.3)
     return axes

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -9,18 +10,17 @@ from kd_lab import cost
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
 
-HEADERS = ["model", "accuracy", "95 % interval", "points beside\nthe baseline", "their 95 %\ninterval", "parameters",
-           "non-zero", "MACs", "file\nbytes", "zipped\nbytes", "ms, 1\nimage", "ms, 256\nimages"]
+INTERVAL = "{:.2f}\N{NBSP}to\N{NBSP}{:.2f}"  # a space where a browser breaks no line
+SIGNED_INTERVAL = INTERVAL.replace("{:", "{:+")
 
 
 @dataclass(frozen=True)
-class Row:
+class Score:
     """Hold what one model achieves and costs.
 
     `difference` is to the baseline, None for the baseline itself; `latency` in seconds for 1 and for 256 images.
     """
 
-    name: str
     accuracy: Accuracy
     difference: PairedDifference | None
     parameters: int
@@ -30,28 +30,34 @@ class Row:
     zipped_bytes: int
     latency: tuple[float, float]
 
-    def cells(self) -> list[str]:
-        """Return the row as text, in the order of HEADERS."""
-        low, high = (f"{100 * end:.2f}" for end in self.accuracy.interval)
-        counts = [self.parameters, self.nonzeros, self.macs, self.file_bytes, self.zipped_bytes]
-        return [self.name, f"{100 * self.accuracy.value:.2f} %", f"{low} to {high}", *self._difference_cells(),
-                *(f"{count:,}" for count in counts), *(f"{1000 * seconds:.2f}" for seconds in self.latency)]
+    def lines(self) -> dict[str, str]:
+        """Return every figure as text under its label, in the order of the table."""
+        low, high = self.accuracy.interval
+        counts = {"parameters": self.parameters, "non-zero": self.nonzeros, "MACs": self.macs,
+                  "file, bytes": self.file_bytes, "zipped, bytes": self.zipped_bytes}
+        return {"accuracy": f"{self.accuracy.value:.2%}",
+                "its 95 % interval": INTERVAL.format(100 * low, 100 * high),
+                **self._difference_lines(),
+                **{label: f"{count:,}" for label, count in counts.items()},
+                "1 image, ms": f"{1000 * self.latency[0]:.2f}", "256 images, ms": f"{1000 * self.latency[1]:.2f}"}
 
-    def _difference_cells(self) -> list[str]:
-        if self.difference is None:
-            return ["baseline", ""]
-        low, high = (f"{100 * end:+.2f}" for end in self.difference.interval)
-        return [f"{100 * self.difference.value:+.2f}", f"{low} to {high}"]
+    def _difference_lines(self) -> dict[str, str]:
+        difference, interval = "baseline", ""
+        if self.difference is not None:
+            difference = f"{100 * self.difference.value:+.2f}"
+            interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
+        return {"points to the baseline": difference, "their 95 % interval": interval}
 
 
 @dataclass(frozen=True, repr=False)
 class Scorecard:
-    """Hold a row for each model; the first is the baseline. Shows itself as a table in a notebook and as text."""
+    """Hold a score for each model by name; the first is the baseline. Shows itself as a table, or as text."""
 
-    rows: list[Row]
+    scores: dict[str, Score]
+    threads: int
 
-    def __getitem__(self, name: str) -> Row:
-        return next(row for row in self.rows if row.name == name)
+    def __getitem__(self, name: str) -> Score:
+        return self.scores[name]
 
     def __repr__(self) -> str:
         return self._table("simple")
@@ -60,8 +66,11 @@ class Scorecard:
         return self._table("html")
 
     def _table(self, style: str) -> str:
-        align = ["left", *["right"] * (len(HEADERS) - 1)]
-        return tabulate([row.cells() for row in self.rows], HEADERS, style, colalign=align, disable_numparse=True)
+        columns = [score.lines() for score in self.scores.values()]
+        rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+        align = ["left", *["right"] * len(columns)]
+        corner = f"on {self.threads} thread" + "s" * (self.threads > 1)
+        return tabulate(rows, [corner, *self.scores], style, colalign=align, disable_numparse=True)
 
 
 def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scorecard:
@@ -72,11 +81,11 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
     baseline = next(iter(models))
     differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}
     differences[baseline] = None
-    return Scorecard([_measure(name, model, Accuracy.of(right[name]), differences[name])
-                      for name, model in models.items()])
+    scores = {name: _measure(model, Accuracy.of(right[name]), differences[name]) for name, model in models.items()}
+    return Scorecard(scores, torch.get_num_threads())
 
 
-def _measure(name: str, model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None) -> Row:
+def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None) -> Score:
     counts = [count(model) for count in (cost.count_parameters, cost.count_nonzeros, cost.count_macs,
                                          cost.file_bytes, cost.zipped_bytes)]
-    return Row(name, accuracy, difference, *counts, latency=(cost.latency(model, 1), cost.latency(model, 256)))
+    return Score(accuracy, difference, *counts, latency=(cost.latency(model, 1), cost.latency(model, 256)))

@@ -20,5 +20,6 @@ def test_intervals_reach_from_end_to_end_with_the_first_on_top():
     bars = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
     assert np.allclose(bars, [(0.4, 0.7), (0.55, 0.62)])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert axes.xaxis.get_major_formatter()(0.985) == "98.5"
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     plt.close("all")

@@ -48,6 +48,12 @@ def test_the_readme_names_every_module_and_lesson_in_reading_order():
     assert lessons == sorted(lessons) and lessons
 
 
+def test_no_line_of_a_lesson_is_cut_off_in_the_browser():
+    for path in build.LESSONS:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert [line for cell in cells for line in cell.source.splitlines() if len(line) > 96] == []
+
+
 def test_while_no_address_is_set_nothing_points_to_one():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
     build.stamp(notebook, "", "00_start_here.ipynb")
