@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN = .venv/bin
 INSTALLED = .venv/installed
 
-.PHONY: setup lab test notebooks checkpoints constraints clean
+.PHONY: setup lab test loopback notebooks checkpoints constraints clean
 
 setup: $(INSTALLED)
 
@@ -18,11 +18,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	touch $@
 
-lab: setup  # root, as in a container, is refused by Jupyter unless it is told
+lab: setup loopback  # root, as in a container, is refused by Jupyter unless it is told
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
-test: setup
+test: setup loopback
 	$(BIN)/python -m pytest
+
+loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
+	@ip link set lo up 2>/dev/null || true
 
 notebooks: setup
 	$(BIN)/python notebooks/build.py

@@ -12,18 +12,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab.errors import check_whole_number
-from kd_lab.models import evaluation_mode, predict
+from kd_lab.models import check_model, evaluation_mode, predict
 
 IMAGE = (1, 28, 28)
 
 
 def count_parameters(model: nn.Module) -> int:
     """Return how many weights and biases the model has."""
+    check_model("count_parameters", model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_nonzeros(model: nn.Module) -> int:
     """Return how many weights and biases are not zero."""
+    check_model("count_nonzeros", model)
     return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
 
 
@@ -39,14 +41,14 @@ def count_macs(model: nn.Module) -> int:
 
 def file_bytes(model: nn.Module) -> int:
     """Return the bytes of the safetensors file that holds all of the model's tensors."""
-    return len(_serialise(model))
+    return len(_serialise("file_bytes", model))
 
 
 def zipped_bytes(model: nn.Module) -> int:
     """Return the bytes of a zip archive with that file in it."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
-        zipped.writestr("model.safetensors", _serialise(model))
+        zipped.writestr("model.safetensors", _serialise("zipped_bytes", model))
     return len(archive.getvalue())
 
 
@@ -61,5 +63,6 @@ def latency(model: nn.Module, batch_size: int) -> float:
         return median(timer.repeat(20, number)) / number
 
 
-def _serialise(model: nn.Module) -> bytes:
+def _serialise(function: str, model: nn.Module) -> bytes:
+    check_model(function, model)
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, check_whole_number
 from kd_lab.models import predict
 
 CONFIDENCE = 0.95
@@ -18,6 +18,10 @@ class Accuracy:
 
     correct: int
     count: int
+
+    def __post_init__(self):
+        check_whole_number("Accuracy", "count", self.count, "[1, 1e9]")
+        check_whole_number("Accuracy", "correct", self.correct, f"[0, {self.count}]")
 
     @classmethod
     def of(cls, right: Tensor) -> "Accuracy":
@@ -37,7 +41,8 @@ class Accuracy:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.2%} ({self.correct:,} of {self.count:,}; 95 % interval {low:.2%} to {high:.2%})"
+        return (f"{100 * self.value:.2f} % ({self.correct:,} of {self.count:,}; "
+                f"95 % interval {100 * low:.2f} to {100 * high:.2f})")
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +56,9 @@ class PairedDifference:
     @classmethod
     def of(cls, right: Tensor, baseline_right: Tensor) -> "PairedDifference":
         """Count the disagreements between two models' right answers on the same images, both (N,) bool."""
+        if right.shape != baseline_right.shape:
+            raise ParameterError("PairedDifference.of(): both must be answers to the same images. Got "
+                                 f"{len(right)} and {len(baseline_right)}.")
         return cls(int((right & ~baseline_right).sum()), int((baseline_right & ~right).sum()), len(right))
 
     @property

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice
+from kd_lab.errors import ParameterError, check_choice, check_whole_number
 
 BATCH_SIZE = 250  # a forward pass over many more images no longer fits the processor's cache
 
@@ -77,9 +77,19 @@ def build_model(name: str, seed: int = 0) -> nn.Module:
     Convolutions are laid out `channels_last`, which is what makes them fast on a CPU.
     """
     check_choice("build_model", "name", name, list(MODELS))
+    check_whole_number("build_model", "seed", seed, "[0, 1000000]")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
         return MODELS[name]().to(memory_format=torch.channels_last)
+
+
+def check_model(function: str, model: object) -> None:
+    """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
+    if isinstance(model, nn.Module):
+        return
+    hint = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
+    raise ParameterError(f"{function}(): 'model' must be a network (an nn.Module). Got {type(model).__name__}."
+                         + hint.get(type(model), ""))
 
 
 def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tensor:
@@ -87,6 +97,7 @@ def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tens
 
     Raises a ParameterError, in the name of `function`, for images that the model can't read.
     """
+    check_model(function, model)
     try:
         with evaluation_mode(model), torch.inference_mode():
             return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])

@@ -35,18 +35,18 @@ class Score:
         low, high = self.accuracy.interval
         counts = {"parameters": self.parameters, "non-zero": self.nonzeros, "MACs": self.macs,
                   "file, bytes": self.file_bytes, "zipped, bytes": self.zipped_bytes}
-        return {"accuracy": f"{self.accuracy.value:.2%}",
-                "its 95 % interval": INTERVAL.format(100 * low, 100 * high),
+        return {"accuracy": f"{100 * self.accuracy.value:.2f} %",
+                "95 % interval": INTERVAL.format(100 * low, 100 * high),
                 **self._difference_lines(),
                 **{label: f"{count:,}" for label, count in counts.items()},
-                "1 image, ms": f"{1000 * self.latency[0]:.2f}", "256 images, ms": f"{1000 * self.latency[1]:.2f}"}
+                "1 image, ms": f"{1000 * self.latency[0]:.3f}", "256 images, ms": f"{1000 * self.latency[1]:.2f}"}
 
     def _difference_lines(self) -> dict[str, str]:
         difference, interval = "baseline", ""
         if self.difference is not None:
             difference = f"{100 * self.difference.value:+.2f}"
             interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
-        return {"points to the baseline": difference, "their 95 % interval": interval}
+        return {"gain, points": difference, "95 % interval of the gain": interval}
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,8 +75,9 @@ class Scorecard:
 
 def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scorecard:
     """Measure every model on the same images; the first is the baseline that the others are compared with."""
-    if not models:
-        raise ParameterError("scorecard(): 'models' must hold at least one model, as {name: model}. Got {}.")
+    if not isinstance(models, dict) or not models:
+        raise ParameterError("scorecard(): 'models' must be a dict with at least one model, as {'cnn': model}. "
+                             f"Got {type(models).__name__} of length {len(models)}.")
     right = {name: correct_answers(model, data) for name, model in models.items()}
     baseline = next(iter(models))
     differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}

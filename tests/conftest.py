@@ -3,7 +3,7 @@
 import matplotlib
 import pytest
 
-from kd_lab.data import Split, load_mnist
+from kd_lab.data import load_mnist
 
 matplotlib.use("Agg")
 
@@ -23,9 +23,9 @@ def mnist():
 @pytest.fixture(scope="session")
 def few(mnist):
     """2,000 training images, enough to learn something within a second."""
-    return Split(*(part[:2000] for part in mnist.train))
+    return mnist.train[:2000]
 
 
 @pytest.fixture(scope="session")
 def validation(mnist):
-    return Split(*(part[:1000] for part in mnist.validation))
+    return mnist.validation[:1000]

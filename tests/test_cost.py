@@ -74,6 +74,13 @@ def test_a_model_that_reads_no_digits_is_refused_in_words(measure):
         measure(nn.Linear(5, 5))
 
 
+@pytest.mark.parametrize("measure", [cost.count_parameters, cost.count_nonzeros, cost.count_macs, cost.file_bytes,
+                                     cost.zipped_bytes, lambda model: cost.latency(model, 1)])
+def test_what_is_no_network_is_refused(measure):
+    with pytest.raises(ParameterError, match=r"'model' must be a network"):
+        measure("lenet300")
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "8"])
 def test_bad_batch_sizes_are_refused(batch_size):
     with pytest.raises(ParameterError, match=r"^latency\(\): 'batch_size' must be a whole number"):

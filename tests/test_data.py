@@ -36,6 +36,14 @@ def test_every_prefix_of_the_validation_part_is_balanced(mnist):
     assert counts[-1].tolist() == [500] * 10
 
 
+def test_a_slice_of_a_part_cuts_images_and_labels(mnist):
+    part = mnist.train[10:30:2]
+    assert torch.equal(part.images, mnist.train.images[10:30:2])
+    assert torch.equal(part.labels, mnist.train.labels[10:30:2])
+    images, labels = part
+    assert images is part[0] is part.images and labels is part[-1] is part.labels
+
+
 def test_the_split_shares_no_image_and_loses_none():
     labels = MNIST(ARCHIVES.parents[1], train=True).targets
     train, validation = split_indices(labels)

@@ -55,8 +55,19 @@ def test_the_intervals_hold_what_they_promise():
 
 
 def test_results_read_like_sentences():
-    assert repr(Accuracy(9843, 10_000)) == "98.43% (9,843 of 10,000; 95 % interval 98.17% to 98.66%)"
+    assert repr(Accuracy(9843, 10_000)) == "98.43 % (9,843 of 10,000; 95 % interval 98.17 to 98.66)"
     assert repr(PairedDifference(20, 10, 1000)).startswith("+1.00 points (95 % interval -0.")
+
+
+@pytest.mark.parametrize(("correct", "count"), [(5, 4), (-1, 4), (0, 0), (0.99, 1), (990.0, 1000), (True, 4)])
+def test_impossible_counts_are_refused(correct, count):
+    with pytest.raises(ParameterError, match=r"^Accuracy\(\): '(correct|count)' must be a whole number in "):
+        Accuracy(correct, count)
+
+
+def test_answers_to_different_images_are_not_compared():
+    with pytest.raises(ParameterError, match=r"same images\. Got 3 and 4"):
+        PairedDifference.of(torch.ones(3).bool(), torch.ones(4).bool())
 
 
 @pytest.fixture
@@ -119,6 +130,14 @@ def test_bad_data_is_refused_in_words(data, message, name):
     with pytest.raises(ParameterError, match=r"^accuracy\(\): ") as caught:
         accuracy(build_model(name), data)
     assert caught.match(message)
+
+
+@pytest.mark.parametrize(("model", "hint"), [
+    ("lenet300", r"Got str\. Did you mean load_trained"), (None, "Got NoneType"),
+    ((nn.Flatten(), None), r"Got tuple\. Did you mean model, history = ")])
+def test_what_is_no_network_is_refused(model, hint):
+    with pytest.raises(ParameterError, match=rf"^accuracy\(\): 'model' must be a network.*{hint}"):
+        accuracy(model, GOOD)
 
 
 def test_a_model_that_answers_nan_has_no_accuracy():

@@ -47,6 +47,12 @@ def test_an_unknown_network_gets_the_closest_name():
         build_model("lenet-300")
 
 
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, None])
+def test_bad_seeds_are_refused(seed):
+    with pytest.raises(ParameterError, match=r"build_model\(\): 'seed' must be a whole number"):
+        build_model("cnn", seed)
+
+
 def test_each_module_gets_its_own_mode_back():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)).train()
     model[1].eval()

@@ -57,7 +57,7 @@ def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_running_all_twice_gives_the_same_numbers(path):
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": path.parent}})
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": path.parent}}, coalesce_streams=True)
     with client.setup_kernel():
         runs = [[text_of(client.execute_cell(cell, index)) for index, cell in enumerate(notebook.cells)
                  if cell.cell_type == "code"] for _ in range(2)]

@@ -37,5 +37,6 @@ def test_it_shows_itself_as_a_table_and_as_text(card):
 
 
 def test_no_models_is_an_error(validation):
-    with pytest.raises(ParameterError, match="must hold at least one model"):
-        scorecard({}, validation)
+    for models in ({}, [build_model("mlp128")]):
+        with pytest.raises(ParameterError, match="must be a dict with at least one model"):
+            scorecard(models, validation)

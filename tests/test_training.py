@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd_lab.data import Split
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import build_model, predict
@@ -62,7 +61,7 @@ def test_running_it_twice_gives_the_same_and_leaves_all_else_alone(few, validati
 
 
 def test_the_epoch_with_the_best_validation_loss_is_kept(few, validation):
-    hundred = Split(few.images[:100], few.labels[:100])
+    hundred = few[:100]
     model, history = fit(build_model("lenet300"), hundred, validation, epochs=40, batch_size=10, learning_rate=0.01)
     assert history.best_epoch < 40  # a hundred images are learned by heart
     loss = F.cross_entropy(predict(model, validation.images), validation.labels).item()
@@ -177,7 +176,7 @@ def test_the_progress_bar_is_plain_text(few, validation, capsys):
 
 
 def test_one_image_is_enough(validation):
-    one = Split(validation.images[:1], validation.labels[:1])
+    one = validation[:1]
     assert fit(build_model("mlp128"), one, one)[1].stopped == "finished"
 
 
