@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 import pooch
@@ -14,7 +16,7 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from kd_lab.errors import DataError
-from kd_lab.storage import cache_folder, lock, set_aside, writable, write_safely
+from kd_lab.storage import cache_folder, lock, set_aside, sweep, writable, write_safely
 
 REPOSITORY_DATA = Path(__file__).resolve().parents[1] / "data"
 SHA256 = {  # of the unpacked files; torchvision itself checks only the archives
@@ -99,9 +101,10 @@ def mnist_folder() -> Path:
 
 
 def _prepare(raw: Path) -> None:
-    unsound = _unsound(raw)  # asked again under the lock: another process may have done the work meanwhile
-    for name in unsound:
-        write_safely(raw / name, _unpack(_archive(f"{name}.gz", raw), name))
+    sweep(raw.glob("tmp*"))  # what a killed download of pooch left
+    sweep(raw.glob(".*.tmp"))
+    for name in _unsound(raw):  # asked again under the lock: another process may have done the work meanwhile
+        write_safely(raw / name, gzip.decompress(_archive(f"{name}.gz", raw).read_bytes()))
 
 
 def _unsound(raw: Path) -> list[str]:
@@ -118,13 +121,6 @@ def _matches(path: Path, digest: str, algorithm: str) -> bool:
 
 def _has_archives(raw: Path) -> bool:
     return all(_matches(raw / name, md5, "md5") for name, md5 in MNIST.resources)
-
-
-def _unpack(archive: Path, name: str) -> bytes:
-    content = gzip.decompress(archive.read_bytes())
-    if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise DataError(f"load_mnist(): {archive} does not unpack to the published {name}.")
-    return content
 
 
 def _archive(name: str, raw: Path) -> Path:
@@ -163,13 +159,17 @@ def _download(mirror: str, name: str, md5: str, raw: Path) -> None:
 
 def _unreachable(mirrors: list[str]) -> dict[str, str]:
     """Ask all mirrors at once whether they answer at all, so that being offline is told within seconds."""
-    pool = ThreadPoolExecutor(len(mirrors))
-    answers = {mirror: pool.submit(requests.head, mirror, timeout=CONNECT_TIMEOUT) for mirror in mirrors}
-    failures = {}
-    for mirror, answer in answers.items():
-        try:
-            answer.result(timeout=CONNECT_TIMEOUT + 1)
-        except (requests.RequestException, TimeoutError) as error:
-            failures[mirror] = f"no answer ({type(error).__name__})"
-    pool.shutdown(wait=False)
-    return failures
+    failures = dict.fromkeys(mirrors, "no answer")
+
+    def ask(mirror: str) -> None:
+        with suppress(requests.RequestException):
+            requests.head(mirror, timeout=CONNECT_TIMEOUT)
+            del failures[mirror]
+
+    threads = [Thread(target=ask, args=(mirror,), daemon=True) for mirror in mirrors]  # an exit doesn't wait for them
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + CONNECT_TIMEOUT + 1  # looking up a name has no time-out of its own
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
+    return dict(failures)
