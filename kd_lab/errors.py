@@ -73,7 +73,7 @@ def _guess(value: object, allowed: str) -> str:
     """Guess the number behind text ("0.5") and behind a percentage (50), the two commonest slips."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ""
     if isinstance(value, bool) or not math.isfinite(number):
         return ""

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,7 +27,7 @@ NO_DIGEST = "0" * 64
 
 def cache_folder() -> Path:
     """Return the user's folder for what kd_lab makes: $KD_LAB_CACHE, or the system's usual place."""
-    return Path(os.environ.get("KD_LAB_CACHE") or pooch.os_cache("kd_lab"))
+    return Path(os.environ.get("KD_LAB_CACHE") or pooch.os_cache("kd_lab")).expanduser()
 
 
 def cache_key(settings: dict) -> str:
@@ -39,17 +40,18 @@ def write_safely(path: Path, content: bytes) -> None:
 
     A StorageError says how much room is missing where the disk is full; the old file is then untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(_temporaries(path), STALE_AFTER)
         _write_through(temporary, content)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise _explain(error, path, len(content)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def _write_through(path: Path, content: bytes) -> None:
@@ -60,17 +62,23 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # Windows can't open a folder, and needs no sync of it
+    with suppress(OSError):  # Windows and some network drives can't; the file itself is whole all the same
         descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _sweep(path: Path) -> None:
-    """Delete the temporary files that killed saves of the same file left behind."""
-    for stray in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(FileNotFoundError):
-            if time.time() - stray.stat().st_mtime > STALE_AFTER:
+def _temporaries(path: Path) -> Iterable[Path]:
+    return path.parent.glob(f".{path.name}.*.tmp")
+
+
+def sweep(strays: Iterable[Path], older_than: float = 0) -> None:
+    """Delete the temporary files that killed processes left, if they are older than some seconds."""
+    for stray in strays:
+        with suppress(OSError):
+            if time.time() - stray.stat().st_mtime >= older_than:
                 stray.unlink()
 
 
@@ -94,23 +102,35 @@ def writable(folder: Path) -> bool:
     """Tell whether files can be made in this folder, or in the nearest one above it that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return os.access(folder, os.W_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 @contextmanager
 def lock(path: Path):
-    """Hold the one lock of this file; the system frees it when its holder ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hold the one lock of this file; the system frees it when its holder ends, however it ends.
+
+    What a killed holder left half-written is swept. Raises a StorageError where the folder can't be written.
+    """
     file_lock = FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(file_lock, path)
+    except OSError as error:
+        raise StorageError(f"{path.parent} can't be written: {error.strerror}. Set KD_LAB_CACHE to a folder of yours "
+                           "that can.") from error
+    try:
+        sweep(_temporaries(path))
+        yield
+    finally:
+        file_lock.release()
+
+
+def _acquire(file_lock: FileLock, path: Path) -> None:
     try:
         file_lock.acquire(timeout=1)
     except Timeout:
         print(f"Another process is making {path.name}; waiting for it.")
         file_lock.acquire()
-    try:
-        yield
-    finally:
-        file_lock.release()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
@@ -119,7 +139,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
     NaN and infinite values are refused with a StorageError, since no kept model should hold them.
     """
     _refuse_non_finite(path, tensors)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones each get a copy
+               for name, tensor in tensors.items()}
     header = {"schema": str(SCHEMA), "sha256": NO_DIGEST, "metadata": json.dumps(metadata)}
     content = safetensors.torch.save(tensors, header)
     digest = hashlib.sha256(content).hexdigest()
@@ -132,12 +153,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a pickle, a newer
     schema, or NaN weights. Nothing in the file is ever executed.
     """
-    with open(path, "rb") as file:
-        header = _read_header(file, path)
-        file.seek(0)
-        content = file.read()
+    try:
+        with open(path, "rb") as file:
+            header = _read_header(file, path)
+            file.seek(0)
+            content = file.read()
+    except OSError as error:
+        raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+    _check_digest(content, header["sha256"], path)  # first, since its rule is the same in every schema
     _check_schema(header, path)
-    _check_digest(content, header["sha256"], path)
     tensors = safetensors.torch.load(content)
     _refuse_non_finite(path, tensors)
     return tensors, json.loads(header["metadata"])
@@ -147,14 +171,14 @@ def _read_header(file, path: Path) -> dict:
     """Return the text entries of the header, having looked at its length before taking memory for it."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(MAX_HEADER, path.stat().st_size):
+    if len(start) < 8 or length > MAX_HEADER:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
-        raise DamagedFileError(f"{path} is damaged: its header is cut off or claims {length} bytes.")
+        raise DamagedFileError(f"{path} is damaged: its header claims {length} bytes.")
     try:
         header = json.loads(file.read(length))["__metadata__"]
         return {name: header[name] for name in ("schema", "sha256", "metadata")}
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged, or was not saved by kd_lab: its header can't be read.") from error
 
 

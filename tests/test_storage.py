@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import time
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,7 @@ import torch
 from benchmarks.faults import fork, kill_during_saves
 from kd_lab import storage
 from kd_lab.errors import DamagedFileError, StorageError
-from kd_lab.storage import cache_key, load_tensors, lock, save_tensors, set_aside, write_safely
+from kd_lab.storage import cache_key, load_tensors, lock, save_tensors, set_aside, writable, write_safely
 
 TENSORS = {"weight": torch.randn(20, 30), "steps": torch.tensor(7)}
 
@@ -65,9 +66,25 @@ def test_every_truncation_is_refused(path):
 
 
 def test_an_absurd_header_is_refused_before_memory_is_taken(path):
-    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    with pytest.raises(DamagedFileError, match="claims 4611686018427387904 bytes"):
+    for length in (2**62, 40_000_000):
+        path.write_bytes(struct.pack("<Q", length) + bytes(50_000_000))
+        tracemalloc.start()
+        with pytest.raises(DamagedFileError, match=f"claims {length} bytes"):
+            load_tensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+
+def test_a_header_nested_without_end_is_refused(path):
+    path.write_bytes(struct.pack("<Q", 200_000) + b"[" * 200_000)
+    with pytest.raises(DamagedFileError, match="header can't be read"):
         load_tensors(path)
+
+
+def test_what_can_not_be_read_is_named(tmp_path):
+    for absent in (tmp_path / "absent", tmp_path, str(tmp_path / "absent")):
+        with pytest.raises(StorageError, match="can't be read"):
+            load_tensors(absent)
 
 
 def test_a_foreign_safetensors_file_is_named_as_such(tmp_path):
@@ -148,6 +165,51 @@ def test_old_strays_are_swept_and_running_saves_are_not(path):
     os.utime(stray, (time.time() - 7200, time.time() - 7200))
     write_safely(path, b"whole")
     assert not stray.exists() and running.exists()
+
+
+def test_whoever_has_the_lock_sweeps_every_stray(path):
+    stray = path.with_name(f".{path.name}.0000.tmp")
+    stray.write_bytes(b"half")
+    with lock(path):
+        assert not stray.exists()
+
+
+def test_a_folder_that_can_not_be_synced_is_no_failure(path, monkeypatch):
+    sync, folder = os.fsync, os.stat(path.parent).st_ino
+
+    def refuse_folders(descriptor):
+        if os.fstat(descriptor).st_ino == folder:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_safely(path, b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_tied_weights_are_saved_twice(tmp_path):
+    weight = torch.randn(3)
+    save_tensors(tmp_path / "tied.safetensors", {"one": weight, "other": weight}, {})
+    assert torch.equal(load_tensors(tmp_path / "tied.safetensors")[0]["other"], weight)
+
+
+def test_writable_looks_at_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert writable(tmp_path / "not" / "yet") and not writable(tmp_path / "file") and not writable(tmp_path / "file/x")
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)
+    assert not writable(tmp_path / "not" / "yet")
+
+
+def test_an_unusable_cache_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"can't be written.*Set KD_LAB_CACHE"), lock(tmp_path / "file" / "model"):
+        pass
+
+
+def test_the_cache_may_be_given_from_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KD_LAB_CACHE", "~/kd")
+    assert storage.cache_folder() == tmp_path / "kd"
 
 
 def test_a_damaged_file_is_set_aside_not_deleted(path):
