@@ -49,12 +49,23 @@ def load_trained(name: str, seed: int = SEED) -> nn.Module:
     check_choice("load_trained", "name", name, list(MODELS))
     check_whole_number("load_trained", "seed", seed, "[0, 1000000]")
     shipped, cached = SHIPPED / f"{name}.safetensors", cached_path(name, seed)
-    if seed == SEED and shipped.exists():
-        return load_checkpoint(shipped, name)
-    with lock(cached):
-        if not cached.exists():
-            make_checkpoint(cached, name, load_mnist(), seed)
-        return load_checkpoint(cached, name)
+    path = shipped if seed == SEED and shipped.exists() else cached
+    if not path.exists():
+        _train_once(path, name, seed)
+    try:
+        return load_checkpoint(path, name)
+    except DamagedFileError as error:
+        aside = set_aside(path)
+        where = f"It was set aside as {aside.name}." if aside else "Delete it."
+        raise DamagedFileError(f"{error} {where} Run this again to train {name} afresh.") from error
+
+
+def _train_once(path: Path, name: str, seed: int) -> None:
+    """Train the network unless another process has done so by the time that this one has the lock."""
+    with lock(path):
+        if not path.exists():
+            print(f"Training {name} by its recipe, since no checkpoint of it is here.")
+            make_checkpoint(path, name, load_mnist(), seed)
 
 
 def cached_path(name: str, seed: int) -> Path:
@@ -64,8 +75,10 @@ def cached_path(name: str, seed: int) -> Path:
 
 
 def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
-    """Train a network by its recipe and save it with recipe, seed and scores; reads the test part, once."""
-    print(f"Training {name} by its recipe, since no checkpoint of it is here.")
+    """Train a network by its recipe and save it with recipe, seed and scores.
+
+    Reads the test part after training, for the score and to see that half precision changes no answer.
+    """
     model, history = train(build_model(name, seed), data.train, F.cross_entropy, validation=data.validation, seed=seed,
                            **asdict(RECIPES[name]))
     if history.stopped == "interrupted":
@@ -88,12 +101,8 @@ def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def load_checkpoint(path: Path, name: str) -> nn.Module:
     """Return the network in a checkpoint file; raise a StorageError that names what does not fit."""
-    try:
-        tensors, _ = load_tensors(path)
-    except DamagedFileError as error:
-        aside = set_aside(path)
-        where = f"It was set aside as {aside.name}." if aside else "Delete it."
-        raise DamagedFileError(f"{error} {where} Run this again to train {name} afresh.") from error
+    check_choice("load_checkpoint", "name", name, list(MODELS))
+    tensors, _ = load_tensors(path)
     model = build_model(name)
     _check_names(path, name, model.state_dict(), tensors)
     model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
@@ -116,6 +125,7 @@ def main() -> None:
     """Train the networks that ship again: python -m kd_lab.checkpoints."""
     data = load_mnist()
     for name in RECIPES:
+        print(name)
         make_checkpoint(REPOSITORY_DATA / "checkpoints" / f"{name}.safetensors", name, data, SEED)
 
 

@@ -82,6 +82,19 @@ def test_a_damaged_network_is_set_aside_and_can_be_trained_again(quick, tmp_path
     assert not load_trained("mlp128").training
 
 
+def test_a_file_of_the_learners_own_stays_where_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("my notes")
+    with pytest.raises(StorageError, match=r"was not saved by kd_lab|is damaged"):
+        load_checkpoint(tmp_path / "notes.txt", "mlp128")
+    assert (tmp_path / "notes.txt").read_text() == "my notes"
+
+
+def test_a_shared_cache_that_can_only_be_read_is_enough(quick, monkeypatch):
+    first = load_trained("mlp128", seed=5)
+    monkeypatch.setattr(checkpoints, "lock", None)
+    assert torch.equal(load_trained("mlp128", seed=5)[1].weight, first[1].weight)
+
+
 def test_another_architecture_names_the_first_five_differing_tensors():
     with pytest.raises(StorageError) as caught:
         load_checkpoint(SHIPPED / "lenet300.safetensors", "cnn")
