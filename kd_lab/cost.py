@@ -65,4 +65,5 @@ def latency(model: nn.Module, batch_size: int) -> float:
 
 def _serialise(function: str, model: nn.Module) -> bytes:
     check_model(function, model)
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    return safetensors.torch.save({name: tensor.clone(memory_format=torch.contiguous_format)
+                                   for name, tensor in model.state_dict().items()})

@@ -1,5 +1,6 @@
 """Say how accurate a model is and how sure that is; compare two models on the same images."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -91,49 +92,51 @@ class PairedDifference:
 
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> Accuracy:
     """Return the accuracy of a model on images (N, 1, 28, 28) and labels (N,)."""
-    return Accuracy.of(correct_answers(model, data))
+    return Accuracy.of(correct_answers(model, data, "accuracy"))
 
 
 def paired_difference(model: nn.Module, baseline: nn.Module, data: tuple[Tensor, Tensor]) -> PairedDifference:
     """Return by how much a model is better than a baseline on the same images."""
-    return PairedDifference.of(correct_answers(model, data), correct_answers(baseline, data))
+    return PairedDifference.of(*(correct_answers(each, data, "paired_difference") for each in (model, baseline)))
 
 
-def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
-    """Return for each image whether the model's largest logit is that of the label, (N,) bool."""
-    check_data("accuracy", model, data)
-    images, labels = data
-    logits = predict(model, images)
+def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor], function: str = "correct_answers") -> Tensor:
+    """Return for each image whether the model's largest logit is that of the label, (N,) bool.
+
+    Raises a ParameterError, in the name of `function`, for data that the model can't be scored on.
+    """
+    check_data(function, model, data)
+    images, labels, *_ = data
+    logits = predict(model, images, function)
+    check_labels(function, logits, labels)
     if not torch.isfinite(logits).all():
-        raise ParameterError("accuracy(): the model answers NaN or infinite logits. Was its training stopped by one?")
+        raise ParameterError(f"{function}(): the model answers NaN or infinite logits. Did its training diverge?")
     return logits.argmax(dim=1) == labels
 
 
 def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> None:
-    """Raise a ParameterError unless `data` is (x, *targets): tensors of one length that the model can read.
-
-    Refuses empty data, NaN, a shape or dtype that the model can't take, and labels that it has no logit for.
-    """
-    _check_lengths(function, data)
-    x = data[0]
-    if x.is_floating_point() and not torch.isfinite(x.sum()):
-        raise ParameterError(f"{function}(): the images must be finite numbers. Got NaN or infinite values.")
-    logits = predict(model, x[:2], function)
-    if len(data) > 1 and data[1].dim() == 1 and not data[1].is_floating_point():
-        _check_labels(function, data[1], logits.shape[1])
-
-
-def _check_lengths(function: str, data: tuple[Tensor, ...]) -> None:
-    if not isinstance(data, (tuple, list)) or not all(isinstance(part, Tensor) for part in data):
+    """Raise a ParameterError unless `data` is (x, *targets): tensors of one length, finite, that the model can read."""
+    if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
         raise ParameterError(f"{function}(): the data must be a tuple of tensors, (images, labels). "
                              f"Got {type(data).__name__}.")
-    lengths = [len(part) for part in data]
-    if not lengths or min(lengths) == 0 or len(set(lengths)) > 1:
+    lengths = [len(part) if part.dim() else 0 for part in data]
+    if min(lengths) == 0 or len(set(lengths)) > 1:
         raise ParameterError(f"{function}(): the data must be tensors of one length, not empty. Got lengths {lengths}.")
+    for name, part in zip(("images", *["targets"] * len(data)), data, strict=False):
+        if part.is_floating_point() and not all(math.isfinite(end) for end in part.aminmax()):
+            raise ParameterError(f"{function}(): the {name} must be finite numbers. Got NaN or infinite values.")
+    predict(model, data[0][:2], function)
 
 
-def _check_labels(function: str, labels: Tensor, classes: int) -> None:
+def check_labels(function: str, logits: Tensor, labels: Tensor) -> None:
+    """Raise a ParameterError unless labels (N,) are whole numbers and logits (N, classes) have a place for each."""
+    if logits.dim() != 2:
+        raise ParameterError(f"{function}(): the model must answer with logits (N, classes). "
+                             f"Got shape {tuple(logits.shape)}.")
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise ParameterError(f"{function}(): the labels must be whole numbers of shape (N,). "
+                             f"Got shape {tuple(labels.shape)} and {labels.dtype}.")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ParameterError(f"{function}(): the labels must be 0 to {classes - 1}, since the model has {classes} "
-                             f"outputs. Got labels from {low} to {high}.")
+    if low < 0 or high >= logits.shape[1]:
+        raise ParameterError(f"{function}(): the labels must be 0 to {logits.shape[1] - 1}, since the model has "
+                             f"{logits.shape[1]} outputs. Got labels from {low} to {high}.")

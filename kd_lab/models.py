@@ -98,10 +98,12 @@ def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tens
     Raises a ParameterError, in the name of `function`, for images that the model can't read.
     """
     check_model(function, model)
+    if not isinstance(images, Tensor):
+        raise ParameterError(f"{function}(): 'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
     try:
-        with evaluation_mode(model), torch.inference_mode():
+        with evaluation_mode(model), torch.no_grad():
             return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ParameterError(f"{function}(): the model can't read images of shape {tuple(images.shape[1:])} and "
                              f"{images.dtype}; the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() "
                              f"gives. The layer said: {error}") from error

@@ -123,6 +123,12 @@ GOOD = (torch.zeros(4, 1, 28, 28), torch.tensor([0, 1, 2, 3]))
     ((GOOD[0], torch.tensor([0, 1, 2, 10])), r"labels must be 0 to 9.*Got labels from 0 to 10"),
     ((GOOD[0], torch.tensor([0, 1, 2, -1])), "Got labels from -1 to 2"),
     (GOOD[0], "must be a tuple of tensors"),
+    ((GOOD[0],), "must be a tuple of tensors"),
+    ((GOOD[0], GOOD[1][:, None]), r"labels must be whole numbers of shape \(N,\)\. Got shape \(4, 1\)"),
+    ((GOOD[0], nn.functional.one_hot(GOOD[1], 10)), r"Got shape \(4, 10\)"),
+    ((GOOD[0], GOOD[1].float()), "whole numbers of shape .* torch.float32"),
+    ((torch.zeros(4), GOOD[1]), "can't read images of shape"),
+    ((torch.tensor(1.0), GOOD[1]), r"Got lengths \[0, 4\]"),
     ([[1, 2], [3]], "must be a tuple of tensors"),
 ])
 @pytest.mark.parametrize("name", ["lenet300", "cnn"])
@@ -138,6 +144,29 @@ def test_bad_data_is_refused_in_words(data, message, name):
 def test_what_is_no_network_is_refused(model, hint):
     with pytest.raises(ParameterError, match=rf"^accuracy\(\): 'model' must be a network.*{hint}"):
         accuracy(model, GOOD)
+
+
+def test_large_finite_images_are_fine():
+    images = torch.full((4, 1, 28, 28), 50.0, dtype=torch.float16)  # their sum is infinite in half precision
+    assert accuracy(build_model("mlp128").half(), (images, GOOD[1])).count == 4
+
+
+def test_a_model_without_logits_is_refused():
+    with pytest.raises(ParameterError, match=r"^paired_difference\(\): the model must answer with logits"):
+        paired_difference(nn.Identity(), nn.Identity(), GOOD)
+
+
+@pytest.mark.parametrize("images", [GOOD, [[0.0]], None])
+def test_what_is_no_tensor_is_not_read(images):
+    with pytest.raises(ParameterError, match=r"^predict\(\): 'images' must be a tensor"):
+        predict(build_model("mlp128"), images)
+
+
+def test_predictions_can_be_targets_of_a_training(mnist):
+    images = mnist.train.images[:8]
+    student = build_model("mlp128")
+    nn.functional.mse_loss(student(images), predict(build_model("cnn"), images)).backward()
+    assert student[1].weight.grad.abs().sum() > 0
 
 
 def test_a_model_that_answers_nan_has_no_accuracy():

@@ -11,7 +11,9 @@ from kd_lab.scorecard import scorecard
 
 @pytest.fixture(scope="module")
 def models():
-    return {"plain": build_model("mlp128"), "conv": build_model("cnn")}
+    models = {"plain": build_model("mlp128"), "conv": build_model("cnn")}
+    models["conv"][0].weight.data.zero_()
+    return models
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,8 @@ def test_every_figure_is_the_one_that_its_own_function_gives(card, models, valid
     row = card["conv"]
     assert row.accuracy == accuracy(models["conv"], validation)
     assert row.difference == paired_difference(models["conv"], models["plain"], validation)
-    assert (row.parameters, row.macs) == (206_922, cost.count_macs(models["conv"]))
+    assert (row.parameters, row.nonzeros, row.macs) == (206_922, 206_922 - 144, cost.count_macs(models["conv"]))
+    assert 0 < row.latency[0] < row.latency[1]
     assert (row.file_bytes, row.zipped_bytes) == (cost.file_bytes(models["conv"]), cost.zipped_bytes(models["conv"]))
     assert card["plain"].difference is None
 
@@ -37,6 +40,6 @@ def test_it_shows_itself_as_a_table_and_as_text(card):
 
 
 def test_no_models_is_an_error(validation):
-    for models in ({}, [build_model("mlp128")]):
+    for models in ({}, [build_model("mlp128")], None):
         with pytest.raises(ParameterError, match="must be a dict with at least one model"):
             scorecard(models, validation)
