@@ -6,7 +6,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from statistics import mean
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,22 +20,38 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from kd_lab.errors import ParameterError, TrainingError, check_number, check_whole_number
-from kd_lab.evaluation import check_data
-from kd_lab.models import BATCH_SIZE, evaluation_mode
+from kd_lab.evaluation import check_data, check_labels
+from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
 
 Data = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
 FINISHED = "finished"
 
 
+class Epoch(NamedTuple):
+    """Hold the mean training and validation loss of one epoch."""
+
+    train_loss: float
+    validation_loss: float
+
+
 @dataclass
 class History:
-    """Hold the mean training and validation loss of each epoch, the epoch that was kept, and why training ended."""
+    """Hold the losses of each epoch, how long the training took and why it ended."""
 
-    train_loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str = FINISHED
+
+    @property
+    def train_loss(self) -> list[float]:
+        """Return the mean training loss of each epoch."""
+        return [epoch.train_loss for epoch in self.epochs]
+
+    @property
+    def validation_loss(self) -> list[float]:
+        """Return the mean validation loss of each epoch."""
+        return [epoch.validation_loss for epoch in self.epochs]
 
     @property
     def best_epoch(self) -> int:
@@ -42,7 +61,7 @@ class History:
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draw both losses over the epochs and mark the one that was kept."""
         axes = axes or plt.subplots(figsize=(5, 3), layout="constrained")[1]
-        epochs = range(1, len(self.train_loss) + 1)
+        epochs = range(1, len(self.epochs) + 1)
         axes.plot(epochs, self.train_loss, "o-", label="training")
         axes.plot(epochs, self.validation_loss, "o-", label="validation")
         axes.axvline(self.best_epoch, color="grey", linestyle=":", label="kept")
@@ -61,12 +80,13 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
     loss is kept. The same seed gives the same batches. An interrupt keeps what was learned; a loss of NaN ends the
     training with the best epoch so far and a warning, or raises a TrainingError where no epoch was finished.
     """
-    _check_settings(epochs, learning_rate, weight_decay, batch_size)
-    _check_parts(model, data, validation, loss_fn)
+    _check_settings(epochs, learning_rate, weight_decay, batch_size, seed)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        _check_parts(model, data, validation, loss_fn)
     steps = epochs * math.ceil(len(data[0]) / batch_size)
     with torch.random.fork_rng(devices=[]), _progress_bar(steps, progress) as bar:
-        torch.manual_seed(seed)  # for the batches and for dropout; the caller's random numbers stay as they were
-        run = _Run(copy.deepcopy(model), loss_fn, bar)
+        torch.manual_seed(seed)  # for dropout; the batches have a generator of their own
+        run = _Run(copy.deepcopy(model), loss_fn, bar, torch.Generator().manual_seed(seed))
         run.set_optimizer(learning_rate, weight_decay, steps)
         run.fit(data, validation, epochs, batch_size)
     return run.finish(learning_rate)
@@ -75,9 +95,10 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
 class _Run:
     """Hold what a training changes: the model, its optimizer, the history and the best weights so far."""
 
-    def __init__(self, model: nn.Module, loss_fn: Loss, bar: tqdm):
-        self.model, self.loss_fn, self.bar = model, loss_fn, bar
-        self.history, self.kept, self.losses = History(), None, []
+    def __init__(self, model: nn.Module, loss_fn: Loss, bar: tqdm, generator: torch.Generator):
+        self.model, self.loss_fn, self.bar, self.generator = model, loss_fn, bar, generator
+        self.history, self.kept = History(), None
+        self.losses = []  # of the batches of the epoch that has begun
         self.start = time.perf_counter()
 
     def set_optimizer(self, learning_rate: float, weight_decay: float, steps: int) -> None:
@@ -87,17 +108,24 @@ class _Run:
 
     def fit(self, data: Data, validation: Data, epochs: int, batch_size: int) -> None:
         try:
-            while self.history.stopped == FINISHED and len(self.history.train_loss) < epochs:
+            while self.history.stopped == FINISHED and len(self.history.epochs) < epochs:
                 self.train_epoch(data, batch_size)
                 self.end_epoch(validation)
         except KeyboardInterrupt:
-            self.history.stopped = "interrupted"
-            self.end_epoch(validation)
+            self.end_early(validation)
+
+    def end_early(self, validation: Data) -> None:
+        """Judge the epoch that was begun like any other; a second interrupt leaves it out."""
+        self.history.stopped = "interrupted"
+        with suppress(KeyboardInterrupt):
+            if self.losses:
+                self.end_epoch(validation)
+        if not self.history.epochs:
+            raise KeyboardInterrupt  # nothing was learned, so there is nothing to return
 
     def train_epoch(self, data: Data, batch_size: int) -> None:
         self.model.train()
-        self.losses = []
-        for index in torch.randperm(len(data[0])).split(batch_size):
+        for index in _batches(len(data[0]), batch_size, self.generator):
             x, *targets = (part.index_select(0, index) for part in data)  # three times as fast as part[index]
             loss = self.loss_fn(self.model(x), *targets)
             self.losses.append(loss.item())
@@ -110,17 +138,19 @@ class _Run:
             self.bar.update()
 
     def end_epoch(self, validation: Data) -> None:
-        """Record both losses, and keep the weights if the validation loss is the smallest so far."""
-        train_loss = sum(self.losses) / max(len(self.losses), 1)
-        validation_loss = _mean_loss(self.model, validation, self.loss_fn)
-        if not math.isfinite(train_loss + validation_loss):
+        """Record both losses, and keep the weights if the validation loss is the smallest so far.
+
+        An interrupt at any line leaves history and kept weights in step, so that this can be called again.
+        """
+        epoch = Epoch(mean(self.losses), _mean_loss(self.model, validation, self.loss_fn))
+        if not math.isfinite(sum(epoch)):
             self.history.stopped = "diverged"
             return
-        self.history.train_loss.append(train_loss)
-        self.history.validation_loss.append(validation_loss)
-        self.bar.set_postfix_str(f"validation loss {validation_loss:.4f}")
-        if self.history.best_epoch == len(self.history.validation_loss):
+        if epoch.validation_loss < min(self.history.validation_loss, default=math.inf):
             self.kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.history.epochs.append(epoch)
+        self.losses = []
+        self.bar.set_postfix_str(f"validation loss {epoch.validation_loss:.4f}")
 
     def finish(self, learning_rate: float) -> tuple[nn.Module, History]:
         if self.history.stopped == "diverged":
@@ -130,7 +160,7 @@ class _Run:
         return self.model.eval(), self.history
 
     def report_divergence(self, learning_rate: float) -> None:
-        epoch = len(self.history.train_loss) + 1
+        epoch = len(self.history.epochs) + 1
         message = (f"train(): the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is {learning_rate:g}; "
                    f"try {learning_rate / 10:g}.")
         if self.kept is None:
@@ -147,12 +177,21 @@ def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
     return total / len(data[0])
 
 
+def _batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Return the indices of an epoch's batches; a single image left over joins the last, since it has no spread."""
+    *batches, last = torch.randperm(count, generator=generator).split(batch_size)
+    if len(last) == 1 and batches:
+        last = torch.cat([batches.pop(), last])
+    return [*batches, last]
+
+
 def _progress_bar(steps: int, progress: bool) -> tqdm:
     # plain text on standard output looks the same in Jupyter, in a terminal and in a saved notebook
     return tqdm(total=steps, desc="training", unit="batch", file=sys.stdout, disable=not progress, mininterval=0.5)
 
 
-def _check_settings(epochs: int, learning_rate: float, weight_decay: float, batch_size: int) -> None:
+def _check_settings(epochs: int, learning_rate: float, weight_decay: float, batch_size: int, seed: int) -> None:
+    check_whole_number("train", "seed", seed, "[0, 1000000]")
     check_whole_number("train", "epochs", epochs, "[1, 1000]")
     check_number("train", "learning_rate", learning_rate, "(0, 10]")
     check_number("train", "weight_decay", weight_decay, "[0, 100]")
@@ -162,7 +201,26 @@ def _check_settings(epochs: int, learning_rate: float, weight_decay: float, batc
 def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss) -> None:
     for part in (data, validation):
         check_data("train", model, part)
-        try:
-            _mean_loss(model, [tensor[:2] for tensor in part], loss_fn)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ParameterError(f"train(): 'loss_fn' can't compare the answers with the targets: {error}") from error
+        if part[1].dim() == 1 and not part[1].is_floating_point():
+            check_labels("train", predict(model, part[0][:2]), part[1])
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ParameterError("train(): 'model' must have a weight to train. Got one whose weights are all frozen.")
+    for part in (data, validation):
+        _check_loss(_probe(model, part, loss_fn))
+
+
+def _probe(model: nn.Module, data: Data, loss_fn: Loss) -> Tensor:
+    """Return the loss of two images on a copy of the model, so that batch statistics stay as they were."""
+    x, *targets = (part[:2] for part in data)
+    try:
+        return loss_fn(copy.deepcopy(model).train()(x), *targets)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ParameterError(f"train(): 'loss_fn' can't compare the answers with the targets: {error}") from error
+
+
+def _check_loss(loss: object) -> None:
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ParameterError(f"train(): 'loss_fn' must return a tensor with one number. Got {got}.")
+    if not loss.requires_grad:
+        raise ParameterError("train(): 'loss_fn' must return a loss that gradients flow through. Got a detached one.")

@@ -13,7 +13,7 @@ from torch import nn
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import build_model, predict
-from kd_lab.training import History, train
+from kd_lab.training import Epoch, History, train
 
 
 def fit(model, data, validation, loss_fn=F.cross_entropy, **settings):
@@ -117,6 +117,70 @@ def test_an_interrupt_keeps_what_was_learned(few, validation, epoch, batch):
     assert not model.training
 
 
+class Twice(Failing):
+    """An interrupt, and another one at once, while the kit still judges what was learned."""
+
+    def __init__(self, when):
+        super().__init__(when, self.interrupt)
+        self.left = 2
+
+    def interrupt(self, loss):
+        self.left -= 1
+        if self.left == 0:
+            self.when = math.inf
+        raise KeyboardInterrupt
+
+
+def test_a_second_interrupt_keeps_the_epochs_before(few, validation):
+    loss_fn = Twice(PROBES + BATCHES + VALIDATION_BATCHES + 3)
+    model, history = fit(build_model("mlp128"), few, validation, loss_fn=loss_fn, epochs=50)
+    assert loss_fn.left == 0 and len(history.epochs) == 1 and history.stopped == "interrupted"
+    loss = F.cross_entropy(predict(model, validation.images), validation.labels).item()
+    assert loss == pytest.approx(history.validation_loss[0], rel=1e-4)
+
+
+def test_an_interrupt_before_anything_was_learned_is_one(few, validation):
+    with pytest.raises(KeyboardInterrupt):
+        fit(build_model("mlp128"), few, validation, loss_fn=Twice(PROBES + 1))
+
+
+def test_an_interrupt_while_an_epoch_is_recorded_keeps_history_and_weights_in_step(few, validation, monkeypatch):
+    epochs = []
+
+    def interrupted_append(self, losses):
+        epochs.append(losses)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt  # the weights are cloned already, the losses not yet recorded
+        list.append(self, losses)
+
+    history_list = type("Epochs", (list,), {"append": interrupted_append})
+    monkeypatch.setattr("kd_lab.training.History", lambda: History(history_list()))
+    model, history = fit(build_model("mlp128"), few, validation, epochs=5)
+    loss = F.cross_entropy(predict(model, validation.images), validation.labels).item()
+    assert len(history.epochs) == 2 and loss == pytest.approx(min(history.validation_loss), rel=1e-4)
+
+
+def test_dropout_works_while_training_and_the_batches_stay_the_same(few, validation):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            if self.training and len(x) > 2:
+                seen.append(x.sum().item())
+            return x
+
+    plain = nn.Sequential(Spy(), build_model("mlp128")).eval()
+    fit(plain, few, validation)
+    batches, seen[:] = list(seen), []
+    fit(nn.Sequential(Spy(), nn.Dropout(0.5), build_model("mlp128")).eval(), few, validation)
+    assert len(batches) == 2 * BATCHES and seen == batches
+
+
+def test_a_single_image_left_over_joins_the_last_batch(few, validation):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))  # can't normalise a batch of one
+    assert fit(model, few[:257], validation)[1].stopped == "finished"
+
+
 def test_nan_in_the_first_epoch_is_an_error_that_names_the_setting(few, validation):
     with pytest.raises(TrainingError, match=r"train\(\): the loss became NaN or infinite in epoch 1\. 'learning_rate'"):
         fit(build_model("mlp128"), few, validation, loss_fn=Failing(PROBES + 3, lambda loss: loss * math.nan))
@@ -145,7 +209,8 @@ def test_a_real_divergence_ends_clearly(few, validation):
     ("epochs", 0), ("epochs", -1), ("epochs", 1.5), ("epochs", 10**6), ("epochs", "3"), ("epochs", True),
     ("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", 100), ("learning_rate", math.nan),
     ("learning_rate", None), ("batch_size", 0), ("batch_size", 10**7), ("batch_size", 12.0), ("weight_decay", -1),
-    ("weight_decay", math.inf)])
+    ("weight_decay", math.inf),
+    ("seed", None), ("seed", 1.5), ("seed", -1), ("learning_rate", 10**400)])
 def test_bad_settings_are_refused(setting, value, few, validation):
     with pytest.raises(ParameterError, match=rf"^train\(\): '{setting}' must be a (whole )?number in .* Got "):
         fit(build_model("mlp128"), few, validation, **{setting: value})
@@ -161,6 +226,26 @@ def test_bad_data_is_refused_before_anything_is_trained(few, validation):
             with pytest.raises(ParameterError, match=rf"^train\(\): .*{message}"):
                 fit(model, *parts)
     assert same_weights(model, build_model("mlp128"))
+
+
+@pytest.mark.parametrize(("loss_fn", "message"), [
+    (lambda logits, labels: F.cross_entropy(logits, labels).detach(), "Got a detached one"),
+    (lambda logits, labels: 0.5, "a tensor with one number. Got float"),
+    (lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"), r"one number\. Got shape \(2,\)")])
+def test_what_is_no_loss_is_refused(loss_fn, message, few, validation):
+    with pytest.raises(ParameterError, match=rf"^train\(\): 'loss_fn' must return .*{message}"):
+        fit(build_model("mlp128"), few, validation, loss_fn=loss_fn)
+
+
+def test_a_frozen_network_is_refused(few, validation):
+    with pytest.raises(ParameterError, match="weights are all frozen"):
+        fit(build_model("mlp128").requires_grad_(False), few, validation)
+
+
+def test_nan_targets_are_not_blamed_on_the_learning_rate(few, validation):
+    logits = torch.full((2000, 10), math.nan)
+    with pytest.raises(ParameterError, match="the targets must be finite"):
+        fit(build_model("mlp128"), (*few, logits), validation)
 
 
 def test_class_counts_that_differ_are_named(few, validation):
@@ -181,7 +266,7 @@ def test_one_image_is_enough(validation):
 
 
 def test_a_history_plots_itself():
-    history = History([0.5, 0.3, 0.2], [0.4, 0.3, 0.35])
+    history = History([Epoch(0.5, 0.4), Epoch(0.3, 0.3), Epoch(0.2, 0.35)])
     axes = history.plot()
     assert history.best_epoch == 2
     assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [history.train_loss, history.validation_loss]
