@@ -8,9 +8,9 @@ known = set(threading.enumerate())
 
 
 def wait_for_new_threads(result):
-    """Give the threads that this cell started a moment to fail while its output is still collected."""
+    """Let the threads that this cell started end, or fail, while its output is still collected."""
     for thread in set(threading.enumerate()) - known:
-        thread.join(timeout=0.2)
+        thread.join(timeout=0.2 if thread.daemon else 5)
         known.add(thread)
 
 

@@ -1,5 +1,7 @@
 """The start-up check says what to do about an old torch, a missing GPU and little shared memory."""
 
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -31,6 +33,13 @@ def test_a_missing_torch_is_named(monkeypatch):
     monkeypatch.setattr(environment, "version", missing)
     with pytest.raises(SetupError, match="Got none"):
         environment.check_torch()
+
+
+def test_importing_kd_lab_checks_torch_first():
+    code = "import importlib.metadata as m; m.version = lambda name: '2.2.0'; import kd_lab"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("kd_lab.errors.SetupError: kd_lab needs torch 2.10 or newer")
 
 
 def test_the_oldest_torch_is_the_one_in_pyproject():
