@@ -1,6 +1,6 @@
 """Train every network by its recipe from five seeds and set its test error beside a published one.
 
-Takes about half an hour on one thread; what is trained already is read from the cache. Recorded in results/.
+Takes about 40 minutes on one thread; what is trained already is read from the cache. Recorded in results/.
 """
 
 from dataclasses import asdict

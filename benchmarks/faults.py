@@ -69,10 +69,11 @@ def fork(work) -> int:
     child = os.fork()
     if child == 0:
         status = 1
-        with suppress(KdLabError):
+        try:
             work()
             status = 0
-        os._exit(status)
+        finally:
+            os._exit(status)  # whatever came, the child must not go on with its parent's work
     return child
 
 

@@ -91,19 +91,19 @@ def usual_cnn() -> nn.Module:
 USUAL = {"lenet300": lambda: build_model("lenet300"), "cnn": usual_cnn}
 
 
-def epochs_to_99(data: Mnist) -> dict[str, float]:
+def epochs_to_99(data: Mnist) -> dict[str, float | None]:
     """Count the epochs after which the CNN, as the mean of five seeds, reads 99.0 % of the test part."""
     for epochs in range(1, 6):
         scores = [accuracy(trained_cnn(data, epochs, seed), data.test).value for seed in SEEDS]
         print(f"cnn, {epochs} epochs, test accuracy of five seeds: {', '.join(f'{score:.2%}' for score in scores)}",
               flush=True)
         if mean(scores) >= 0.99:
-            break
-    return {"train.cnn.epochs_to_99": epochs, "train.cnn.mean_accuracy": mean(scores),
-            "train.cnn.lowest_accuracy": min(scores)}
+            return {"train.cnn.epochs_to_99": epochs, "train.cnn.mean_accuracy": mean(scores),
+                    "train.cnn.lowest_accuracy": min(scores)}
+    return {"train.cnn.epochs_to_99": None}
 
 
 def trained_cnn(data: Mnist, epochs: int, seed: int) -> nn.Module:
     """Train the CNN for a few epochs with the settings that validation chose for two."""
     return train(build_model("cnn", seed), data.train, F.cross_entropy, validation=data.validation, epochs=epochs,
-                 learning_rate=1e-2, weight_decay=0.1, batch_size=64, seed=seed, progress=False)[0]
+                 learning_rate=5e-3, weight_decay=0.1, batch_size=32, seed=seed, progress=False)[0]
