@@ -2,8 +2,10 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 import torch
 
+from kd_lab.errors import ParameterError
 from kd_lab.plots import plot_digits, plot_intervals
 
 
@@ -23,3 +25,10 @@ def test_intervals_reach_from_end_to_end_with_the_first_on_top():
     assert axes.xaxis.get_major_formatter()(0.985) == "98.5"
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     plt.close("all")
+
+
+def test_lengths_that_differ_are_named():
+    with pytest.raises(ParameterError, match=r"^plot_digits\(\): images, titles must be equally long.*'titles': 1"):
+        plot_digits(torch.rand(2, 1, 28, 28), ["one"])
+    with pytest.raises(ParameterError, match=r"^plot_intervals\(\): "):
+        plot_intervals([], [], [])
