@@ -46,7 +46,7 @@ class Score:
         if self.difference is not None:
             difference = f"{100 * self.difference.value:+.2f}"
             interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
-        return {"gain, points": difference, "95 % interval of the gain": interval}
+        return {"gain, points": difference, "gain, 95 % interval": interval}
 
 
 @dataclass(frozen=True, repr=False)
