@@ -14,6 +14,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -65,7 +66,8 @@ class History:
         axes.plot(epochs, self.train_loss, "o-", label="training")
         axes.plot(epochs, self.validation_loss, "o-", label="validation")
         axes.axvline(self.best_epoch, color="grey", linestyle=":", label="kept")
-        axes.set(xlabel="epoch", ylabel="mean loss", xticks=epochs)
+        axes.set(xlabel="epoch", ylabel="mean loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         return axes
 
@@ -86,7 +88,8 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
     steps = epochs * math.ceil(len(data[0]) / batch_size)
     with torch.random.fork_rng(devices=[]), _progress_bar(steps, progress) as bar:
         torch.manual_seed(seed)  # for dropout; the batches have a generator of their own
-        run = _Run(copy.deepcopy(model), loss_fn, bar, torch.Generator().manual_seed(seed))
+        fast = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
+        run = _Run(fast, loss_fn, bar, torch.Generator().manual_seed(seed))
         run.set_optimizer(learning_rate, weight_decay, steps)
         run.fit(data, validation, epochs, batch_size)
     return run.finish(learning_rate)

@@ -79,6 +79,14 @@ def test_batches_carry_any_number_of_targets(few, validation):
     assert same_weights(teacher, build_model("mlp128", seed=1))
 
 
+def test_convolutions_are_trained_channels_last(few, validation):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                            nn.Linear(8, 10))
+    trained, _ = fit(network, few[:256], validation[:100], epochs=1)
+    assert trained[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous()
+
+
 def test_frozen_weights_stay(few, validation):
     model = build_model("mlp128")
     model[1].requires_grad_(False)
@@ -271,4 +279,5 @@ def test_a_history_plots_itself():
     assert history.best_epoch == 2
     assert [line.get_ydata().tolist() for line in axes.lines[:2]] == [history.train_loss, history.validation_loss]
     assert axes.lines[2].get_xdata() == [2, 2] and axes.get_xlabel() == "epoch"
+    assert all(tick == round(tick) for tick in axes.get_xticks())
     plt.close("all")
