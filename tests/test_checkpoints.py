@@ -47,6 +47,15 @@ def test_a_missing_network_is_trained_once_and_then_read(quick, monkeypatch, cap
     assert torch.equal(load_trained("mlp128", seed=3)[1].weight, first[1].weight)
 
 
+def test_one_command_trains_what_ships(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "RECIPES", {"mlp128": RECIPES["mlp128"]})
+    monkeypatch.setattr(checkpoints, "REPOSITORY_DATA", tmp_path)
+    checkpoints.main()
+    made = tmp_path / "checkpoints" / "mlp128.safetensors"
+    assert torch.equal(load_checkpoint(made, "mlp128")[1].weight.half(), load_tensors(made)[0]["1.weight"].half())
+    assert load_tensors(made)[1]["best_epoch"] == 1
+
+
 def test_another_seed_or_recipe_is_another_file(monkeypatch):
     paths = {cached_path("cnn", 0), cached_path("cnn", 1), cached_path("lenet5", 0)}
     monkeypatch.setitem(RECIPES, "cnn", replace(RECIPES["cnn"], epochs=11))
