@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
-from kd_lab.errors import DamagedFileError, StorageError, check_choice, check_whole_number
+from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_choice, check_whole_number
 from kd_lab.evaluation import accuracy
 from kd_lab.models import MODELS, build_model, predict
 from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
-from kd_lab.training import train
+from kd_lab.training import FINISHED, train
 
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
 SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "checkpoints"
@@ -83,6 +83,8 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
                            **asdict(RECIPES[name]))
     if history.stopped == "interrupted":
         raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
+    if history.stopped != FINISHED:
+        raise TrainingError(f"make_checkpoint(): {name} from seed {seed} {history.stopped}, so it was not saved.")
     kept = _halve_if_same(model, torch.cat([data.validation.images, data.test.images]))
     scores = {part: accuracy(model, getattr(data, part)).correct for part in ("validation", "test")}
     save_tensors(path, kept, {"model": name, "recipe": asdict(RECIPES[name]), "seed": seed, "correct": scores,

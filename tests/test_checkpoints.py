@@ -8,10 +8,11 @@ import torch
 from benchmarks.faults import damage_checkpoints, one_epoch_recipe, race_to_train
 from kd_lab import checkpoints
 from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_checkpoint, load_trained
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import MODELS, build_model
 from kd_lab.storage import load_tensors, save_tensors
+from kd_lab.training import History
 
 
 @pytest.fixture
@@ -71,12 +72,11 @@ def test_half_precision_is_kept_only_where_no_answer_changes(validation):
     assert checkpoints._halve_if_same(model, validation.images[:10])["1.weight"].dtype == torch.float32
 
 
-def test_an_interrupted_training_is_not_kept(quick, monkeypatch):
-    class Interrupted:
-        stopped = "interrupted"
-
-    monkeypatch.setattr(checkpoints, "train", lambda model, *arguments, **settings: (model, Interrupted))
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(("stopped", "error"), [("interrupted", KeyboardInterrupt), ("diverged", TrainingError)])
+def test_a_training_that_did_not_end_well_is_not_kept(quick, monkeypatch, stopped, error):
+    history = History(stopped=stopped)
+    monkeypatch.setattr(checkpoints, "train", lambda model, *arguments, **settings: (model, history))
+    with pytest.raises(error):
         load_trained("mlp128", seed=4)
     assert not cached_path("mlp128", 4).exists()
 
