@@ -46,8 +46,8 @@ def stamp(notebook: NotebookNode, address: str, lesson: str) -> None:
 
 def stamp_readme(text: str, address: str) -> str:
     """Return the README with the way into Colab that the address allows."""
-    unset = ("Colab has all that the kit needs. Upload the whole folder to your Drive, mount it, and run in the first "
-             "cell:\n`%pip install --no-deps /content/drive/MyDrive/kd_lab`\n")
+    unset = ("Upload the whole folder to your Drive, mount it, and run in the first cell:\n"
+             "`%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own packages alone.\n")
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
 
@@ -58,7 +58,6 @@ def run(path: Path) -> None:
     stamp(notebook, repository(), path.name)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}, record_timing=False,
                    coalesce_streams=True).execute()
-    notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
 
 
