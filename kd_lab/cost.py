@@ -3,6 +3,7 @@
 import io
 import math
 import zipfile
+from collections.abc import Iterator
 from statistics import median
 from timeit import Timer
 
@@ -13,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab.errors import check_whole_number
 from kd_lab.models import check_model, evaluation_mode, predict
+from kd_lab.parametrizations import make_permanent
 
 IMAGE = (1, 28, 28)
+ZIP_STEP = 16_384  # bytes
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -24,9 +27,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_nonzeros(model: nn.Module) -> int:
-    """Return how many weights and biases are not zero."""
+    """Return how many of the weights and biases that the model computes with are not zero."""
     check_model("count_nonzeros", model)
-    return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
+    return sum(int(parameter.count_nonzero()) for parameter in make_permanent(model).parameters())
 
 
 def count_macs(model: nn.Module) -> int:
@@ -46,10 +49,19 @@ def file_bytes(model: nn.Module) -> int:
 
 def zipped_bytes(model: nn.Module) -> int:
     """Return the bytes of a zip archive with that file in it."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
-        zipped.writestr("model.safetensors", _serialise("zipped_bytes", model))
-    return len(archive.getvalue())
+    *_, size = zip_stepwise(model)
+    return size
+
+
+def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
+    """Yield None after every few milliseconds of zipping, for who may want to stop, and the archive's bytes last."""
+    content, archive = _serialise("zipped_bytes", model), io.BytesIO()
+    with (zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped,
+          zipped.open("model.safetensors", "w") as file):
+        for start in range(0, len(content), ZIP_STEP):
+            file.write(content[start:start + ZIP_STEP])
+            yield None
+    yield len(archive.getvalue())
 
 
 def latency(model: nn.Module, batch_size: int) -> float:

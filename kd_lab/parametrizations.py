@@ -1,0 +1,62 @@
+"""Transform a layer's weight wherever it is used: masks, fake quantization, binary weights, codebooks.
+
+All are parametrizations (torch.nn.utils.parametrize): the layer keeps the original weight, which training changes, and
+computes the one that it uses from it, so they compose and hold whatever the optimizer does.
+"""
+
+import copy
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from kd_lab.errors import ParameterError
+from kd_lab.models import check_model
+
+WEIGHTED = (nn.Linear, nn.Conv2d)
+
+
+def weighted_layers(model: nn.Module, function: str = "weighted_layers") -> dict[str, nn.Module]:
+    """Return the Linear layers and convolutions by name; their `weight` is what compression transforms.
+
+    Raises a ParameterError, in the name of `function`, where there is none.
+    """
+    check_model(function, model)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
+    if not layers:
+        raise ParameterError(f"{function}(): 'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
+    return layers
+
+
+def parametrization(layer: nn.Module, kind: type[nn.Module]) -> nn.Module | None:
+    """Return the layer's parametrization of this kind, None where its weight has none."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    return next((module for module in layer.parametrizations.weight if isinstance(module, kind)), None)
+
+
+def make_permanent(model: nn.Module) -> nn.Module:
+    """Return a new, ordinary model whose weights are those that the parametrizations gave."""
+    check_model("make_permanent", model)
+    plain = copy.deepcopy(model)
+    for module in list(plain.modules()):
+        if parametrize.is_parametrized(module):
+            _settle(module)
+    return plain
+
+
+def _settle(module: nn.Module) -> None:
+    # parametrize.remove_parametrizations would take `weight` from the class, which a copy shares with its model
+    settled = {name: nn.Parameter(getattr(module, name).detach().clone(), chain.original.requires_grad)
+               for name, chain in module.parametrizations.items()}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, parameter in settled.items():
+        module.register_parameter(name, parameter)
+
+
+def describe(layer: nn.Module) -> str:
+    """Return the kind and the size of a layer, as in "Linear 784-300" or "Conv2d 16-32, 3×3"."""
+    if isinstance(layer, nn.Linear):
+        return f"Linear {layer.in_features}-{layer.out_features}"
+    height, width = layer.kernel_size
+    return f"Conv2d {layer.in_channels}-{layer.out_channels}, {height}×{width}"

@@ -1,0 +1,68 @@
+"""Say how much each weight matters: by its size, by its gradient, by both, or by chance."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kd_lab.errors import ParameterError, check_choice, check_whole_number
+from kd_lab.evaluation import check_data, check_labels
+from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
+from kd_lab.parametrizations import weighted_layers
+
+Importance = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
+IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance
+    "magnitude": lambda weight, _gradient, _generator: weight.abs(),  # Han et al. 2015
+    "gradient": lambda _weight, gradient, _generator: gradient.abs(),
+    "weight_gradient": lambda weight, gradient, _generator: (weight * gradient).abs(),  # Molchanov et al. 2017
+    "random": lambda weight, _gradient, generator: torch.rand(weight.shape, generator=generator),
+}
+NEED_DATA = ("gradient", "weight_gradient")
+
+
+def importances(model: nn.Module, importance: str, data: tuple[Tensor, Tensor] | None = None,
+                seed: int = 0, function: str = "importances") -> dict[str, Tensor]:
+    """Return the importance of every weight of the Linear layers and convolutions, by the name of the layer.
+
+    `data`, (images, labels) from the training part, is what the gradients are averaged over; `seed` is for "random".
+    """
+    layers = weighted_layers(model, function)
+    check_choice(function, "importance", importance, list(IMPORTANCES))
+    check_whole_number(function, "seed", seed, "[0, 1000000]")
+    if importance in NEED_DATA and data is None:
+        raise ParameterError(f"{function}(): importance {importance!r} needs 'data', training images and labels to "
+                             "average the gradients over. Got None.")
+    gradients = average_gradients(model, data, function) if importance in NEED_DATA else dict.fromkeys(layers)
+    generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
+    with torch.no_grad():
+        return {name: IMPORTANCES[importance](layer.weight, gradients[name], generator)
+                for name, layer in layers.items()}
+
+
+def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor],
+                      function: str = "average_gradients") -> dict[str, Tensor]:
+    """Return the gradient of the mean cross-entropy over all of the data for each layer's weight, by layer.
+
+    The model is in evaluation mode meanwhile and its own gradients stay as they were.
+    """
+    check_data(function, model, data)
+    images, labels, *_ = data
+    check_labels(function, predict(model, images[:2]), labels)
+    parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
+    layers = {name: _original(name, parameters) for name in weighted_layers(model, function)}
+    total = {name: torch.zeros_like(weight) for name, weight in layers.items()}
+    with evaluation_mode(model), torch.enable_grad():
+        for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
+            loss = F.cross_entropy(functional_call(model, parameters, (x,)), y, reduction="sum")
+            for name, gradient in zip(layers, torch.autograd.grad(loss, list(layers.values())), strict=True):
+                total[name] += gradient
+    return {name: gradient / len(images) for name, gradient in total.items()}
+
+
+def _original(layer: str, parameters: dict[str, Tensor]) -> Tensor:
+    """Return the parameter that training changes: where the weight is parametrized, what it is computed from."""
+    prefix = f"{layer}." if layer else ""
+    plain = f"{prefix}weight"
+    return parameters[plain] if plain in parameters else parameters[f"{prefix}parametrizations.weight.original"]

@@ -1,0 +1,161 @@
+"""Keep the most important weights: rank them once, cut anywhere, and apply the cut to a model as masks."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
+from kd_lab.parametrizations import parametrization, weighted_layers
+from kd_lab.pruning.importance import IMPORTANCES, importances
+
+SCOPES = ("global", "per_layer")
+ALLOWED = "[0, 1)"  # at 1 nothing would be left
+Sparsity = float | dict[str, float]
+
+
+def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
+    """Return the mask (bool, True keeps) that prunes the given fraction of the weights, the smallest |w| first.
+
+    Exactly round(sparsity · count) are pruned; of equal ones the first. `sparsity` is in [0, 1). Han et al. 2015.
+    """
+    _check("magnitude_mask", sparsity, weight=weight)
+    return _mask(IMPORTANCES["magnitude"](weight, None, None), sparsity)
+
+
+def gradient_mask(gradient: Tensor, sparsity: float) -> Tensor:
+    """Return the mask that prunes the given fraction of the weights, the smallest |g| first."""
+    _check("gradient_mask", sparsity, gradient=gradient)
+    return _mask(IMPORTANCES["gradient"](gradient, gradient, None), sparsity)
+
+
+def weight_gradient_mask(weight: Tensor, gradient: Tensor, sparsity: float) -> Tensor:
+    """Return the mask that prunes the given fraction of the weights, the smallest |w·g| first.
+
+    |w·g| is how much the loss changes, to first order, when the weight becomes zero (Molchanov et al. 2017).
+    """
+    _check("weight_gradient_mask", sparsity, weight=weight, gradient=gradient)
+    return _mask(IMPORTANCES["weight_gradient"](weight, gradient, None), sparsity)
+
+
+def random_mask(weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
+    """Return the mask that prunes the given fraction of the weights by chance; the same seed gives the same mask."""
+    _check("random_mask", sparsity, weight=weight)
+    check_whole_number("random_mask", "seed", seed, "[0, 1000000]")
+    return _mask(IMPORTANCES["random"](weight, None, torch.Generator().manual_seed(seed)), sparsity)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Hold the place of every weight among those that it is compared with, 0 for the least important.
+
+    `places` are whole numbers in the shape of each layer's weight; `counts` says among how many each was ranked.
+    """
+
+    places: dict[str, Tensor]
+    counts: dict[str, int]
+
+    def masks(self, sparsity: Sparsity) -> dict[str, Tensor]:
+        """Return the mask (bool, True keeps) of every layer; a layer that `sparsity` leaves out stays whole."""
+        cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(self.places, sparsity)
+        return {name: places >= round(cut.get(name, 0) * self.counts[name]) for name, places in self.places.items()}
+
+
+def rank(importances: dict[str, Tensor], scope: str = "global") -> Ranking:
+    """Rank the weights by importance, among all layers ("global") or each layer's own ("per_layer")."""
+    check_choice("rank", "scope", scope, list(SCOPES))
+    for name, values in importances.items():
+        if not torch.isfinite(values).all():
+            raise ParameterError(f"rank(): the importances must be finite numbers. Those of {name!r} are not.")
+    groups = [importances] if scope == "global" else [{name: values} for name, values in importances.items()]
+    places, counts = {}, {}
+    for group in groups:
+        flat = torch.cat([values.flatten() for values in group.values()])
+        order = torch.empty(len(flat), dtype=torch.int32)
+        order[flat.argsort(stable=True)] = torch.arange(len(flat), dtype=torch.int32)
+        pieces = order.split([values.numel() for values in group.values()])
+        # laid out as the weight is, so that a masked convolution stays as fast
+        places |= {name: torch.empty_like(values, dtype=torch.int32).copy_(piece.view(values.shape))
+                   for (name, values), piece in zip(group.items(), pieces, strict=True)}
+        counts |= dict.fromkeys(group, len(flat))
+    return Ranking(places, counts)
+
+
+class Mask(nn.Module):
+    """Multiply a weight by a mask: what was pruned stays zero, whatever the optimizer does to the original."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        # weight * mask would forget that a convolution is laid out channels_last, and be half as fast
+        return weight.clone().mul_(self.mask)
+
+
+def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
+    """Mask the weights of the named layers, in place; a layer that is masked already gets the new mask instead."""
+    layers = weighted_layers(model, "set_masks")
+    for name, mask in masks.items():
+        check_choice("set_masks", "name of a layer", name, list(layers))
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
+            raise ParameterError(f"set_masks(): the mask of layer {name!r} must be a bool tensor of shape "
+                                 f"{tuple(layers[name].weight.shape)}. Got {mask!r:.60}.")
+    for name, mask in masks.items():
+        present = parametrization(layers[name], Mask)
+        if present:
+            present.mask = mask
+        else:
+            parametrize.register_parametrization(layers[name], "weight", Mask(mask))
+
+
+def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", scope: str = "global", *,
+          data: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> nn.Module:
+    """Return a new model with masks that keep the most important weights (soft pruning); biases are never pruned.
+
+    `sparsity` is the fraction in [0, 1) of the weights that become zero or, with scope "per_layer", one for each layer
+    by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
+    ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
+    """
+    names = list(weighted_layers(model, "prune"))
+    _check_sparsity(sparsity, scope, names)
+    pruned = copy.deepcopy(model)
+    for layer in weighted_layers(pruned).values():
+        if mask := parametrization(layer, Mask):
+            mask.mask = torch.ones_like(mask.mask)
+    masks = rank(importances(pruned, importance, data, seed, "prune"), scope).masks(sparsity)
+    for name, mask in masks.items():
+        if not mask.any():
+            raise ParameterError(f"prune(): sparsity {sparsity} leaves no weight in layer {name!r}. Lower it"
+                                 + (", or use scope 'per_layer'." if scope == "global" else "."))
+    set_masks(pruned, masks)
+    return pruned
+
+
+def _mask(importance: Tensor, sparsity: float) -> Tensor:
+    return rank({"": importance}).masks(sparsity)[""]
+
+
+def _check(function: str, sparsity: float, **tensors: Tensor) -> None:
+    check_number(function, "sparsity", sparsity, ALLOWED)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.numel() == 0 or not torch.isfinite(tensor).all():
+            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParameterError(f"{function}(): {name!r} must be a tensor of finite numbers, at least one. Got {got}.")
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        raise ParameterError(f"{function}(): {' and '.join(tensors)} must have one shape. "
+                             f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}.")
+
+
+def _check_sparsity(sparsity: Sparsity, scope: str, names: list[str]) -> None:
+    check_choice("prune", "scope", scope, list(SCOPES))
+    if not isinstance(sparsity, dict):
+        return check_number("prune", "sparsity", sparsity, ALLOWED)
+    if scope == "global":
+        raise ParameterError("prune(): 'sparsity' for each layer and 'scope' \"global\" exclude each other: one "
+                             "threshold over all layers leaves no choice for one. Use scope=\"per_layer\".")
+    for name, value in sparsity.items():
+        check_choice("prune", "sparsity", name, names)
+        check_number("prune", f"sparsity[{name!r}]", value, ALLOWED)

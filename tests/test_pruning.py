@@ -1,0 +1,216 @@
+"""Masks are those of torch's own pruning, of any scope and importance; bad input changes nothing."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune as torch_prune
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_nonzeros, count_parameters
+from kd_lab.errors import ParameterError
+from kd_lab.models import MODELS, build_model, predict
+from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
+from kd_lab.pruning import (
+    IMPORTANCES,
+    SCOPES,
+    Mask,
+    average_gradients,
+    gradient_mask,
+    importances,
+    magnitude_mask,
+    prune,
+    random_mask,
+    rank,
+    set_masks,
+    weight_gradient_mask,
+)
+
+AMOUNTS = (0.0, 0.1, 0.5, 0.9, 0.99)
+HAND = torch.tensor([[3.0, -1.0], [0.5, -2.0]])
+
+
+def masks_of(model):
+    return {name: parametrization(layer, Mask).mask for name, layer in weighted_layers(model).items()}
+
+
+def masks_of_torch(model, amount, scope):
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # which its global pruning needs
+    layers = weighted_layers(model)
+    if scope == "global":
+        parameters = [(layer, "weight") for layer in layers.values()]
+        torch_prune.global_unstructured(parameters, torch_prune.L1Unstructured, amount=amount)
+    else:
+        for layer in layers.values():
+            torch_prune.l1_unstructured(layer, "weight", amount)
+    return {name: layer.weight_mask.bool() for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("source", [load_trained, build_model], ids=["trained", "untrained"])
+def test_masks_equal_those_of_torch(source, name, scope):
+    model = source(name)
+    ranking = rank(importances(model, "magnitude"), scope)
+    for amount in AMOUNTS:
+        ours, theirs = ranking.masks(amount), masks_of_torch(model, amount, scope)
+        layers = list(weighted_layers(model).items())
+        for group in [layers] if scope == "global" else [[layer] for layer in layers]:
+            weights, our_mask, their_mask = (torch.cat([part.flatten() for part in parts]) for parts in (
+                [layer.weight.abs() for _, layer in group], [ours[key] for key, _ in group],
+                [theirs[key] for key, _ in group]))
+            assert our_mask.sum() == their_mask.sum()
+            differing = weights[our_mask != their_mask]  # half precision makes ties: of equal ones, either may go
+            assert len(differing) == 0 or (differing == weights[~our_mask].max()).all()
+
+
+def test_by_hand():
+    gradient = torch.tensor([[0.1, -5.0], [1.0, 0.2]])
+    assert magnitude_mask(HAND, 0.5).tolist() == [[True, False], [False, True]]
+    assert gradient_mask(gradient, 0.5).tolist() == [[False, True], [True, False]]
+    assert weight_gradient_mask(HAND, gradient, 0.5).tolist() == [[False, True], [True, False]]
+    assert weight_gradient_mask(HAND, gradient, 0.25).tolist() == [[False, True], [True, True]]  # |w·g|: .3 5 .5 .4
+
+
+@pytest.mark.parametrize("sparsity", AMOUNTS)
+def test_exactly_so_many_weights_are_pruned_and_masks_are_nested(sparsity):
+    weight = torch.randn(37, 19)
+    for mask in (magnitude_mask(weight, sparsity), random_mask(weight, sparsity)):
+        assert (~mask).sum() == round(sparsity * weight.numel())
+    assert (magnitude_mask(weight, sparsity) | ~magnitude_mask(weight, 0.995)).all()
+
+
+def test_equal_weights_are_pruned_from_the_first_on():
+    assert magnitude_mask(torch.ones(4), 0.5).tolist() == [False, False, True, True]
+
+
+def test_chance_depends_on_the_seed_and_on_nothing_else():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = random_mask(HAND, 0.5, seed=1)
+    assert torch.equal(torch.rand(1), expected)  # the caller's random numbers stay as they were
+    assert torch.equal(first, random_mask(100 * HAND, 0.5, seed=1))
+    weight = torch.randn(50, 50)
+    assert not torch.equal(random_mask(weight, 0.5, seed=1), random_mask(weight, 0.5, seed=2))
+    kept = random_mask(weight, 0.5) & magnitude_mask(weight, 0.5)
+    assert 0.2 < kept.float().mean() < 0.3
+
+
+def test_gradients_are_those_of_the_mean_loss_and_leave_no_trace(few):
+    model, data = build_model("resnet").train(), few[:600]
+    model[0].weight.requires_grad_(False)  # a frozen layer has an importance, too
+    gradients = average_gradients(model, data)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training and not model[0].weight.requires_grad
+    model.eval().requires_grad_(True)
+    F.cross_entropy(model(data.images), data.labels).backward()
+    for name, layer in weighted_layers(model).items():
+        assert torch.allclose(gradients[name], layer.weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_importances_of_a_model_are_those_of_its_layers(importance, few):
+    model = build_model("mlp128")
+    found = importances(model, importance, few[:100])
+    gradients = average_gradients(model, few[:100])
+    expected = {"magnitude": lambda w, g: w.abs(), "gradient": lambda w, g: g.abs(),
+                "weight_gradient": lambda w, g: (w * g).abs()}
+    for name, layer in weighted_layers(model).items():
+        assert found[name].shape == layer.weight.shape
+        if importance != "random":
+            assert torch.equal(found[name], expected[importance](layer.weight, gradients[name]))
+
+
+def test_a_global_rank_compares_all_layers_and_a_layers_own_only_itself():
+    values = {"a": torch.tensor([1.0, 9.0]), "b": torch.tensor([[2.0, 3.0]])}
+    assert {name: mask.tolist() for name, mask in rank(values).masks(0.5).items()} == {
+        "a": [False, True], "b": [[False, True]]}
+    assert {name: mask.tolist() for name, mask in rank(values, "per_layer").masks({"b": 0.5}).items()} == {
+        "a": [True, True], "b": [[False, True]]}
+
+
+def test_pruning_gives_a_new_model_and_leaves_the_old_one(validation):
+    model = load_trained("mlp128")
+    before = copy.deepcopy(model.state_dict())
+    pruned = prune(model, 0.9)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    kept = round(0.1 * (784 * 128 + 1280))
+    assert abs(count_nonzeros(pruned) - kept - 138) <= 1 and count_parameters(pruned) == 101_770
+    assert predict(pruned, validation.images[:5]).shape == (5, 10)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_a_cell_that_is_run_twice_prunes_once(importance, few):
+    model = load_trained("mlp128")
+    once = prune(model, 0.5, importance, data=few[:300])
+    twice = prune(once, 0.5, importance, data=few[:300])
+    assert len(twice[1].parametrizations.weight) == 1  # masks don't pile up
+    assert all(torch.equal(mask, masks_of(twice)[name]) for name, mask in masks_of(once).items())
+
+
+def test_pruned_weights_come_back_unless_they_were_made_permanent():
+    model = build_model("mlp128")
+    assert count_nonzeros(prune(prune(model, 0.9), 0)) == count_nonzeros(model)
+    half = make_permanent(prune(model, 0.5, "random"))
+    assert torch.equal(make_permanent(prune(half, 0.5))[1].weight, half[1].weight)
+
+
+def test_a_masked_convolution_stays_channels_last():
+    layer = prune(build_model("cnn"), 0.5)[0]
+    assert layer.weight.stride() == build_model("cnn")[0].weight.stride()
+
+
+BAD = [
+    (dict(sparsity=-0.1), "'sparsity' must be a number in [0, 1). Got -0.1."),
+    (dict(sparsity=float("nan")), "in [0, 1). Got nan."),
+    (dict(sparsity=float("inf")), "in [0, 1). Got inf."),
+    (dict(sparsity=1), "in [0, 1). Got 1."),
+    (dict(sparsity=50), "Got 50. Did you mean 0.5?"),
+    (dict(sparsity=True), "in [0, 1). Got True."),
+    (dict(sparsity="0.5"), "Got '0.5'. Did you mean 0.5?"),
+    (dict(sparsity=None), "Got None."),
+    (dict(sparsity=0.5, importance="magnitud"), "Did you mean 'magnitude'?"),
+    (dict(sparsity=0.5, scope="globl"), "Did you mean 'global'?"),
+    (dict(sparsity=0.5, importance="gradient"), "importance 'gradient' needs 'data'"),
+    (dict(sparsity=0.5, importance="random", seed=-1), "'seed' must be a whole number"),
+    (dict(sparsity={"1": 0.5}), "'sparsity' for each layer and 'scope' \"global\" exclude each other"),
+    (dict(sparsity={"l": 0.5}, scope="per_layer"), "one of 1, 3"),
+    (dict(sparsity={"1": 1.5}, scope="per_layer"), "\"sparsity['1']\" must be a number in [0, 1)"),
+    (dict(sparsity={"3": 0.9999}, scope="per_layer"), "leaves no weight in layer '3'"),
+    (dict(sparsity=0.9999, importance="gradient", data=(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64))),
+     "or use scope 'per_layer'"),
+    (dict(sparsity=0.5, importance="gradient", data=(torch.zeros(0, 1, 28, 28), torch.zeros(0))), "not empty"),
+    (dict(sparsity=0.5, importance="gradient", data=(torch.zeros(1, 1, 28, 28), torch.tensor([200]))), "labels"),
+]
+
+
+@pytest.mark.parametrize("arguments, part", BAD, ids=[part for _, part in BAD])
+def test_bad_input_gets_one_clear_error(arguments, part):
+    model = build_model("mlp128")
+    if arguments.get("importance") == "gradient" and arguments["sparsity"] == 0.9999:
+        model[1].weight.data.mul_(100)  # the last layer's gradients are the largest, so the first is emptied
+    with pytest.raises(ParameterError) as error:
+        prune(model, **arguments)
+    assert part in str(error.value) and str(error.value).startswith("prune(): "), str(error.value)
+
+
+@pytest.mark.parametrize("call, part", [
+    (lambda: magnitude_mask("weights", 0.5), "magnitude_mask(): 'weight' must be a tensor of finite numbers"),
+    (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got shape (0,)"),
+    (lambda: magnitude_mask(torch.tensor([1.0, torch.nan]), 0.5), "finite"),
+    (lambda: gradient_mask(HAND, 1.0), "gradient_mask(): 'sparsity'"),
+    (lambda: weight_gradient_mask(HAND, HAND[0], 0.5), "must have one shape. Got [(2, 2), (2,)]"),
+    (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),
+    (lambda: rank({"a": torch.tensor([torch.inf])}), "finite"),
+    (lambda: rank({"a": HAND}, "layer"), "Did you mean 'per_layer'?"),
+    (lambda: importances(nn.ReLU(), "magnitude"), "importances(): 'model' must have"),
+    (lambda: set_masks(build_model("mlp128"), {"1": HAND.bool()}), "must be a bool tensor of shape (128, 784)"),
+    (lambda: set_masks(build_model("mlp128"), {"2": HAND.bool()}), "one of 1, 3"),
+])
+def test_bad_input_of_the_pure_functions(call, part):
+    with pytest.raises(ParameterError) as error:
+        call()
+    assert part in str(error.value)
