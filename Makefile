@@ -4,8 +4,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN = .venv/bin
 INSTALLED = .venv/installed
+IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test loopback notebooks checkpoints constraints clean
+.PHONY: setup lab test test-browser loopback notebooks checkpoints constraints clean
 
 setup: $(INSTALLED)
 
@@ -15,6 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	$(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) \
 		--constraint constraints.txt --editable '.[lab,test]'
+	$(BIN)/uv pip install --python $(BIN)/python --target .venv/ipywidgets7 --no-deps $(IPYWIDGETS7)
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	touch $@
 
@@ -23,6 +25,9 @@ lab: setup loopback  # root, as in a container, is refused by Jupyter unless it 
 
 test: setup loopback
 	$(BIN)/python -m pytest
+
+test-browser: setup loopback  # needs Chromium
+	$(BIN)/python -m pytest -m browser tests/browser
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true

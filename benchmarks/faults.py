@@ -1,4 +1,4 @@
-"""Try at length what must never happen: half-saved files, silent damage, one network trained by two processes.
+"""Try at length what must never happen: half-saved files, silent damage, one network trained twice, panels piling up.
 
 The tests run a small sample of each campaign; this one is recorded in results/faults.json.
 """
@@ -13,24 +13,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest import mock
 
+import ipywidgets
+import psutil
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from tabulate import tabulate
 from torchvision.datasets import MNIST
+from traitlets.config import Config
 
 from benchmarks import record
 from kd_lab import checkpoints, data
 from kd_lab.errors import DataError, KdLabError
 from kd_lab.models import build_model
+from kd_lab.panels import PruningPanel
 from kd_lab.storage import load_tensors, save_tensors
 
 KILLS, FLIPS, ROUNDS, PROCESSES = 200, 500, 20, 8
+EVENTS, RERUNS, WARM_UP = 10_000, 100, 5
+CELL = """
+from kd_lab.checkpoints import load_trained
+from kd_lab.panels import PruningPanel
+panel = PruningPanel(load_trained("lenet300"), mnist)
+panel
+"""
 
 
-def run() -> dict[str, int]:
+def run() -> dict[str, float]:
     """Run all campaigns, print and record what they counted."""
     figures = kill_during_saves(KILLS) | damage_checkpoints(FLIPS // 2)
     more = damage_data(FLIPS - FLIPS // 2)
     figures = {**figures, **{name: figures[name] + more[name] for name in more}, **race_to_train(ROUNDS)}
+    figures |= move_slider(EVENTS) | rerun_cell(RERUNS)
     record("faults", {"processes": PROCESSES, "figures": figures})
     print(tabulate(figures.items(), ["figure", "count"]))
     return figures
@@ -204,3 +217,59 @@ def kill_trainer(log: Path) -> int:
     trainer = int(log.read_text().split()[0])
     os.kill(trainer, signal.SIGKILL)
     return trainer
+
+
+def move_slider(events: int) -> dict[str, float]:
+    """Move a panel's slider again and again, with a rest now and then; tell what memory and widgets grew by."""
+    panel = PruningPanel(checkpoints.load_trained("lenet300"), data.load_mnist())
+    panel.flush()
+    with growth("slider") as figures:
+        for event in range(events):
+            panel.set(sparsity=event % 100 / 101)
+            if event % 100 == 99:
+                panel.flush()
+    panel.close()
+    return {"faults.slider_events": events, **figures}
+
+
+def rerun_cell(times: int) -> dict[str, float]:
+    """Run a cell that makes a panel again and again, as IPython does; tell what memory and widgets grew by."""
+    with ipython(mnist=data.load_mnist()) as shell:
+        for _ in range(WARM_UP):
+            run_cell(shell, CELL)
+        with growth("rerun") as figures:
+            for _ in range(times):
+                run_cell(shell, CELL)
+                shell.user_ns["panel"].flush()
+        shell.user_ns["panel"].close()
+    return {"faults.reruns": times, **figures}
+
+
+@contextmanager
+def ipython(**names):
+    """Be an IPython session, with these names in it, which forgets its history."""
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.user_ns.update(names)
+    yield shell
+    InteractiveShell.clear_instance()
+
+
+def run_cell(shell: InteractiveShell, code: str) -> None:
+    """Run a cell as a notebook does and raise the error that it raises."""
+    shell.run_cell(code, store_history=True).raise_error()
+
+
+@contextmanager
+def growth(name: str):
+    """Measure by how many MB and widgets this process grows meanwhile, given in the dict that comes with it."""
+    process, figures = psutil.Process(), {}
+    memory, widgets = process.memory_info().rss, count_widgets()
+    yield figures
+    figures[f"faults.{name}_mb"] = round((process.memory_info().rss - memory) / 1e6, 1)
+    figures[f"faults.{name}_widgets"] = count_widgets() - widgets
+
+
+def count_widgets() -> int:
+    """Return how many widgets are alive, in ipywidgets 7 as in 8."""
+    module = ipywidgets.widgets.widget
+    return len(module._instances if hasattr(module, "_instances") else module.Widget.widgets)

@@ -40,7 +40,8 @@ def test_every_requirement_is_pinned():
 
 def test_the_readme_names_every_module_and_lesson_in_reading_order():
     readme = (ROOT / "README.md").read_text()
-    modules = [f"`{path.name}`" for path in (ROOT / "kd_lab").glob("*.py") if path.name != "__init__.py"]
+    modules = [f"`{path.relative_to(ROOT / 'kd_lab').as_posix()}`" for path in (ROOT / "kd_lab").rglob("*.py")
+               if path.name != "__init__.py"]
     lessons = [readme.index(f"notebooks/{path.name}") for path in build.LESSONS]
     assert all(module in readme for module in modules)
     assert lessons == sorted(lessons) and lessons

@@ -1,0 +1,153 @@
+"""Prune a network live: what a sparsity costs in accuracy and saves in bytes."""
+
+import copy
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from kd_lab.cost import file_bytes, zip_stepwise
+from kd_lab.data import Mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import Accuracy, PairedDifference
+from kd_lab.panels.measurement import FIRST, Measurement
+from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
+from kd_lab.panels.slider import FractionSlider
+from kd_lab.parametrizations import describe, make_permanent, weighted_layers
+from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
+
+MOST = 0.99  # the end of the slider
+CURVE = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
+GRADIENT_IMAGES = 1000
+TABLES_HEIGHT = 215
+
+
+class PruningPanel(Panel):
+    """Prune any network live by sparsity, importance and scope.
+
+    `data` is what load_mnist() gives: gradients are averaged over the first 1,000 training images, accuracy is measured
+    on the validation part, first on 1,000 images, then on all; only the button "Reveal test" reads the test part.
+    """
+
+    def __init__(self, model: nn.Module, data: Mnist):
+        weighted_layers(model, "PruningPanel")
+        if not isinstance(data, Mnist):
+            raise ParameterError(f"PruningPanel(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
+        self._dense = make_permanent(model).eval()
+        self._pruned = copy.deepcopy(self._dense)
+        self._layers = weighted_layers(self._dense)
+        self._data = data
+        self._validation, self._test = (Measurement(self._dense, part) for part in (data.validation, data.test))
+        self._rankings: dict[tuple[str, str], Ranking] = {}
+        self._curves: dict[tuple[str, str], dict[float, float]] = {}
+        self._tests = {}  # by setting
+        weights = torch.cat([layer.weight.detach().flatten() for layer in self._layers.values()])
+        self._drawing = PruningPicture(weights, data.validation.images)
+        controls = {"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.5),
+                    "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
+                    "scope": widgets.Dropdown(options=list(SCOPES), description="scope")}
+        button = widgets.Button(description="Reveal test")
+        button.on_click(lambda _button: self.refresh(reveal=True))
+        super().__init__(controls, [button], SIZE, TABLES_HEIGHT)
+
+    def measure(self, sparsity: float, importance: str, scope: str, reveal: bool = False,
+                ) -> Iterator[PruningAnswer | None]:
+        """Yield what this setting gives on 1,000 images, on all, and with bytes and curve."""
+        setting = sparsity, importance, scope
+        masks = self._ranking(importance, scope).masks(sparsity)
+        curve = self._curves.setdefault((importance, scope), {})
+        thresholds = self._thresholds(masks, scope) if importance == "magnitude" and sparsity > 0 else []
+        for comparison in self._validation.compare(self._masked(masks)):
+            answer = comparison and PruningAnswer(sparsity, comparison, masks, thresholds, curve,
+                                                  test=self._tests.get(setting))
+            yield answer
+        if reveal and setting not in self._tests:
+            comparison = yield from _quietly(self._test.compare(self._pruned))
+            self._tests[setting] = comparison.accuracy
+            answer = replace(answer, test=comparison.accuracy)
+            yield answer
+        zipped = yield from _quietly(zip_stepwise(self._pruned))
+        answer = replace(answer, zipped=zipped)
+        yield answer
+        yield from self._complete(curve, importance, scope, answer)
+
+    def _complete(self, curve: dict[float, float], importance: str, scope: str,
+                  answer: PruningAnswer) -> Iterator[PruningAnswer | None]:
+        """Measure what is missing of the curve, once for an importance and a scope."""
+        for sparsity in CURVE:
+            if sparsity not in curve:
+                model = self._masked(self._ranking(importance, scope).masks(sparsity))
+                comparison = yield from _quietly(self._validation.compare(model, FIRST))
+                curve[sparsity] = comparison.accuracy.value
+                yield answer
+
+    def _ranking(self, importance: str, scope: str) -> Ranking:
+        if (importance, scope) not in self._rankings:
+            values = importances(self._dense, importance, self._data.train[:GRADIENT_IMAGES])
+            self._rankings[importance, scope] = rank(values, scope)
+        return self._rankings[importance, scope]
+
+    def _masked(self, masks: dict[str, Tensor]) -> nn.Module:
+        """Return the network that prune() and make_permanent() would give, in one that is used again and again."""
+        pruned = weighted_layers(self._pruned)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                torch.mul(self._layers[name].weight, mask, out=pruned[name].weight)
+        return self._pruned
+
+    def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
+        """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
+        kept = [torch.where(mask, self._layers[name].weight.abs(), torch.inf).min().item()
+                for name, mask in masks.items()]
+        return [min(kept)] if scope == "global" else kept
+
+    def draw(self, answer: PruningAnswer) -> Shown:
+        """Draw the picture and write the tables."""
+        tables = "".join(f"<div>{table}</div>" for table in (self._scores(answer), self._layer_table(answer)))
+        style = "display: flex; gap: 40px; line-height: 1.4; align-items: flex-start"
+        return Shown(title(answer), self._drawing.png(answer), f"<div style='{style}'>{tables}</div>")
+
+    def _scores(self, answer: PruningAnswer) -> str:
+        comparison, dense = answer.comparison, f"{file_bytes(self._dense):,} bytes"
+        rows = [["images", f"{comparison.accuracy.count:,}"],
+                ["accuracy", _percent(comparison.accuracy)],
+                ["gain over dense, points", _points(comparison.difference)],
+                ["file, dense", dense],
+                ["file, zeros in it", dense],  # as many numbers as before
+                ["the same, zipped", "…" if answer.zipped is None else f"{answer.zipped:,} bytes"],
+                ["test part", f"{_percent(answer.test)}, read" if answer.test else "not read for this setting"],
+                ["settings with the test part read", len(self._tests)]]
+        return tabulate(rows, tablefmt="html")
+
+    def _layer_table(self, answer: PruningAnswer) -> str:
+        """Return how much of each layer is pruned; one that has nothing left is named so."""
+        rows = []
+        for name, mask in answer.masks.items():
+            pruned = 1 - mask.float().mean().item()
+            rows.append([name, describe(self._layers[name]), f"{mask.numel():,}",
+                         f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left"])
+        return tabulate(rows, ["layer", "", "weights", "pruned"], "html", colalign=("left", "left", "right", "right"),
+                        disable_numparse=True)
+
+
+def _quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:
+    """Go through the steps without showing any, where a newer setting may stop it, and return the last."""
+    last = None
+    for last in steps:  # noqa: B007 the last one is what it is all for
+        yield None
+    return last
+
+
+def _percent(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{100 * accuracy.value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def _points(difference: PairedDifference) -> str:
+    low, high = difference.interval
+    return f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"

@@ -1,0 +1,113 @@
+"""Draw a pruned network: accuracy over sparsity, the weights that are left, the digits that were lost."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from kd_lab.data import MEAN, STD
+from kd_lab.evaluation import Accuracy
+from kd_lab.panels.canvas import Canvas, text_image
+from kd_lab.panels.measurement import FIRST, Comparison
+
+SIZE = (800, 380)  # all sizes are in pixels
+BINS = 101
+DIGITS, CELL, CAPTION = 10, 64, 18  # how many, how wide, and how high the line above each
+LEFT, TOP = (SIZE[0] - DIGITS * CELL) // 2, SIZE[1] - CAPTION - 60
+TWICE = np.ones((2, 2), dtype=np.uint8)  # each pixel of a digit becomes four
+COLOR, PALE = "#c2410c", "#d1d5db"
+
+
+@dataclass(frozen=True)
+class PruningAnswer:
+    """Hold what was measured at one setting of the pruning panel.
+
+    `masks` (bool, True keeps) are in the order of the layers; `thresholds` are the smallest |w| kept, one for each
+    group that was ranked together, none where weights aren't chosen by magnitude. `curve` is accuracy by sparsity on
+    the first images, as far as it has been measured; `zipped` the bytes zipped and `test` the accuracy on the test
+    part, None until they are there.
+    """
+
+    sparsity: float
+    comparison: Comparison
+    masks: dict[str, Tensor]
+    thresholds: list[float]
+    curve: dict[float, float]
+    zipped: int | None = None
+    test: Accuracy | None = None
+
+
+class PruningPicture:
+    """Hold the figure and everything that moves on it; `weights` (count,) in the order of the masks."""
+
+    def __init__(self, weights: Tensor, images: Tensor):
+        self._images = images
+        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        moving = [*self._add_curve(figure.add_axes((0.085, 0.4, 0.4, 0.57))),
+                  *self._add_weights(figure.add_axes((0.575, 0.4, 0.41, 0.57)), weights)]
+        figure.text(0.5, 0.225, "Read by the dense network, not by the pruned one (label → its answer):", ha="center",
+                    fontsize=9)
+        self._canvas = Canvas(figure, moving)
+
+    def png(self, answer: PruningAnswer) -> bytes:
+        """Return the picture of an answer."""
+        accuracy, sparsity = answer.comparison.accuracy, answer.sparsity
+        self._curve.set_data(*np.array(sorted(answer.curve.items())).reshape(-1, 2).T)
+        self._bar.set_data([sparsity, sparsity], accuracy.interval)
+        self._point.set_data([sparsity], [accuracy.value])
+        kept = torch.cat([mask.flatten() for mask in answer.masks.values()]).numpy()
+        self._kept.set_data(np.bincount(self._bins, weights=kept, minlength=BINS))
+        self._thresholds.set_segments([[(end, 0), (end, 1)] for threshold in answer.thresholds
+                                       for end in (-threshold, threshold)])
+        return self._canvas.png(self._digits(answer.comparison), LEFT, TOP)
+
+    def _add_curve(self, axes: Axes) -> list[Artist]:
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), xlabel="sparsity", ylabel="accuracy")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(alpha=0.3)
+        axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
+        axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
+        self._curve, = axes.plot([], [], ".-", color="grey", linewidth=1, label=f"on {FIRST:,} images")
+        self._bar, = axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=9)
+        self._point, = axes.plot([], [], "o", color=COLOR, label="here, with its interval")
+        axes.legend(loc="center left", fontsize=8)
+        return [self._curve, self._bar, self._point]
+
+    def _add_weights(self, axes: Axes, weights: Tensor) -> list[Artist]:
+        limit = float(np.quantile(weights.abs().numpy(), 0.998))
+        edges = np.linspace(-limit, limit, BINS + 1)
+        # the outermost bins hold what lies beyond, too
+        self._bins = np.digitize(weights.numpy(), edges[1:-1]).astype(np.int16)
+        counts = np.bincount(self._bins, minlength=BINS)
+        axes.set(xlim=(-limit, limit), ylim=(0, 1.05 * counts[1:-1].max()), xlabel="weight", ylabel="weights in a bin")
+        axes.yaxis.set_major_formatter(lambda count, _: f"{count / 1000:g}k" if count else "0")
+        axes.stairs(counts, edges, fill=True, color=PALE, label="dense")
+        self._kept = axes.stairs(counts, edges, fill=True, color=COLOR, label="kept")
+        self._thresholds = axes.vlines([], 0, 1, colors="black", linestyles="--", linewidth=1, label="threshold",
+                                       transform=axes.get_xaxis_transform())
+        axes.legend(loc="upper right", fontsize=8)
+        return [self._kept, self._thresholds]
+
+    def _digits(self, comparison: Comparison) -> np.ndarray:
+        """Return the first digits that were lost side by side, each under its label and its answer."""
+        strip = np.full((CAPTION + 2 * 28, DIGITS * CELL, 3), 255, dtype=np.uint8)
+        for place, index in enumerate(comparison.lost[:DIGITS].tolist()):
+            cell = strip[:, place * CELL:(place + 1) * CELL]
+            cell[:CAPTION] = text_image(f"{comparison.labels[index]} → {comparison.answers[index]}", CELL, CAPTION, 9)
+            black_on_white = (255 * (1 - self._images[index, 0] * STD - MEAN)).clamp(0, 255).byte()
+            cell[CAPTION:, 4:60] = np.kron(black_on_white.numpy(), TWICE)[..., None]
+        return strip
+
+
+def title(answer: PruningAnswer) -> str:
+    """Return the setting and its accuracy in a line."""
+    accuracy = answer.comparison.accuracy
+    low, high = accuracy.interval
+    return (f"{100 * answer.sparsity:.0f} % pruned: {100 * accuracy.value:.2f} % right "
+            f"({100 * low:.2f} to {100 * high:.2f}) of {accuracy.count:,} validation images")

@@ -1,0 +1,270 @@
+"""The pruning panel shows what prune() gives, measured; nothing stale, nothing that piles up, every error in words."""
+
+import base64
+import copy
+import io
+import json
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+import torch
+from IPython.lib.pretty import pretty
+from PIL import Image
+
+from benchmarks.faults import count_widgets, ipython, run_cell
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import file_bytes, zipped_bytes
+from kd_lab.data import Mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.models import build_model
+from kd_lab.panels import PruningPanel
+from kd_lab.panels.panel import VIEW
+from kd_lab.panels.pruning_picture import title
+from kd_lab.parametrizations import make_permanent
+from kd_lab.pruning import IMPORTANCES, SCOPES, prune
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_trained("mlp128")
+
+
+@pytest.fixture
+def panel(model, mnist):
+    panel = PruningPanel(model, mnist)
+    yield panel
+    panel.close()
+
+
+def answers(panel, **setting):
+    panel.flush()  # one at a time: only its worker measures
+    return [answer for answer in panel.measure(**(panel.setting | setting)) if answer]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_it_measures_what_prune_gives(panel, model, mnist, importance, scope):
+    pruned = prune(model, 0.8, importance, scope, data=mnist.train[:1000])
+    first, everything, *_, last = answers(panel, sparsity=0.8, importance=importance, scope=scope)
+    assert first.comparison.accuracy == accuracy(pruned, mnist.validation[:1000])
+    assert everything.comparison.accuracy == accuracy(pruned, mnist.validation)
+    assert everything.comparison.difference == paired_difference(pruned, model, mnist.validation)
+    assert last.zipped == zipped_bytes(make_permanent(pruned))
+    shown = panel.draw(last)
+    for text in (f"{last.zipped:,} bytes", f"{file_bytes(model):,} bytes", "not read for this setting"):
+        assert text in shown.tables
+    assert shown.title.startswith("80 % pruned: ") and "of 5,000 validation images" in shown.title
+
+
+@pytest.mark.parametrize("name", ["lenet300", "cnn", "lenet5", "lenet5_classic", "resnet"])
+def test_any_model_of_the_kit_can_be_pruned(name, mnist):
+    model, few = load_trained(name), Mnist(*(part[:1000] for part in mnist))
+    panel = PruningPanel(model, few)
+    panel.set(sparsity=0.9)
+    shown = panel.flush()
+    assert title(answers(panel)[0]) == shown.title
+    assert f"{100 * accuracy(prune(model, 0.9), few.validation).value:.2f} %" in shown.title
+    panel.close()
+
+
+def test_the_curve_is_measured_and_so_is_the_point(panel, model, mnist):
+    panel.flush()
+    *_, last = answers(panel, sparsity=0.37)
+    assert 0.37 not in last.curve and len(last.curve) == 15
+    for sparsity in (0.0, 0.8, 0.99):
+        assert last.curve[sparsity] == accuracy(prune(model, sparsity), mnist.validation[:1000]).value
+    assert last.comparison.accuracy == accuracy(prune(model, 0.37), mnist.validation)
+
+
+def test_the_lost_digits_are_those_that_only_the_dense_network_reads(panel):
+    comparison = answers(panel, sparsity=0.95)[1].comparison
+    assert len(comparison.lost) == comparison.difference.lost > 10
+    assert (comparison.dense_answers[comparison.lost] == comparison.labels[comparison.lost]).all()
+
+
+def test_the_threshold_is_the_smallest_weight_kept(panel, model):
+    weights = torch.cat([layer.weight.abs().flatten() for layer in (model[1], model[3])])
+    kept = weights.sort(descending=True).values[round(0.1 * len(weights)) - 1]
+    assert answers(panel, sparsity=0.9)[0].thresholds == [pytest.approx(kept.item())]
+    assert len(answers(panel, sparsity=0.9, scope="per_layer")[0].thresholds) == 2
+    assert answers(panel, sparsity=0.0)[0].thresholds == []
+    assert answers(panel, importance="random")[0].thresholds == []
+
+
+def test_the_picture_moves_and_keeps_its_size(panel):
+    pictures = []
+    for sparsity in (0, 0.5, 0.9, 0.99):
+        panel.set(sparsity=sparsity)
+        pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
+    assert {picture.shape for picture in pictures} == {(380, 800, 3)}
+    for one, other in pairwise(pictures):
+        assert 0.005 < (one != other).any(axis=2).mean() < 0.2
+    assert tuple(pictures[0][0, 0]) == (255, 255, 255)
+
+
+def test_a_storm_of_moves_ends_on_the_last(panel):
+    for step in range(200):
+        panel.set(sparsity=round(0.99 * step / 199, 2))
+    assert panel.flush().title.startswith("99 % pruned")
+    assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
+
+
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, mnist, monkeypatch):
+    reads = []
+    compare = panel._test.compare
+    monkeypatch.setattr(panel._test, "compare", lambda *arguments: reads.append(arguments) or compare(*arguments))
+    panel.set(sparsity=0.6)
+    panel.flush()
+    assert reads == []
+    for _ in range(3):
+        button(panel).click()
+        shown = panel.flush()
+    assert len(reads) == 1
+    assert f"{100 * accuracy(prune(model, 0.6), mnist.test).value:.2f} %" in shown.tables
+    panel.set(sparsity=0.7)
+    assert "not read for this setting" in panel.flush().tables and len(reads) == 1
+
+
+def button(panel):
+    return next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
+
+
+def test_an_error_is_shown_in_words_raised_by_flush_and_the_last_picture_stays(panel, monkeypatch):
+    before = panel.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(panel, "_ranking", lambda *_: {}["<missing>"])
+        panel.set(sparsity=0.3)
+        with pytest.raises(KeyError):
+            panel.flush()
+        assert "KeyError: &#x27;&lt;missing&gt;&#x27;" in panel._message.value
+        assert panel.shown == before and panel._picture.value == before.png
+        panel._repr_mimebundle_()  # a panel that failed is shown all the same
+    panel.set(sparsity=0.4)
+    assert panel.flush().title.startswith("40 %") and panel._message.value == ""
+
+
+def test_an_emptied_layer_is_named(mnist):
+    model = build_model("mlp128")
+    model[3].weight.data.mul_(1e-6)
+    panel = PruningPanel(model, mnist)
+    panel.set(sparsity=0.5)
+    assert "100 %: nothing left" in panel.flush().tables.split("Linear 128-10")[1]
+    panel.close()
+
+
+@pytest.mark.parametrize("value, part", [
+    (1.5, "in [0, 0.99]. Got 1.5."), (50, "Did you mean 0.5?"), (float("nan"), "Got nan"), (float("inf"), "Got inf"),
+    (-0.1, "Got -0.1"), (True, "Got True"), ("0.5", "Did you mean 0.5?"), (None, "Got None")])
+def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
+    before = panel.flush()
+    for change in (lambda: panel.set(sparsity=value),
+                   lambda: setattr(panel.controls["sparsity"], "value", value)):
+        with pytest.raises(ParameterError) as error:
+            change()
+        assert part in str(error.value) and "'sparsity'" in str(error.value)
+    assert panel.controls["sparsity"].value == 0.5 and panel.flush() == before
+
+
+def test_set_checks_everything_before_it_changes_anything(panel):
+    for values, part in [(dict(sparsity=0.1, scope="globl"), "Did you mean 'global'?"),
+                         (dict(sparsity=0.1, importanc="random"), "Did you mean 'importance'?"),
+                         (dict(sparsity=0.1, importance=None), "one of magnitude")]:
+        with pytest.raises(ParameterError) as error:
+            panel.set(**values)
+        assert part in str(error.value) and "PruningPanel.set()" in str(error.value)
+    assert panel.setting == {"sparsity": 0.5, "importance": "magnitude", "scope": "global"}
+
+
+@pytest.mark.parametrize("arguments, part", [(("mlp128", None), "Did you mean load_trained(name)?"),
+                                             ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+                                             ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple.")])
+def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part):
+    before = count_widgets()
+    with pytest.raises(ParameterError) as error:
+        PruningPanel(*arguments)
+    assert part in str(error.value) and str(error.value).startswith("PruningPanel()")
+    assert count_widgets() == before
+
+
+def test_a_pruned_model_is_its_own_baseline_and_is_left_as_it_was(model, mnist):
+    pruned = prune(model, 0.5)
+    state = copy.deepcopy(pruned.state_dict())
+    panel = PruningPanel(pruned, mnist)
+    panel.set(sparsity=0)
+    panel.flush()
+    assert answers(panel, sparsity=0)[1].comparison.difference.value == 0
+    assert all(torch.equal(state[name], tensor) for name, tensor in pruned.state_dict().items())
+    panel.close()
+
+
+def test_every_control_has_a_name_for_a_screen_reader(panel):
+    """The browser test reads the names from the page; here they are at least set."""
+    assert panel.controls["sparsity"].label == "sparsity"
+    assert [panel.controls[name].description for name in ("importance", "scope")] == ["importance", "scope"]
+    assert button(panel).description == "Reveal test"
+
+
+def test_where_no_widgets_are_a_picture_is(panel):
+    bundle = panel._repr_mimebundle_()
+    picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    assert picture.size == (800, 410)  # the title stands above it
+    assert bundle[VIEW]["model_id"] == panel._box.model_id
+    assert bundle["text/plain"] == repr(panel) == f"PruningPanel: {panel.shown.title}" == pretty(panel)
+    assert json.dumps(bundle)
+
+
+CELL = """
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import load_mnist
+from kd_lab.panels import PruningPanel
+panels = [PruningPanel(load_trained("mlp128"), data) for _ in range({count})]
+panels[-1]
+"""
+
+
+@pytest.fixture
+def shell(mnist):
+    with ipython(data=mnist) as shell:
+        yield shell
+
+
+def run(shell, code):
+    run_cell(shell, code)
+    return shell.user_ns["panels"]
+
+
+def test_a_cell_that_is_run_again_replaces_its_panels(shell):
+    before = count_widgets()
+    first = run(shell, CELL.format(count=2))  # both stay: they were made in one run
+    made = count_widgets() - before
+    [panel.flush() for panel in first]
+    second = run(shell, CELL.format(count=2))
+    assert count_widgets() - before == made
+    assert [panel.flush() for panel in second] and "closed" in repr(first[0])
+    with pytest.raises(AttributeError, match="its cell was run again"):
+        first[0].flush()
+    other = run(shell, CELL.format(count=1))  # another cell leaves them
+    assert second[0].flush() and other[0].flush() and count_widgets() - before == made + made // 2
+    for panel in (*second, *other):
+        panel.close()
+    assert count_widgets() == before
+    other[0].close()  # closing twice does no harm
+
+
+def test_closing_stops_the_measuring(model, mnist):
+    panel = PruningPanel(load_trained("resnet"), mnist)
+    start = time.perf_counter()
+    panel.close()
+    assert time.perf_counter() - start < 2
+
+
+def test_the_kernel_ends_while_a_panel_measures():
+    code = ("from kd_lab.panels import PruningPanel\nfrom kd_lab.data import load_mnist\n"
+            "from kd_lab.checkpoints import load_trained\nPruningPanel(load_trained('resnet'), load_mnist())")
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,19 @@
+"""The panels pass their tests on the ipywidgets that Colab has as on the one of today."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BESIDE = ROOT / ".venv" / "ipywidgets7"  # `make setup` puts it there; ahead on the path, it hides the other
+
+
+def test_panels_on_ipywidgets_7():
+    environment = os.environ | {"PYTHONPATH": str(BESIDE)}
+    version = subprocess.run([sys.executable, "-c", "import ipywidgets; print(ipywidgets.__version__)"],
+                             env=environment, capture_output=True, text=True)
+    assert version.stdout == "7.7.1\n", version.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/panels"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
