@@ -1,0 +1,159 @@
+"""Open a notebook in JupyterLab and a headless Chromium, so that it is tried the way a learner meets it."""
+
+import base64
+import io
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from jupyter_server.serverapp import list_running_servers
+from PIL import Image
+from playwright.sync_api import Locator, Page, sync_playwright
+
+from kd_lab.errors import SetupError
+from kd_lab.panels.panel import VIEW
+
+START, RUN = 60, 120  # seconds, at most
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+           "--no-proxy-server"]
+# Lab's own command and model, since cells out of view are not in the page, and so neither are their prompts.
+RUN_ALL = """(seconds) => Promise.race([
+  (async () => {
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.sessionContext.ready;
+    await jupyterapp.commands.execute("notebook:run-all-cells");
+    return panel.model.toJSON();
+  })(),
+  new Promise((_, fail) => setTimeout(() => fail(new Error(`cells still run after ${seconds} s`)), 1000 * seconds)),
+])"""
+SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 'start')"
+
+
+@contextmanager
+def lab(notebook: Path) -> Iterator[Page]:
+    """Open a copy of the notebook; server, kernels and browser end with the block."""
+    with tempfile.TemporaryDirectory(prefix="kd_lab_browser_", ignore_cleanup_errors=True) as folder:
+        root = Path(folder) / "notebooks"
+        root.mkdir()
+        shutil.copy(notebook, root)
+        with browser() as page, server(root, Path(folder) / "jupyter") as (address, token):
+            page.goto(f"{address}lab/tree/{notebook.name}?token={token}", wait_until="domcontentloaded")
+            page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=1000 * START)
+            yield page
+
+
+@contextmanager
+def server(root: Path, home: Path) -> Iterator[tuple[str, str]]:
+    """Start JupyterLab on a free port, away from the user's settings and layout, and give its address and token."""
+    token = secrets.token_hex()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
+               f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True"]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env=environment(home, token), stdout=log, stderr=log)
+        try:
+            yield wait_for_server(process, home), token
+        except SetupError as error:
+            log.seek(0)
+            raise SetupError(f"{error}\n{log.read()}") from None
+        finally:
+            end(process)
+
+
+def environment(home: Path, token: str) -> dict[str, str]:
+    """Return the environment with the user's folders of Jupyter below `home`; the interpreter's own stay in use."""
+    names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+             "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    folders = {name: str(home / folder) for name, folder in names.items()}
+    return {"IPYTHONDIR": str(home / "ipython"), **os.environ, **folders, "JUPYTER_TOKEN": token}
+
+
+def wait_for_server(process: subprocess.Popen, home: Path) -> str:
+    """Return the server's address as soon as it has one."""
+    end = time.monotonic() + START
+    while process.poll() is None and time.monotonic() < end:
+        with suppress(ValueError):  # the file that it writes its address to may be half written
+            for running in list_running_servers(home / "runtime"):
+                return running["url"]
+        time.sleep(0.1)
+    raise SetupError("JupyterLab did not start. It says:")
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ask the server to end, which ends its kernels too, and kill what is left of either."""
+    family = [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+@contextmanager
+def browser() -> Iterator[Page]:
+    """Start a headless Chromium and give a page of it."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=find_browser(), args=OPTIONS)
+        try:
+            yield chromium.new_page(viewport={"width": 1280, "height": 1100})
+        finally:
+            chromium.close()
+
+
+def find_browser() -> str:
+    """Return the path of the machine's Chromium."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    raise SetupError(f"No browser was found: none of {', '.join(BROWSERS)} is on the PATH. Install Chromium, on "
+                     "Debian and Ubuntu with: apt-get install chromium")
+
+
+def run_all(page: Page) -> dict:
+    """Run every cell, wait for the last, and return the notebook as it is then."""
+    return page.evaluate(RUN_ALL, RUN)
+
+
+def find_cell(notebook: dict, kind: str) -> int:
+    """Return the place of the first cell that shows a widget of this kind, as its text says."""
+    return next(place for place, cell in enumerate(notebook["cells"])
+                for data in (output.get("data", {}) for output in cell.get("outputs", []))
+                if VIEW in data and "".join(data["text/plain"]).startswith(kind))
+
+
+def show_cell(page: Page, place: int) -> Locator:
+    """Scroll a cell into view and return it."""
+    page.evaluate(SHOW, place)
+    return page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{place}']")
+
+
+def paint(part: Locator, work: Callable[[], None]) -> list[Image.Image]:
+    """Do some work and return how a part of the page looked in every frame that the browser painted, in grey."""
+    session, frames = part.page.context.new_cdp_session(part.page), []
+
+    def keep(event: dict) -> None:
+        frames.append(event["data"])
+        session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
+
+    session.on("Page.screencastFrame", keep)
+    session.send("Page.startScreencast", {"format": "png"})
+    work()
+    session.send("Page.stopScreencast")
+    box = part.bounding_box()
+    corners = box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
+    return [Image.open(io.BytesIO(base64.b64decode(frame))).convert("L").crop(corners) for frame in frames]
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Tell whether nothing dark is on a picture."""
+    return picture.getextrema()[0] > 127
