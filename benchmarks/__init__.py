@@ -2,13 +2,11 @@
 
 import json
 import platform
-from pathlib import Path
 
 import torch
 
+from kd_lab.results import RESULTS
 from kd_lab.storage import write_safely
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def record(name: str, measured: dict) -> None:

@@ -1,10 +1,12 @@
 """Say how accurate a model is and how sure that is; compare two models on the same images."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 import torch
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_whole_number
@@ -88,6 +90,18 @@ class PairedDifference:
         low, high = self.interval
         return (f"{100 * self.value:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
                 f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,})")
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the mean of one figure a seed, and its 95 % t interval; of differences, it is the paired interval.
+
+    Raises a ParameterError for fewer than two values or for one that is not finite.
+    """
+    if len(values) < 2 or not all(math.isfinite(value) for value in values):
+        raise ParameterError(f"mean_interval(): 'values' must be two or more finite numbers. Got {values!r:.60}.")
+    center = mean(values)
+    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return center, (center - float(half), center + float(half))
 
 
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> Accuracy:

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 from torch import nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, mean_interval, paired_difference
 from kd_lab.models import build_model, predict
 
 Z = 1.959963984540054
@@ -174,3 +175,17 @@ def test_a_model_that_answers_nan_has_no_accuracy():
     model[1].weight.data.fill_(math.nan)
     with pytest.raises(ParameterError, match="answers NaN"):
         accuracy(model, GOOD)
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = [1.2, 0.7, 2.5, 1.9, 1.1]
+    center, interval = mean_interval(values)
+    expected = ttest_1samp(values, 0).confidence_interval()
+    assert center == pytest.approx(1.48) and interval == pytest.approx((expected.low, expected.high))
+    assert mean_interval([3, 3]) == (3, (3, 3))
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan]])
+def test_a_mean_of_too_little_has_no_interval(values):
+    with pytest.raises(ParameterError, match="two or more finite numbers"):
+        mean_interval(values)
