@@ -63,10 +63,15 @@ def our_epoch(name: str, data: Mnist) -> None:
 
 
 def usual_loader(batch_size: int) -> DataLoader:
-    """Load MNIST as torchvision's own examples do, with a transform for each image."""
+    """Load the training part as PyTorch's quickstart does."""
+    return DataLoader(usual_images(part=0), batch_size=batch_size, shuffle=True)
+
+
+def usual_images(part: int) -> Subset:
+    """Give the training (0) or the validation (1) part as torchvision's own examples do, with a transform for each."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     dataset = MNIST(mnist_folder().parents[1], train=True, transform=transform)
-    return DataLoader(Subset(dataset, split_indices(dataset.targets)[0]), batch_size=batch_size, shuffle=True)
+    return Subset(dataset, split_indices(dataset.targets)[part])
 
 
 def usual_epoch(name: str, loader: DataLoader) -> None:
