@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
+VIEW = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 README_BLOCK = re.compile(r"(?<=<!-- colab -->\n).*?(?=<!-- /colab -->)", re.DOTALL)
@@ -52,12 +53,21 @@ def stamp_readme(text: str, address: str) -> str:
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
 
 
+def keep_pictures(notebook: NotebookNode) -> None:
+    """Keep of a live panel its picture alone, since it can't be live before the cell is run."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data.pop(VIEW, None)
+
+
 def run(path: Path) -> None:
     """Run one lesson from top to bottom in a fresh kernel and save it."""
     notebook = nbformat.read(path, as_version=4)
     stamp(notebook, repository(), path.name)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}, record_timing=False,
-                   coalesce_streams=True).execute()
+                   coalesce_streams=True, store_widget_state=False).execute()
+    keep_pictures(notebook)
     nbformat.write(notebook, path)
 
 
