@@ -80,3 +80,9 @@ def test_what_is_committed_carries_the_address_that_is_set():
         cells = [cell.source for cell in notebook.cells]
         build.stamp(notebook, build.repository(), path.name)
         assert [cell.source for cell in notebook.cells] == cells
+
+
+def test_a_committed_panel_is_a_picture():
+    outputs = [output.data for path in build.LESSONS for cell in nbformat.read(path, as_version=4).cells
+               for output in cell.get("outputs", []) if "Panel: " in output.get("data", {}).get("text/plain", "")]
+    assert outputs and all("image/png" in data and build.VIEW not in data for data in outputs)
