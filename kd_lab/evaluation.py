@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import mean, stdev
 
 import torch
@@ -36,7 +37,7 @@ class Accuracy:
         """Return the fraction of correct answers, 0 to 1."""
         return self.correct / self.count
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float]:
         """Return the 95 % Wilson score interval, within 0 to 1 (Wilson 1927)."""
         interval = binomtest(self.correct, self.count).proportion_ci(CONFIDENCE, method="wilson")

@@ -43,6 +43,7 @@ class PruningPanel(Panel):
         self._layers = weighted_layers(self._dense)
         self._data = data
         self._validation, self._test = (Measurement(self._dense, part) for part in (data.validation, data.test))
+        self._bytes = file_bytes(self._dense)
         self._rankings: dict[tuple[str, str], Ranking] = {}
         self._curves: dict[tuple[str, str], dict[float, float]] = {}
         self._tests = {}  # by setting
@@ -113,7 +114,7 @@ class PruningPanel(Panel):
         return Shown(title(answer), self._drawing.png(answer), f"<div style='{style}'>{tables}</div>")
 
     def _scores(self, answer: PruningAnswer) -> str:
-        comparison, dense = answer.comparison, f"{file_bytes(self._dense):,} bytes"
+        comparison, dense = answer.comparison, f"{self._bytes:,} bytes"
         rows = [["images", f"{comparison.accuracy.count:,}"],
                 ["accuracy", _percent(comparison.accuracy)],
                 ["gain over dense, points", _points(comparison.difference)],
