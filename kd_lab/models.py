@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 
-BATCH_SIZE = 250  # a forward pass over many more images no longer fits the processor's cache
+BATCH_SIZE = 125  # images in a forward pass: many more no longer fit the processor's cache
 
 
 def mlp128() -> nn.Module:
