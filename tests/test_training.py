@@ -12,7 +12,7 @@ from torch import nn
 
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import build_model, predict
+from kd_lab.models import BATCH_SIZE, build_model, predict
 from kd_lab.training import Epoch, History, train
 
 
@@ -111,7 +111,7 @@ def interrupt(loss):
     raise KeyboardInterrupt
 
 
-PROBES, BATCHES, VALIDATION_BATCHES = 2, 8, 4
+PROBES, BATCHES, VALIDATION_BATCHES = 2, 8, 1000 // BATCH_SIZE
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 3), (1, 3), (1, BATCHES + 2)])
