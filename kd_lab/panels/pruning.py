@@ -24,7 +24,7 @@ from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 MOST = 0.99  # the end of the slider
 CURVE = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
 GRADIENT_IMAGES = 1000
-TABLES_HEIGHT = 215
+TABLES_HEIGHT = 220
 
 
 class PruningPanel(Panel):
@@ -109,20 +109,23 @@ class PruningPanel(Panel):
 
     def draw(self, answer: PruningAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        tables = "".join(f"<div>{table}</div>" for table in (self._scores(answer), self._layer_table(answer)))
-        style = "display: flex; gap: 40px; line-height: 1.4; align-items: flex-start"
-        return Shown(title(answer), self._drawing.png(answer), f"<div style='{style}'>{tables}</div>")
+        # of a fixed width, so that nothing jumps when a line becomes longer
+        tables = "".join(f"<div style='width: 50%'>{table}</div>"
+                         for table in (self._scores(answer), self._layer_table(answer)))
+        return Shown(title(answer), self._drawing.png(answer),
+                     f"<div style='display: flex; line-height: 1.4; text-align: left'>{tables}</div>")
 
     def _scores(self, answer: PruningAnswer) -> str:
         comparison, dense = answer.comparison, f"{self._bytes:,} bytes"
         rows = [["images", f"{comparison.accuracy.count:,}"],
                 ["accuracy", _percent(comparison.accuracy)],
-                ["gain over dense, points", _points(comparison.difference)],
+                ["change against dense, points", _points(comparison.difference)],
+                ["images lost, gained", f"{comparison.difference.lost:,}, {comparison.difference.gained:,}"],
                 ["file, dense", dense],
-                ["file, zeros in it", dense],  # as many numbers as before
+                ["file, pruned weights as zeros", dense],  # as many numbers as before
                 ["the same, zipped", "…" if answer.zipped is None else f"{answer.zipped:,} bytes"],
-                ["test part", f"{_percent(answer.test)}, read" if answer.test else "not read for this setting"],
-                ["settings with the test part read", len(self._tests)]]
+                ["test part", _percent(answer.test) if answer.test else "not read for this setting"],
+                ["settings tested so far", len(self._tests)]]
         return tabulate(rows, tablefmt="html")
 
     def _layer_table(self, answer: PruningAnswer) -> str:
@@ -132,8 +135,9 @@ class PruningPanel(Panel):
             pruned = 1 - mask.float().mean().item()
             rows.append([name, describe(self._layers[name]), f"{mask.numel():,}",
                          f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left"])
-        return tabulate(rows, ["layer", "", "weights", "pruned"], "html", colalign=("left", "left", "right", "right"),
-                        disable_numparse=True)
+        table = tabulate(rows, ["layer", "", "weights", "pruned"], "html", colalign=("left", "left", "right", "right"),
+                         disable_numparse=True)
+        return table.replace("<th>", "<th style='text-align: left'>")
 
 
 def _quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:

@@ -48,10 +48,10 @@ class PruningPicture:
     def __init__(self, weights: Tensor, images: Tensor):
         self._images = images
         figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
-        moving = [*self._add_curve(figure.add_axes((0.085, 0.4, 0.4, 0.57))),
-                  *self._add_weights(figure.add_axes((0.575, 0.4, 0.41, 0.57)), weights)]
-        figure.text(0.5, 0.225, "Read by the dense network, not by the pruned one (label → its answer):", ha="center",
-                    fontsize=9)
+        moving = [*self._add_curve(figure.add_axes((0.085, 0.39, 0.4, 0.54))),
+                  *self._add_weights(figure.add_axes((0.575, 0.39, 0.41, 0.54)), weights)]
+        figure.text(0.5, 0.225, "Some that only the dense network reads (label → answer of the pruned one):",
+                    ha="center", fontsize=9)
         self._canvas = Canvas(figure, moving)
 
     def png(self, answer: PruningAnswer) -> bytes:
@@ -73,30 +73,34 @@ class PruningPicture:
         axes.grid(alpha=0.3)
         axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
         axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
-        self._curve, = axes.plot([], [], ".-", color="grey", linewidth=1, label=f"on {FIRST:,} images")
-        self._bar, = axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=9)
-        self._point, = axes.plot([], [], "o", color=COLOR, label="here, with its interval")
-        axes.legend(loc="center left", fontsize=8)
+        axes.set_title(f"here (orange), and elsewhere on {FIRST:,} images (grey)", fontsize=9)
+        self._curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
+        self._bar, = axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12)
+        self._point, = axes.plot([], [], "o", color=COLOR, markersize=5)
         return [self._curve, self._bar, self._point]
 
     def _add_weights(self, axes: Axes, weights: Tensor) -> list[Artist]:
-        limit = float(np.quantile(weights.abs().numpy(), 0.998))
+        limit = float(np.quantile(weights.abs().numpy(), 0.9995))
         edges = np.linspace(-limit, limit, BINS + 1)
         # the outermost bins hold what lies beyond, too
         self._bins = np.digitize(weights.numpy(), edges[1:-1]).astype(np.int16)
         counts = np.bincount(self._bins, minlength=BINS)
-        axes.set(xlim=(-limit, limit), ylim=(0, 1.05 * counts[1:-1].max()), xlabel="weight", ylabel="weights in a bin")
-        axes.yaxis.set_major_formatter(lambda count, _: f"{count / 1000:g}k" if count else "0")
-        axes.stairs(counts, edges, fill=True, color=PALE, label="dense")
-        self._kept = axes.stairs(counts, edges, fill=True, color=COLOR, label="kept")
-        self._thresholds = axes.vlines([], 0, 1, colors="black", linestyles="--", linewidth=1, label="threshold",
+        axes.set_yscale("function", functions=(np.sqrt, np.square))  # else the few kept at 99 % could not be seen
+        axes.set(xlim=(-limit, limit), ylim=(0, 1.1 * counts.max()), xlabel="weight", ylabel="how many (root scale)")
+        axes.set_yticks([count for count in (100, 1000, 5000, 10_000, 30_000, 100_000) if count < counts.max()])
+        axes.yaxis.set_major_formatter(lambda count, _place: f"{count / 1000:g}k")
+        axes.set_title("kept (orange), all (grey), threshold (dashed)", fontsize=9)
+        axes.stairs(counts, edges, fill=True, color=PALE)
+        self._kept = axes.stairs(counts, edges, fill=True, color=COLOR)
+        self._thresholds = axes.vlines([], 0, 1, colors="black", linestyles="--", linewidth=1,
                                        transform=axes.get_xaxis_transform())
-        axes.legend(loc="upper right", fontsize=8)
         return [self._kept, self._thresholds]
 
     def _digits(self, comparison: Comparison) -> np.ndarray:
         """Return the first digits that were lost side by side, each under its label and its answer."""
         strip = np.full((CAPTION + 2 * 28, DIGITS * CELL, 3), 255, dtype=np.uint8)
+        if not len(comparison.lost):
+            strip[:CAPTION] = text_image("none", DIGITS * CELL, CAPTION, 9)
         for place, index in enumerate(comparison.lost[:DIGITS].tolist()):
             cell = strip[:, place * CELL:(place + 1) * CELL]
             cell[:CAPTION] = text_image(f"{comparison.labels[index]} → {comparison.answers[index]}", CELL, CAPTION, 9)
