@@ -122,11 +122,19 @@ def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor], function: str
     """
     check_data(function, model, data)
     images, labels, *_ = data
+    check_labels(function, predict(model, images[:2], function), labels)
+    return predict_classes(model, images, function) == labels
+
+
+def predict_classes(model: nn.Module, images: Tensor, function: str = "predict_classes") -> Tensor:
+    """Return for each image the class with the largest logit, (N,).
+
+    Raises a ParameterError, in the name of `function`, for images or weights that give no finite logits.
+    """
     logits = predict(model, images, function)
-    check_labels(function, logits, labels)
     if not torch.isfinite(logits).all():
         raise ParameterError(f"{function}(): the model answers NaN or infinite logits. Did its training diverge?")
-    return logits.argmax(dim=1) == labels
+    return logits.argmax(dim=1)
 
 
 def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> None:

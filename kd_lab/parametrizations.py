@@ -24,6 +24,10 @@ def weighted_layers(model: nn.Module, function: str = "weighted_layers") -> dict
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
     if not layers:
         raise ParameterError(f"{function}(): 'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
+    for name, layer in layers.items():
+        if not parametrize.is_parametrized(layer, "weight") and not isinstance(layer.weight, nn.Parameter):
+            raise ParameterError(f"{function}(): the weight of layer {name!r} must be a parameter. Got one that is "
+                                 "computed from others. Did torch.nn.utils.prune mask it? Call its remove() first.")
     return layers
 
 
@@ -46,7 +50,7 @@ def make_permanent(model: nn.Module) -> nn.Module:
 
 def _settle(module: nn.Module) -> None:
     # parametrize.remove_parametrizations would take `weight` from the class, which a copy shares with its model
-    settled = {name: nn.Parameter(getattr(module, name).detach().clone(), chain.original.requires_grad)
+    settled = {name: nn.Parameter(getattr(module, name).detach(), any(p.requires_grad for p in chain.parameters()))
                for name, chain in module.parametrizations.items()}
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations

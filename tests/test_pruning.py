@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 from kd_lab.checkpoints import load_trained
@@ -83,7 +84,7 @@ def test_exactly_so_many_weights_are_pruned_and_masks_are_nested(sparsity):
 
 
 def test_equal_weights_are_pruned_from_the_first_on():
-    assert magnitude_mask(torch.ones(4), 0.5).tolist() == [False, False, True, True]
+    assert magnitude_mask(torch.ones(10_000), 0.5).tolist() == [False] * 5000 + [True] * 5000
 
 
 def test_chance_depends_on_the_seed_and_on_nothing_else():
@@ -122,6 +123,27 @@ def test_importances_of_a_model_are_those_of_its_layers(importance, few):
         assert found[name].shape == layer.weight.shape
         if importance != "random":
             assert torch.equal(found[name], expected[importance](layer.weight, gradients[name]))
+
+
+def test_importance_is_that_of_the_weight_as_it_is_used(few):
+    model = build_model("mlp128")
+    parametrize.register_parametrization(model[1], "weight", Halve())
+    found = importances(model, "weight_gradient", few[:100])
+    with torch.no_grad():  # a learner may be in it
+        expected = importances(make_permanent(model), "weight_gradient", few[:100])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Halve(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def test_a_mask_is_not_the_callers(few):
+    model, mask = build_model("mlp128"), torch.ones(128, 784, dtype=torch.bool)
+    set_masks(model, {"1": mask})
+    mask.zero_()
+    assert model[1].weight.count_nonzero() > 100_000
 
 
 def test_a_global_rank_compares_all_layers_and_a_layers_own_only_itself():
@@ -206,6 +228,8 @@ def test_bad_input_gets_one_clear_error(arguments, part):
     (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),
     (lambda: rank({"a": torch.tensor([torch.inf])}), "finite"),
     (lambda: rank({"a": HAND}, "layer"), "Did you mean 'per_layer'?"),
+    (lambda: rank({"a": HAND}).masks(50), "Ranking.masks(): 'sparsity' must be a number in [0, 1). Got 50."),
+    (lambda: rank({"a": HAND}).masks({"b": 0.5}), "one of a"),
     (lambda: importances(nn.ReLU(), "magnitude"), "importances(): 'model' must have"),
     (lambda: set_masks(build_model("mlp128"), {"1": HAND.bool()}), "must be a bool tensor of shape (128, 784)"),
     (lambda: set_masks(build_model("mlp128"), {"2": HAND.bool()}), "one of 1, 3"),

@@ -61,7 +61,7 @@ class _Palette:
         return reduced
 
 
-@functools.cache
+@functools.lru_cache(256)
 def text_image(text: str, width: int, height: int, size: float) -> np.ndarray:
     """Return a line of text in the middle of a white image (height, width, 3) of uint8; `size` in points."""
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)

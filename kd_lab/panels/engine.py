@@ -27,8 +27,9 @@ class Engine:
         with self._changed:
             self._waiting = setting
             if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="kd_lab panel")
-                self._worker.start()
+                worker = threading.Thread(target=self._work, name="kd_lab panel")
+                worker.start()  # it waits for us before it takes anything
+                self._worker = worker
 
     def wait(self) -> None:
         """Return when the newest setting has been measured to the end, or has failed."""
@@ -41,24 +42,33 @@ class Engine:
         with self._changed:
             if self._worker is not None:
                 self._waiting = {}
-        self.wait()
+        if threading.current_thread() is not self._worker:
+            self.wait()
 
     def _work(self) -> None:
-        while setting := self._take():
-            try:
-                self._follow(setting)
-            except Exception as error:  # noqa: BLE001 whatever came, the learner must see it
-                self._report(error)
+        try:
+            while setting := self._take():
+                try:
+                    self._follow(setting)
+                except Exception as error:  # noqa: BLE001 whatever came, the learner must see it
+                    self._report(error)
+        finally:  # whoever waits must not wait for a worker that has ended, however it did
+            self._end()
 
     def _take(self) -> Setting | None:
         with self._changed:
             setting, self._waiting = self._waiting, None
-            if not setting:
+            if setting:
+                self.error = None
+            else:
+                self._end()  # under the same lock, so that no setting can come between
+            return setting
+
+    def _end(self) -> None:
+        with self._changed:
+            if self._worker is threading.current_thread():
                 self._worker = None
                 self._changed.notify_all()
-            else:
-                self.error = None
-            return setting
 
     def _follow(self, setting: Setting) -> None:
         for answer in self._measure(setting):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.data import Split
-from kd_lab.evaluation import Accuracy, PairedDifference
-from kd_lab.models import BATCH_SIZE, predict
+from kd_lab.evaluation import Accuracy, PairedDifference, predict_classes
+from kd_lab.models import BATCH_SIZE
 
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn
 
@@ -50,8 +50,8 @@ class Measurement:
         answers = []
         for batch, x in enumerate(images.split(BATCH_SIZE)):
             if batch == len(self._dense_answers):
-                self._dense_answers.append(predict(self._dense, x).argmax(dim=1))
-            answers.append(predict(model, x).argmax(dim=1))
+                self._dense_answers.append(predict_classes(self._dense, x))
+            answers.append(predict_classes(model, x))
             seen = batch * BATCH_SIZE + len(x)
             done = seen in (FIRST, len(images))
             yield self._comparison(answers, labels[:seen]) if done else None

@@ -97,8 +97,9 @@ class Panel:
         vars(self).clear()  # IPython's Out keeps the panel itself
 
     def __getattr__(self, name: str) -> Any:
-        reason = "" if vars(self) else ": it is closed, since its cell was run again or close() was called"
-        raise AttributeError(f"{type(self).__name__} has no {name!r}{reason}.")
+        if not vars(self):
+            raise AttributeError("This panel is closed: its cell was run again, or close() was called.")
+        raise AttributeError(f"{type(self).__name__} has no {name!r}.")
 
     def _show(self, shown: Shown) -> None:
         self.shown = shown
@@ -115,6 +116,8 @@ class Panel:
 
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
         """Give the live panel, and beside it a picture for where no widgets are: GitHub, nbconvert, PDF."""
+        if not vars(self):
+            return {"text/plain": repr(self)}
         self._engine.wait()
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         bundle = {VIEW: view, "text/plain": repr(self)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference
+from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
 from kd_lab.panels.measurement import FIRST, Measurement
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
@@ -38,7 +38,9 @@ class PruningPanel(Panel):
         weighted_layers(model, "PruningPanel")
         if not isinstance(data, Mnist):
             raise ParameterError(f"PruningPanel(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
-        self._dense = make_permanent(model).eval()
+        self._dense = make_permanent(model)
+        correct_answers(self._dense, data.validation[:2], "PruningPanel")
+        importances(self._dense, "magnitude", function="PruningPanel")  # says so where weights are no numbers
         self._pruned = copy.deepcopy(self._dense)
         self._layers = weighted_layers(self._dense)
         self._data = data
@@ -64,7 +66,7 @@ class PruningPanel(Panel):
         curve = self._curves.setdefault((importance, scope), {})
         thresholds = self._thresholds(masks, scope) if importance == "magnitude" and sparsity > 0 else []
         for comparison in self._validation.compare(self._masked(masks)):
-            answer = comparison and PruningAnswer(sparsity, comparison, masks, thresholds, curve,
+            answer = comparison and PruningAnswer(*setting, comparison, masks, thresholds, curve,
                                                   test=self._tests.get(setting))
             yield answer
         if reveal and setting not in self._tests:
@@ -94,7 +96,7 @@ class PruningPanel(Panel):
         return self._rankings[importance, scope]
 
     def _masked(self, masks: dict[str, Tensor]) -> nn.Module:
-        """Return the network that prune() and make_permanent() would give, in one that is used again and again."""
+        """Return the dense network under these masks, in one that is used again and again."""
         pruned = weighted_layers(self._pruned)
         with torch.no_grad():
             for name, mask in masks.items():
@@ -104,7 +106,7 @@ class PruningPanel(Panel):
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
         kept = [torch.where(mask, self._layers[name].weight.abs(), torch.inf).min().item()
-                for name, mask in masks.items()]
+                for name, mask in masks.items() if mask.any()]
         return [min(kept)] if scope == "global" else kept
 
     def draw(self, answer: PruningAnswer) -> Shown:
@@ -116,7 +118,7 @@ class PruningPanel(Panel):
                      f"<div style='display: flex; line-height: 1.4; text-align: left'>{tables}</div>")
 
     def _scores(self, answer: PruningAnswer) -> str:
-        comparison, dense = answer.comparison, f"{self._bytes:,} bytes"
+        comparison, dense, test = answer.comparison, f"{self._bytes:,} bytes", answer.test
         rows = [["images", f"{comparison.accuracy.count:,}"],
                 ["accuracy", _percent(comparison.accuracy)],
                 ["change against dense, points", _points(comparison.difference)],
@@ -124,7 +126,7 @@ class PruningPanel(Panel):
                 ["file, dense", dense],
                 ["file, pruned weights as zeros", dense],  # as many numbers as before
                 ["the same, zipped", "…" if answer.zipped is None else f"{answer.zipped:,} bytes"],
-                ["test part", _percent(answer.test) if answer.test else "not read for this setting"],
+                ["test part", f"{_percent(test)} of {test.count:,}" if test else "not read for this setting"],
                 ["settings tested so far", len(self._tests)]]
         return tabulate(rows, tablefmt="html")
 

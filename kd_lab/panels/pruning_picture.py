@@ -34,6 +34,8 @@ class PruningAnswer:
     """
 
     sparsity: float
+    importance: str
+    scope: str
     comparison: Comparison
     masks: dict[str, Tensor]
     thresholds: list[float]
@@ -113,5 +115,6 @@ def title(answer: PruningAnswer) -> str:
     """Return the setting and its accuracy in a line."""
     accuracy = answer.comparison.accuracy
     low, high = accuracy.interval
-    return (f"{100 * answer.sparsity:.0f} % pruned: {100 * accuracy.value:.2f} % right "
-            f"({100 * low:.2f} to {100 * high:.2f}) of {accuracy.count:,} validation images")
+    return (f"{100 * answer.sparsity:.4g} % pruned by {answer.importance}, {answer.scope}: "
+            f"{100 * accuracy.value:.2f} % right ({100 * low:.2f} to {100 * high:.2f}) "
+            f"of {accuracy.count:,} validation images")

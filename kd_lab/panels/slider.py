@@ -6,6 +6,14 @@ import traitlets
 from kd_lab.errors import check_number
 
 
+class _Fraction(traitlets.TraitType):
+    """Check a value where it is set; a validator of the widget would be passed over by what the browser sends."""
+
+    def validate(self, slider: "FractionSlider", value: object) -> float:
+        slider.check("slider", value)
+        return float(value)
+
+
 class FractionSlider(anywidget.AnyWidget):
     """Choose a fraction, shown in percent.
 
@@ -19,12 +27,12 @@ class FractionSlider(anywidget.AnyWidget):
       const input = document.createElement("input");
       const readout = document.createElement("output");
       input.type = "range";
-      for (const end of ["min", "max", "step"]) input[end] = model.get(end);
+      Object.assign(input, { min: 0, max: model.get("max"), step: 0.01 });
       label.append(model.get("label"), input, readout);
       label.className = "kd-lab-slider";
       el.append(label);
       const show = () => {
-        const percent = (100 * model.get("value")).toFixed(0) + " %";
+        const percent = Number((100 * model.get("value")).toFixed(2)) + " %";
         input.value = model.get("value");
         input.ariaLabel = model.get("label");
         input.ariaValueText = percent;
@@ -49,16 +57,9 @@ class FractionSlider(anywidget.AnyWidget):
     .kd-lab-slider output { width: 4em; font-variant-numeric: tabular-nums; }
     """
     label = traitlets.Unicode().tag(sync=True)
-    min = traitlets.Float(0.0).tag(sync=True)
     max = traitlets.Float(1.0).tag(sync=True)
-    step = traitlets.Float(0.01).tag(sync=True)
-    value = traitlets.TraitType(0.0).tag(sync=True)  # takes anything, so that ours is the error
-
-    @traitlets.validate("value")
-    def _refuse(self, proposal) -> float:
-        self.check("slider", proposal.value)
-        return float(proposal.value)
+    value = _Fraction(0.0).tag(sync=True)
 
     def check(self, function: str, value: object) -> None:
         """Raise a ParameterError, in the name of `function`, for a value that the slider can't stand at."""
-        check_number(function, self.label, value, f"[{self.min:g}, {self.max:g}]")
+        check_number(function, self.label, value, f"[0, {self.max:g}]")

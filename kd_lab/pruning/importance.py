@@ -5,12 +5,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
-from kd_lab.parametrizations import weighted_layers
+from kd_lab.models import BATCH_SIZE, predict
+from kd_lab.parametrizations import make_permanent, weighted_layers
 
 Importance = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance
@@ -34,6 +33,9 @@ def importances(model: nn.Module, importance: str, data: tuple[Tensor, Tensor] |
     if importance in NEED_DATA and data is None:
         raise ParameterError(f"{function}(): importance {importance!r} needs 'data', training images and labels to "
                              "average the gradients over. Got None.")
+    for name, layer in layers.items():
+        if not torch.isfinite(layer.weight).all():
+            raise ParameterError(f"{function}(): the weights must be finite numbers. Those of layer {name!r} are not.")
     gradients = average_gradients(model, data, function) if importance in NEED_DATA else dict.fromkeys(layers)
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
@@ -45,24 +47,18 @@ def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor],
                       function: str = "average_gradients") -> dict[str, Tensor]:
     """Return the gradient of the mean cross-entropy over all of the data for each layer's weight, by layer.
 
-    The model is in evaluation mode meanwhile and its own gradients stay as they were.
+    It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were.
     """
     check_data(function, model, data)
     images, labels, *_ = data
     check_labels(function, predict(model, images[:2]), labels)
-    parameters = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
-    layers = {name: _original(name, parameters) for name in weighted_layers(model, function)}
-    total = {name: torch.zeros_like(weight) for name, weight in layers.items()}
-    with evaluation_mode(model), torch.enable_grad():
+    plain = make_permanent(model).eval().requires_grad_(True)
+    weights = {name: layer.weight for name, layer in weighted_layers(plain, function).items()}
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    with torch.enable_grad():
         for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
-            loss = F.cross_entropy(functional_call(model, parameters, (x,)), y, reduction="sum")
-            for name, gradient in zip(layers, torch.autograd.grad(loss, list(layers.values())), strict=True):
+            loss = F.cross_entropy(plain(x), y, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+            for name, gradient in zip(weights, gradients, strict=True):
                 total[name] += gradient
     return {name: gradient / len(images) for name, gradient in total.items()}
-
-
-def _original(layer: str, parameters: dict[str, Tensor]) -> Tensor:
-    """Return the parameter that training changes: where the weight is parametrized, what it is computed from."""
-    prefix = f"{layer}." if layer else ""
-    plain = f"{prefix}weight"
-    return parameters[plain] if plain in parameters else parameters[f"{prefix}parametrizations.weight.original"]

@@ -59,6 +59,7 @@ class Ranking:
 
     def masks(self, sparsity: Sparsity) -> dict[str, Tensor]:
         """Return the mask (bool, True keeps) of every layer; a layer that `sparsity` leaves out stays whole."""
+        check_sparsity("Ranking.masks", sparsity, list(self.places))
         cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(self.places, sparsity)
         return {name: places >= round(cut.get(name, 0) * self.counts[name]) for name, places in self.places.items()}
 
@@ -106,9 +107,9 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
     for name, mask in masks.items():
         present = parametrization(layers[name], Mask)
         if present:
-            present.mask = mask
+            present.mask = mask.clone()  # whatever the caller does with it
         else:
-            parametrize.register_parametrization(layers[name], "weight", Mask(mask))
+            parametrize.register_parametrization(layers[name], "weight", Mask(mask.clone()))
 
 
 def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", scope: str = "global", *,
@@ -119,8 +120,8 @@ def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", s
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    names = list(weighted_layers(model, "prune"))
-    _check_sparsity(sparsity, scope, names)
+    check_sparsity("prune", sparsity, list(weighted_layers(model, "prune")))
+    _check_scope(sparsity, scope)
     pruned = copy.deepcopy(model)
     for layer in weighted_layers(pruned).values():
         if mask := parametrization(layer, Mask):
@@ -149,13 +150,17 @@ def _check(function: str, sparsity: float, **tensors: Tensor) -> None:
                              f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}.")
 
 
-def _check_sparsity(sparsity: Sparsity, scope: str, names: list[str]) -> None:
-    check_choice("prune", "scope", scope, list(SCOPES))
+def check_sparsity(function: str, sparsity: Sparsity, layers: list[str]) -> None:
+    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for each of some of the layers."""
     if not isinstance(sparsity, dict):
-        return check_number("prune", "sparsity", sparsity, ALLOWED)
-    if scope == "global":
+        return check_number(function, "sparsity", sparsity, ALLOWED)
+    for name, value in sparsity.items():
+        check_choice(function, "sparsity", name, layers)
+        check_number(function, f"sparsity[{name!r}]", value, ALLOWED)
+
+
+def _check_scope(sparsity: Sparsity, scope: str) -> None:
+    check_choice("prune", "scope", scope, list(SCOPES))
+    if isinstance(sparsity, dict) and scope == "global":
         raise ParameterError("prune(): 'sparsity' for each layer and 'scope' \"global\" exclude each other: one "
                              "threshold over all layers leaves no choice for one. Use scope=\"per_layer\".")
-    for name, value in sparsity.items():
-        check_choice("prune", "sparsity", name, names)
-        check_number("prune", f"sparsity[{name!r}]", value, ALLOWED)

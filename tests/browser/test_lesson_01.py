@@ -10,7 +10,7 @@ from benchmarks._lab import find_cell, is_blank, lab, paint, run_all, show_cell
 
 pytestmark = pytest.mark.browser
 LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "01_magnitude_pruning.ipynb"
-HEADLINE = re.compile(r"(\d+) % pruned: ([\d.]+) % right .* of 5,000 validation images")
+HEADLINE = re.compile(r"(\d+) % pruned by \w+, \w+: ([\d.]+) % right .* of 5,000 validation images")
 
 
 class PanelOnPage:
@@ -26,7 +26,7 @@ class PanelOnPage:
     def headline(self):
         """Return percent and accuracy once the panel has measured what the slider says."""
         percent = f"{100 * float(self.slider.input_value()):.0f} % pruned"
-        line = self.output.get_by_text(re.compile(f"^{percent}: .* of 5,000 "))
+        line = self.output.get_by_text(re.compile(f"^{percent} by .* of 5,000 "))
         line.wait_for()
         return tuple(float(number) for number in HEADLINE.search(line.inner_text()).groups())
 
@@ -113,7 +113,7 @@ def test_only_the_button_shows_the_accuracy_on_the_test_part(panel):
     panel.headline()
     assert "not read" in row.inner_text()
     panel.output.get_by_role("button", name="Reveal test").click()
-    panel.output.get_by_role("cell", name=re.compile(r"^98\.\d\d % \(98\.[\d.]+ to 98\.[\d.]+\)$")).wait_for()
+    panel.output.get_by_role("cell", name=re.compile(r"^98\.\d\d % \(98\.[\d.]+ to 98\.[\d.]+\) of 10,000$")).wait_for()
 
 
 def test_no_frame_shows_a_blank_picture_while_the_slider_moves(panel):

@@ -133,3 +133,31 @@ def test_no_thread_is_left_when_nothing_is_to_be_measured(recorder):
         recorder.engine.wait()
     time.sleep(0.1)
     assert [thread for thread in threading.enumerate() if thread.name == "kd_lab panel"] == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_breaks_down_keeps_nobody_waiting(recorder):
+    def fail(error):
+        raise SystemExit
+
+    engine = Engine(recorder.measure, lambda answer: answer, recorder.shown.append, fail)
+    recorder.gate.clear()
+    engine.submit({"fails": "once"})
+    worker = engine._worker
+    recorder.gate.set()
+    engine.wait()
+    worker.join()
+    engine.submit({"x": 1})
+    engine.wait()
+    assert recorder.shown[-1] == (1, "all")
+
+
+def test_it_can_be_stopped_from_what_it_calls(recorder):
+    def show(answer):
+        recorder.shown.append(answer)
+        engine.stop()
+
+    engine = Engine(recorder.measure, lambda answer: answer, show, recorder.failed.append)
+    engine.submit({"x": 1})
+    engine.wait()
+    assert recorder.shown == [(1, "first")]

@@ -15,13 +15,14 @@ import pytest
 import torch
 from IPython.lib.pretty import pretty
 from PIL import Image
+from torch.nn.utils import prune as torch_prune
 
 from benchmarks.faults import count_widgets, ipython, run_cell
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes, zipped_bytes
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.evaluation import accuracy, paired_difference, predict_classes
 from kd_lab.models import build_model
 from kd_lab.panels import PruningPanel
 from kd_lab.panels.panel import VIEW
@@ -59,7 +60,8 @@ def test_it_measures_what_prune_gives(panel, model, mnist, importance, scope):
     shown = panel.draw(last)
     for text in (f"{last.zipped:,} bytes", f"{file_bytes(model):,} bytes", "not read for this setting"):
         assert text in shown.tables
-    assert shown.title.startswith("80 % pruned: ") and "of 5,000 validation images" in shown.title
+    assert shown.title.startswith(f"80 % pruned by {importance}, {scope}: ")
+    assert shown.title.endswith("of 5,000 validation images")
 
 
 @pytest.mark.parametrize("name", ["lenet300", "cnn", "lenet5", "lenet5_classic", "resnet"])
@@ -80,6 +82,36 @@ def test_the_curve_is_measured_and_so_is_the_point(panel, model, mnist):
     for sparsity in (0.0, 0.8, 0.99):
         assert last.curve[sparsity] == accuracy(prune(model, sparsity), mnist.validation[:1000]).value
     assert last.comparison.accuracy == accuracy(prune(model, 0.37), mnist.validation)
+
+
+def test_every_importance_and_scope_has_a_curve_of_its_own(panel, model, mnist):
+    for importance, scope in (("magnitude", "global"), ("magnitude", "per_layer"), ("random", "per_layer")):
+        curve = answers(panel, importance=importance, scope=scope)[-1].curve
+        expected = accuracy(prune(model, 0.9, importance, scope), mnist.validation[:1000]).value
+        assert curve[0.9] == expected
+
+
+def test_the_first_answer_compares_with_the_dense_network_on_the_same_images(panel, model, mnist, monkeypatch):
+    panel.flush()
+    reads = []
+    monkeypatch.setattr("kd_lab.panels.measurement.predict_classes",
+                        lambda network, x: reads.append(network) or predict_classes(network, x))
+    first = answers(panel, sparsity=0.9)[0].comparison
+    assert first.difference == paired_difference(prune(model, 0.9), model, mnist.validation[:1000])
+    assert panel._dense not in reads  # it was asked once, at the beginning
+
+
+def test_the_picture_shows_what_was_measured(panel, model):
+    *_, last = answers(panel, sparsity=0.9)
+    panel.draw(last)
+    drawing, low_high = panel._drawing, last.comparison.accuracy.interval
+    assert drawing._point.get_xydata().tolist() == [[0.9, last.comparison.accuracy.value]]
+    assert drawing._bar.get_xydata().tolist() == [[0.9, low_high[0]], [0.9, low_high[1]]]
+    assert drawing._curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
+    weights = torch.cat([layer.weight.detach().flatten() for layer in (model[1], model[3])])
+    assert drawing._kept.get_data().values.sum() == round(0.1 * len(weights))
+    ends = [segment[0][0] for segment in drawing._thresholds.get_segments()]
+    assert ends == [-last.thresholds[0], last.thresholds[0]]
 
 
 def test_the_lost_digits_are_those_that_only_the_dense_network_reads(panel):
@@ -111,7 +143,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
 def test_a_storm_of_moves_ends_on_the_last(panel):
     for step in range(200):
         panel.set(sparsity=round(0.99 * step / 199, 2))
-    assert panel.flush().title.startswith("99 % pruned")
+    assert panel.flush().title.startswith("99 % pruned by")
     assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
 
 
@@ -127,8 +159,9 @@ def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, mnist, 
         shown = panel.flush()
     assert len(reads) == 1
     assert f"{100 * accuracy(prune(model, 0.6), mnist.test).value:.2f} %" in shown.tables
-    panel.set(sparsity=0.7)
-    assert "not read for this setting" in panel.flush().tables and len(reads) == 1
+    for other in (dict(sparsity=0.7), dict(sparsity=0.6, scope="per_layer"), dict(scope="global", importance="random")):
+        panel.set(**other)
+        assert "not read for this setting" in panel.flush().tables and len(reads) == 1
 
 
 def button(panel):
@@ -146,7 +179,7 @@ def test_an_error_is_shown_in_words_raised_by_flush_and_the_last_picture_stays(p
         assert panel.shown == before and panel._picture.value == before.png
         panel._repr_mimebundle_()  # a panel that failed is shown all the same
     panel.set(sparsity=0.4)
-    assert panel.flush().title.startswith("40 %") and panel._message.value == ""
+    assert panel.flush().title.startswith("40 % pruned by") and panel._message.value == ""
 
 
 def test_an_emptied_layer_is_named(mnist):
@@ -168,6 +201,8 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
         with pytest.raises(ParameterError) as error:
             change()
         assert part in str(error.value) and "'sparsity'" in str(error.value)
+    with pytest.raises(ParameterError):
+        panel.controls["sparsity"].set_state({"value": value})  # as the browser sends it
     assert panel.controls["sparsity"].value == 0.5 and panel.flush() == before
 
 
@@ -181,13 +216,28 @@ def test_set_checks_everything_before_it_changes_anything(panel):
     assert panel.setting == {"sparsity": 0.5, "importance": "magnitude", "scope": "global"}
 
 
+def torch_pruned():
+    model = build_model("mlp128")
+    torch_prune.l1_unstructured(model[1], "weight", 0.5)
+    model(torch.zeros(1, 1, 28, 28))
+    return model
+
+
+def with_nan():
+    model = build_model("mlp128")
+    model[1].bias.data[0] = torch.nan
+    return model
+
+
 @pytest.mark.parametrize("arguments, part", [(("mlp128", None), "Did you mean load_trained(name)?"),
                                              ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-                                             ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple.")])
-def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part):
+                                             ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple."),
+                                             ((torch_pruned(), None), "Call its remove() first"),
+                                             ((with_nan(), None), "NaN or infinite")])
+def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part, mnist):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:
-        PruningPanel(*arguments)
+        PruningPanel(arguments[0], arguments[1] or mnist)
     assert part in str(error.value) and str(error.value).startswith("PruningPanel()")
     assert count_widgets() == before
 
@@ -249,6 +299,7 @@ def test_a_cell_that_is_run_again_replaces_its_panels(shell):
     assert [panel.flush() for panel in second] and "closed" in repr(first[0])
     with pytest.raises(AttributeError, match="its cell was run again"):
         first[0].flush()
+    assert list(first[0]._repr_mimebundle_()) == ["text/plain"]
     other = run(shell, CELL.format(count=1))  # another cell leaves them
     assert second[0].flush() and other[0].flush() and count_widgets() - before == made + made // 2
     for panel in (*second, *other):
