@@ -19,7 +19,6 @@ SIZE = (800, 380)  # all sizes are in pixels
 BINS = 101
 DIGITS, CELL, CAPTION = 10, 64, 18  # how many, how wide, and how high the line above each
 LEFT, TOP = (SIZE[0] - DIGITS * CELL) // 2, SIZE[1] - CAPTION - 60
-TWICE = np.ones((2, 2), dtype=np.uint8)  # each pixel of a digit becomes four
 COLOR, PALE = "#c2410c", "#d1d5db"
 
 
@@ -63,7 +62,7 @@ class PruningPicture:
         self._bar.set_data([sparsity, sparsity], accuracy.interval)
         self._point.set_data([sparsity], [accuracy.value])
         kept = torch.cat([mask.flatten() for mask in answer.masks.values()]).numpy()
-        self._kept.set_data(np.bincount(self._bins, weights=kept, minlength=BINS))
+        self._kept.set_data(np.bincount(self._bins[kept], minlength=BINS))
         self._thresholds.set_segments([[(end, 0), (end, 1)] for threshold in answer.thresholds
                                        for end in (-threshold, threshold)])
         return self._canvas.png(self._digits(answer.comparison), LEFT, TOP)
@@ -85,7 +84,7 @@ class PruningPicture:
         limit = float(np.quantile(weights.abs().numpy(), 0.9995))
         edges = np.linspace(-limit, limit, BINS + 1)
         # the outermost bins hold what lies beyond, too
-        self._bins = np.digitize(weights.numpy(), edges[1:-1]).astype(np.int16)
+        self._bins = np.digitize(weights.numpy(), edges[1:-1])
         counts = np.bincount(self._bins, minlength=BINS)
         axes.set_yscale("function", functions=(np.sqrt, np.square))  # else the few kept at 99 % could not be seen
         axes.set(xlim=(-limit, limit), ylim=(0, 1.1 * counts.max()), xlabel="weight", ylabel="how many (root scale)")
@@ -107,7 +106,7 @@ class PruningPicture:
             cell = strip[:, place * CELL:(place + 1) * CELL]
             cell[:CAPTION] = text_image(f"{comparison.labels[index]} → {comparison.answers[index]}", CELL, CAPTION, 9)
             black_on_white = (255 * (1 - self._images[index, 0] * STD - MEAN)).clamp(0, 255).byte()
-            cell[CAPTION:, 4:60] = np.kron(black_on_white.numpy(), TWICE)[..., None]
+            cell[CAPTION:, 4:60] = black_on_white.numpy().repeat(2, axis=0).repeat(2, axis=1)[..., None]
         return strip
 
 
