@@ -59,7 +59,7 @@ class Ranking:
 
     def masks(self, sparsity: Sparsity) -> dict[str, Tensor]:
         """Return the mask (bool, True keeps) of every layer; a layer that `sparsity` leaves out stays whole."""
-        check_sparsity("Ranking.masks", sparsity, list(self.places))
+        _check_sparsity("Ranking.masks", sparsity, list(self.places))
         cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(self.places, sparsity)
         return {name: places >= round(cut.get(name, 0) * self.counts[name]) for name, places in self.places.items()}
 
@@ -120,7 +120,7 @@ def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", s
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    check_sparsity("prune", sparsity, list(weighted_layers(model, "prune")))
+    _check_sparsity("prune", sparsity, list(weighted_layers(model, "prune")))
     _check_scope(sparsity, scope)
     pruned = copy.deepcopy(model)
     for layer in weighted_layers(pruned).values():
@@ -150,8 +150,7 @@ def _check(function: str, sparsity: float, **tensors: Tensor) -> None:
                              f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}.")
 
 
-def check_sparsity(function: str, sparsity: Sparsity, layers: list[str]) -> None:
-    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for each of some of the layers."""
+def _check_sparsity(function: str, sparsity: Sparsity, layers: list[str]) -> None:
     if not isinstance(sparsity, dict):
         return check_number(function, "sparsity", sparsity, ALLOWED)
     for name, value in sparsity.items():
