@@ -1,11 +1,12 @@
 """Train any network on tensors in memory: the one training loop of the kit."""
 
 import copy
+import itertools
 import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import mean
@@ -17,15 +18,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
 
-from kd_lab.errors import ParameterError, TrainingError, check_number, check_whole_number
+from kd_lab.errors import ParameterError, TrainingError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
 
 Data = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
+Penalty = Callable[[nn.Module], Tensor]
+SCHEDULES = ("one_cycle", "constant")
 FINISHED = "finished"
 
 
@@ -74,45 +77,49 @@ class History:
 
 def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epochs: int, learning_rate: float = 3e-3,
           weight_decay: float = 0.0, batch_size: int = 256, seed: int = 0, progress: bool = True,
+          penalty: Penalty | None = None, schedule: str = "one_cycle", steps_per_epoch: int | None = None,
           ) -> tuple[nn.Module, History]:
     """Return a new, trained model in evaluation mode, and the history of its losses.
 
-    `data` and `validation` are (x, *targets); `loss_fn(model(x), *targets)` gives the mean loss of a batch. AdamW under
-    a one-cycle learning rate (Smith & Topin 2018) that peaks at `learning_rate`; the epoch with the smallest validation
-    loss is kept. The same seed gives the same batches. An interrupt keeps what was learned; a loss of NaN ends the
-    training with the best epoch so far and a warning, or raises a TrainingError where no epoch was finished.
+    `data` and `validation` are (x, *targets); `loss_fn(model(x), *targets)` gives the mean loss of a batch, and
+    `penalty(model)` what is added to it while training. AdamW under a one-cycle learning rate (Smith & Topin 2018) that
+    peaks at `learning_rate`, or a constant one; the epoch with the smallest validation loss is kept. An epoch is once
+    through the data or `steps_per_epoch` batches. The same seed gives the same batches. An interrupt keeps what was
+    learned; a loss of NaN ends the training with the best epoch so far and a warning, or raises a TrainingError where
+    no epoch was finished.
     """
-    _check_settings(epochs, learning_rate, weight_decay, batch_size, seed)
+    _check_settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        _check_parts(model, data, validation, loss_fn)
-    steps = epochs * math.ceil(len(data[0]) / batch_size)
-    with torch.random.fork_rng(devices=[]), _progress_bar(steps, progress) as bar:
+        _check_parts(model, data, validation, loss_fn, penalty)
+    steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
+    with torch.random.fork_rng(devices=[]), _progress_bar(epochs * steps, progress) as bar:
         torch.manual_seed(seed)  # for dropout; the batches have a generator of their own
         fast = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
-        run = _Run(fast, loss_fn, bar, torch.Generator().manual_seed(seed))
-        run.set_optimizer(learning_rate, weight_decay, steps)
-        run.fit(data, validation, epochs, batch_size)
+        run = _Run(fast, loss_fn, penalty, bar)
+        run.set_optimizer(learning_rate, weight_decay, schedule, epochs * steps)
+        run.fit(data, validation, epochs, steps, _batches(len(data[0]), batch_size, seed))
     return run.finish(learning_rate)
 
 
 class _Run:
     """Hold what a training changes: the model, its optimizer, the history and the best weights so far."""
 
-    def __init__(self, model: nn.Module, loss_fn: Loss, bar: tqdm, generator: torch.Generator):
-        self.model, self.loss_fn, self.bar, self.generator = model, loss_fn, bar, generator
+    def __init__(self, model: nn.Module, loss_fn: Loss, penalty: Penalty | None, bar: tqdm):
+        self.model, self.loss_fn, self.penalty, self.bar = model, loss_fn, penalty, bar
         self.history, self.kept = History(), None
         self.losses = []  # of the batches of the epoch that has begun
         self.start = time.perf_counter()
 
-    def set_optimizer(self, learning_rate: float, weight_decay: float, steps: int) -> None:
+    def set_optimizer(self, learning_rate: float, weight_decay: float, schedule: str, steps: int) -> None:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(trainable, learning_rate, weight_decay=weight_decay, fused=True)
-        self.schedule = OneCycleLR(self.optimizer, learning_rate, total_steps=steps)
+        self.schedule = (OneCycleLR(self.optimizer, learning_rate, total_steps=steps) if schedule == "one_cycle"
+                         else ConstantLR(self.optimizer, factor=1))
 
-    def fit(self, data: Data, validation: Data, epochs: int, batch_size: int) -> None:
+    def fit(self, data: Data, validation: Data, epochs: int, steps: int, batches: Iterator[Tensor]) -> None:
         try:
             while self.history.stopped == FINISHED and len(self.history.epochs) < epochs:
-                self.train_epoch(data, batch_size)
+                self.train_epoch(data, itertools.islice(batches, steps))
                 self.end_epoch(validation)
         except KeyboardInterrupt:
             self.end_early(validation)
@@ -126,13 +133,16 @@ class _Run:
         if not self.history.epochs:
             raise KeyboardInterrupt  # nothing was learned, so there is nothing to return
 
-    def train_epoch(self, data: Data, batch_size: int) -> None:
+    def train_epoch(self, data: Data, batches: Iterator[Tensor]) -> None:
         self.model.train()
-        for index in _batches(len(data[0]), batch_size, self.generator):
+        for index in batches:
             x, *targets = (part.index_select(0, index) for part in data)  # three times as fast as part[index]
             loss = self.loss_fn(self.model(x), *targets)
-            self.losses.append(loss.item())
-            if not math.isfinite(self.losses[-1]):
+            self.losses.append(loss.item())  # without the penalty, so that it compares with that of validation
+            if self.penalty:
+                loss = loss + self.penalty(self.model)
+            if not math.isfinite(loss.item()):
+                self.losses[-1] = math.nan  # whichever of the two it was
                 return  # before the step, so that the weights are still the last good ones
             self.optimizer.zero_grad()
             loss.backward()
@@ -180,12 +190,19 @@ def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
     return total / len(data[0])
 
 
-def _batches(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the indices of an epoch's batches; a single image left over joins the last, since it has no spread."""
-    *batches, last = torch.randperm(count, generator=generator).split(batch_size)
-    if len(last) == 1 and batches:
-        last = torch.cat([batches.pop(), last])
-    return [*batches, last]
+def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Yield the indices of one batch after another, in a new order each time that all have been seen.
+
+    A single image left over joins the last batch, since it has no spread.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        yield from order.tensor_split([batch_size * batch for batch in range(1, _count_batches(count, batch_size))])
+
+
+def _count_batches(count: int, batch_size: int) -> int:
+    return max(1, math.ceil((count - 1) / batch_size))  # as if the single image were not there
 
 
 def _progress_bar(steps: int, progress: bool) -> tqdm:
@@ -193,15 +210,19 @@ def _progress_bar(steps: int, progress: bool) -> tqdm:
     return tqdm(total=steps, desc="training", unit="batch", file=sys.stdout, disable=not progress, mininterval=0.5)
 
 
-def _check_settings(epochs: int, learning_rate: float, weight_decay: float, batch_size: int, seed: int) -> None:
+def _check_settings(epochs: int, learning_rate: float, weight_decay: float, batch_size: int, seed: int, schedule: str,
+                    steps_per_epoch: int | None) -> None:
     check_whole_number("train", "seed", seed, "[0, 1000000]")
     check_whole_number("train", "epochs", epochs, "[1, 1000]")
     check_number("train", "learning_rate", learning_rate, "(0, 10]")
     check_number("train", "weight_decay", weight_decay, "[0, 100]")
     check_whole_number("train", "batch_size", batch_size, "[1, 60000]")
+    check_choice("train", "schedule", schedule, list(SCHEDULES))
+    if steps_per_epoch is not None:
+        check_whole_number("train", "steps_per_epoch", steps_per_epoch, "[1, 1000000]")
 
 
-def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss) -> None:
+def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None) -> None:
     for part in (data, validation):
         check_data("train", model, part)
         if part[1].dim() == 1 and not part[1].is_floating_point():
@@ -209,7 +230,9 @@ def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss) 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ParameterError("train(): 'model' must have a weight to train. Got one whose weights are all frozen.")
     for part in (data, validation):
-        _check_loss(_probe(model, part, loss_fn))
+        _check_loss("loss_fn", _probe(model, part, loss_fn))
+    if penalty:
+        _check_loss("penalty", penalty(model))
 
 
 def _probe(model: nn.Module, data: Data, loss_fn: Loss) -> Tensor:
@@ -221,9 +244,10 @@ def _probe(model: nn.Module, data: Data, loss_fn: Loss) -> Tensor:
         raise ParameterError(f"train(): 'loss_fn' can't compare the answers with the targets: {error}") from error
 
 
-def _check_loss(loss: object) -> None:
+def _check_loss(argument: str, loss: object) -> None:
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ParameterError(f"train(): 'loss_fn' must return a tensor with one number. Got {got}.")
+        raise ParameterError(f"train(): {argument!r} must return a tensor with one number. Got {got}.")
     if not loss.requires_grad:
-        raise ParameterError("train(): 'loss_fn' must return a loss that gradients flow through. Got a detached one.")
+        raise ParameterError(f"train(): {argument!r} must return a loss that gradients flow through. "
+                             "Got a detached one.")

@@ -13,7 +13,7 @@ from torch import nn
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import BATCH_SIZE, build_model, predict
-from kd_lab.training import Epoch, History, train
+from kd_lab.training import Epoch, History, _batches, train
 
 
 def fit(model, data, validation, loss_fn=F.cross_entropy, **settings):
@@ -33,21 +33,58 @@ def test_it_learns(name, few, validation):
     assert not model.training
 
 
-def test_it_does_what_a_loop_by_hand_does(few, validation):
-    trained, history = fit(build_model("mlp128"), few, validation, learning_rate=1e-3, weight_decay=0.1, seed=7)
+@pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
+@pytest.mark.parametrize("penalty", [None, lambda model: 1e-4 * model[1].weight.square().sum()], ids=["no", "penalty"])
+def test_it_does_what_a_loop_by_hand_does(schedule, penalty, few, validation):
+    trained, history = fit(build_model("mlp128"), few, validation, learning_rate=1e-3, weight_decay=0.1, seed=7,
+                           schedule=schedule, penalty=penalty)
     model = build_model("mlp128")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * 8)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * 8)
+    if schedule == "constant":
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)  # without the first rate of the cycle
     torch.manual_seed(7)
     for _ in range(2):
         for index in torch.randperm(2000).split(256):
             optimizer.zero_grad()
-            F.cross_entropy(model(few.images[index]), few.labels[index]).backward()
+            loss = F.cross_entropy(model(few.images[index]), few.labels[index])
+            (loss + penalty(model) if penalty else loss).backward()
             optimizer.step()
-            schedule.step()
+            if schedule == "one_cycle":
+                one_cycle.step()
     assert history.best_epoch == 2
     for name, weight in model.state_dict().items():
         assert torch.allclose(weight, trained.state_dict()[name], atol=1e-5)
+
+
+def test_an_epoch_may_be_a_few_steps_over_the_same_batches(few, validation):
+    whole, _ = fit(build_model("mlp128"), few, validation, schedule="constant")
+    parts, history = fit(build_model("mlp128"), few, validation, schedule="constant", epochs=4, steps_per_epoch=4)
+    assert len(history.epochs) == history.best_epoch == 4
+    assert same_weights(whole, parts)
+
+
+def test_the_penalty_is_not_part_of_the_losses(few, validation):
+    _, plain = fit(build_model("mlp128"), few, validation, epochs=1, learning_rate=1e-9)
+    _, history = fit(build_model("mlp128"), few, validation, epochs=1, learning_rate=1e-9,
+                     penalty=lambda model: 1000 + 0 * model[1].weight.sum())
+    assert history.train_loss == pytest.approx(plain.train_loss)
+    assert history.validation_loss == pytest.approx(plain.validation_loss)
+
+
+def test_a_penalty_that_is_no_number_stops_the_training(few, validation):
+    with pytest.raises(TrainingError, match="NaN or infinite in epoch 1"):
+        fit(build_model("mlp128"), few, validation, penalty=lambda model: model[1].weight.sum() * math.nan)
+
+
+@pytest.mark.parametrize("count, batch_size, sizes", [
+    (10, 3, [3, 3, 4]), (9, 3, [3, 3, 3]), (11, 3, [3, 3, 3, 2]), (1, 3, [1]), (4, 3, [4]), (3, 1, [1, 2])])
+def test_a_single_image_joins_the_last_batch_and_all_are_seen(count, batch_size, sizes):
+    batches = _batches(count, batch_size, seed=0)
+    for _ in range(2):
+        epoch = [next(batches) for _ in sizes]
+        assert [len(batch) for batch in epoch] == sizes
+        assert torch.cat(epoch).sort().values.tolist() == list(range(count))
 
 
 def test_running_it_twice_gives_the_same_and_leaves_all_else_alone(few, validation):
@@ -218,7 +255,8 @@ def test_a_real_divergence_ends_clearly(few, validation):
     ("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", 100), ("learning_rate", math.nan),
     ("learning_rate", None), ("batch_size", 0), ("batch_size", 10**7), ("batch_size", 12.0), ("weight_decay", -1),
     ("weight_decay", math.inf),
-    ("seed", None), ("seed", 1.5), ("seed", -1), ("learning_rate", 10**400)])
+    ("seed", None), ("seed", 1.5), ("seed", -1), ("learning_rate", 10**400), ("steps_per_epoch", 0),
+    ("steps_per_epoch", 2.5)])
 def test_bad_settings_are_refused(setting, value, few, validation):
     with pytest.raises(ParameterError, match=rf"^train\(\): '{setting}' must be a (whole )?number in .* Got "):
         fit(build_model("mlp128"), few, validation, **{setting: value})
@@ -243,6 +281,13 @@ def test_bad_data_is_refused_before_anything_is_trained(few, validation):
 def test_what_is_no_loss_is_refused(loss_fn, message, few, validation):
     with pytest.raises(ParameterError, match=rf"^train\(\): 'loss_fn' must return .*{message}"):
         fit(build_model("mlp128"), few, validation, loss_fn=loss_fn)
+
+
+def test_a_penalty_and_a_schedule_are_looked_at_first(few, validation):
+    with pytest.raises(ParameterError, match=r"'penalty' must return a tensor with one number\. Got float"):
+        fit(build_model("mlp128"), few, validation, penalty=lambda model: 0.1)
+    with pytest.raises(ParameterError, match=r"'schedule' must be one of .* Did you mean 'constant'\?"):
+        fit(build_model("mlp128"), few, validation, schedule="constnt")
 
 
 def test_a_frozen_network_is_refused(few, validation):
