@@ -1,0 +1,106 @@
+"""Prune in steps with training in between: gradually, with steps back, or from the initial weights again."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_number, check_whole_number
+from kd_lab.evaluation import PairedDifference, paired_difference
+from kd_lab.models import check_model
+from kd_lab.parametrizations import parametrization, weighted_layers
+from kd_lab.pruning.masks import ALLOWED, Mask, prune, set_masks
+
+Prune = Callable[[nn.Module, float], nn.Module]
+FineTune = Callable[[nn.Module], nn.Module]
+SMALLEST_STEP = 0.01
+
+
+def cubic_sparsities(sparsity: float, steps: int) -> list[float]:
+    """Return rising sparsities that end at `sparsity`: large steps first, while there is much to spare.
+
+    After step t of n it is s·(1 − (1 − t/n)³): Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
+    """
+    check_number("cubic_sparsities", "sparsity", sparsity, ALLOWED)
+    check_whole_number("cubic_sparsities", "steps", steps, "[1, 1000]")
+    return [sparsity * (1 - (1 - step / steps) ** 3) for step in range(1, steps + 1)]
+
+
+def prune_gradually(model: nn.Module, sparsity: float, steps: int, fine_tune: FineTune,
+                    prune: Prune = prune) -> nn.Module:
+    """Return a new model that was pruned to a cubic row of sparsities and fine-tuned after each.
+
+    `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
+    one all weights are ranked anew, so that a weight may come back.
+    """
+    for step in cubic_sparsities(sparsity, steps):
+        model = fine_tune(prune(model, step))
+        check_model("prune_gradually", model)
+    return model
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Hold how far one step pruned, what that changed against the first model, and whether it was kept."""
+
+    sparsity: float
+    difference: PairedDifference
+    kept: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Outcome:
+    """Hold every attempt on the way to the target; shows itself as a table."""
+
+    target: float
+    attempts: list[Attempt]
+
+    @property
+    def reached(self) -> float:
+        """Return the sparsity of the model that was returned, 0 if no step was kept."""
+        return max((attempt.sparsity for attempt in self.attempts if attempt.kept), default=0.0)
+
+    def __repr__(self) -> str:
+        rows = [[f"{attempt.sparsity:.3f}", f"{100 * attempt.difference.value:+.2f}",
+                 "kept" if attempt.kept else "restored"] for attempt in self.attempts]
+        return (tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
+                + f"\nreached {self.reached:.3f} of {self.target:.3f}")
+
+
+def prune_until(model: nn.Module, target: float, data: tuple[Tensor, Tensor], fine_tune: FineTune, *,
+                tolerance: float = 0.005, step: float = 0.2, prune: Prune = prune) -> tuple[nn.Module, Outcome]:
+    """Prune step by step, and restore the model before a step whose accuracy falls by more than `tolerance`.
+
+    `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. Each step prunes
+    that share of the way that is left to 1; after a restoration it is halved. Ends at `target` or when the
+    steps are smaller than a hundredth, and returns the best model and how far it got.
+    """
+    check_number("prune_until", "target", target, "(0, 1)")
+    check_number("prune_until", "tolerance", tolerance, "[0, 1]")
+    check_number("prune_until", "step", step, "(0, 1)")
+    best, outcome = copy.deepcopy(model), Outcome(target, [])
+    while outcome.reached < target and step >= SMALLEST_STEP:
+        sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
+        tried = fine_tune(prune(best, sparsity))
+        difference = paired_difference(tried, model, data)
+        kept = difference.value >= -tolerance
+        outcome.attempts.append(Attempt(sparsity, difference, kept))
+        best, step = (tried, step) if kept else (best, step / 2)
+    return best, outcome
+
+
+def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
+    """Return a lottery ticket: a new model with the weights of `initial` and the masks of `pruned`.
+
+    Frankle & Carbin 2019, arXiv 1803.03635: train, prune, rewind, and train again. With another initial model it is
+    their control, the random re-initialisation.
+    """
+    masks = {name: mask.mask for name, layer in weighted_layers(pruned, "rewind").items()
+             if (mask := parametrization(layer, Mask))}
+    if not masks:
+        raise ParameterError("rewind(): 'pruned' must have masks. Got a model without; did make_permanent settle them?")
+    ticket = copy.deepcopy(initial)
+    set_masks(ticket, masks)
+    return ticket

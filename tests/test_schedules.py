@@ -1,0 +1,118 @@
+"""Pruning in steps follows its row of sparsities, keeps to its tolerance, ends, and says how far it got."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_nonzeros
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import build_model
+from kd_lab.parametrizations import make_permanent
+from kd_lab.pruning import cubic_sparsities, prune, prune_gradually, prune_until, rewind
+from kd_lab.training import train
+
+
+def test_cubic_sparsities_by_hand():
+    assert cubic_sparsities(0.8, 2) == pytest.approx([0.8 * 7 / 8, 0.8])
+    assert cubic_sparsities(0.9, 1) == [0.9]
+    row = cubic_sparsities(0.95, 20)
+    steps = [b - a for a, b in zip([0, *row], row, strict=False)]
+    assert steps == sorted(steps, reverse=True) and row[-1] == pytest.approx(0.95)
+
+
+def test_gradual_pruning_prunes_and_fine_tunes_in_turn():
+    seen = []
+    model = load_trained("mlp128")
+    pruned = prune_gradually(model, 0.9, 3, lambda model: seen.append(count_nonzeros(model)) or model)
+    assert seen == [count_nonzeros(prune(model, sparsity)) for sparsity in cubic_sparsities(0.9, 3)]
+    assert count_nonzeros(pruned) == seen[-1]
+    assert count_nonzeros(model) == 101_770  # the one it was given stays as it is
+
+
+def test_masks_hold_through_momentum_between_the_prunings(few, validation):
+    def fine_tune(model):
+        tuned, _ = train(model, few, F.cross_entropy, validation=validation, epochs=2, weight_decay=0.1, progress=False)
+        assert count_nonzeros(tuned) <= count_nonzeros(model)
+        assert not torch.equal(tuned[1].weight, model[1].weight)
+        for name in (1, 3):
+            assert not tuned[name].weight[model[name].parametrizations.weight[0].mask.logical_not()].any()
+        return tuned
+
+    tuned = prune_gradually(load_trained("mlp128"), 0.95, 3, fine_tune)
+    assert accuracy(tuned, validation).value > 0.9
+
+
+def test_fine_tuning_gets_accuracy_back(few, validation):
+    def fine_tune(model):
+        return train(model, few, F.cross_entropy, validation=validation, epochs=3, progress=False)[0]
+
+    dense = load_trained("lenet300")
+    at_once, gradually = prune(dense, 0.97), prune_gradually(dense, 0.97, 3, fine_tune)
+    assert accuracy(gradually, validation).value > accuracy(at_once, validation).value + 0.1
+
+
+def test_a_step_that_costs_too_much_is_taken_back(validation):
+    dense = load_trained("lenet300")
+    best, outcome = prune_until(dense, 0.98, validation, copy.deepcopy, tolerance=0.01)
+    assert accuracy(best, validation).value >= accuracy(dense, validation).value - 0.01
+    assert 0.6 < outcome.reached < 0.98
+    sparsities = [attempt.sparsity for attempt in outcome.attempts]
+    restored = [attempt.sparsity for attempt in outcome.attempts if not attempt.kept]
+    assert restored and all(attempt.difference.value < -0.01 for attempt in outcome.attempts if not attempt.kept)
+    assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached))
+    assert sparsities[0] == pytest.approx(0.2)
+    assert f"reached {outcome.reached:.3f} of 0.980" in repr(outcome) and "restored" in repr(outcome)
+
+
+def test_a_target_in_reach_is_reached_exactly(validation):
+    dense = load_trained("lenet300")
+    best, outcome = prune_until(dense, 0.3, validation, copy.deepcopy, tolerance=0.05)
+    assert outcome.reached == 0.3 and [attempt.kept for attempt in outcome.attempts] == [True, True]
+    assert count_nonzeros(best) == count_nonzeros(prune(dense, 0.3))
+
+
+def test_a_target_out_of_reach_ends_with_the_best_model(validation):
+    dense = load_trained("mlp128")
+    ruined = partial(prune, importance="random")
+    best, outcome = prune_until(dense, 0.99, validation[:200], copy.deepcopy, tolerance=0, step=0.9, prune=ruined)
+    assert len(outcome.attempts) <= 20 and outcome.reached < 0.3
+    assert accuracy(best, validation[:200]).value >= accuracy(dense, validation[:200]).value
+
+
+def test_a_ticket_has_the_initial_weights_under_the_masks():
+    initial = build_model("mlp128")
+    pruned = prune(load_trained("mlp128"), 0.8)
+    ticket = rewind(pruned, initial)
+    mask = pruned[1].parametrizations.weight[0].mask
+    assert torch.equal(ticket[1].weight, initial[1].weight * mask)
+    assert torch.equal(ticket[1].bias, initial[1].bias)
+    assert count_nonzeros(initial) == 101_770
+    ticket[1].parametrizations.weight[0].mask.zero_()
+    assert mask.any()  # a mask of its own
+
+
+def test_bad_input_is_refused_before_anything_is_pruned(validation):
+    model = load_trained("mlp128")
+    never = lambda model: pytest.fail("must not be called")
+    for target, message in ((50, r"Got 50\. Did you mean 0\.5\?"), (1, "Got 1"), (0, "Got 0"), ("0.5", "Did you mean")):
+        with pytest.raises(ParameterError, match=message):
+            prune_until(model, target, validation, never)
+    with pytest.raises(ParameterError, match="'tolerance' must be a number in"):
+        prune_until(model, 0.5, validation, never, tolerance=2)
+    with pytest.raises(ParameterError, match="'step' must be a number in"):
+        prune_until(model, 0.5, validation, never, step=0)
+    with pytest.raises(ParameterError, match=r"'steps' must be a whole number"):
+        prune_gradually(model, 0.5, 0, never)
+    with pytest.raises(ParameterError, match=r"tuple\. Did you mean model, history = train"):
+        prune_gradually(model, 0.5, 1, lambda model: (model, None))
+    with pytest.raises(ParameterError, match=r"tuple\. Did you mean model, history = train"):
+        prune_until(model, 0.5, validation, lambda model: (model, None))
+    with pytest.raises(ParameterError, match=r"rewind\(\): 'pruned' must have masks"):
+        rewind(make_permanent(prune(model, 0.5)), model)
+    with pytest.raises(ParameterError, match=r"shape \(300, 784\)|one of"):
+        rewind(prune(model, 0.5), build_model("lenet300"))
