@@ -104,7 +104,9 @@ def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def load_checkpoint(path: Path, name: str) -> nn.Module:
     """Return the network in a checkpoint file; raise a StorageError that names what does not fit."""
     check_choice("load_checkpoint", "name", name, list(MODELS))
-    tensors, _ = load_tensors(path)
+    tensors, metadata = load_tensors(path)
+    if "pruned" in metadata:
+        raise StorageError(f"{path} holds a pruned {metadata['model']}. Use load_pruned(path) of kd_lab.pruning.")
     model = build_model(name)
     _check_names(path, name, model.state_dict(), tensors)
     model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file

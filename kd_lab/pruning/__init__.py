@@ -8,7 +8,9 @@ from kd_lab.pruning.masks import (
     Ranking,
     gradient_mask,
     magnitude_mask,
+    n_m_mask,
     prune,
+    prune_n_m,
     random_mask,
     rank,
     set_masks,
@@ -16,8 +18,11 @@ from kd_lab.pruning.masks import (
 )
 from kd_lab.pruning.penalties import group_lasso_penalty, l1_penalty, l2_penalty
 from kd_lab.pruning.schedules import Attempt, Outcome, cubic_sparsities, prune_gradually, prune_until, rewind
+from kd_lab.pruning.structure import Group, channel_groups, prune_channels
+from kd_lab.pruning.surgery import hard_prune, load_pruned, remove_channels, remove_layers, save_pruned
 
-__all__ = ["IMPORTANCES", "SCOPES", "Attempt", "Mask", "Outcome", "Ranking", "allocate", "average_gradients",
-           "cubic_sparsities", "gradient_mask", "group_lasso_penalty", "importances", "l1_penalty", "l2_penalty",
-           "magnitude_mask", "prune", "prune_gradually", "prune_until", "random_mask", "rank", "rewind",
-           "sensitivity_scan", "set_masks", "weight_gradient_mask"]
+__all__ = ["IMPORTANCES", "SCOPES", "Attempt", "Group", "Mask", "Outcome", "Ranking", "allocate", "average_gradients",
+           "channel_groups", "cubic_sparsities", "gradient_mask", "group_lasso_penalty", "hard_prune", "importances",
+           "l1_penalty", "l2_penalty", "load_pruned", "magnitude_mask", "n_m_mask", "prune", "prune_channels",
+           "prune_gradually", "prune_n_m", "prune_until", "random_mask", "rank", "remove_channels", "remove_layers",
+           "rewind", "save_pruned", "sensitivity_scan", "set_masks", "weight_gradient_mask"]

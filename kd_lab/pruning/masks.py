@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -59,7 +60,7 @@ class Ranking:
 
     def masks(self, sparsity: Sparsity) -> dict[str, Tensor]:
         """Return the mask (bool, True keeps) of every layer; a layer that `sparsity` leaves out stays whole."""
-        _check_sparsity("Ranking.masks", sparsity, list(self.places))
+        check_sparsity("Ranking.masks", "sparsity", sparsity, list(self.places))
         cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(self.places, sparsity)
         return {name: places >= round(cut.get(name, 0) * self.counts[name]) for name, places in self.places.items()}
 
@@ -112,6 +113,15 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
             parametrize.register_parametrization(layers[name], "weight", Mask(mask.clone()))
 
 
+def lift_masks(model: nn.Module) -> nn.Module:
+    """Return a new model whose masks, where it has any, let everything through."""
+    lifted = copy.deepcopy(model)
+    for layer in weighted_layers(lifted).values():
+        if mask := parametrization(layer, Mask):
+            mask.mask = torch.ones_like(mask.mask)
+    return lifted
+
+
 def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", scope: str = "global", *,
           data: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> nn.Module:
     """Return a new model with masks that keep the most important weights (soft pruning); biases are never pruned.
@@ -120,12 +130,9 @@ def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", s
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    _check_sparsity("prune", sparsity, list(weighted_layers(model, "prune")))
-    _check_scope(sparsity, scope)
-    pruned = copy.deepcopy(model)
-    for layer in weighted_layers(pruned).values():
-        if mask := parametrization(layer, Mask):
-            mask.mask = torch.ones_like(mask.mask)
+    check_sparsity("prune", "sparsity", sparsity, list(weighted_layers(model, "prune")))
+    check_scope("prune", "sparsity", sparsity, scope)
+    pruned = lift_masks(model)
     masks = rank(importances(pruned, importance, data, seed, "prune"), scope).masks(sparsity)
     for name, mask in masks.items():
         if not mask.any():
@@ -133,6 +140,49 @@ def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", s
                                  + (", or use scope 'per_layer'." if scope == "global" else "."))
     set_masks(pruned, masks)
     return pruned
+
+
+def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
+    """Return the mask that keeps the n largest |w| of every m consecutive weights along the inputs of a row.
+
+    A convolution's row is flattened; of an incomplete last group, at most n stay. Mishra et al. 2021, arXiv 2104.08378.
+    """
+    _check("n_m_mask", 0, weight=weight)
+    _check_n_m("n_m_mask", n, m)
+    if weight.dim() < 2:
+        raise ParameterError(f"n_m_mask(): 'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
+    rows = weight.detach().abs().flatten(1)
+    groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
+    places = groups.argsort(dim=2, stable=True).argsort(dim=2)
+    kept = (places >= m - n).flatten(1)[:, :rows.shape[1]].reshape(weight.shape)
+    return torch.empty_like(weight, dtype=torch.bool).copy_(kept)  # laid out as the weight is
+
+
+def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
+    """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
+    weighted_layers(model, "prune_n_m")
+    _check_n_m("prune_n_m", n, m)
+    pruned = lift_masks(model)
+    sizes = importances(pruned, "magnitude", function="prune_n_m")
+    set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
+    return pruned
+
+
+def check_sparsity(function: str, argument: str, sparsity: Sparsity, layers: list[str]) -> None:
+    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these layers by name."""
+    if not isinstance(sparsity, dict):
+        return check_number(function, argument, sparsity, ALLOWED)
+    for name, value in sparsity.items():
+        check_choice(function, argument, name, layers)
+        check_number(function, f"{argument}[{name!r}]", value, ALLOWED)
+
+
+def check_scope(function: str, argument: str, sparsity: Sparsity, scope: str) -> None:
+    """Raise a ParameterError unless `scope` is one of SCOPES and goes with this sparsity."""
+    check_choice(function, "scope", scope, list(SCOPES))
+    if isinstance(sparsity, dict) and scope == "global":
+        raise ParameterError(f"{function}(): {argument!r} for each layer and 'scope' \"global\" exclude each other: "
+                             "one threshold over all layers leaves no choice for one. Use scope=\"per_layer\".")
 
 
 def _mask(importance: Tensor, sparsity: float) -> Tensor:
@@ -150,16 +200,6 @@ def _check(function: str, sparsity: float, **tensors: Tensor) -> None:
                              f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}.")
 
 
-def _check_sparsity(function: str, sparsity: Sparsity, layers: list[str]) -> None:
-    if not isinstance(sparsity, dict):
-        return check_number(function, "sparsity", sparsity, ALLOWED)
-    for name, value in sparsity.items():
-        check_choice(function, "sparsity", name, layers)
-        check_number(function, f"sparsity[{name!r}]", value, ALLOWED)
-
-
-def _check_scope(sparsity: Sparsity, scope: str) -> None:
-    check_choice("prune", "scope", scope, list(SCOPES))
-    if isinstance(sparsity, dict) and scope == "global":
-        raise ParameterError("prune(): 'sparsity' for each layer and 'scope' \"global\" exclude each other: one "
-                             "threshold over all layers leaves no choice for one. Use scope=\"per_layer\".")
+def _check_n_m(function: str, n: int, m: int) -> None:
+    check_whole_number(function, "m", m, "[2, 1000]")
+    check_whole_number(function, "n", n, f"[1, {m - 1}]")

@@ -1,0 +1,245 @@
+"""Find the channels that go together, and mask the least important of them: soft structured pruning."""
+
+import operator
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from kd_lab.cost import IMAGE
+from kd_lab.errors import ParameterError, check_choice
+from kd_lab.models import predict
+from kd_lab.parametrizations import WEIGHTED, make_permanent, weighted_layers
+from kd_lab.pruning.importance import importances
+from kd_lab.pruning.masks import Sparsity, check_scope, check_sparsity, lift_masks, rank, set_masks
+
+ELEMENTWISE = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
+               nn.Tanh, nn.Sigmoid, F.dropout, F.relu, F.leaky_relu, F.gelu, F.silu, torch.relu, torch.tanh,
+               torch.sigmoid, "relu", "tanh", "sigmoid", "contiguous"}
+POOLS = {nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.avg_pool2d,
+         F.adaptive_avg_pool2d}
+NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
+FLATTENS = {nn.Flatten, torch.flatten, "flatten"}
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add"}
+_tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it traces
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hold the layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
+
+    `producers` are the Linear layers and convolutions that compute them, `norms` the BatchNorm layers on their way,
+    `consumers` the Linear layers and convolutions that read them.
+    """
+
+    size: int
+    producers: tuple[str, ...]
+    norms: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+def channel_groups(model: nn.Module) -> dict[str, Group]:
+    """Return the groups of channels that can be removed safely, by the name of the first layer that computes them."""
+    return _groups(_spaces("channel_groups", model))
+
+
+def find_groups(function: str, model: nn.Module, names: list[str] | None = None) -> dict[str, Group]:
+    """Return the groups of these names, or all.
+
+    Raises a ParameterError, in the name of `function`, that says what stands in the way of one, or of every one.
+    """
+    spaces = _spaces(function, model)
+    groups = _groups(spaces)
+    for name in names or ([] if groups else [spaces[0].producers[0]]):
+        space = next((space for space in spaces if name in space.producers), None)
+        if space and space.obstacle:
+            raise ParameterError(f"{function}(): the channels of layer {name!r} can't be removed safely: "
+                                 f"{space.obstacle}. prune() can still mask single weights of it.")
+        if space and name not in groups:
+            raise ParameterError(f"{function}(): the channels of layer {name!r} go together with those of "
+                                 f"{space.producers[0]!r}. Name that one.")
+        check_choice(function, "layer", name, list(groups))
+    return groups if names is None else {name: groups[name] for name in names}
+
+
+def prune_channels(model: nn.Module, ratio: Sparsity, importance: str = "magnitude", scope: str = "per_layer", *,
+                   data: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> nn.Module:
+    """Return a new model in which the least important channels are masked (soft structured pruning).
+
+    `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name. A
+    channel's importance is the mean over the weights that compute it (with "magnitude" that of Li et al. 2017). What
+    computes it and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew, as by prune.
+    """
+    check_scope("prune_channels", "ratio", ratio, scope)
+    groups = find_groups("prune_channels", model, list(ratio) if isinstance(ratio, dict) else None)
+    check_sparsity("prune_channels", "ratio", ratio, list(groups))
+    pruned = lift_masks(model)
+    weights = importances(pruned, importance, data, seed, "prune_channels")
+    means = {name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1).mean(1)
+             for name, group in groups.items()}
+    kept = rank(means, scope).masks(ratio)
+    for name, mask in kept.items():
+        if not mask.any():
+            raise ParameterError(f"prune_channels(): ratio {ratio} leaves no channel in layer {name!r}. Lower it"
+                                 + (", or use scope 'per_layer'." if scope == "global" else "."))
+    set_masks(pruned, _weight_masks(pruned, groups, kept))
+    return pruned
+
+
+def spread(kept: Tensor, features: int) -> Tensor:
+    """Return for each feature whether its channel is kept: flattened, every channel has as many features."""
+    return kept.repeat_interleave(features // len(kept))
+
+
+def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the masks of the weights that compute or read these channels, by layer."""
+    masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in weighted_layers(model).items()}
+    for name, group in groups.items():
+        for producer in group.producers:
+            masks[producer][~kept[name]] = False
+        for consumer in group.consumers:
+            masks[consumer][:, ~spread(kept[name], masks[consumer].shape[1])] = False
+    touched = {layer for group in groups.values() for layer in (*group.producers, *group.consumers)}
+    return {name: mask for name, mask in masks.items() if name in touched}
+
+
+@dataclass(eq=False)
+class _Space:
+    """Hold the layers that are known to share channels, and what stands in the way of removing one."""
+
+    size: int = 0
+    producers: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    consumers: list[str] = field(default_factory=list)
+    obstacle: str = ""
+
+
+def _groups(spaces: list[_Space]) -> dict[str, Group]:
+    return {space.producers[0]: Group(space.size, *map(tuple, (space.producers, space.norms, space.consumers)))
+            for space in spaces if not space.obstacle}
+
+
+def _spaces(function: str, model: nn.Module) -> list[_Space]:
+    """Return the spaces that the model's layers compute, those that can't be pruned with their obstacle."""
+    layers = weighted_layers(model, function)
+    plain, images = make_permanent(model).eval(), torch.zeros(2, *IMAGE)
+    predict(plain, images, function)  # names a model that can't read them
+    try:
+        with _tracing:
+            traced = fx.GraphModule(plain, _Tracer().trace(plain))
+    except Exception as error:  # noqa: BLE001 any code of a learner is run here, with stand-ins for tensors
+        return [_Space(producers=[name], obstacle=f"torch.fx can't follow the network: {error}") for name in layers]
+    follower = _Follower(traced)
+    with torch.no_grad():
+        follower.run(images)
+    unused = [_Space(producers=[name], obstacle="the network doesn't use it") for name in layers
+              if not any(name in space.producers for space in follower.made)]
+    for space in follower.made:
+        if not space.consumers:
+            space.obstacle = space.obstacle or "no layer reads them"
+    return [space for space in follower.made if space.producers] + unused
+
+
+class _Tracer(fx.Tracer):
+    """Trace what this thread calls; panels run networks in others, which torch.fx would take for its own."""
+
+    def trace(self, root: nn.Module) -> fx.Graph:
+        self.thread = threading.get_ident()
+        return super().trace(root)
+
+    def call_module(self, m, forward, args, kwargs):
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+class _Follower(fx.Interpreter):
+    """Run a traced network and note to which space the channels of every result belong, and on which axis they lie."""
+
+    def __init__(self, traced: fx.GraphModule):
+        super().__init__(traced)
+        self.made: list[_Space] = []
+        self._at: dict[fx.Node, tuple[_Space, int]] = {}
+        self._shapes: dict[fx.Node, tuple[int, ...]] = {}
+        uses = [id(parameter) for node in traced.graph.nodes if node.op == "call_module"
+                for parameter in self.submodules[node.target].parameters()]
+        uses += [id(self.fetch_attr(node.target)) for node in traced.graph.nodes if node.op == "get_attr"]
+        self._uses = Counter(uses)
+
+    def run_node(self, node: fx.Node):
+        result = super().run_node(node)
+        self._shapes[node] = tuple(getattr(result, "shape", ()))
+        self._at[node] = self._follow(node)
+        return result
+
+    def _follow(self, node: fx.Node) -> tuple[_Space, int]:
+        """Return the space of the node's channels and their axis."""
+        module = self.submodules[node.target] if node.op == "call_module" else None
+        kind = type(module) if module else node.target
+        if module and any(self._uses[id(parameter)] > 1 for parameter in module.parameters()):
+            return self._block(node, f"they reach '{node.target}' ({kind.__name__}), whose weights are used twice")
+        if kind in WEIGHTED and getattr(module, "groups", 1) == 1:
+            return self._layer(node, module)
+        inputs = node.all_input_nodes
+        places = [self._at[each] for each in inputs]
+        if len(inputs) == 1 and self._keeps(kind, inputs[0], node):
+            if kind in NORMS:
+                places[0][0].norms.append(node.target)
+            return places[0]
+        if len(inputs) == 2 and kind in ADDITIONS and self._agree(*inputs):
+            return self._unite(*places)
+        return self._block(node, _reason(node, module))
+
+    def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[_Space, int]:
+        """Begin a space at a Linear layer or convolution, which reads the one before."""
+        source, = node.all_input_nodes
+        space, axis = self._at[source]
+        last = len(self._shapes[node]) - 1
+        if axis == (last if isinstance(layer, nn.Linear) else 1):
+            space.consumers.append(node.target)
+        else:
+            space.obstacle = space.obstacle or _reason(node, layer)
+        self.made.append(_Space(len(layer.weight), [node.target]))
+        return self.made[-1], last if isinstance(layer, nn.Linear) else 1
+
+    def _keeps(self, kind: object, source: fx.Node, node: fx.Node) -> bool:
+        """Tell whether this operation leaves every channel where it is, apart from the others."""
+        if kind in FLATTENS:
+            before, after = self._shapes[source], self._shapes[node]
+            return self._at[source][1] == 1 and len(after) == 2 and after[0] == before[0]
+        return kind in ELEMENTWISE or (kind in POOLS | NORMS and self._at[source][1] == 1)
+
+    def _agree(self, one: fx.Node, other: fx.Node) -> bool:
+        (a, axis), (b, other_axis) = self._at[one], self._at[other]
+        return self._shapes[one] == self._shapes[other] and a.size == b.size and axis == other_axis
+
+    def _unite(self, one: tuple[_Space, int], other: tuple[_Space, int]) -> tuple[_Space, int]:
+        """Make one space of two whose channels are added to each other; the first one made gives it the name."""
+        first, second = sorted((one[0], other[0]), key=self.made.index)
+        if first is not second:
+            for part in ("producers", "norms", "consumers"):
+                getattr(first, part).extend(getattr(second, part))
+            first.obstacle = first.obstacle or second.obstacle
+            self.made.remove(second)
+            self._at |= {node: (first, axis) for node, (space, axis) in self._at.items() if space is second}
+        return first, one[1]
+
+    def _block(self, node: fx.Node, reason: str) -> tuple[_Space, int]:
+        """Close the spaces that this node reads, and begin one that is closed from the start."""
+        for source in node.all_input_nodes:
+            space, _ = self._at[source]
+            space.obstacle = space.obstacle or reason
+        producers = [node.target] if node.op == "call_module" and type(self.submodules[node.target]) in WEIGHTED else []
+        self.made.append(_Space(producers=producers, obstacle=reason))
+        return self.made[-1], 1
+
+
+def _reason(node: fx.Node, module: nn.Module | None) -> str:
+    if node.op == "output":
+        return "they are the network's answers"
+    if module:
+        return f"they reach '{node.target}' ({type(module).__name__})"
+    return f"they reach the function {getattr(node.target, '__name__', node.target)!r}"

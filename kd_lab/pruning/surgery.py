@@ -1,0 +1,169 @@
+"""Take channels and layers out of a network for good: hard pruning, and a file for what is left."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kd_lab.cost import IMAGE
+from kd_lab.errors import ParameterError, StorageError, check_choice
+from kd_lab.models import MODELS, build_model, check_model, predict
+from kd_lab.parametrizations import make_permanent
+from kd_lab.pruning.structure import Group, channel_groups, find_groups, spread
+from kd_lab.storage import load_tensors, save_tensors
+
+
+def remove_channels(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
+    """Return a new, ordinary model that has only these channels of each group; groups left out stay whole.
+
+    `kept` holds by the name of a group a bool tensor (size,), True keeps, or the indices of the channels that stay.
+    """
+    groups = find_groups("remove_channels", model, list(kept))
+    masks = {name: _as_mask(name, group.size, kept[name]) for name, group in groups.items()}
+    plain = make_permanent(model)
+    _cut(plain, groups, masks)
+    return plain
+
+
+def hard_prune(model: nn.Module) -> nn.Module:
+    """Return a new, ordinary model without the channels that no layer reads: all weights that read them are zero.
+
+    Its answers in evaluation mode are those of `model`. A layer that would lose every channel is named in a
+    ParameterError.
+    """
+    check_model("hard_prune", model)
+    groups, plain = channel_groups(model), make_permanent(model)
+    while masks := _unread(plain, groups):  # without the readers, what only they read goes, too
+        for name, mask in masks.items():
+            if not mask.any():
+                raise ParameterError(f"hard_prune(): no layer reads any channel of layer {name!r}, so nothing would be "
+                                     "left of it. Prune less.")
+        _cut(plain, groups, masks)
+    return plain
+
+
+def remove_layers(model: nn.Module, names: list[str]) -> nn.Module:
+    """Return a new model in which these modules are nn.Identity (depth pruning).
+
+    A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
+    """
+    check_model("remove_layers", model)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ParameterError(f"remove_layers(): 'names' must be a list of names, as in ['4']. Got {names!r}.")
+    plain, fewer = make_permanent(model), copy.deepcopy(model)
+    for name in names:
+        check_choice("remove_layers", "name", name, [name for name, _ in plain.named_modules() if name])
+        _check_removable(plain, name)
+    for name in sorted(names, reverse=True):  # what lies inside another goes first
+        fewer.set_submodule(name, nn.Identity())
+    return fewer
+
+
+def save_pruned(path: Path, model: nn.Module, name: str) -> None:
+    """Save a network of the kit from which channels or layers were removed; masks are made permanent.
+
+    Raises a ParameterError for a model that is no pruned version of the network of this name.
+    """
+    check_choice("save_pruned", "name", name, list(MODELS))
+    check_model("save_pruned", model)
+    plain, whole = make_permanent(model), dict(build_model(name).named_modules())
+    removed = [key for key, module in plain.named_modules()
+               if isinstance(module, nn.Identity) and not isinstance(whole.get(key), nn.Identity)]
+    try:
+        same = str(_rebuild(name, removed, plain.state_dict())) == str(plain)
+    except ValueError as error:
+        raise ParameterError(f"save_pruned(): 'model' must be a pruned {name}. {error}") from error
+    if not same:
+        raise ParameterError(f"save_pruned(): 'model' must be a pruned {name}. Got one with other modules.")
+    save_tensors(Path(path), plain.state_dict(), {"model": name, "pruned": {"removed": removed}})
+
+
+def load_pruned(path: Path) -> nn.Module:
+    """Return the network that `save_pruned` saved, in evaluation mode; a StorageError says what does not fit."""
+    tensors, metadata = load_tensors(Path(path))
+    if "pruned" not in metadata:
+        raise StorageError(f"{path} was not saved by save_pruned(). Is it a checkpoint? load_checkpoint(path, name) of "
+                           "kd_lab.checkpoints reads those.")
+    try:
+        return _rebuild(metadata["model"], metadata["pruned"]["removed"], tensors).eval()
+    except ValueError as error:
+        raise StorageError(f"{path} holds no pruned {metadata['model']}. {error}") from error
+
+
+def _rebuild(name: str, removed: list[str], tensors: dict[str, Tensor]) -> nn.Module:
+    """Return the network of this name, less what was removed, as wide as these tensors, and with their values."""
+    model = remove_layers(build_model(name), removed)
+    kept = {group: torch.arange(len(tensors.get(f"{group}.weight", ()))) for group in channel_groups(model)}
+    model = remove_channels(model, kept)
+    expected = model.state_dict()
+    for key in expected | tensors:
+        shapes = [tuple(state[key].shape) if key in state else "absent" for state in (expected, tensors)]
+        if shapes[0] != shapes[1]:
+            raise ParameterError(f"Its tensor {key!r} must be {shapes[0]} to fit the others. Got {shapes[1]}.")
+    model.load_state_dict(tensors)
+    return model
+
+
+def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
+    kept = torch.as_tensor(kept)
+    mask = torch.zeros(size, dtype=torch.bool)
+    if kept.dtype == torch.bool and kept.shape == mask.shape:
+        mask = kept
+    elif not kept.is_floating_point() and kept.dtype != torch.bool and kept.dim() == 1 and kept.unique().numel() == len(
+            kept) and all(0 <= index < size for index in kept.tolist()):
+        mask[kept] = True
+    else:
+        raise ParameterError(f"remove_channels(): 'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
+                             f"different indices from 0 to {size - 1}. Got {kept!r:.80}.")
+    if not mask.any():
+        raise ParameterError(f"remove_channels(): 'kept' leaves no channel in layer {name!r}. Keep at least one.")
+    return mask
+
+
+def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -> None:
+    """Keep only the masks' channels, in place."""
+    for name, mask in masks.items():
+        for key in (*groups[name].producers, *groups[name].norms):
+            _select(model.get_submodule(key), mask, 0)
+        for key in groups[name].consumers:
+            _select(model.get_submodule(key), mask, 1)
+    model.to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
+
+
+def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
+    """Keep a part of a layer's tensors: their rows (dim 0), or the columns of the weight (dim 1)."""
+    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if tensor.dim() > dim:
+            part = tensor.detach().index_select(dim, spread(mask, tensor.shape[dim]).nonzero().flatten())
+            is_parameter = isinstance(tensor, nn.Parameter)
+            setattr(layer, name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
+            size = len(part) if dim == 0 else part.shape[1]
+    attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
+    setattr(layer, attributes.get(type(layer), ("num_features",))[dim], size)
+
+
+def _unread(model: nn.Module, groups: dict[str, Group]) -> dict[str, Tensor]:
+    """Return for each group that has channels which no layer reads a mask that keeps the others."""
+    masks = {}
+    for name, group in groups.items():
+        size = len(model.get_submodule(name).weight)
+        columns = [model.get_submodule(key).weight.detach().transpose(0, 1) for key in group.consumers]
+        # (inputs, outputs, …): the features of a flattened channel lie side by side
+        mask = torch.cat([column.reshape(size, -1) for column in columns], 1).any(1)
+        if not mask.all():
+            masks[name] = mask
+    return masks
+
+
+def _check_removable(model: nn.Module, name: str) -> None:
+    shapes = []
+
+    def note(_module: nn.Module, inputs: tuple, output: object) -> None:
+        shapes.append([tuple(getattr(each, "shape", ())) for each in (*inputs, output)])
+
+    with model.get_submodule(name).register_forward_hook(note):
+        predict(model, torch.zeros(1, *IMAGE), "remove_layers")
+    if not shapes or any(len(found) != 2 or found[0] != found[1] for found in shapes):
+        came = f"makes {shapes[0][-1]} of {shapes[0][0]}" if shapes else "is never run"
+        raise ParameterError(f"remove_layers(): module {name!r} must give the shape that it takes. It {came}.")
