@@ -1,0 +1,343 @@
+"""Channels that go together are found, and masked so that nothing revives them; N:M masks are those of torch."""
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.ao.pruning import WeightNormSparsifier
+from torch.nn.utils import parametrize
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_nonzeros
+from kd_lab.errors import ParameterError
+from kd_lab.models import MODELS, Residual, build_model, predict
+from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
+from kd_lab.pruning import (
+    IMPORTANCES,
+    Group,
+    Mask,
+    channel_groups,
+    importances,
+    n_m_mask,
+    prune,
+    prune_channels,
+    prune_n_m,
+)
+
+
+def kept_channels(model):
+    """Return by group the channels whose producers' rows are not masked."""
+    layers = weighted_layers(model)
+    return {name: parametrization(layers[name], Mask).mask.flatten(1).any(1) for name in channel_groups(model)}
+
+
+def test_the_channels_of_a_residual_network_go_together():
+    assert channel_groups(build_model("resnet")) == {
+        "0": Group(16, ("0", "4.body.3"), ("1", "4.body.4"), ("4.body.0", "5")),
+        "4.body.0": Group(16, ("4.body.0",), ("4.body.1",), ("4.body.3",)),
+        "5": Group(48, ("5", "9.body.3"), ("6", "9.body.4"), ("9.body.0", "12")),
+        "9.body.0": Group(48, ("9.body.0",), ("9.body.1",), ("9.body.3",))}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_but_the_last_layer_can_be_pruned(name):
+    masked = prune(build_model(name), 0.5)  # masks don't hide what lies below
+    inner = [layer for group in channel_groups(masked).values() for layer in group.producers]
+    assert sorted(inner) == sorted(list(weighted_layers(masked))[:-1])
+
+
+class Functional(nn.Module):
+    """The same operations as functions and methods, a module used twice, and units read by two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)
+        self.activation, self.drop, self.units = nn.ReLU(), nn.Dropout(), nn.BatchNorm1d(6 * 169)
+        self.left, self.right, self.last = nn.Linear(6 * 169, 8), nn.Linear(6 * 169, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.activation(self.norm(self.first(x))), 2)
+        x = self.units(torch.flatten(self.drop(torch.tanh(self.second(x)) + self.activation(x)), 1).contiguous())
+        return self.last(F.dropout(self.left(x), 0.1, self.training).add(self.right(x).relu()))
+
+
+def test_functions_and_methods_are_followed():
+    assert channel_groups(Functional()) == {
+        "first": Group(6, ("first", "second"), ("norm", "units"), ("second", "left", "right")),
+        "left": Group(8, ("left", "right"), (), ("last",))}
+
+
+class Sequences(nn.Module):
+    """Units on the last axis, as in a transformer's feed-forward part."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.first, self.middle, self.second = nn.Linear(28, 12), middle, nn.Linear(12, 4)
+        self.last = nn.Linear(112, 10)
+
+    def forward(self, x):
+        return self.last(self.second(self.middle(self.first(x.squeeze(1)))).flatten(1))
+
+
+def test_units_may_lie_on_the_last_axis():
+    assert channel_groups(Sequences(nn.GELU())) == {"first": Group(12, ("first",), (), ("second",))}
+
+
+class Call(nn.Module):
+    """Two layers with any function between them."""
+
+    def __init__(self, function, first=None, second=None):
+        super().__init__()
+        self.function = function
+        self.first, self.second = first or nn.Conv2d(1, 4, 28), second or nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.second(self.function(self.first(x)).flatten(1))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(784, 12), nn.Linear(12, 12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.last(self.again(self.again(self.first(x.flatten(1)))))
+
+
+class Tied(Twice):
+    def forward(self, x):
+        return self.last(F.linear(self.again(self.first(x.flatten(1))), self.again.weight))
+
+
+class Branching(Twice):
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1))) if x.sum() == 0 else self.last(self.again(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.cells, self.last = nn.Linear(28, 12), nn.LSTM(12, 12, batch_first=True), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.last(self.cells(self.first(x.squeeze(1)))[0][:, -1])
+
+
+def grouped():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 24), nn.Flatten(),
+                         nn.Linear(4, 10))
+
+
+def uneven():
+    """Add the features of 4 channels to 16 units: the widths agree, the channels don't."""
+    class Uneven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.units, self.last = nn.Conv2d(1, 4, 27), nn.Linear(784, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.last(self.first(x).flatten(1) + self.units(x.flatten(1)))
+    return Uneven()
+
+
+UNSAFE = [
+    (Recurrent, "first", "they reach 'cells' (LSTM)", {}),
+    (grouped, "0", "they reach '1' (Conv2d)", {"3"}),
+    (grouped, "1", "they reach '1' (Conv2d)", {"3"}),
+    (Twice, "first", "they reach 'again' (Linear), whose weights are used twice", {}),
+    (Twice, "again", "they reach 'again' (Linear), whose weights are used twice", {}),
+    (Tied, "first", "they reach 'again' (Linear), whose weights are used twice", {}),
+    (Branching, "first", "torch.fx can't follow the network: symbolically traced variables", {}),
+    (uneven, "first", "they reach the function 'add'", {}),
+    (uneven, "units", "they reach the function 'add'", {}),
+    (lambda: Sequences(nn.LayerNorm(12)), "first", "they reach 'middle' (LayerNorm)", {}),
+    (lambda: Sequences(nn.BatchNorm1d(28)), "first", "they reach 'middle' (BatchNorm1d)", {}),
+    (lambda: Sequences(nn.ReLU()), "second", "they reach the function 'flatten'", {"first"}),
+    (lambda: Sequences(nn.ReLU()), "last", "they are the network's answers", {"first"}),
+    (lambda: Call(lambda x: x.softmax(1)), "first", "they reach the function 'softmax'", {}),
+    (lambda: Call(lambda x: x.view(-1, 4)), "first", "they reach the function 'view'", {}),
+    (lambda: Call(lambda x: x * torch.ones(4, 1, 1)), "first", "they reach the function 'mul'", {}),
+    (lambda: Call(nn.PReLU(4)), "first", "they reach 'function' (PReLU)", {}),
+    (lambda: Call(nn.Linear(28, 1), nn.Conv2d(1, 4, (28, 1))), "first", "they reach 'function' (Linear)", {}),
+    (lambda: Call(nn.ReLU(), nn.Conv2d(1, 4, 28), nn.LazyLinear(10)), "second", "they are the network's answers",
+     {"first"}),
+]
+
+
+@pytest.mark.parametrize("build, layer, part, safe", UNSAFE, ids=[f"{layer}: {part}" for _, layer, part, _ in UNSAFE])
+def test_what_is_not_safe_is_left_out_and_named(build, layer, part, safe):
+    model = build()
+    predict(model, torch.zeros(1, 1, 28, 28))  # which a lazy layer needs
+    before = copy.deepcopy(model.state_dict())
+    assert set(channel_groups(model)) == set(safe)
+    with pytest.raises(ParameterError) as error:
+        prune_channels(model, {layer: 0.5})
+    assert str(error.value).startswith(f"prune_channels(): the channels of layer {layer!r} can't be removed safely: ")
+    assert part in str(error.value) and "prune() can still mask single weights" in str(error.value)
+    if not safe:
+        with pytest.raises(ParameterError, match="can't be removed safely"):
+            prune_channels(model, 0.5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_layer_that_is_not_used_is_left_out():
+    model = Twice()
+    model.spare = nn.Linear(12, 12)
+    with pytest.raises(ParameterError, match="the network doesn't use it"):
+        prune_channels(model, {"spare": 0.5})
+
+
+def test_other_threads_may_run_and_trace_networks_meanwhile():
+    model, images, failures = build_model("resnet"), torch.randn(2, 1, 28, 28), []
+    call = nn.Module.__call__
+    ended = threading.Event()
+
+    def work(job):
+        try:
+            while not ended.is_set():
+                job()
+        except Exception as error:  # noqa: BLE001 whatever came, the test must see it
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in (
+        lambda: predict(model, images), lambda: channel_groups(model))]
+    [thread.start() for thread in threads]
+    found = [channel_groups(model) for _ in range(15)]
+    ended.set()
+    [thread.join() for thread in threads]
+    assert failures == [] and all(groups == found[0] for groups in found) and nn.Module.__call__ is call
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("name", ["lenet300", "cnn", "resnet"])
+def test_the_least_important_channels_go(name, importance, few):
+    model, data = load_trained(name), few[:200]
+    weights = importances(model, importance, data)
+    kept = kept_channels(prune_channels(model, 0.3, importance, data=data))
+    for name, group in channel_groups(model).items():
+        sums = sum(weights[layer].flatten(1).sum(1) for layer in group.producers)
+        assert (~kept[name]).sum() == round(0.3 * group.size)
+        assert sums[~kept[name]].max() <= sums[kept[name]].min()
+
+
+def test_a_global_scope_compares_the_means_of_all_layers():
+    model = load_trained("lenet300")
+    means = {name: model[int(name)].weight.abs().mean(1) for name in ("1", "3")}
+    threshold = torch.cat(list(means.values())).sort().values[round(0.4 * 400)]
+    kept = kept_channels(prune_channels(model, 0.4, scope="global"))
+    assert all(torch.equal(kept[name], means[name] >= threshold) for name in means)
+    assert (~kept["1"]).sum() != 120
+
+
+def test_one_layer_can_be_pruned_by_its_name():
+    model = build_model("cnn")
+    pruned = prune_channels(model, {"3": 0.25})
+    assert not parametrize.is_parametrized(pruned[0]) and not parametrize.is_parametrized(pruned[9])
+    assert parametrization(pruned[7], Mask).mask.sum() == 128 * 24 * 49
+
+
+def test_masked_channels_have_no_effect_whatever_biases_and_norms_do():
+    model = build_model("resnet").eval()
+    pruned = prune_channels(model, 0.5)
+    kept = kept_channels(pruned)
+    expected = predict(pruned, images := torch.randn(20, 1, 28, 28))
+    for name, group in channel_groups(model).items():
+        for norm in group.norms:
+            pruned.get_submodule(norm).bias.data[~kept[name]] = 100
+    assert torch.equal(predict(pruned, images), expected)
+
+
+def test_pruning_gives_a_new_model_and_a_cell_that_is_run_twice_prunes_once():
+    model = load_trained("cnn")
+    before = copy.deepcopy(model.state_dict())
+    once = prune_channels(model, 0.5)
+    twice = prune_channels(prune_channels(once, 0.9), 0.5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(once.state_dict()[name], tensor) for name, tensor in twice.state_dict().items())
+    assert count_nonzeros(prune_channels(twice, 0)) == count_nonzeros(model)  # channels come back
+    assert once[3].weight.stride() == model[3].weight.stride()  # and a convolution stays as fast
+
+
+BAD = [
+    (dict(ratio=50), "'ratio' must be a number in [0, 1). Got 50. Did you mean 0.5?"),
+    (dict(ratio=1), "in [0, 1). Got 1."), (dict(ratio=-0.1), "Got -0.1"), (dict(ratio=True), "Got True"),
+    (dict(ratio=None), "Got None"), (dict(ratio=float("nan")), "Got nan"),
+    (dict(ratio="0.5"), "Did you mean 0.5?"),
+    (dict(ratio={"0": 50}), "\"ratio['0']\" must be a number in [0, 1). Got 50. Did you mean 0.5?"),
+    (dict(ratio={"zero": 0.5}), "'layer' must be one of 0, 4.body.0, 5, 9.body.0. Got 'zero'."),
+    (dict(ratio={"4.body.3": 0.5}), "go together with those of '0'. Name that one."),
+    (dict(ratio={"12": 0.5}), "they are the network's answers"),
+    (dict(ratio={"0": 0.5}, scope="global"), "'ratio' for each layer and 'scope' \"global\" exclude each other"),
+    (dict(ratio=0.5, scope="layer"), "Did you mean 'per_layer'?"),
+    (dict(ratio=0.5, importance="magnitud"), "Did you mean 'magnitude'?"),
+    (dict(ratio=0.5, importance="gradient"), "needs 'data'"),
+    (dict(ratio=0.5, importance="random", seed=0.5), "'seed' must be a whole number"),
+    (dict(ratio=0.98), "ratio 0.98 leaves no channel in layer '0'. Lower it."),
+    (dict(ratio=0.9, scope="global"), "Lower it, or use scope 'per_layer'."),
+]
+
+
+@pytest.mark.parametrize("arguments, part", BAD, ids=[part for _, part in BAD])
+def test_bad_input_gets_one_clear_error(arguments, part):
+    with pytest.raises(ParameterError) as error:
+        prune_channels(build_model("resnet"), **arguments)
+    assert part in str(error.value) and str(error.value).startswith("prune_channels(): "), str(error.value)
+
+
+@pytest.mark.parametrize("call, part", [
+    (lambda: channel_groups("cnn"), "channel_groups(): 'model' must be a network"),
+    (lambda: channel_groups(nn.ReLU()), "channel_groups(): 'model' must have a Linear"),
+    (lambda: channel_groups(nn.Linear(3, 3)), "channel_groups(): the model can't read images"),
+    (lambda: n_m_mask(torch.ones(8)), "must be (outputs, inputs, …). Got shape (8,)"),
+    (lambda: n_m_mask(torch.full((2, 2), torch.nan)), "finite"),
+    (lambda: n_m_mask(torch.ones(2, 4), 4, 4), "'n' must be a whole number in [1, 3]. Got 4."),
+    (lambda: n_m_mask(torch.ones(2, 4), 0, 4), "Got 0."),
+    (lambda: n_m_mask(torch.ones(2, 4), 1, 1), "'m' must be a whole number in [2, 1000]. Got 1."),
+    (lambda: prune_n_m(build_model("mlp128"), 2.0), "prune_n_m(): 'n' must be a whole number"),
+    (lambda: prune_n_m(nn.ReLU()), "prune_n_m(): 'model' must have"),
+])
+def test_bad_input_of_the_others(call, part):
+    with pytest.raises(ParameterError) as error:
+        call()
+    assert part in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (3, 8), (1, 2), (5, 7)])
+@pytest.mark.parametrize("shape", [(5, 16), (3, 10), (4, 3, 3, 3), (2, 1)])
+def test_n_of_every_m_weights_stay(shape, n, m):
+    weight = torch.randn(shape)
+    for row, kept in zip(weight.flatten(1), n_m_mask(weight, n, m).flatten(1), strict=True):
+        for start in range(0, len(row), m):
+            sizes, stay = row[start:start + m].abs(), kept[start:start + m]
+            assert stay.sum() == min(n, len(sizes))
+            assert sizes[stay].min() >= sizes[~stay].max() if not stay.all() else True
+
+
+@pytest.mark.parametrize("name", ["mlp128", "lenet5"])
+def test_two_of_four_are_those_of_torch(name):
+    pruned = make_permanent(prune_n_m(load_trained(name)))
+    for key, layer in weighted_layers(load_trained(name)).items():
+        weight = layer.weight.detach().flatten(1)
+        if weight.shape[1] % 4 == 0:
+            linear = nn.Linear(*weight.T.shape, bias=False)  # torch's sparsifier takes no convolutions
+            linear.weight = nn.Parameter(weight.clone())
+            sparsifier = WeightNormSparsifier(1.0, (1, 4), 2)
+            sparsifier.prepare(nn.Sequential(linear), [{"tensor_fqn": "0.weight"}])
+            sparsifier.step()
+            ours, theirs = pruned.get_submodule(key).weight.flatten(1), linear.weight
+            assert ours.count_nonzero() == theirs.count_nonzero() == weight.numel() // 2
+            assert (ours != theirs).float().mean() < 0.01  # half precision makes ties: of equal ones, either may go
+            assert torch.allclose(ours.abs().sum(1), theirs.abs().sum(1))
+
+
+def test_pruning_two_of_four_starts_anew():
+    model = load_trained("mlp128")
+    assert torch.equal(prune_n_m(prune(model, 0.9))[1].weight, prune_n_m(model)[1].weight)
+    assert prune_n_m(build_model("cnn"))[0].weight.stride() == build_model("cnn")[0].weight.stride()
+
+
+def test_residual_blocks_stay_residual():
+    assert isinstance(prune_channels(build_model("resnet"), 0.5)[4], Residual)
