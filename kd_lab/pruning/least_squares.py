@@ -1,0 +1,204 @@
+"""Prune with compensation: take the weights that a layer's output misses least, and let the others make up for them.
+
+Optimal Brain Surgeon (Hassibi & Stork 1993), for each output of a layer by itself, as Optimal Brain Compression does
+(Frantar & Alistarh 2022, arXiv 2208.11580). Needs no labels and no training, only some inputs of the layer.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_choice
+from kd_lab.models import predict
+from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.pruning.importance import importances
+from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
+
+DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
+MEMORY = 2 ** 24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
+STEPS = 128  # removals between two changes of the inverses, chosen for speed
+TIE = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
+
+
+@torch.no_grad()
+def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) -> nn.Module:
+    """Return a new model with masks (soft pruning) whose kept weights are set anew to make up for the pruned ones.
+
+    `sparsity` is the fraction in [0, 1) of each layer's weights that become zero, or one for each layer by name; a
+    layer that it leaves out stays as it is. `images` (N, 1, 28, 28), a thousand or more of the training part, are what
+    the layers' outputs are compared on. Layer after layer, each reads what the pruned ones below it give, and aims at
+    what it gave in the dense network. Weights that an earlier mask had pruned are the first to go.
+    """
+    dense = make_permanent(model)
+    cut, pruned, masks = _check(dense, sparsity, images), make_permanent(model), {}
+    for name, fraction in cut.items():
+        layer = weighted_layers(pruned)[name]
+        inputs = layer_inputs(pruned, name, images)
+        hessian = damped_hessian(inputs)
+        # as if the layer had been trained for these inputs: without it, errors add up in a deep network
+        lost = (layer_inputs(dense, name, images) - inputs).double() @ layer.weight.flatten(1).double().T
+        weight = layer.weight.flatten(1) + (lost.T @ inputs.double() / len(inputs)) @ _inverse("prune_least_squares", hessian)
+        mask = rank({name: least_squares_importance(weight, hessian)}, "per_layer").masks(fraction)[name]
+        layer.weight.copy_(compensated_weight(weight, mask, hessian).view_as(layer.weight))
+        masks[name] = mask.view_as(layer.weight)
+    set_masks(pruned, masks)
+    return pruned
+
+
+def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """Return what a layer reads when the model reads the images, in evaluation mode: (N, inputs) for a Linear layer.
+
+    For a convolution they are its patches, (N · positions, channels · height · width), as its weight.flatten(1) is laid
+    out. Raises a ParameterError for a grouped one, whose outputs read different patches.
+    """
+    layers = weighted_layers(model, "layer_inputs")
+    check_choice("layer_inputs", "layer", layer, list(layers))
+    _check_groups("layer_inputs", layer, layers[layer])
+    found = []
+    hook = layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0])))
+    try:
+        predict(model, images, "layer_inputs")
+    finally:
+        hook.remove()
+    if not found:
+        raise ParameterError(f"layer_inputs(): the model doesn't use its layer {layer!r}.")
+    return torch.cat(found)
+
+
+def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)
+    size = layer.weight[0].numel()
+    # a convolution whose filters pick one input each: F.unfold knows no padding by "same" or by reflection
+    picked = layer._conv_forward(x, torch.eye(size).view(size, *layer.weight.shape[1:]), None)
+    return picked.flatten(2).mT.flatten(0, 1)
+
+
+def damped_hessian(inputs: Tensor) -> Tensor:
+    """Return H, the mean of x xᵀ over the inputs (N, n) plus a little on its diagonal, (n, n) in float64.
+
+    e H eᵀ is the mean squared error of an output whose weights are wrong by e (n,). The little is 1 % of the mean of
+    the diagonal; without it H would be singular where inputs never change, as at the edge of MNIST's images.
+    """
+    _check_tensors("damped_hessian", 2, inputs=inputs)
+    moments = sum(part.double().T @ part.double() for part in inputs.split(10_000)) / len(inputs)
+    return moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
+
+
+def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
+    """Return how much the squared error of its row's output grows when each weight (rows, n) goes, (rows, n) float64.
+
+    In each row the weight with the smallest w² / [H⁻¹]ₚₚ goes first, and the others make up for it; so on with those
+    that are left. In each row importance never falls along this order, so whatever is cut is a beginning of it.
+    """
+    _check_weight("least_squares_importance", weight, hessian)
+    inverse = _inverse("least_squares_importance", hessian)
+    parts = [_removals(rows, inverse) for rows in weight.double().split(max(1, MEMORY // hessian.numel()))]
+    order, growth = (torch.cat(part) for part in zip(*parts, strict=True))
+    growing = growth.cummax(dim=1).values * (1 + TIE * torch.arange(len(hessian)))
+    return torch.empty_like(growing).scatter_(1, order, growing)
+
+
+def _removals(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the order in which each row's weights go, and what each costs, both (rows, n)."""
+    left = torch.arange(len(inverse)).repeat(len(weight), 1)  # (rows, m), the weights that are left
+    weight, inverse, orders, growths = weight.clone(), inverse.expand(len(weight), -1, -1), [], []
+    while left.shape[1]:
+        order, growth, updates = _remove_some(weight, inverse)
+        orders.append(left.gather(1, order))
+        growths.append(growth)
+        stay = torch.ones_like(left).scatter_(1, order, 0).nonzero()[:, 1].view(len(left), -1)
+        weight, left = weight.gather(1, stay), left.gather(1, stay)
+        inverse = torch.stack([old[i][:, i].addmm_(u[:, i].T, u[:, i], alpha=-1)
+                               for old, u, i in zip(inverse, updates, stay, strict=True)])
+    return torch.cat(orders, 1), torch.cat(growths, 1)
+
+
+def _remove_some(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Remove the next weights of each row, and compensate, in place.
+
+    Returns their places and what each costs, both (rows, steps), and u (rows, steps, m): H⁻¹ is less uᵀu from now on,
+    which is cheaper to subtract once than at each step.
+    """
+    rows, steps = torch.arange(len(weight)), min(STEPS, weight.shape[1])
+    diagonal, gone = inverse.diagonal(dim1=1, dim2=2).clone(), torch.zeros_like(weight)
+    order, growth = torch.empty(len(weight), steps, dtype=torch.int64), weight.new_empty(len(weight), steps)
+    updates = weight.new_zeros(len(weight), steps, weight.shape[1])
+    for step in range(steps):
+        growth[:, step], place = (weight.square() / diagonal + gone).min(dim=1)
+        earlier = updates[rows, :step, place].unsqueeze(1) @ updates[:, :step]
+        column = inverse[rows, place] - earlier.squeeze(1)  # of H⁻¹ as it is by now
+        u = updates[:, step] = column * column[rows, place].rsqrt().unsqueeze(1)
+        weight -= u * (weight[rows, place] / u[rows, place]).unsqueeze(1)
+        diagonal = (diagonal - u.square()).clamp(min=1e-30)  # zero where a weight is gone
+        order[:, step], gone[rows, place] = place, torch.inf
+    return order, growth, updates
+
+
+def compensated_weight(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
+    """Return the weights (rows, n) in float64 that are zero where the mask (bool) is False and else come closest.
+
+    In each row w' is the exact minimum of (w - w') H (w - w')ᵀ over the weights K that are kept: H_KK w'_K = (H w)_K.
+    """
+    _check_weight("compensated_weight", weight, hessian)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise ParameterError(f"compensated_weight(): 'mask' must be a bool tensor of shape {tuple(weight.shape)}. "
+                             f"Got {mask!r:.60}.")
+    inverse, weight = _inverse("compensated_weight", hessian), weight.double()
+    target, result = weight @ hessian, torch.zeros_like(weight)
+    for row, kept in enumerate(mask):
+        gone = ~kept
+        if kept.sum() < gone.sum():  # of two systems that say the same, the smaller
+            result[row, kept] = _solve(hessian[kept][:, kept], target[row, kept])
+        else:
+            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ _solve(inverse[gone][:, gone],
+                                                                                    weight[row, gone])
+    return result
+
+
+def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.cholesky_solve(vector.unsqueeze(1), torch.linalg.cholesky(matrix)).squeeze(1)
+
+
+def _inverse(function: str, hessian: Tensor) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if failed:
+        raise ParameterError(f"{function}(): 'hessian' must be positive definite, as damped_hessian() gives it. Got "
+                             "one that is not.")
+    return torch.cholesky_inverse(factor)
+
+
+def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
+    """Return the sparsity of each layer to prune, in the order of the layers; refuse before the long work begins."""
+    function, layers = "prune_least_squares", weighted_layers(model, "prune_least_squares")
+    check_sparsity(function, "sparsity", sparsity, list(layers))
+    importances(model, "magnitude", function=function)  # says so where weights are no numbers
+    _check_tensors(function, 4, images=images)
+    predict(model, images[:2], function)
+    cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(layers, sparsity)
+    for name, fraction in cut.items():
+        _check_groups(function, name, layers[name])
+        if round(fraction * (count := layers[name].weight.numel())) == count:
+            raise ParameterError(f"{function}(): sparsity {fraction} leaves no weight in layer {name!r}. Lower it.")
+    return {name: cut[name] for name in layers if name in cut}
+
+
+def _check_groups(function: str, name: str, layer: nn.Module) -> None:
+    if getattr(layer, "groups", 1) > 1:
+        raise ParameterError(f"{function}(): a grouped convolution can't be pruned by least squares here, and layer "
+                             f"{name!r} has {layer.groups} groups. Leave it out of 'sparsity'.")
+
+
+def _check_weight(function: str, weight: Tensor, hessian: Tensor) -> None:
+    _check_tensors(function, 2, weight=weight, hessian=hessian)
+    if hessian.shape != (weight.shape[1], weight.shape[1]):
+        raise ParameterError(f"{function}(): 'hessian' must have a row and a column for each of {weight.shape[1]} "
+                             f"weights of a row. Got shape {tuple(hessian.shape)}.")
+
+
+def _check_tensors(function: str, dimensions: int, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if (not isinstance(tensor, Tensor) or tensor.dim() != dimensions or tensor.numel() == 0
+                or not torch.isfinite(tensor).all()):
+            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParameterError(f"{function}(): {name!r} must be a tensor of {dimensions} dimensions and of finite "
+                                 f"numbers, at least one. Got {got}.")
