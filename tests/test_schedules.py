@@ -20,6 +20,7 @@ from kd_lab.training import train
 def test_cubic_sparsities_by_hand():
     assert cubic_sparsities(0.8, 2) == pytest.approx([0.8 * 7 / 8, 0.8])
     assert cubic_sparsities(0.9, 1) == [0.9]
+    assert cubic_sparsities(0.9, 2, start=0.5) == pytest.approx([0.85, 0.9])
     row = cubic_sparsities(0.95, 20)
     steps = [b - a for a, b in zip([0, *row], row, strict=False)]
     assert steps == sorted(steps, reverse=True) and row[-1] == pytest.approx(0.95)
@@ -106,6 +107,8 @@ def test_bad_input_is_refused_before_anything_is_pruned(validation):
         prune_until(model, 0.5, validation, never, tolerance=2)
     with pytest.raises(ParameterError, match="'step' must be a number in"):
         prune_until(model, 0.5, validation, never, step=0)
+    with pytest.raises(ParameterError, match=r"'start' must be a number in \[0, 0\.5\]\. Got 0\.6"):
+        prune_gradually(model, 0.5, 3, never, start=0.6)
     with pytest.raises(ParameterError, match=r"'steps' must be a whole number"):
         prune_gradually(model, 0.5, 0, never)
     with pytest.raises(ParameterError, match=r"tuple\. Did you mean model, history = train"):

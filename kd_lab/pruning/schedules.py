@@ -18,24 +18,25 @@ FineTune = Callable[[nn.Module], nn.Module]
 SMALLEST_STEP = 0.01
 
 
-def cubic_sparsities(sparsity: float, steps: int) -> list[float]:
-    """Return rising sparsities that end at `sparsity`: large steps first, while there is much to spare.
+def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[float]:
+    """Return rising sparsities from `start` (left out) to `sparsity`: large steps first, while there is much to spare.
 
-    After step t of n it is s·(1 − (1 − t/n)³): Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
+    After step t of n it is s + (start − s)·(1 − t/n)³: Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
     """
     check_number("cubic_sparsities", "sparsity", sparsity, ALLOWED)
+    check_number("cubic_sparsities", "start", start, f"[0, {sparsity}]")
     check_whole_number("cubic_sparsities", "steps", steps, "[1, 1000]")
-    return [sparsity * (1 - (1 - step / steps) ** 3) for step in range(1, steps + 1)]
+    return [sparsity + (start - sparsity) * (1 - step / steps) ** 3 for step in range(1, steps + 1)]
 
 
-def prune_gradually(model: nn.Module, sparsity: float, steps: int, fine_tune: FineTune,
+def prune_gradually(model: nn.Module, sparsity: float, steps: int, fine_tune: FineTune, *, start: float = 0.0,
                     prune: Prune = prune) -> nn.Module:
-    """Return a new model that was pruned to a cubic row of sparsities and fine-tuned after each.
+    """Return a new model that was pruned to a cubic row of sparsities, from `start` on, and fine-tuned after each.
 
     `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
     one all weights are ranked anew, so that a weight may come back.
     """
-    for step in cubic_sparsities(sparsity, steps):
+    for step in cubic_sparsities(sparsity, steps, start):
         model = fine_tune(prune(model, step))
         check_model("prune_gradually", model)
     return model
