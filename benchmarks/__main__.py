@@ -1,6 +1,10 @@
-"""Run one benchmark: python -m benchmarks NAME. The last line printed is one JSON object with every figure."""
+"""Run one benchmark: python -m benchmarks NAME. The last line printed is one JSON object with every figure.
+
+Those that score a record, and take --rerun, make it anew with it.
+"""
 
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
@@ -13,9 +17,13 @@ NAMES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path_
 
 def main(arguments: list[str]) -> None:
     """Run the benchmark that the command line names."""
-    check_choice("python -m benchmarks", "NAME", arguments[0] if len(arguments) == 1 else None, NAMES)
-    figures = importlib.import_module(f"benchmarks.{arguments[0]}").run()
-    print(json.dumps(figures))
+    name, *options = arguments or [None]
+    check_choice("python -m benchmarks", "NAME", name, NAMES)
+    run = importlib.import_module(f"benchmarks.{name}").run
+    takes = {"rerun": "--rerun" in options} if "rerun" in inspect.signature(run).parameters else {}
+    if options not in ([], ["--rerun"] * len(takes)):
+        raise ParameterError(f"python -m benchmarks {name}: {' '.join(options)} is not known.")
+    print(json.dumps(run(**takes)))
 
 
 if __name__ == "__main__":

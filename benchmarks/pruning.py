@@ -1,0 +1,228 @@
+"""Prune with care over five seeds: sizes at no loss, least squares, half a CNN, lottery tickets; recorded in results/.
+
+Scores the record again, and measures the halved CNN's speed here and now; --rerun makes the record anew, which takes
+about two hours. Settings were chosen on the validation part; the test part is read once for each network reported.
+"""
+
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import nn
+
+from benchmarks import record
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_nonzeros, count_parameters, latency
+from kd_lab.data import Mnist, Split, load_mnist
+from kd_lab.evaluation import PairedDifference, accuracy, correct_answers, mean_interval
+from kd_lab.models import build_model
+from kd_lab.parametrizations import weighted_layers
+from kd_lab.pruning import (
+    hard_prune,
+    prune,
+    prune_channels,
+    prune_gradually,
+    prune_least_squares,
+    rewind,
+)
+from kd_lab.results import load_results
+from kd_lab.training import History, train
+
+SEEDS = range(5)
+TEST_IMAGES = 10_000
+NO_LOSS = 0.3  # points: the most that the bad end of the interval may lie below the dense networks
+RECIPES = {  # last_epochs are those at each factor, times fewer parameters
+    "lenet300": {"steps": 6, "last_epochs": {"12": 6, "30": 20, "50": 20},
+                 "settings": {"learning_rate": 2e-3, "weight_decay": 0.2, "batch_size": 128}},
+    "lenet5": {"steps": 4, "last_epochs": {"12": 4, "30": 4, "50": 4},
+               "settings": {"learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128}}}
+HALF_RECIPE = {"epochs": 1, "learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128}
+EVERY_LAYER = 0.8  # the sparsity at which least squares is set against magnitude
+CALIBRATION = 2000  # training images
+TICKET = {"epochs": 91, "steps_per_epoch": 100, "batch_size": 60, "learning_rate": 6e-4, "schedule": "constant"}
+TICKET_ROUNDS, TICKET_LEFT = 3, 0.21  # Frankle & Carbin 2019 have rounds of 20 %
+
+
+def run(rerun: bool) -> dict[str, float]:
+    """Print the tables and return the figures; with `rerun`, make the record first."""
+    if rerun:
+        data = load_mnist()
+        for part in (compress, half_cnn, least_squares, tickets):
+            keep(part.__name__, part(data))
+    recorded = load_results("pruning")
+    figures = {}
+    for part in (score_compressed, score_half_cnn, score_least_squares, score_tickets):
+        figures |= part(recorded)
+    return figures
+
+
+def keep(part: str, measured: dict) -> None:
+    """Record one part of the campaign as soon as it is done, beside those that were there before."""
+    try:
+        earlier = load_results("pruning")
+    except ValueError:
+        earlier = {}
+    record("pruning", {**earlier, "seeds": list(SEEDS), "test_images": TEST_IMAGES, part: measured})
+
+
+def compress(data: Mnist) -> dict:
+    """Return for each network, seed and factor which test images are read wrongly, and how many parameters are left."""
+    return {name: {"recipe": RECIPES[name], "seeds": [compress_seed(name, seed, data) for seed in SEEDS]}
+            for name in RECIPES}
+
+
+def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
+    """Prune one network gradually from factor to factor, and fine-tune it longer at each."""
+    def fine_tune(model: nn.Module, epochs: int = 1) -> nn.Module:
+        return train(model, data.train, F.cross_entropy, validation=data.validation, epochs=epochs, seed=seed,
+                     progress=False, **recipe["settings"])[0]
+
+    recipe, dense = RECIPES[name], load_trained(name, seed)
+    model, reached, found = dense, 0.0, {"1": score(dense, dense, data)}
+    for factor, last_epochs in recipe["last_epochs"].items():
+        sparsity = sparsity_for(dense, int(factor))
+        model = prune_gradually(model, sparsity, recipe["steps"], fine_tune, start=reached)
+        model, reached = fine_tune(model, last_epochs), sparsity
+        found[factor] = {"sparsity": sparsity, **score(model, dense, data)}
+        print(f"{name}, seed {seed}, {factor}×: {found[factor]['validation_error']} % on validation", flush=True)
+    return found
+
+
+def sparsity_for(model: nn.Module, factor: float) -> float:
+    """Return the sparsity of the weights that leaves one parameter of `factor`; the biases all stay."""
+    weights = sum(layer.weight.numel() for layer in weighted_layers(model).values())
+    return 1 - (count_parameters(model) / factor - (count_parameters(model) - weights)) / weights
+
+
+def score(model: nn.Module, dense: nn.Module, data: Mnist) -> dict:
+    """Return how much smaller a model is, its validation error, and the test images that it reads wrongly."""
+    wrong = (~correct_answers(model, data.test)).nonzero().flatten().tolist()
+    return {"factor": round(count_parameters(dense) / count_nonzeros(model), 2),
+            "validation_error": error(model, data.validation), "wrong": " ".join(map(str, wrong))}
+
+
+def error(model: nn.Module, data: Split) -> float:
+    """Return the error in percent."""
+    return round(100 - 100 * accuracy(model, data).value, 2)
+
+
+def half_cnn(data: Mnist) -> dict:
+    """Return for each seed the test answers of the CNN and of one with half its channels, fine-tuned for one epoch."""
+    def halve(seed: int) -> dict:
+        dense = load_trained("cnn", seed)
+        model, _ = train(half_channels(dense), data.train, F.cross_entropy, validation=data.validation, seed=seed,
+                         progress=False, **HALF_RECIPE)
+        return {"dense": score(dense, dense, data), "half": score(model, dense, data)}
+
+    return {"recipe": HALF_RECIPE, "seeds": [halve(seed) for seed in SEEDS]}
+
+
+def half_channels(dense: nn.Module) -> nn.Module:
+    """Return the CNN with half of the channels of both convolutions really removed, those of the smallest weights."""
+    return hard_prune(prune_channels(dense, {"0": 0.5, "3": 0.5}))
+
+
+def least_squares(data: Mnist) -> dict:
+    """Return for each seed the points lost on the test part where every layer loses the same share, untrained after."""
+    lost = {"magnitude": [], "least_squares": []}
+    for seed in SEEDS:
+        dense = load_trained("lenet300", seed)
+        pruned = {"magnitude": prune(dense, EVERY_LAYER, scope="per_layer"),
+                  "least_squares": prune_least_squares(dense, EVERY_LAYER, data.train.images[:CALIBRATION])}
+        for method, model in pruned.items():
+            lost[method].append(round(error(model, data.test) - error(dense, data.test), 2))
+        print(f"least squares, seed {seed}: {lost['magnitude'][-1]} and {lost['least_squares'][-1]} lost", flush=True)
+    return {"sparsity": EVERY_LAYER, "calibration_images": CALIBRATION, "lost": lost}
+
+
+def tickets(data: Mnist) -> dict:
+    """Return for each seed the validation losses, every hundred steps, of dense network, ticket and control."""
+    found = []
+    for seed in SEEDS:
+        found.append({name: [round(loss, 4) for loss in history.validation_loss]
+                      for name, history in ticket_histories(seed, data).items()})
+        print(f"tickets, seed {seed}: {reached(found[-1])}", flush=True)
+    return {"recipe": TICKET, "rounds": TICKET_ROUNDS, "left": TICKET_LEFT, "seeds": found}
+
+
+def ticket_histories(seed: int, data: Mnist) -> dict[str, History]:
+    """Train, prune and rewind in rounds; then train the ticket, and its masks on other initial weights."""
+    def fit(model: nn.Module) -> tuple[nn.Module, History]:
+        return train(model, data.train, F.cross_entropy, validation=data.validation, seed=seed, progress=False,
+                     **TICKET)
+
+    initial, control = build_model("lenet300", seed), build_model("lenet300", seed + len(SEEDS))
+    model, dense = fit(initial)
+    for turn in range(1, TICKET_ROUNDS + 1):
+        left = TICKET_LEFT ** (turn / TICKET_ROUNDS)
+        pruned = prune(model, {"1": 1 - left, "3": 1 - left, "5": 1 - left ** 0.5}, scope="per_layer")
+        model, ticket = fit(rewind(pruned, initial))
+    return {"dense": dense, "ticket": ticket, "control": fit(rewind(pruned, control))[1]}
+
+
+def reached(losses: dict[str, list[float]]) -> dict[str, int | None]:
+    """Return after how many steps each came down to the dense network's best validation loss, None if it never did."""
+    return {name: next((TICKET["steps_per_epoch"] * (epoch + 1) for epoch, loss in enumerate(row)
+                        if loss <= min(losses["dense"])), None) for name, row in losses.items()}
+
+
+def paired(found: dict, dense: dict) -> PairedDifference:
+    """Return the difference in accuracy to the dense network on the same test images."""
+    wrong, dense_wrong = (set(each["wrong"].split()) for each in (found, dense))
+    return PairedDifference(len(dense_wrong - wrong), len(wrong - dense_wrong), TEST_IMAGES)
+
+
+def errors(found: list[dict]) -> list[float]:
+    """Return the test error of each in percent."""
+    return [100 * len(each["wrong"].split()) / TEST_IMAGES for each in found]
+
+
+def score_compressed(recorded: dict) -> dict[str, float]:
+    """Print error and interval for each network and factor; the largest factor at no loss is that of any network."""
+    rows, figures, best = [], {}, {}
+    for name, found in recorded["compress"].items():
+        dense = [seed["1"] for seed in found["seeds"]]
+        figures[f"pruning.{name}.dense_error"] = mean_interval(errors(dense))[0]
+        for factor in found["recipe"]["last_epochs"]:
+            pruned = [seed[factor] for seed in found["seeds"]]
+            each = [100 * paired(*pair).value for pair in zip(pruned, dense, strict=True)]
+            gain, (low, high) = mean_interval(each)
+            rows.append([name, f"{factor}×", mean_interval(errors(dense))[0], mean_interval(errors(pruned))[0],
+                         min(errors(pruned)), max(errors(pruned)), gain, low, high])
+            figures |= {f"pruning.{name}.x{factor}_error": rows[-1][3], f"pruning.{name}.x{factor}_gain": gain,
+                        f"pruning.{name}.x{factor}_gain_low": low}
+            if low >= -NO_LOSS:
+                best[name] = int(factor)
+    print(tabulate(rows, ["network", "smaller", "dense error, %", "mean", "lowest", "highest", "gain, points",
+                          "from", "to (95 %)"], floatfmt=".2f"))
+    return figures | {f"pruning.{name}.max_ratio_at_no_loss": factor for name, factor in best.items()} | {
+        "pruning.max_ratio_at_no_loss": max(best.values(), default=1)}
+
+
+def score_half_cnn(recorded: dict) -> dict[str, float]:
+    """Print what half of the channels save now, on this machine, and what they cost in the record."""
+    dense = load_trained("cnn")
+    half = half_channels(dense)
+    speedups = {}
+    for batch_size in (1, 256):
+        times = [latency(model, batch_size) for model in (dense, half)]
+        speedups[f"speedup_b{batch_size}"] = times[0] / times[1]
+        print(f"cnn, {batch_size} images: {1000 * times[0]:.3f} ms, with half its channels {1000 * times[1]:.3f} ms")
+    seeds = recorded["half_cnn"]["seeds"]
+    gain, (low, high) = mean_interval([100 * paired(seed["half"], seed["dense"]).value for seed in seeds])
+    print(f"after one epoch it gains {gain:+.2f} points ({low:+.2f} to {high:+.2f})")
+    return {f"pruning.cnn_half.{key}": value for key, value in
+            {**speedups, "error_delta": -gain, "error_delta_high": -low}.items()}
+
+
+def score_least_squares(recorded: dict) -> dict[str, float]:
+    """Print what both methods lose, and return the ratio of the means."""
+    lost = {method: mean_interval(points) for method, points in recorded["least_squares"]["lost"].items()}
+    for method, (center, (low, high)) in lost.items():
+        print(f"{EVERY_LAYER:.0%} of every layer by {method}: {center:.2f} points lost ({low:.2f} to {high:.2f})")
+    return {"pruning.obs_loss_ratio": lost["least_squares"][0] / lost["magnitude"][0]}
+
+
+def score_tickets(recorded: dict) -> dict[str, float]:
+    """Print the steps that each needed for the dense network's best validation loss, and return ticket over dense."""
+    steps = [reached(losses) for losses in recorded["tickets"]["seeds"]]
+    print(tabulate(steps, "keys", missingval="never"))
+    return {"pruning.ticket_iterations_ratio": mean_interval([row["ticket"] / row["dense"] for row in steps])[0]}
