@@ -205,9 +205,11 @@ def test_other_threads_may_run_and_trace_networks_meanwhile():
     threads = [threading.Thread(target=work, args=(job,)) for job in (
         lambda: predict(model, images), lambda: channel_groups(model))]
     [thread.start() for thread in threads]
-    found = [channel_groups(model) for _ in range(15)]
-    ended.set()
-    [thread.join() for thread in threads]
+    try:
+        found = [channel_groups(model) for _ in range(15)]
+    finally:
+        ended.set()
+        [thread.join() for thread in threads]
     assert failures == [] and all(groups == found[0] for groups in found) and nn.Module.__call__ is call
 
 

@@ -1,5 +1,6 @@
 """Show live what a control does to a really measured network."""
 
 from kd_lab.panels.pruning import PruningPanel
+from kd_lab.panels.structured import StructuredPruningPanel
 
-__all__ = ["PruningPanel"]
+__all__ = ["PruningPanel", "StructuredPruningPanel"]

@@ -69,24 +69,33 @@ def prune_channels(model: nn.Module, ratio: Sparsity, importance: str = "magnitu
                    data: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> nn.Module:
     """Return a new model in which the least important channels are masked (soft structured pruning).
 
-    `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name. A
-    channel's importance is the mean over the weights that compute it (with "magnitude" that of Li et al. 2017). What
-    computes it and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew, as by prune.
+    `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name.
+    What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew,
+    as by prune.
     """
     check_scope("prune_channels", "ratio", ratio, scope)
     groups = find_groups("prune_channels", model, list(ratio) if isinstance(ratio, dict) else None)
     check_sparsity("prune_channels", "ratio", ratio, list(groups))
     pruned = lift_masks(model)
-    weights = importances(pruned, importance, data, seed, "prune_channels")
-    means = {name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1).mean(1)
-             for name, group in groups.items()}
-    kept = rank(means, scope).masks(ratio)
+    kept = rank(channel_importances(pruned, groups, importance, data, seed, "prune_channels"), scope).masks(ratio)
     for name, mask in kept.items():
         if not mask.any():
             raise ParameterError(f"prune_channels(): ratio {ratio} leaves no channel in layer {name!r}. Lower it"
                                  + (", or use scope 'per_layer'." if scope == "global" else "."))
     set_masks(pruned, _weight_masks(pruned, groups, kept))
     return pruned
+
+
+def channel_importances(model: nn.Module, groups: dict[str, Group], importance: str = "magnitude",
+                        data: tuple[Tensor, Tensor] | None = None, seed: int = 0,
+                        function: str = "channel_importances") -> dict[str, Tensor]:
+    """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
+
+    With "magnitude" that is the L1 norm of Li et al. 2017 up to the scale, which makes layers comparable.
+    """
+    weights = importances(model, importance, data, seed, function)
+    return {name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1).mean(1)
+            for name, group in groups.items()}
 
 
 def spread(kept: Tensor, features: int) -> Tensor:

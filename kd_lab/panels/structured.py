@@ -1,0 +1,158 @@
+"""Remove channels live: what a narrower network costs in accuracy and saves in bytes and milliseconds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from kd_lab.cost import count_macs, count_parameters, file_bytes, latency
+from kd_lab.data import Mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import correct_answers
+from kd_lab.panels.measurement import FIRST, Measurement
+from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.slider import FractionSlider
+from kd_lab.panels.structured_picture import SIZE, StructuredAnswer, StructuredPicture, share_removed, title
+from kd_lab.parametrizations import describe, make_permanent, weighted_layers
+from kd_lab.pruning import IMPORTANCES, Ranking, channel_importances, find_groups, rank, remove_channels
+
+MOST = 0.95  # the end of the slider
+CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+GRADIENT_IMAGES = 1000
+BATCH_SIZES = (1, 256)
+TABLES_HEIGHT = 250
+ALL = "all layers"
+
+
+class StructuredPruningPanel(Panel):
+    """Remove channels and units of any network live, by one ratio or layer by layer, and measure what is left.
+
+    The slider sets the ratio of the chosen layer, and of every one while "all layers" is chosen. `data` is what
+    load_mnist() gives: gradients are averaged over the first 1,000 training images, accuracy is measured on the
+    validation part, first on 1,000 images, then on all; then the curve, and last the latency, on this machine.
+    """
+
+    def __init__(self, model: nn.Module, data: Mnist):
+        function = type(self).__name__
+        weighted_layers(model, function)
+        if not isinstance(data, Mnist):
+            raise ParameterError(f"{function}(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
+        self._dense = make_permanent(model)
+        correct_answers(self._dense, data.validation[:2], function)
+        self._groups = find_groups(function, self._dense)
+        channel_importances(self._dense, self._groups, function=function)  # says so where weights are no numbers
+        self._data, self._validation = data, Measurement(self._dense, data.validation)
+        self._costs = _costs(self._dense)
+        self._rankings: dict[str, Ranking] = {}
+        self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
+        self._drawing = StructuredPicture(self._dense, self._groups)
+        self._ratios = dict.fromkeys(self._groups, 0.5)
+        self._names = {f"{' + '.join(group.producers)}: {describe(self._dense.get_submodule(name))}": name
+                       for name, group in self._groups.items()}
+        controls = {"ratio": FractionSlider(label="ratio", max=MOST, value=0.5),
+                    "layer": widgets.Dropdown(options=[ALL, *self._names], description="layer"),
+                    "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance")}
+        controls["layer"].observe(self._choose, names="value")  # before the panel looks at its setting
+        controls["ratio"].observe(self._set_ratio, names="value")
+        super().__init__(controls, [], SIZE, TABLES_HEIGHT)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """Return the ratio of every group, and the importance."""
+        return {"ratios": dict(self._ratios), "importance": self.controls["importance"].value}
+
+    def set(self, **values: Any) -> None:
+        """Set controls by name, the layer before its ratio; all are checked before any is changed."""
+        super().set(**dict(sorted(values.items())))
+
+    def _choose(self, change: dict) -> None:
+        """Move the slider to the ratio of the layer that was chosen; all layers come to where it stands."""
+        if change["new"] == ALL:
+            self._set_ratio({"new": self.controls["ratio"].value})
+        else:
+            self.controls["ratio"].value = self._ratios[self._names[change["new"]]]
+
+    def _set_ratio(self, change: dict) -> None:
+        layer = self.controls["layer"].value
+        self._ratios |= dict.fromkeys(self._groups if layer == ALL else [self._names[layer]], change["new"])
+
+    def measure(self, ratios: dict[str, float], importance: str) -> Iterator[StructuredAnswer | None]:
+        """Yield what this setting gives on 1,000 images, on all, with the curve, and with the latency."""
+        masks, curve = self._masks(ratios, importance), self._curves[importance]
+        smaller = remove_channels(self._dense, masks)
+        costs = _costs(smaller)
+        for comparison in self._validation.compare(smaller):
+            answer = comparison and StructuredAnswer(ratios, importance, comparison, masks, costs, curve)
+            yield answer
+        yield from self._complete(curve, importance, answer)
+        seconds = {}
+        for batch_size in BATCH_SIZES:
+            pair = []  # one beside the other, so that a busy neighbour slows both
+            for model in (self._dense, smaller):
+                yield None
+                pair.append(latency(model, batch_size))
+            seconds = seconds | {batch_size: tuple(pair)}
+            yield replace(answer, seconds=seconds)
+
+    def _complete(self, curve: dict[float, float], importance: str,
+                  answer: StructuredAnswer) -> Iterator[StructuredAnswer | None]:
+        """Measure what is missing of an importance's curve, once."""
+        for ratio in CURVE:
+            masks = self._masks(dict.fromkeys(self._groups, ratio), importance)
+            if (removed := share_removed(masks)) not in curve:
+                smaller = remove_channels(self._dense, masks)
+                for comparison in self._validation.compare(smaller, FIRST):  # noqa: B007 the last one is kept
+                    yield None
+                curve[removed] = comparison.accuracy.value
+                yield answer
+
+    def _masks(self, ratios: dict[str, float], importance: str) -> dict[str, Tensor]:
+        """Return which channels stay, at least one of each group."""
+        if importance not in self._rankings:
+            data = self._data.train[:GRADIENT_IMAGES]
+            self._rankings[importance] = rank(channel_importances(self._dense, self._groups, importance, data),
+                                              "per_layer")
+        return self._rankings[importance].masks({name: min(ratio, 1 - 1 / self._groups[name].size)
+                                                 for name, ratio in ratios.items()})
+
+    def draw(self, answer: StructuredAnswer) -> Shown:
+        """Draw the picture and write the tables."""
+        tables = "".join(f"<div style='width: 50%'>{table}</div>"
+                         for table in (self._cost_table(answer), self._layer_table(answer)))
+        comparison = answer.comparison
+        return Shown(title(answer), self._drawing.png(answer),
+                     f"<div style='line-height: 1.4; text-align: left'>accuracy {comparison.accuracy}<br>"
+                     f"change against dense {comparison.difference}<div style='display: flex'>{tables}</div></div>")
+
+    def _cost_table(self, answer: StructuredAnswer) -> str:
+        rows = [[name, f"{dense:,}", f"{left:,}", f"{dense / left:.2f} ×"] for name, dense, left in zip(
+            ("parameters", "bytes of the file", "MACs of an image"), self._costs, answer.costs, strict=True)]
+        for batch_size in BATCH_SIZES:
+            dense, left = answer.seconds.get(batch_size, (None, None))
+            rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *(
+                [f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3)])
+        table = _table(rows, ["", "dense", "pruned", "ratio"])
+        threads = torch.get_num_threads()
+        return f"{table}measured here, on {threads} thread{'s' * (threads > 1)}"
+
+    def _layer_table(self, answer: StructuredAnswer) -> str:
+        """Return what is left of each group; where a ratio would leave nothing, that is said."""
+        rows = []
+        for label, name in self._names.items():
+            ratio, size = answer.ratios[name], self._groups[name].size
+            last = " (none would be left, so one stays)" if round(ratio * size) == size else ""
+            rows.append([label + last, f"{100 * ratio:.4g} %", f"{int(answer.masks[name].sum())} of {size}"])
+        return _table(rows, ["layer", "ratio", "kept"])
+
+
+def _costs(model: nn.Module) -> tuple[int, ...]:
+    return count_parameters(model), file_bytes(model), count_macs(model)
+
+
+def _table(rows: list[list[str]], headers: list[str]) -> str:
+    columns = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)

@@ -1,0 +1,139 @@
+"""Draw a network whose channels were removed: its widths beside the dense ones, accuracy over the channels removed."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor, nn
+
+from kd_lab.panels.canvas import Canvas
+from kd_lab.panels.measurement import FIRST, Comparison
+from kd_lab.parametrizations import weighted_layers
+from kd_lab.pruning import Group
+
+SIZE = (800, 340)  # pixels
+COLOR, PALE, GREY, TEXT = "#c2410c", "#fde3d3", "#9ca3af", "#4b5563"
+HALF = 0.3  # of a column's width; the next stands 1 to the right
+LEAST = 0.006  # of the height: one unit of many must be seen
+NO_INSET = np.empty((0, 0, 3))
+
+
+@dataclass(frozen=True)
+class StructuredAnswer:
+    """Hold what was measured at one setting of the structured pruning panel.
+
+    `masks` (bool, True keeps) are by group; `costs` the parameters, bytes and MACs that are left. `curve` is accuracy
+    by the share of channels removed, as far as it has been measured; `seconds` the latency of the dense network and of
+    this one by batch size, as far as they are there.
+    """
+
+    ratios: dict[str, float]
+    importance: str
+    comparison: Comparison
+    masks: dict[str, Tensor]
+    costs: tuple[int, ...]
+    curve: dict[float, float]
+    seconds: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+
+class StructuredPicture:
+    """Hold the figure and everything that moves on it."""
+
+    def __init__(self, dense: nn.Module, groups: dict[str, Group]):
+        layers = weighted_layers(dense)
+        first = next(iter(layers.values()))
+        self._dense = [first.weight.shape[1], *(len(layer.weight) for layer in layers.values())]
+        self._units = ["pixels" if isinstance(first, nn.Linear) else "channels",
+                       *("units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values())]
+        self._groups = [None, *(next((name for name, group in groups.items() if layer in group.producers), None)
+                                for layer in layers)]
+        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        network, curve = figure.add_axes((0.01, 0.02, 0.6, 0.9)), figure.add_axes((0.69, 0.15, 0.285, 0.73))
+        self._canvas = Canvas(figure, [*self._add_network(network, ["input", *layers]), *self._add_curve(curve)])
+
+    def png(self, answer: StructuredAnswer) -> bytes:
+        """Return the picture of an answer."""
+        self._set_widths([int(answer.masks[group].sum()) if group else width
+                          for group, width in zip(self._groups, self._dense, strict=True)])
+        accuracy, removed = answer.comparison.accuracy, share_removed(answer.masks)
+        self._curve.set_data(*np.array(sorted(answer.curve.items())).reshape(-1, 2).T)
+        self._bar.set_data([removed, removed], accuracy.interval)
+        self._point.set_data([removed], [accuracy.value])
+        return self._canvas.png(NO_INSET, 0, 0)
+
+    def _add_network(self, axes: Axes, names: list[str]) -> list[Artist]:
+        axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.88, 0.72))
+        axes.axis("off")
+        axes.set_title("kept (orange) of what the dense network has (outline); grey stays whole", fontsize=9)
+        heights = self._heights(self._dense)
+        axes.bar(range(len(names)), heights, 2 * HALF, -heights / 2, fill=False, edgecolor=GREY, linestyle="--")
+        self._flow = axes.add_collection(PolyCollection([], facecolor=PALE))
+        self._columns = axes.bar(range(len(names)), heights, 2 * HALF, -heights / 2,
+                                 color=[COLOR if group else GREY for group in self._groups])
+        self._labels = [axes.text(place, -0.64, "", ha="center", va="top", fontsize=8, linespacing=1.4)
+                        for place in range(len(names))]
+        for place, name in enumerate(names):
+            axes.text(place, -0.54, name, ha="center", va="top", fontsize=8, color=TEXT)
+        self._join(axes, heights)
+        self._set_widths([max(1, width // 2) for width in self._dense])
+        return [self._flow, *self._columns, *self._labels]
+
+    def _join(self, axes: Axes, heights: np.ndarray) -> None:
+        """Draw an arc between layers whose outputs are added."""
+        for group in dict.fromkeys(filter(None, self._groups)):
+            places = [place for place, each in enumerate(self._groups) if each == group]
+            top = max(heights[places]) / 2 + 0.02
+            for one, other in pairwise(places):
+                axes.annotate("", (other, top), (one, top), arrowprops=dict(
+                    arrowstyle="-", connectionstyle="arc3,rad=-0.25", color=TEXT, shrinkA=0, shrinkB=0))
+            if len(places) > 1:
+                axes.text(np.mean(places), top + 0.12, "added, so pruned together", ha="center", fontsize=8, color=TEXT)
+
+    def _heights(self, widths: list[int]) -> np.ndarray:
+        return np.maximum(np.array(widths) / max(self._dense), LEAST)
+
+    def _set_widths(self, widths: list[int]) -> None:
+        heights = self._heights(widths)
+        for column, height in zip(self._columns, heights, strict=True):
+            column.set(y=-height / 2, height=height)
+        self._flow.set_verts([[(place + HALF, -left / 2), (place + HALF, left / 2),
+                               (place + 1 - HALF, right / 2), (place + 1 - HALF, -right / 2)]
+                              for place, (left, right) in enumerate(pairwise(heights))])
+        for label, dense, width, units in zip(self._labels, self._dense, widths, self._units, strict=True):
+            count = f"{dense} → {width}" if width < dense else f"{dense}"
+            label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")
+
+    def _add_curve(self, axes: Axes) -> list[Artist]:
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04))
+        axes.set_xlabel("channels and units removed", fontsize=9)
+        axes.set_ylabel("accuracy", fontsize=9)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axis.set_tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
+        axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
+        axes.set_title(f"here (orange); all layers alike,\non {FIRST:,} images (grey)", fontsize=9)
+        self._curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
+        self._bar, = axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12)
+        self._point, = axes.plot([], [], "o", color=COLOR, markersize=5)
+        return [self._curve, self._bar, self._point]
+
+
+def share_removed(masks: dict[str, Tensor]) -> float:
+    """Return the share of all channels that the masks remove, 0 to 1."""
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+
+
+def title(answer: StructuredAnswer) -> str:
+    """Return the setting and its accuracy in a line."""
+    accuracy = answer.comparison.accuracy
+    low, high = accuracy.interval
+    return (f"{100 * share_removed(answer.masks):.3g} % of the channels removed by {answer.importance}: "
+            f"{100 * accuracy.value:.2f} % right ({100 * low:.2f} to {100 * high:.2f}) "
+            f"of {accuracy.count:,} validation images")
