@@ -60,8 +60,9 @@ class Functional(nn.Module):
 
     def forward(self, x):
         x = F.max_pool2d(self.activation(self.norm(self.first(x))), 2)
-        x = self.units(torch.flatten(self.drop(torch.tanh(self.second(x)) + self.activation(x)), 1).contiguous())
-        return self.last(F.dropout(self.left(x), 0.1, self.training).add(self.right(x).relu()))
+        y = torch.tanh(self.second(x))
+        z = self.units(torch.flatten(self.drop(y + self.activation(x)), 1).contiguous())
+        return self.last(F.dropout(self.left(z), 0.1, self.training).add(self.right(y.flatten(1)).relu()))
 
 
 def test_functions_and_methods_are_followed():

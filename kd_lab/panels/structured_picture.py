@@ -110,7 +110,7 @@ class StructuredPicture:
 
     def _add_curve(self, axes: Axes) -> list[Artist]:
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04))
-        axes.set_xlabel("channels and units removed", fontsize=9)
+        axes.set_xlabel("share of channels and units removed", fontsize=9)
         axes.set_ylabel("accuracy", fontsize=9)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -134,6 +134,6 @@ def title(answer: StructuredAnswer) -> str:
     """Return the setting and its accuracy in a line."""
     accuracy = answer.comparison.accuracy
     low, high = accuracy.interval
-    return (f"{100 * share_removed(answer.masks):.3g} % of the channels removed by {answer.importance}: "
+    return (f"{100 * share_removed(answer.masks):.3g} % of the width removed by {answer.importance}: "
             f"{100 * accuracy.value:.2f} % right ({100 * low:.2f} to {100 * high:.2f}) "
             f"of {accuracy.count:,} validation images")

@@ -41,9 +41,12 @@ class Group:
     consumers: tuple[str, ...]
 
 
-def channel_groups(model: nn.Module) -> dict[str, Group]:
-    """Return the groups of channels that can be removed safely, by the name of the first layer that computes them."""
-    return _groups(_spaces("channel_groups", model))
+def channel_groups(model: nn.Module, function: str = "channel_groups") -> dict[str, Group]:
+    """Return the groups of channels that can be removed safely, by the name of the first layer that computes them.
+
+    Raises a ParameterError, in the name of `function`, for a model that has no layers or can't read MNIST's images.
+    """
+    return _groups(_spaces(function, model))
 
 
 def find_groups(function: str, model: nn.Module, names: list[str] | None = None) -> dict[str, Group]:

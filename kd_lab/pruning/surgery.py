@@ -33,7 +33,7 @@ def hard_prune(model: nn.Module) -> nn.Module:
     ParameterError.
     """
     check_model("hard_prune", model)
-    groups, plain = channel_groups(model), make_permanent(model)
+    groups, plain = channel_groups(model, "hard_prune"), make_permanent(model)
     while masks := _unread(plain, groups):  # without the readers, what only they read goes, too
         for name, mask in masks.items():
             if not mask.any():
@@ -49,7 +49,7 @@ def remove_layers(model: nn.Module, names: list[str]) -> nn.Module:
     A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
     """
     check_model("remove_layers", model)
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ParameterError(f"remove_layers(): 'names' must be a list of names, as in ['4']. Got {names!r}.")
     plain, fewer = make_permanent(model), copy.deepcopy(model)
     for name in names:
@@ -72,7 +72,7 @@ def save_pruned(path: Path, model: nn.Module, name: str) -> None:
                if isinstance(module, nn.Identity) and not isinstance(whole.get(key), nn.Identity)]
     try:
         same = str(_rebuild(name, removed, plain.state_dict())) == str(plain)
-    except ValueError as error:
+    except ParameterError as error:
         raise ParameterError(f"save_pruned(): 'model' must be a pruned {name}. {error}") from error
     if not same:
         raise ParameterError(f"save_pruned(): 'model' must be a pruned {name}. Got one with other modules.")
@@ -87,7 +87,7 @@ def load_pruned(path: Path) -> nn.Module:
                            "kd_lab.checkpoints reads those.")
     try:
         return _rebuild(metadata["model"], metadata["pruned"]["removed"], tensors).eval()
-    except ValueError as error:
+    except ParameterError as error:
         raise StorageError(f"{path} holds no pruned {metadata['model']}. {error}") from error
 
 
@@ -106,19 +106,17 @@ def _rebuild(name: str, removed: list[str], tensors: dict[str, Tensor]) -> nn.Mo
 
 
 def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
-    kept = torch.as_tensor(kept)
-    mask = torch.zeros(size, dtype=torch.bool)
-    if kept.dtype == torch.bool and kept.shape == mask.shape:
-        mask = kept
-    elif not kept.is_floating_point() and kept.dtype != torch.bool and kept.dim() == 1 and kept.unique().numel() == len(
-            kept) and all(0 <= index < size for index in kept.tolist()):
-        mask[kept] = True
-    else:
+    """Return which channels stay, (size,) bool; `kept` says so or holds their indices."""
+    if isinstance(kept, Tensor) and kept.dtype in (torch.int32, torch.int64) and kept.dim() == 1:
+        indices = set(kept.tolist())
+        if len(indices) == len(kept) and indices <= set(range(size)):
+            kept = torch.zeros(size, dtype=torch.bool).index_fill(0, kept.long(), True)
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
         raise ParameterError(f"remove_channels(): 'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
-                             f"different indices from 0 to {size - 1}. Got {kept!r:.80}.")
-    if not mask.any():
+                             f"a tensor of different indices from 0 to {size - 1}. Got {kept!r:.80}.")
+    if not kept.any():
         raise ParameterError(f"remove_channels(): 'kept' leaves no channel in layer {name!r}. Keep at least one.")
-    return mask
+    return kept
 
 
 def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -> None:

@@ -1,0 +1,222 @@
+"""The structured panel shows what hard pruning gives, measured; each layer has its ratio and keeps a channel."""
+
+import io
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.faults import count_widgets
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_macs, count_parameters, file_bytes
+from kd_lab.data import Mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.models import MODELS, build_model
+from kd_lab.panels import StructuredPruningPanel
+from kd_lab.panels.structured_picture import title
+from kd_lab.pruning import IMPORTANCES, hard_prune, prune_channels
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_trained("lenet300")
+
+
+@pytest.fixture(scope="module")
+def part(mnist):
+    return Mnist(mnist.train[:1000], mnist.validation[:1500], mnist.test[:10])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Take a time, so that the tests need not."""
+    monkeypatch.setattr("kd_lab.panels.structured.latency", lambda network, batch_size: 1e-8 * batch_size
+                        * count_parameters(network))
+
+
+@pytest.fixture
+def panel(model, part):
+    panel = StructuredPruningPanel(model, part)
+    yield panel
+    panel.close()
+
+
+def answers(panel, **setting):
+    panel.flush()  # one at a time: only its worker measures
+    return [answer for answer in panel.measure(**(panel.setting | setting)) if answer]
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_it_measures_what_hard_pruning_gives(panel, model, part, importance):
+    ratios = {"1": 0.8, "3": 0.3}
+    pruned = hard_prune(prune_channels(model, ratios, importance, data=part.train))
+    first, everything, *_, last = answers(panel, ratios=ratios, importance=importance)
+    assert first.comparison.accuracy == accuracy(pruned, part.validation[:1000])
+    assert everything.comparison.accuracy == accuracy(pruned, part.validation)
+    assert everything.comparison.difference == paired_difference(pruned, model, part.validation)
+    assert last.costs == (count_parameters(pruned), file_bytes(pruned), count_macs(pruned))
+    shown = panel.draw(last)
+    for text in (*(f"{cost:,}" for cost in last.costs), f"{file_bytes(model):,}", "60 of 300", "70 of 100",
+                 repr(last.comparison.accuracy), repr(last.comparison.difference)):
+        assert text in shown.tables
+    assert shown.title.startswith(f"67.5 % of the width removed by {importance}: ")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model_of_the_kit_can_be_pruned(name, mnist):
+    model, few = load_trained(name), Mnist(*(part[:250] for part in mnist))
+    panel = StructuredPruningPanel(model, few)
+    panel.set(ratio=0.4)
+    shown = panel.flush()
+    assert title(answers(panel)[-1]) == shown.title
+    expected = accuracy(hard_prune(prune_channels(model, 0.4)), few.validation)
+    assert f"{100 * expected.value:.2f} % right" in shown.title
+    panel.close()
+
+
+def test_the_latency_comes_last_beside_that_of_the_dense_network(panel, model):
+    first, *_, one, both = answers(panel)
+    assert first.seconds == {} and len(one.seconds) == 1 and len(both.curve) == 11
+    assert "…" in panel.draw(one).tables
+    tables = panel.draw(both).tables
+    for batch_size, (dense, left) in both.seconds.items():
+        assert dense == 1e-8 * batch_size * 266_610 and left == 1e-8 * batch_size * both.costs[0]
+        assert f"{1000 * dense:.3g}</td>" in tables and f"{dense / left:.2f} ×" in tables
+    assert f"measured here, on {torch.get_num_threads()} thread" in tables and "…" not in tables
+
+
+def test_it_can_be_stopped_between_two_measurements_of_time(panel, monkeypatch):
+    panel.flush()
+    times = []
+    monkeypatch.setattr("kd_lab.panels.structured.latency", lambda *arguments: times.append(arguments) or 1.0)
+    last = 0
+    for _ in panel.measure(**panel.setting):
+        assert len(times) - last <= 1
+        last = len(times)
+    assert len(times) == 4
+
+
+def test_the_slider_sets_the_chosen_layer_and_the_others_keep_theirs(panel):
+    every, first, second = panel.controls["layer"].options
+    assert (every, first, second) == ("all layers", "1: Linear 784-300", "3: Linear 300-100")
+    panel.set(ratio=0.2)
+    assert panel.setting["ratios"] == {"1": 0.2, "3": 0.2}
+    panel.set(ratio=0.7, layer=second)  # in whatever order they are named
+    assert panel.setting["ratios"] == {"1": 0.2, "3": 0.7}
+    panel.set(layer=first)
+    assert panel.controls["ratio"].value == 0.2 and panel.setting["ratios"] == {"1": 0.2, "3": 0.7}
+    assert "240 of 300" in panel.flush().tables and "30 of 100" in panel.shown.tables
+    panel.set(layer=every)
+    assert panel.setting["ratios"] == {"1": 0.2, "3": 0.2}
+    assert "80 of 100" in panel.flush().tables
+
+
+def test_layers_that_share_channels_are_chosen_together(mnist):
+    panel = StructuredPruningPanel(build_model("resnet"), Mnist(*(part[:10] for part in mnist)))
+    assert panel.controls["layer"].options[1] == "0 + 4.body.3: Conv2d 1-16, 3×3"
+    panel.set(layer="0 + 4.body.3: Conv2d 1-16, 3×3", ratio=0.75)
+    panel.flush()
+    assert [label.get_text() for label in panel._drawing._labels] == [
+        "1\nchannel", "16 → 4\nchannels", "16 → 8\nchannels", "16 → 4\nchannels", "48 → 24\nchannels",
+        "48 → 24\nchannels", "48 → 24\nchannels", "10\nunits"]
+    panel.close()
+
+
+def test_a_layer_keeps_its_last_channel_and_that_is_said(mnist):
+    panel = StructuredPruningPanel(load_trained("lenet5_classic"), Mnist(*(part[:100] for part in mnist)))
+    panel.set(ratio=0.95)
+    tables = panel.flush().tables
+    assert re.findall(r"(\d+: [^<]*?) *\(none would be left, so one stays\)", tables) == ["0: Conv2d 1-6, 5×5"]
+    assert "1 of 6" in tables and "1 of 16" in tables
+    panel.close()
+
+
+def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
+    *_, last = answers(panel, ratios={"1": 0.37, "3": 0.37})
+    assert sorted(last.curve)[:3] == [0.0, pytest.approx(0.1), pytest.approx(0.2)]
+    for removed, value in last.curve.items():
+        assert value == accuracy(hard_prune(prune_channels(model, removed)), part.validation[:1000]).value
+    panel.draw(last)
+    drawing, interval = panel._drawing, last.comparison.accuracy.interval
+    assert drawing._point.get_xydata().tolist() == [[0.37, last.comparison.accuracy.value]]
+    assert drawing._bar.get_xydata().tolist() == [[0.37, interval[0]], [0.37, interval[1]]]
+    assert drawing._curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
+    assert list(answers(panel, importance="random")[-1].curve.items()) != list(last.curve.items())
+
+
+def test_heights_are_the_widths(panel):
+    panel.draw(answers(panel, ratios={"1": 0.5, "3": 0.9})[0])
+    assert [column.get_height() for column in panel._drawing._columns] == [
+        1, 150 / 784, 10 / 784, pytest.approx(10 / 784)]
+    assert [label.get_text() for label in panel._drawing._labels] == [
+        "784\npixels", "300 → 150\nunits", "100 → 10\nunits", "10\nunits"]
+
+
+def test_the_picture_moves_and_keeps_its_size(panel):
+    pictures = []
+    for ratio in (0, 0.5, 0.95):
+        panel.set(ratio=ratio)
+        pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
+    assert {picture.shape for picture in pictures} == {(340, 800, 3)}
+    for one, other in pairwise(pictures):
+        assert 0.005 < (one != other).any(axis=2).mean() < 0.3
+    for picture in pictures:  # nothing reaches the edge, so nothing is cut off
+        assert all((edge == 255).all() for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]))
+
+
+def test_a_storm_of_moves_ends_on_the_last(panel):
+    for step in range(100):
+        panel.set(ratio=round(0.9 * step / 99, 2))
+    assert panel.flush().title.startswith("90 % of the width removed by")
+    assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
+
+
+def test_set_checks_everything_before_it_changes_anything(panel):
+    for values, part in [(dict(ratio=50), "'ratio' must be a number in [0, 0.95]. Got 50. Did you mean 0.5?"),
+                         (dict(ratio=0.1, layer="3"), "must be one of all layers, 1: Linear 784-300"),
+                         (dict(ratio=0.1, importance="random", scope="global"), "'name of the control'")]:
+        with pytest.raises(ParameterError) as error:
+            panel.set(**values)
+        assert part in str(error.value) and "StructuredPruningPanel.set()" in str(error.value)
+    assert panel.setting == {"ratios": {"1": 0.5, "3": 0.5}, "importance": "magnitude"}
+
+
+def with_nan():
+    model = build_model("mlp128")
+    model[1].weight.data[0] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (("mlp128", None), "Did you mean load_trained(name)?"), ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple."), ((with_nan(), None), "NaN or infinite"),
+    ((nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), None), "they are the network's answers")])
+def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part, mnist):
+    before = count_widgets()
+    with pytest.raises(ParameterError) as error:
+        StructuredPruningPanel(arguments[0], arguments[1] or mnist)
+    assert part in str(error.value) and str(error.value).startswith("StructuredPruningPanel()")
+    assert count_widgets() == before
+
+
+def test_a_masked_model_is_its_own_baseline_and_is_left_as_it_was(part):
+    masked = prune_channels(load_trained("mlp128"), 0.5)
+    before = {name: tensor.clone() for name, tensor in masked.state_dict().items()}
+    panel = StructuredPruningPanel(masked, part)
+    assert answers(panel, ratios={"1": 0.5})[1].comparison.difference.value == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in masked.state_dict().items())
+    panel.close()
+
+
+def test_closing_leaves_no_widget(model, part):
+    before = count_widgets()
+    panel = StructuredPruningPanel(model, part)
+    assert panel.controls["ratio"].label == "ratio"
+    assert [panel.controls[name].description for name in ("layer", "importance")] == ["layer", "importance"]
+    panel.close()
+    assert count_widgets() == before
