@@ -36,7 +36,8 @@ def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) ->
         hessian = damped_hessian(inputs)
         # as if the layer had been trained for these inputs: without it, errors add up in a deep network
         lost = (layer_inputs(dense, name, images) - inputs).double() @ layer.weight.flatten(1).double().T
-        weight = layer.weight.flatten(1) + (lost.T @ inputs.double() / len(inputs)) @ _inverse("prune_least_squares", hessian)
+        refit = torch.linalg.solve(hessian, inputs.double().T @ lost / len(inputs)).T
+        weight = layer.weight.flatten(1) + refit
         mask = rank({name: least_squares_importance(weight, hessian)}, "per_layer").masks(fraction)[name]
         layer.weight.copy_(compensated_weight(weight, mask, hessian).view_as(layer.weight))
         masks[name] = mask.view_as(layer.weight)
@@ -94,7 +95,7 @@ def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
     inverse = _inverse("least_squares_importance", hessian)
     parts = [_removals(rows, inverse) for rows in weight.double().split(max(1, MEMORY // hessian.numel()))]
     order, growth = (torch.cat(part) for part in zip(*parts, strict=True))
-    growing = growth.cummax(dim=1).values * (1 + TIE * torch.arange(len(hessian)))
+    growing = growth.cummax(dim=1).values * (1 + TIE * torch.arange(len(hessian), dtype=torch.float64))
     return torch.empty_like(growing).scatter_(1, order, growing)
 
 

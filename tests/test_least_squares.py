@@ -1,0 +1,236 @@
+"""Least-squares pruning is Optimal Brain Surgeon, step by step and in closed form; it loses far less than magnitude."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import build_model, predict
+from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.pruning import (
+    compensated_weight,
+    damped_hessian,
+    layer_inputs,
+    least_squares_importance,
+    prune,
+    prune_least_squares,
+    rank,
+)
+from kd_lab.pruning.least_squares import DAMPING
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def correlated(count, n):
+    return random(count, n) @ random(n, n, seed=1)
+
+
+def cut(weight, hessian, sparsity):
+    return rank({"": least_squares_importance(weight, hessian)}, "per_layer").masks(sparsity)[""]
+
+
+def brain_surgeon(weight, hessian):
+    """Remove all weights of a row as Hassibi & Stork have it: the order, and the weights before each step."""
+    w, inverse, order, states = weight.clone(), torch.linalg.inv(hessian), [], [weight]
+    for _ in range(len(w)):
+        left = [place for place in range(len(w)) if place not in order]
+        p = min(left, key=lambda place: w[place] ** 2 / inverse[place, place])
+        w = w - w[p] / inverse[p, p] * inverse[p]
+        w[p] = 0
+        inverse = inverse - torch.outer(inverse[p], inverse[p]) / inverse[p, p]
+        order.append(p)
+        states.append(w)
+    return order, states
+
+
+@pytest.mark.parametrize("n", [7, 40, 150])  # within one block of removals, and over several
+def test_order_and_weights_are_those_of_optimal_brain_surgeon(n):
+    weight, hessian = random(3, n, seed=2), damped_hessian(correlated(2 * n, n))
+    importance = least_squares_importance(weight, hessian)
+    for row, values in zip(weight, importance, strict=True):
+        order, states = brain_surgeon(row, hessian)
+        assert values.argsort().tolist() == order
+        for removed in (0, 1, n // 2, n - 1, n):
+            mask = torch.ones(n, dtype=torch.bool)
+            mask[order[:removed]] = False
+            assert torch.allclose(compensated_weight(row[None], mask[None], hessian)[0], states[removed], atol=1e-8)
+
+
+def test_importance_is_the_growth_of_the_error():
+    weight, hessian = random(4, 12, seed=2), damped_hessian(correlated(30, 12))
+    for row, values in zip(weight, least_squares_importance(weight, hessian), strict=True):
+        order, states = brain_surgeon(row, hessian)
+        errors = torch.stack([(row - state) @ hessian @ (row - state) for state in states])
+        assert torch.allclose(values[order], errors.diff().cummax(0).values)
+        assert (values[order].diff() > 0).all()  # even where a step costs less than one before
+
+
+@pytest.mark.parametrize("count", [50, 5])  # with fewer samples than inputs, too
+@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.9])
+def test_the_closed_form_is_a_least_squares_solution(count, sparsity):
+    inputs, weight = correlated(count, 12), random(6, 12, seed=2)
+    inputs[:, 3] = 0  # a pixel that is never lit
+    hessian = damped_hessian(inputs)
+    mask = random(6, 12, seed=3) > torch.distributions.Normal(0, 1).icdf(torch.tensor(sparsity))
+    damping = DAMPING * inputs.square().mean()
+    system = torch.cat([inputs / count ** 0.5, damping ** 0.5 * torch.eye(12)])  # [X; √λ I]
+    found = compensated_weight(weight, mask, hessian)
+    for row, kept, ours in zip(weight, mask, found, strict=True):
+        solution = torch.linalg.lstsq(system[:, kept], system @ row).solution
+        assert torch.allclose(ours[kept], solution) and not ours[~kept].any()
+
+
+def test_the_first_weight_to_go_is_the_best_of_all():
+    weight, hessian = random(20, 6, seed=2), damped_hessian(correlated(30, 6))
+    first = least_squares_importance(weight, hessian).argmin(dim=1)
+
+    def error(row, place):
+        mask = torch.arange(6) != place
+        wrong = row - compensated_weight(row[None], mask[None], hessian)[0]
+        return wrong @ hessian @ wrong
+
+    assert first.tolist() == [min(range(6), key=lambda place, row=row: error(row, place)) for row in weight]
+    assert first.tolist() != weight.abs().argmin(dim=1).tolist()
+
+
+def test_whatever_is_cut_is_a_beginning_of_each_rows_order():
+    weight, hessian = random(30, 25, seed=2), damped_hessian(correlated(40, 25))
+    orders = [brain_surgeon(row, hessian)[0] for row in weight]
+    for sparsity in (0.1, 0.5, 0.8, 0.97):
+        mask = cut(weight, hessian, sparsity)
+        assert (~mask).sum() == round(sparsity * weight.numel())
+        for order, kept in zip(orders, mask, strict=True):
+            assert kept[order].int().diff().ge(0).all()
+
+
+def test_compensation_never_makes_the_error_larger():
+    inputs, weight = correlated(60, 30), random(10, 30, seed=2)
+    hessian = damped_hessian(inputs)
+    for mask in (cut(weight, hessian, 0.6), weight.abs() > 0.7):
+        errors = [weight - kept for kept in (compensated_weight(weight, mask, hessian), weight * mask)]
+        compensated, masked = (((wrong @ hessian) * wrong).sum(1) for wrong in errors)
+        assert (compensated < masked).all()
+        assert (errors[0] @ inputs.T).square().sum() < (errors[1] @ inputs.T).square().sum()
+
+
+def test_weights_that_are_zero_go_first_and_stay_zero():
+    weight, hessian = random(4, 20, seed=2), damped_hessian(correlated(40, 20))
+    weight[:, ::2] = 0
+    mask = cut(weight, hessian, 0.5)
+    assert torch.equal(mask, weight != 0) and torch.allclose(compensated_weight(weight, mask, hessian), weight)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 5, stride=2), nn.Conv2d(1, 4, 3, dilation=2, padding="same"),
+    nn.Conv2d(1, 4, (2, 3), padding=2, padding_mode="reflect"), nn.Linear(28, 5)], ids=repr)
+def test_a_layers_inputs_give_its_outputs(layer, few):
+    model, images = nn.Sequential(nn.Dropout(), layer).train(), few.images[:3]
+    inputs = layer_inputs(model, "1", images)
+    outputs = inputs @ layer.weight.detach().flatten(1).T + layer.bias.detach()
+    expected = predict(model, images)
+    expected = expected.movedim(1, -1) if isinstance(layer, nn.Conv2d) else expected
+    assert torch.allclose(outputs.view(expected.shape), expected, atol=1e-5)
+    assert model.training and not layer._forward_pre_hooks
+
+
+def test_a_model_loses_far_less_than_by_magnitude(mnist):
+    model = load_trained("lenet5_classic")
+    before = copy.deepcopy(model.state_dict())
+    pruned = prune_least_squares(model, 0.8, mnist.train.images[:500])
+    by_size = prune(model, 0.8, scope="per_layer")
+    dense, by_size, ours = (accuracy(each, mnist.validation).value for each in (model, by_size, pruned))
+    assert dense - ours < 0.2 * (dense - by_size) and dense - ours < 0.02
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    for layer in weighted_layers(pruned).values():
+        assert layer.weight.count_nonzero() == layer.weight.numel() - round(0.8 * layer.weight.numel())
+
+
+def test_one_layer_is_pruned_by_the_pure_functions_and_the_others_stay(few):
+    model = load_trained("lenet300")
+    pruned = prune_least_squares(model, {"3": 0.7}, few.images[:300])
+    weight, hessian = model[3].weight.detach(), damped_hessian(layer_inputs(model, "3", few.images[:300]))
+    expected = compensated_weight(weight, cut(weight, hessian, 0.7), hessian).float()
+    assert torch.equal(pruned[3].weight, expected)
+    assert all(torch.equal(pruned[place].weight, model[place].weight) for place in (1, 5))
+
+
+def test_a_layer_makes_up_for_the_layers_below(few):
+    model, images = load_trained("lenet5_classic"), few.images[:300]
+    below, both = (prune_least_squares(model, cut, images) for cut in ({"3": 0.9}, {"9": 0.0, "3": 0.9}))
+    far, near = ((predict(pruned, images) - predict(model, images)).square().mean() for pruned in (below, both))
+    assert near < 0.9 * far and not torch.equal(both[9].weight, model[9].weight)
+
+
+def test_nothing_pruned_gives_the_same_outputs(few):
+    model = load_trained("lenet5_classic")
+    pruned = prune_least_squares(model, 0.0, few.images[:100])
+    assert torch.allclose(predict(pruned, few.images), predict(model, few.images), atol=1e-5)
+    assert prune_least_squares(model, {}, few.images) is not model
+
+
+def test_a_cell_that_is_run_twice_prunes_once(few):
+    model, images = prune(load_trained("mlp128"), 0.5, scope="per_layer"), few.images[:200]
+    sparsity = {"3": 0.5}
+    once = prune_least_squares(model, sparsity, images)
+    twice = prune_least_squares(once, sparsity, images)
+    assert len(twice[3].parametrizations.weight) == 1
+    assert torch.allclose(once[3].weight, make_permanent(model)[3].weight, atol=1e-6)
+    assert torch.allclose(once[3].weight, twice[3].weight, atol=1e-6)
+
+
+class Grouped(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(2304, 10))
+
+
+IMAGES = torch.zeros(2, 1, 28, 28)
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (dict(sparsity=50), "'sparsity' must be a number in [0, 1). Got 50. Did you mean 0.5?"),
+    (dict(sparsity=float("nan")), "Got nan."),
+    (dict(sparsity={"l": 0.5}), "one of 1, 3"),
+    (dict(sparsity={"3": 1.5}), "\"sparsity['3']\" must be a number in [0, 1)"),
+    (dict(sparsity={"3": 0.9999}), "leaves no weight in layer '3'. Lower it."),
+    (dict(images=None), "'images' must be a tensor of 4 dimensions and of finite numbers, at least one. Got NoneType."),
+    (dict(images=IMAGES[0]), "Got shape (1, 28, 28)."),
+    (dict(images=IMAGES[:0]), "Got shape (0, 1, 28, 28)."),
+    (dict(images=IMAGES / 0), "finite"),
+    (dict(images=IMAGES[..., 1:]), "the model can't read images of shape (1, 28, 27)"),
+    (dict(images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "the model can't read images"),
+    (dict(model=Grouped()), "layer '1' has 2 groups"),
+    (dict(model=nn.ReLU()), "'model' must have a Linear or Conv2d layer"),
+    (dict(model=Grouped().apply(lambda module: isinstance(module, nn.Linear) and module.weight.data.fill_(torch.nan))),
+     "the weights must be finite numbers. Those of layer '3' are not."),
+])
+def test_bad_input_gets_one_clear_error(arguments, part):
+    with pytest.raises(ParameterError) as error:
+        prune_least_squares(**dict(model=build_model("mlp128"), sparsity=0.5, images=IMAGES) | arguments)
+    assert part in str(error.value) and str(error.value).startswith("prune_least_squares(): "), str(error.value)
+
+
+class Unused(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x))
+
+
+@pytest.mark.parametrize("call, part", [
+    (lambda: layer_inputs(build_model("mlp128"), "2", IMAGES), "layer_inputs(): 'layer' must be one of 1, 3. Got '2'"),
+    (lambda: layer_inputs(build_model("mlp128"), "1", "images"), "layer_inputs(): 'images' must be a tensor"),
+    (lambda: layer_inputs(Grouped(), "1", IMAGES), "layer_inputs(): a grouped convolution"),
+    (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model doesn't use its layer '3'."),
+    (lambda: damped_hessian(torch.full((3, 2), torch.nan)), "damped_hessian(): 'inputs' must be a tensor of 2 dim"),
+    (lambda: least_squares_importance(torch.ones(2, 3), torch.eye(2)), "a column for each of 3 weights of a row"),
+    (lambda: least_squares_importance(torch.ones(2, 3), torch.ones(3, 3)), "must be positive definite"),
+    (lambda: compensated_weight(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3)), "must be a bool tensor of shape (2"),
+])
+def test_bad_input_of_the_pure_functions(call, part):
+    with pytest.raises(ParameterError) as error:
+        call()
+    assert part in str(error.value)
