@@ -1,6 +1,7 @@
 """Show live what a control does to a really measured network."""
 
+from kd_lab.panels.least_squares import LeastSquaresPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.structured import StructuredPruningPanel
 
-__all__ = ["PruningPanel", "StructuredPruningPanel"]
+__all__ = ["LeastSquaresPanel", "PruningPanel", "StructuredPruningPanel"]

@@ -28,14 +28,14 @@ def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) ->
     the layers' outputs are compared on. Layer after layer, each reads what the pruned ones below it give, and aims at
     what it gave in the dense network. Weights that an earlier mask had pruned are the first to go.
     """
-    dense = make_permanent(model)
-    cut, pruned, masks = _check(dense, sparsity, images), make_permanent(model), {}
+    function, dense, pruned, masks = "prune_least_squares", make_permanent(model), make_permanent(model), {}
+    cut = _check(function, dense, sparsity, images)
     for name, fraction in cut.items():
         layer = weighted_layers(pruned)[name]
-        inputs = layer_inputs(pruned, name, images)
+        inputs = layer_inputs(pruned, name, images, function)
         hessian = damped_hessian(inputs)
         # as if the layer had been trained for these inputs: without it, errors add up in a deep network
-        lost = (layer_inputs(dense, name, images) - inputs).double() @ layer.weight.flatten(1).double().T
+        lost = (layer_inputs(dense, name, images, function) - inputs).double() @ layer.weight.flatten(1).double().T
         refit = torch.linalg.solve(hessian, inputs.double().T @ lost / len(inputs)).T
         weight = layer.weight.flatten(1) + refit
         mask = rank({name: least_squares_importance(weight, hessian)}, "per_layer").masks(fraction)[name]
@@ -45,23 +45,23 @@ def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) ->
     return pruned
 
 
-def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+def layer_inputs(model: nn.Module, layer: str, images: Tensor, function: str = "layer_inputs") -> Tensor:
     """Return what a layer reads when the model reads the images, in evaluation mode: (N, inputs) for a Linear layer.
 
     For a convolution they are its patches, (N · positions, channels · height · width), as its weight.flatten(1) is laid
-    out. Raises a ParameterError for a grouped one, whose outputs read different patches.
+    out. Raises a ParameterError, in the name of `function`, for a grouped one: its outputs read different patches.
     """
-    layers = weighted_layers(model, "layer_inputs")
-    check_choice("layer_inputs", "layer", layer, list(layers))
-    _check_groups("layer_inputs", layer, layers[layer])
+    layers = weighted_layers(model, function)
+    check_choice(function, "layer", layer, list(layers))
+    _check_groups(function, layer, layers[layer])
     found = []
     hook = layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0])))
     try:
-        predict(model, images, "layer_inputs")
+        predict(model, images, function)
     finally:
         hook.remove()
     if not found:
-        raise ParameterError(f"layer_inputs(): the model doesn't use its layer {layer!r}.")
+        raise ParameterError(f"{function}(): the model doesn't use its layer {layer!r}.")
     return torch.cat(found)
 
 
@@ -168,9 +168,9 @@ def _inverse(function: str, hessian: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
+def _check(function: str, model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
     """Return the sparsity of each layer to prune, in the order of the layers; refuse before the long work begins."""
-    function, layers = "prune_least_squares", weighted_layers(model, "prune_least_squares")
+    layers = weighted_layers(model, function)
     check_sparsity(function, "sparsity", sparsity, list(layers))
     importances(model, "magnitude", function=function)  # says so where weights are no numbers
     _check_tensors(function, 4, images=images)
@@ -186,7 +186,7 @@ def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, fl
 def _check_groups(function: str, name: str, layer: nn.Module) -> None:
     if getattr(layer, "groups", 1) > 1:
         raise ParameterError(f"{function}(): a grouped convolution can't be pruned by least squares here, and layer "
-                             f"{name!r} has {layer.groups} groups. Leave it out of 'sparsity'.")
+                             f"{name!r} has {layer.groups} groups. Leave it out.")
 
 
 def _check_weight(function: str, weight: Tensor, hessian: Tensor) -> None:

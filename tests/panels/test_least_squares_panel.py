@@ -1,0 +1,168 @@
+"""The least-squares panel shows what both methods give, measured from scratch; every error in words."""
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.faults import count_widgets
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import Mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.models import build_model
+from kd_lab.panels import LeastSquaresPanel
+from kd_lab.panels.least_squares import CALIBRATION_IMAGES, LeastSquaresAnswer
+from kd_lab.pruning import layer_inputs, prune, prune_least_squares
+
+LAYER = "3"  # 300 to 100
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_trained("lenet300")
+
+
+@pytest.fixture
+def panel(model, mnist):
+    panel = LeastSquaresPanel(model, mnist, LAYER)
+    yield panel
+    panel.close()
+
+
+def answers(panel, **setting):
+    panel.flush()  # one at a time: only its worker measures
+    return [answer for answer in panel.measure(**setting) if isinstance(answer, LeastSquaresAnswer)]
+
+
+def both(model, sparsity, mnist):
+    return {"magnitude": prune(model, {LAYER: sparsity}, scope="per_layer"),
+            "least squares": prune_least_squares(model, {LAYER: sparsity}, mnist.train.images[:CALIBRATION_IMAGES])}
+
+
+def test_it_measures_what_both_methods_give(panel, model, mnist):
+    for sparsity in (0.0, 0.8, 0.97):
+        measured = answers(panel, sparsity=sparsity)
+        first, everything, last = measured[0], measured[1], measured[-1]
+        for method, pruned in both(model, sparsity, mnist).items():
+            assert first.comparisons[method].accuracy == accuracy(pruned, mnist.validation[:1000])
+            assert everything.comparisons[method].accuracy == accuracy(pruned, mnist.validation)
+            assert everything.comparisons[method].difference == paired_difference(pruned, model, mnist.validation)
+            assert torch.allclose(last.weights[method].float(), pruned.get_submodule(LAYER).weight, atol=1e-6)
+            if sparsity in (0.8, 0.97):
+                assert last.curves[method][sparsity] == accuracy(pruned, mnist.validation[:1000]).value
+    shown = panel.draw(last)
+    assert f"{100 * accuracy(pruned, mnist.validation).value:.2f} %" in shown.title and "97 % of layer 3" in shown.title
+    assert shown.title.endswith("of 5,000 validation images") and len(last.curves["magnitude"]) == 15
+
+
+def test_the_table_compares_the_methods_on_the_same_images(panel, model, mnist):
+    by_size, ours = both(model, 0.95, mnist).values()
+    difference = paired_difference(ours, by_size, mnist.validation)
+    low, high = difference.interval
+    row = panel.draw(answers(panel, sparsity=0.95)[-1]).tables.split("least squares against magnitude")[1]
+    assert f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" in row
+
+
+def test_the_output_error_is_measured_on_validation_images(panel, model, mnist):
+    answer = answers(panel, sparsity=0.9)[-1]
+    inputs = layer_inputs(model, LAYER, mnist.validation.images[:1000])
+    dense = inputs @ model[3].weight.detach().T
+    for method, pruned in both(model, 0.9, mnist).items():
+        wrong = dense - inputs @ pruned[3].weight.detach().T
+        expected = (wrong.square().sum() / dense.square().sum()).item()
+        assert answer.errors[method] == pytest.approx(expected, rel=1e-3)
+        assert f"{100 * expected:.2f} %" in panel.draw(answer).tables
+    assert answer.errors["least squares"] < 0.5 * answer.errors["magnitude"]
+
+
+def test_the_picture_shows_what_was_measured(panel):
+    answer = answers(panel, sparsity=0.9)[-1]
+    panel.draw(answer)
+    drawing = panel._drawing
+    for method, comparison in answer.comparisons.items():
+        assert drawing._points[method].get_xydata().tolist() == [[0.9, comparison.accuracy.value]]
+        assert drawing._lines[method].get_ydata() == comparison.accuracy.interval
+        assert drawing._curves[method].get_xydata().tolist() == [list(p) for p in sorted(answer.curves[method].items())]
+        places, marks = drawing._marks[method].get_data()
+        weights = answer.weights[method][drawing._row, drawing._bars]
+        assert torch.equal(weights[places.flatten()], marks) and len(marks) == weights.count_nonzero()
+        outputs = (drawing._inputs @ answer.weights[method].T)[:, drawing._units]
+        assert torch.allclose(drawing._dots[method].get_ydata(), outputs.flatten())
+
+
+def test_the_picture_moves_and_keeps_its_size(panel):
+    pictures = []
+    for sparsity in (0, 0.8, 0.95, 0.99):
+        panel.set(sparsity=sparsity)
+        pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
+    assert {picture.shape for picture in pictures} == {(460, 800, 3)}
+    for one, other in pairwise(pictures):
+        assert 0.005 < (one != other).any(axis=2).mean() < 0.2
+
+
+def test_the_ranking_is_announced_and_goes_on_where_a_move_stopped_it(panel):
+    panel.flush()
+    del panel._rankings["least squares"], panel._importance[2:]
+    progress = list(panel._rank())
+    assert progress == [0.6, 0.8, 1.0] and list(panel._rank()) == []
+    assert panel.draw(0.6).title == "Ranking the weights of layer 3: 60%"
+
+
+def test_a_storm_of_moves_ends_on_the_last(model, mnist):
+    panel = LeastSquaresPanel(model, mnist, LAYER)
+    for step in range(100):  # from before the ranking is done
+        panel.set(sparsity=round(0.99 * step / 99, 2))
+    assert panel.flush().title.startswith("99 % of layer 3 pruned") and panel._picture.value == panel.shown.png
+    panel.close()
+
+
+@pytest.mark.parametrize("name, layer", [("lenet5_classic", "0"), ("lenet5_classic", "9"), ("mlp128", "3")])
+def test_any_small_layer_of_the_kit(name, layer, mnist):
+    before, few = count_widgets(), Mnist(*(part[:1000] for part in mnist))
+    panel = LeastSquaresPanel(load_trained(name), few, layer)
+    panel.set(sparsity=0.5)
+    assert f"50 % of layer {layer} pruned" in panel.flush().title
+    panel.close()
+    assert count_widgets() == before
+
+
+@pytest.mark.parametrize("value, part", [
+    (1.5, "in [0, 0.99]. Got 1.5."), (50, "Did you mean 0.5?"), (None, "Got None")])
+def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
+    before = panel.flush()
+    with pytest.raises(ParameterError) as error:
+        panel.set(sparsity=value)
+    assert part in str(error.value) and panel.flush() == before
+
+
+def test_an_error_is_shown_in_words(panel, monkeypatch):
+    before = panel.flush()
+    monkeypatch.setattr("kd_lab.panels.least_squares.compensated_weight", lambda *_: {}["missing"])
+    panel.set(sparsity=0.3)
+    with pytest.raises(KeyError):
+        panel.flush()
+    assert "KeyError" in panel._message.value and panel.shown == before
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (("model", None, "1"), "LeastSquaresPanel(): 'model' must be a network"),
+    ((nn.ReLU(), None, "1"), "must have a Linear or Conv2d layer"),
+    ((build_model("mlp128"), "mnist", "1"), "'data' must be what load_mnist() gives. Got str."),
+    ((build_model("mlp128"), None, "2"), "'layer' must be one of 1, 3. Got '2'"),
+    ((nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), None, "1"), "the labels must be 0 to 4"),
+])
+def test_bad_input_gets_one_clear_error_and_leaves_no_widget(arguments, part, mnist):
+    before, (model, data, layer) = count_widgets(), arguments
+    with pytest.raises(ParameterError) as error:
+        LeastSquaresPanel(model, data or mnist, layer)
+    assert part in str(error.value) and str(error.value).startswith("LeastSquaresPanel(): "), str(error.value)
+    assert count_widgets() == before
+
+
+def test_where_no_widgets_are_a_picture_is(panel):
+    assert {"image/png", "text/plain"} <= set(panel._repr_mimebundle_())
