@@ -63,7 +63,7 @@ class LeastSquaresPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
         if not isinstance(data, Mnist):
-            raise ParameterError(f"LeastSquaresPanel(): 'data' must be what load_mnist() gives. "
+            raise ParameterError("LeastSquaresPanel(): 'data' must be what load_mnist() gives. "
                                  f"Got {type(data).__name__}.")
         weights = importances(model, "magnitude", function="LeastSquaresPanel")
         dense = make_permanent(model)
@@ -105,7 +105,7 @@ class LeastSquaresPanel(Panel):
             return
         for rows in self._weight.split(ROWS)[len(self._importance):]:
             self._importance.append(least_squares_importance(rows, self._hessian))
-            yield len(self._importance) * ROWS / len(self._weight)
+            yield min(1.0, len(self._importance) * ROWS / len(self._weight))
         self._rankings["least squares"] = rank({self._layer: torch.cat(self._importance)}, "per_layer")
 
     def _compare(self, sparsity: float, count: int | None = None) -> Iterator[LeastSquaresAnswer | None]:
@@ -130,7 +130,7 @@ class LeastSquaresPanel(Panel):
     def draw(self, answer: LeastSquaresAnswer | float) -> Shown:
         """Draw the picture and write the table; a number says how far the ranking is."""
         if isinstance(answer, float):
-            return Shown(f"Ranking the weights of layer {self._layer}: {min(answer, 1):.0%}", self._drawing.blank, "")
+            return Shown(f"Ranking the weights of layer {self._layer}: {100 * answer:.0f} %", self._drawing.blank, "")
         one, other = (f"{100 * comparison.accuracy.value:.2f} %" for comparison in answer.comparisons.values())
         title = (f"{100 * answer.sparsity:.4g} % of layer {self._layer} pruned: magnitude reads {one}, least squares "
                  f"{other} of {answer.comparisons['magnitude'].accuracy.count:,} validation images")
@@ -144,7 +144,10 @@ class LeastSquaresPanel(Panel):
                 ["images lost, gained", *(f"{each.difference.lost:,}, {each.difference.gained:,}" for each in both)],
                 ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())],
                 ["least squares against magnitude, points", "", _points(PairedDifference.of(ours, by_size))]]
-        return tabulate(rows, [f"layer {self._layer}, {self._kind}", *STYLES], "html", disable_numparse=True)
+        table = tabulate(rows, [f"layer {self._layer}, {self._kind}", *STYLES], "html", disable_numparse=True)
+        # of a fixed width, so that nothing jumps when a number becomes longer
+        return table.replace("<table>", "<table style='width: 100%; table-layout: fixed; line-height: 1.4; "
+                                        "text-align: left'>")
 
 
 class LeastSquaresPicture:
