@@ -32,7 +32,7 @@ from kd_lab.pruning import (
 )
 
 SIZE = (800, 460)  # in pixels
-TABLE_HEIGHT = 160
+TABLE_HEIGHT = 170
 CALIBRATION_IMAGES = 2000
 ROWS = 20  # of the layer are ranked between two looks at the slider
 STYLES = {"magnitude": ("s", "#d55e00"), "least squares": ("o", "#0072b2")}  # told apart by the colour-blind, too
@@ -143,7 +143,7 @@ class LeastSquaresPanel(Panel):
                 ["change against dense, points", *(_points(each.difference) for each in both)],
                 ["images lost, gained", *(f"{each.difference.lost:,}, {each.difference.gained:,}" for each in both)],
                 ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())],
-                ["least squares against magnitude, points", "", _points(PairedDifference.of(ours, by_size))]]
+                ["change against magnitude, points", "", _points(PairedDifference.of(ours, by_size))]]
         table = tabulate(rows, [f"layer {self._layer}, {self._kind}", *STYLES], "html", disable_numparse=True)
         # of a fixed width, so that nothing jumps when a number becomes longer
         return table.replace("<table>", "<table style='width: 100%; table-layout: fixed; line-height: 1.4; "

@@ -64,7 +64,7 @@ def test_the_table_compares_the_methods_on_the_same_images(panel, model, mnist):
     by_size, ours = both(model, 0.95, mnist).values()
     difference = paired_difference(ours, by_size, mnist.validation)
     low, high = difference.interval
-    row = panel.draw(answers(panel, sparsity=0.95)[-1]).tables.split("least squares against magnitude")[1]
+    row = panel.draw(answers(panel, sparsity=0.95)[-1]).tables.split("change against magnitude")[1]
     assert f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" in row
 
 
