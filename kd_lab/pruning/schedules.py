@@ -15,7 +15,7 @@ from kd_lab.pruning.masks import ALLOWED, Mask, prune, set_masks
 
 Prune = Callable[[nn.Module, float], nn.Module]
 FineTune = Callable[[nn.Module], nn.Module]
-SMALLEST_STEP = 0.01
+SMALLEST_STEP = 0.05
 
 
 def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[float]:
@@ -74,9 +74,9 @@ def prune_until(model: nn.Module, target: float, data: tuple[Tensor, Tensor], fi
                 tolerance: float = 0.005, step: float = 0.2, prune: Prune = prune) -> tuple[nn.Module, Outcome]:
     """Prune step by step, and restore the model before a step whose accuracy falls by more than `tolerance`.
 
-    `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. Each step prunes
-    that share of the way that is left to 1; after a restoration it is halved. Ends at `target` or when the
-    steps are smaller than a hundredth, and returns the best model and how far it got.
+    `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. A step prunes
+    that share of what is left; after a restoration it is halved. Ends at `target`, or when a step would be less than
+    a twentieth, and returns the best model and how far it got.
     """
     check_number("prune_until", "target", target, "(0, 1)")
     check_number("prune_until", "tolerance", tolerance, "[0, 1]")
