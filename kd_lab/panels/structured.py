@@ -135,7 +135,7 @@ class StructuredPruningPanel(Panel):
             dense, left = answer.seconds.get(batch_size, (None, None))
             rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *(
                 [f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3)])
-        table = _table(rows, ["", "dense", "pruned", "ratio"])
+        table = _table(rows, ["", "dense", "pruned", "dense / pruned"])
         threads = torch.get_num_threads()
         return f"{table}measured here, on {threads} thread{'s' * (threads > 1)}"
 
@@ -155,4 +155,5 @@ def _costs(model: nn.Module) -> tuple[int, ...]:
 
 def _table(rows: list[list[str]], headers: list[str]) -> str:
     columns = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
+    table = tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
+    return table.replace("<th>", "<th style='text-align: left'>")
