@@ -221,7 +221,8 @@ def test_the_least_important_channels_go(name, importance, few):
     weights = importances(model, importance, data)
     kept = kept_channels(prune_channels(model, 0.3, importance, data=data))
     for name, group in channel_groups(model).items():
-        sums = sum(weights[layer].flatten(1).sum(1) for layer in group.producers)
+        sums = (weights[name].flatten(1)[:, 0] if importance == "random" else
+                sum(weights[layer].flatten(1).sum(1) for layer in group.producers))
         assert (~kept[name]).sum() == round(0.3 * group.size)
         assert sums[~kept[name]].max() <= sums[kept[name]].min()
 
@@ -233,6 +234,14 @@ def test_a_global_scope_compares_the_means_of_all_layers():
     kept = kept_channels(prune_channels(model, 0.4, scope="global"))
     assert all(torch.equal(kept[name], means[name] >= threshold) for name in means)
     assert (~kept["1"]).sum() != 120
+
+
+def test_chance_is_the_same_for_every_channel_of_every_layer():
+    model, removed = build_model("cnn"), {}
+    for seed in range(20):
+        for name, kept in kept_channels(prune_channels(model, 0.25, "random", "global", seed=seed)).items():
+            removed[name] = removed.get(name, 0) + (~kept).float().mean().item() / 20
+    assert all(0.17 < share < 0.33 for share in removed.values()), removed
 
 
 def test_one_layer_can_be_pruned_by_its_name():

@@ -97,8 +97,10 @@ def channel_importances(model: nn.Module, groups: dict[str, Group], importance: 
     With "magnitude" that is the L1 norm of Li et al. 2017 up to the scale, which makes layers comparable.
     """
     weights = importances(model, importance, data, seed, function)
-    return {name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1).mean(1)
+    rows = {name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1)
             for name, group in groups.items()}
+    # one chance a channel: the mean of many is always near a half, and layers with few weights would go first
+    return {name: values[:, 0] if importance == "random" else values.mean(1) for name, values in rows.items()}
 
 
 def spread(kept: Tensor, features: int) -> Tensor:
