@@ -37,7 +37,7 @@ RECIPES = {  # last_epochs are those at each factor, times fewer parameters
 HALF_RECIPE = {"epochs": 1, "learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128}
 EVERY_LAYER = 0.8  # the sparsity at which least squares is set against magnitude
 CALIBRATION = 2000  # training images
-TICKET = {"epochs": 91, "steps_per_epoch": 100, "batch_size": 60, "learning_rate": 6e-4, "schedule": "constant"}
+TICKET = {"epochs": 73, "steps_per_epoch": 100, "batch_size": 60, "learning_rate": 1.2e-3, "schedule": "constant"}
 TICKET_ROUNDS, TICKET_LEFT = 3, 0.21  # Frankle & Carbin 2019 have rounds of 20 %
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 COLORS = 256
 SIX_BITS = 0b11111100
+NO_INSET = np.empty((0, 0, 3))
 
 
 class Canvas:
@@ -27,7 +28,7 @@ class Canvas:
         self._agg.draw()
         self._background = self._agg.copy_from_bbox(figure.bbox)
 
-    def png(self, inset: np.ndarray, left: int, top: int) -> bytes:
+    def png(self, inset: np.ndarray = NO_INSET, left: int = 0, top: int = 0) -> bytes:
         """Return the picture with the moving artists as they are now and, pasted on it, an inset (height, width, 3)."""
         self._agg.restore_region(self._background)
         for artist in self._moving:

@@ -14,23 +14,16 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
-from kd_lab.errors import ParameterError
-from kd_lab.evaluation import PairedDifference, correct_answers
+from kd_lab.evaluation import PairedDifference
 from kd_lab.panels.canvas import Canvas
-from kd_lab.panels.measurement import FIRST, Comparison, Measurement
+from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network, percent, points, quietly
 from kd_lab.panels.panel import Panel, Shown
-from kd_lab.panels.pruning import CURVE, MOST, _percent, _points
 from kd_lab.panels.slider import FractionSlider
-from kd_lab.parametrizations import describe, make_permanent, weighted_layers
-from kd_lab.pruning import (
-    compensated_weight,
-    damped_hessian,
-    importances,
-    layer_inputs,
-    least_squares_importance,
-    rank,
-)
+from kd_lab.parametrizations import describe, weighted_layers
+from kd_lab.pruning import compensated_weight, damped_hessian, layer_inputs, least_squares_importance, rank
 
+MOST = 0.99  # the end of the slider
+CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
 SIZE = (800, 460)  # in pixels
 TABLE_HEIGHT = 170
 CALIBRATION_IMAGES = 2000
@@ -62,12 +55,7 @@ class LeastSquaresPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
-        if not isinstance(data, Mnist):
-            raise ParameterError("LeastSquaresPanel(): 'data' must be what load_mnist() gives. "
-                                 f"Got {type(data).__name__}.")
-        weights = importances(model, "magnitude", function="LeastSquaresPanel")
-        dense = make_permanent(model)
-        correct_answers(dense, data.validation[:10], "LeastSquaresPanel")  # one image of each digit
+        dense = dense_network("LeastSquaresPanel", model, data)
         self._hessian = damped_hessian(layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES],
                                                     "LeastSquaresPanel"))
         inputs = layer_inputs(dense, layer, data.validation.images[:FIRST]).double()
@@ -76,7 +64,7 @@ class LeastSquaresPanel(Panel):
         self._weight = dense.get_submodule(layer).weight.detach().flatten(1).double()
         self._validation = Measurement(dense, data.validation)
         self._pruned = {method: copy.deepcopy(dense) for method in STYLES}
-        self._rankings = {"magnitude": rank({layer: weights[layer].flatten(1)}, "per_layer")}
+        self._rankings = {"magnitude": rank({layer: self._weight.abs()}, "per_layer")}
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
         self._curves = {method: {} for method in STYLES}
         self._drawing = LeastSquaresPicture(self._weight, inputs)
@@ -89,15 +77,10 @@ class LeastSquaresPanel(Panel):
             yield answer  # the last one is not None
         for place in CURVE:
             if place not in self._curves["magnitude"]:
-                yield from self._complete(place)
+                found = yield from quietly(self._compare(place, FIRST))
+                for method, comparison in found.comparisons.items():
+                    self._curves[method][place] = comparison.accuracy.value
                 yield answer
-
-    def _complete(self, place: float) -> Iterator[None]:
-        """Measure one point of the curves."""
-        for answer in self._compare(place, FIRST):  # noqa: B007 the last one is what it is all for
-            yield None
-        for method, comparison in answer.comparisons.items():
-            self._curves[method][place] = comparison.accuracy.value
 
     def _rank(self) -> Iterator[float]:
         """Rank the weights by least squares, once, and yield the fraction that is done."""
@@ -139,11 +122,11 @@ class LeastSquaresPanel(Panel):
     def _table(self, answer: LeastSquaresAnswer) -> str:
         both = answer.comparisons.values()
         by_size, ours = (each.answers == each.labels for each in both)
-        rows = [["accuracy, 95 % interval", *(_percent(each.accuracy) for each in both)],
-                ["change against dense, points", *(_points(each.difference) for each in both)],
+        rows = [["accuracy, 95 % interval", *(percent(each.accuracy) for each in both)],
+                ["change against dense, points", *(points(each.difference) for each in both)],
                 ["images lost, gained", *(f"{each.difference.lost:,}, {each.difference.gained:,}" for each in both)],
                 ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())],
-                ["change against magnitude, points", "", _points(PairedDifference.of(ours, by_size))]]
+                ["change against magnitude, points", "", points(PairedDifference.of(ours, by_size))]]
         table = tabulate(rows, [f"layer {self._layer}, {self._kind}", *STYLES], "html", disable_numparse=True)
         # of a fixed width, so that nothing jumps when a number becomes longer
         return table.replace("<table>", "<table style='width: 100%; table-layout: fixed; line-height: 1.4; "
@@ -167,7 +150,7 @@ class LeastSquaresPicture:
         moving = [artist for kind in (self._curves, self._lines, self._points, self._dots, self._marks)
                   for artist in kind.values()]
         self._canvas = Canvas(figure, moving)
-        self.blank = self._png()
+        self.blank = self._canvas.png()
 
     def png(self, answer: LeastSquaresAnswer) -> bytes:
         """Return the picture of an answer."""
@@ -179,10 +162,7 @@ class LeastSquaresPicture:
             self._dots[method].set_data(self._outputs.flatten(), (self._inputs @ weight[self._units].T).flatten())
             bars = weight[self._row, self._bars]
             self._marks[method].set_data(bars.nonzero(), bars[bars != 0])
-        return self._png()
-
-    def _png(self) -> bytes:
-        return self._canvas.png(np.zeros((0, 0, 3)), 0, 0)
+        return self._canvas.png()
 
     def _add_curves(self, axes: Axes) -> None:
         # errors by their root, else what lies between 95 % and 99 % could not be told apart

@@ -1,16 +1,31 @@
 """Measure a changed network against the dense one: on 1,000 images at once, then on all while nothing changes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_lab.data import Split
-from kd_lab.evaluation import Accuracy, PairedDifference, predict_classes
+from kd_lab.data import Mnist, Split
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, predict_classes
 from kd_lab.models import BATCH_SIZE
+from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.pruning import importances
 
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn
+
+
+def dense_network(function: str, model: nn.Module, data: Mnist) -> nn.Module:
+    """Return an ordinary copy of a panel's network; refuse, in the name of `function`, what can't be measured."""
+    weighted_layers(model, function)
+    if not isinstance(data, Mnist):
+        raise ParameterError(f"{function}(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
+    dense = make_permanent(model)
+    correct_answers(dense, data.validation[:10], function)  # which hold every label
+    importances(dense, "magnitude", function=function)  # says so where weights are no numbers
+    return dense
 
 
 @dataclass(frozen=True)
@@ -58,3 +73,23 @@ class Measurement:
 
     def _comparison(self, answers: list[Tensor], labels: Tensor) -> Comparison:
         return Comparison(torch.cat(answers), torch.cat(self._dense_answers[:len(answers)]), labels)
+
+
+def quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:
+    """Go through the steps without showing any, where a newer setting may stop it, and return the last."""
+    last = None
+    for last in steps:  # noqa: B007 the last one is what it is all for
+        yield None
+    return last
+
+
+def percent(accuracy: Accuracy) -> str:
+    """Return an accuracy with its interval, in percent, as short text."""
+    low, high = accuracy.interval
+    return f"{100 * accuracy.value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def points(difference: PairedDifference) -> str:
+    """Return a difference with its interval, in points, as short text."""
+    low, high = difference.interval
+    return f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"

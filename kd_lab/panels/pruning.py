@@ -1,9 +1,8 @@
 """Prune a network live: what a sparsity costs in accuracy and saves in bytes."""
 
 import copy
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import ipywidgets as widgets
 import torch
@@ -12,13 +11,11 @@ from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
-from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
-from kd_lab.panels.measurement import FIRST, Measurement
+from kd_lab.panels.measurement import FIRST, Measurement, dense_network, percent, points, quietly
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
 from kd_lab.panels.slider import FractionSlider
-from kd_lab.parametrizations import describe, make_permanent, weighted_layers
+from kd_lab.parametrizations import describe, weighted_layers
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
 MOST = 0.99  # the end of the slider
@@ -35,12 +32,7 @@ class PruningPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        weighted_layers(model, "PruningPanel")
-        if not isinstance(data, Mnist):
-            raise ParameterError(f"PruningPanel(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
-        self._dense = make_permanent(model)
-        correct_answers(self._dense, data.validation[:2], "PruningPanel")
-        importances(self._dense, "magnitude", function="PruningPanel")  # says so where weights are no numbers
+        self._dense = dense_network("PruningPanel", model, data)
         self._pruned = copy.deepcopy(self._dense)
         self._layers = weighted_layers(self._dense)
         self._data = data
@@ -70,11 +62,11 @@ class PruningPanel(Panel):
                                                   test=self._tests.get(setting))
             yield answer
         if reveal and setting not in self._tests:
-            comparison = yield from _quietly(self._test.compare(self._pruned))
+            comparison = yield from quietly(self._test.compare(self._pruned))
             self._tests[setting] = comparison.accuracy
             answer = replace(answer, test=comparison.accuracy)
             yield answer
-        zipped = yield from _quietly(zip_stepwise(self._pruned))
+        zipped = yield from quietly(zip_stepwise(self._pruned))
         answer = replace(answer, zipped=zipped)
         yield answer
         yield from self._complete(curve, importance, scope, answer)
@@ -85,7 +77,7 @@ class PruningPanel(Panel):
         for sparsity in CURVE:
             if sparsity not in curve:
                 model = self._masked(self._ranking(importance, scope).masks(sparsity))
-                comparison = yield from _quietly(self._validation.compare(model, FIRST))
+                comparison = yield from quietly(self._validation.compare(model, FIRST))
                 curve[sparsity] = comparison.accuracy.value
                 yield answer
 
@@ -120,13 +112,13 @@ class PruningPanel(Panel):
     def _scores(self, answer: PruningAnswer) -> str:
         comparison, dense, test = answer.comparison, f"{self._bytes:,} bytes", answer.test
         rows = [["images", f"{comparison.accuracy.count:,}"],
-                ["accuracy", _percent(comparison.accuracy)],
-                ["change against dense, points", _points(comparison.difference)],
+                ["accuracy", percent(comparison.accuracy)],
+                ["change against dense, points", points(comparison.difference)],
                 ["images lost, gained", f"{comparison.difference.lost:,}, {comparison.difference.gained:,}"],
                 ["file, dense", dense],
                 ["file, pruned weights as zeros", dense],  # as many numbers as before
                 ["the same, zipped", "…" if answer.zipped is None else f"{answer.zipped:,} bytes"],
-                ["test part", f"{_percent(test)} of {test.count:,}" if test else "not read for this setting"],
+                ["test part", f"{percent(test)} of {test.count:,}" if test else "not read for this setting"],
                 ["settings tested so far", len(self._tests)]]
         return tabulate(rows, tablefmt="html")
 
@@ -140,21 +132,3 @@ class PruningPanel(Panel):
         table = tabulate(rows, ["layer", "", "weights", "pruned"], "html", colalign=("left", "left", "right", "right"),
                          disable_numparse=True)
         return table.replace("<th>", "<th style='text-align: left'>")
-
-
-def _quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:
-    """Go through the steps without showing any, where a newer setting may stop it, and return the last."""
-    last = None
-    for last in steps:  # noqa: B007 the last one is what it is all for
-        yield None
-    return last
-
-
-def _percent(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval
-    return f"{100 * accuracy.value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
-
-
-def _points(difference: PairedDifference) -> str:
-    low, high = difference.interval
-    return f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from kd_lab.cost import count_macs, count_parameters, file_bytes, latency
 from kd_lab.data import Mnist
-from kd_lab.errors import ParameterError
-from kd_lab.evaluation import correct_answers
-from kd_lab.panels.measurement import FIRST, Measurement
+from kd_lab.panels.measurement import FIRST, Measurement, dense_network, quietly
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.slider import FractionSlider
 from kd_lab.panels.structured_picture import SIZE, StructuredAnswer, StructuredPicture, share_removed, title
-from kd_lab.parametrizations import describe, make_permanent, weighted_layers
+from kd_lab.parametrizations import describe
 from kd_lab.pruning import IMPORTANCES, Ranking, channel_importances, find_groups, rank, remove_channels
 
 MOST = 0.95  # the end of the slider
@@ -38,13 +36,8 @@ class StructuredPruningPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist):
         function = type(self).__name__
-        weighted_layers(model, function)
-        if not isinstance(data, Mnist):
-            raise ParameterError(f"{function}(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
-        self._dense = make_permanent(model)
-        correct_answers(self._dense, data.validation[:2], function)
+        self._dense = dense_network(function, model, data)
         self._groups = find_groups(function, self._dense)
-        channel_importances(self._dense, self._groups, function=function)  # says so where weights are no numbers
         self._data, self._validation = data, Measurement(self._dense, data.validation)
         self._costs = _costs(self._dense)
         self._rankings: dict[str, Ranking] = {}
@@ -105,8 +98,7 @@ class StructuredPruningPanel(Panel):
             masks = self._masks(dict.fromkeys(self._groups, ratio), importance)
             if (removed := share_removed(masks)) not in curve:
                 smaller = remove_channels(self._dense, masks)
-                for comparison in self._validation.compare(smaller, FIRST):  # noqa: B007 the last one is kept
-                    yield None
+                comparison = yield from quietly(self._validation.compare(smaller, FIRST))
                 curve[removed] = comparison.accuracy.value
                 yield answer
 

@@ -20,7 +20,6 @@ SIZE = (800, 340)  # pixels
 COLOR, PALE, GREY, TEXT = "#c2410c", "#fde3d3", "#9ca3af", "#4b5563"
 HALF = 0.3  # of a column's width; the next stands 1 to the right
 LEAST = 0.006  # of the height: one unit of many must be seen
-NO_INSET = np.empty((0, 0, 3))
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class StructuredPicture:
         self._curve.set_data(*np.array(sorted(answer.curve.items())).reshape(-1, 2).T)
         self._bar.set_data([removed, removed], accuracy.interval)
         self._point.set_data([removed], [accuracy.value])
-        return self._canvas.png(NO_INSET, 0, 0)
+        return self._canvas.png()
 
     def _add_network(self, axes: Axes, names: list[str]) -> list[Artist]:
         axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.88, 0.72))

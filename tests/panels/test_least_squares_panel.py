@@ -16,7 +16,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.models import build_model
 from kd_lab.panels import LeastSquaresPanel
-from kd_lab.panels.least_squares import CALIBRATION_IMAGES, LeastSquaresAnswer
+from kd_lab.panels.least_squares import CALIBRATION_IMAGES, CURVE, LeastSquaresAnswer
 from kd_lab.pruning import layer_inputs, prune, prune_least_squares
 
 LAYER = "3"  # 128 to 10
@@ -57,7 +57,7 @@ def test_it_measures_what_both_methods_give(panel, model, mnist):
                 assert last.curves[method][sparsity] == accuracy(pruned, mnist.validation[:1000]).value
     shown = panel.draw(last)
     assert f"{100 * accuracy(pruned, mnist.validation).value:.2f} %" in shown.title and "97 % of layer 3" in shown.title
-    assert shown.title.endswith("of 5,000 validation images") and len(last.curves["magnitude"]) == 15
+    assert shown.title.endswith("of 5,000 validation images") and set(CURVE) <= set(last.curves["magnitude"])
 
 
 def test_the_table_compares_the_methods_on_the_same_images(panel, model, mnist):
