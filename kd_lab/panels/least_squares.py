@@ -68,7 +68,7 @@ class LeastSquaresPanel(Panel):
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
         self._curves = {method: {} for method in STYLES}
         self._drawing = LeastSquaresPicture(self._weight, inputs)
-        super().__init__({"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.8)}, [], SIZE, TABLE_HEIGHT)
+        super().__init__({"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.95)}, [], SIZE, TABLE_HEIGHT)
 
     def measure(self, sparsity: float) -> Iterator[LeastSquaresAnswer | float | None]:
         """Yield how far the ranking is, then what this sparsity gives on 1,000 images, on all, and with the curves."""
@@ -167,7 +167,11 @@ class LeastSquaresPicture:
     def _add_curves(self, axes: Axes) -> None:
         # errors by their root, else what lies between 95 % and 99 % could not be told apart
         axes.set_yscale("function", functions=(lambda y: -np.sqrt(np.clip(1 - y, 0, 1)), lambda root: 1 - root ** 2))
-        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1), xlabel="sparsity of this layer", ylabel="accuracy (root scale)")
+        # and sparsities by the logarithm of what is kept, since it all happens where little is
+        axes.set_xscale("function", functions=(lambda s: -np.log(np.clip(1 - s, 1e-3, None)), lambda y: 1 - np.exp(-y)))
+        axes.set(xlim=(-0.05, 0.993), ylim=(0, 1), xlabel="sparsity of this layer (log of what is kept)",
+                 ylabel="accuracy (root scale)")
+        axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
         axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
