@@ -4,6 +4,8 @@ Scores the record again, and measures the halved CNN's speed here and now; --rer
 about two hours. Settings were chosen on the validation part; the test part is read once for each network reported.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
@@ -45,7 +47,7 @@ def run(rerun: bool) -> dict[str, float]:
     """Print the tables and return the figures; with `rerun`, make the record first."""
     if rerun:
         data = load_mnist()
-        for part in (compress, half_cnn, least_squares, tickets):
+        for part in (compress, at_once, half_cnn, least_squares, tickets):
             keep(part.__name__, part(data))
     recorded = load_results("pruning")
     figures = {}
@@ -71,11 +73,7 @@ def compress(data: Mnist) -> dict:
 
 def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
     """Prune one network gradually from factor to factor, and fine-tune it longer at each."""
-    def fine_tune(model: nn.Module, epochs: int = 1) -> nn.Module:
-        return train(model, data.train, F.cross_entropy, validation=data.validation, epochs=epochs, seed=seed,
-                     progress=False, **recipe["settings"])[0]
-
-    recipe, dense = RECIPES[name], load_trained(name, seed)
+    recipe, dense, fine_tune = RECIPES[name], load_trained(name, seed), fine_tuning(name, seed, data)
     model, reached, found = dense, 0.0, {"1": score(dense, dense, data)}
     for factor, last_epochs in recipe["last_epochs"].items():
         sparsity = sparsity_for(dense, int(factor))
@@ -86,6 +84,31 @@ def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
     return found
 
 
+def fine_tuning(name: str, seed: int, data: Mnist) -> Callable[[nn.Module, int], nn.Module]:
+    """Return the function that trains a pruned network of this name for some epochs, one if nothing is said."""
+    def fine_tune(model: nn.Module, epochs: int = 1) -> nn.Module:
+        return train(model, data.train, F.cross_entropy, validation=data.validation, epochs=epochs, seed=seed,
+                     progress=False, **RECIPES[name]["settings"])[0]
+
+    return fine_tune
+
+
+def at_once(data: Mnist) -> dict:
+    """Return for each seed what lenet300 comes to if it is pruned in one step and trained for as many epochs."""
+    return {"lenet300": [at_once_seed("lenet300", seed, data) for seed in SEEDS]}
+
+
+def at_once_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
+    """Prune the dense network to each factor in one step; the epochs are those that compress had spent by then."""
+    dense, recipe, epochs, found = load_trained(name, seed), RECIPES[name], 0, {}
+    for factor, last_epochs in recipe["last_epochs"].items():
+        epochs += recipe["steps"] + last_epochs
+        pruned = prune(dense, sparsity_for(dense, int(factor)))
+        found[factor] = score(fine_tuning(name, seed, data)(pruned, epochs), dense, data)
+        print(f"{name}, seed {seed}, {factor}× at once: {found[factor]['validation_error']} %", flush=True)
+    return found
+
+
 def sparsity_for(model: nn.Module, factor: float) -> float:
     """Return the sparsity of the weights that leaves one parameter of `factor`; the biases all stay."""
     weights = sum(layer.weight.numel() for layer in weighted_layers(model).values())
@@ -93,10 +116,11 @@ def sparsity_for(model: nn.Module, factor: float) -> float:
 
 
 def score(model: nn.Module, dense: nn.Module, data: Mnist) -> dict:
-    """Return how much smaller a model is, its validation error, and the test images that it reads wrongly."""
+    """Return how much smaller a model is, its errors in percent, and the test images that it reads wrongly."""
     wrong = (~correct_answers(model, data.test)).nonzero().flatten().tolist()
     return {"factor": round(count_parameters(dense) / count_nonzeros(model), 2),
-            "validation_error": error(model, data.validation), "wrong": " ".join(map(str, wrong))}
+            "validation_error": error(model, data.validation), "test_error": error(model, data.test),
+            "wrong": " ".join(map(str, wrong))}
 
 
 def error(model: nn.Module, data: Split) -> float:

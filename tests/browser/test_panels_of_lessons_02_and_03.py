@@ -1,0 +1,85 @@
+"""The panels of lessons 02 and 03 in JupyterLab and Chromium: hands move them, and all that they show fits."""
+
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import expect
+
+from benchmarks._lab import find_cell, lab, run_all, show_cell
+
+pytestmark = pytest.mark.browser
+LOADED = """from kd_lab.checkpoints import load_trained
+from kd_lab.data import load_mnist
+from kd_lab.panels import LeastSquaresPanel, StructuredPruningPanel
+"""
+CELLS = {"StructuredPruningPanel": f'{LOADED}StructuredPruningPanel(load_trained("lenet300"), load_mnist())',
+         "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")'}
+SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity"}
+DONE = re.compile(r" of 5,000 validation images$")
+OVERFLOWS = """part => {
+  const all = document.createRange();
+  all.selectNodeContents(part);
+  const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
+  return text.bottom > box.bottom + 1 || text.right > box.right + 1;
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("panels") / "panels.ipynb"
+    cells = [new_code_cell(source) for source in CELLS.values()]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else JupyterLab asks for one
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    with lab(path) as page:
+        page.ran = run_all(page)
+        yield page
+
+
+@pytest.fixture(params=CELLS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def output(page, kind):
+    return show_cell(page, find_cell(page.ran, kind)).locator(".jp-Cell-outputArea")
+
+
+def test_the_keyboard_moves_the_slider_and_all_follows(page, output, kind):
+    headline = output.get_by_text(DONE)
+    headline.wait_for()
+    before, picture = headline.inner_text(), output.locator("img").get_attribute("src")
+    output.get_by_role("slider", name=SLIDERS[kind]).focus()
+    for key in ("Home", "End"):
+        page.keyboard.press(key)
+        expect(headline).not_to_have_text(before)
+        expect(output.locator("img")).not_to_have_attribute("src", picture)
+        headline.wait_for()
+        before, picture = headline.inner_text(), output.locator("img").get_attribute("src")
+    assert re.match("9[59] % of", before)
+
+
+def test_nothing_is_cut_off_or_scrolls(page, output):
+    output.get_by_text(DONE).wait_for()
+    expect(output.get_by_text("…", exact=True)).to_have_count(0, timeout=20_000)  # the latency comes last
+    for part in output.locator(".widget-html-content").all():
+        assert not part.evaluate(OVERFLOWS), part.inner_text()
+    sizes = output.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight, image.clientWidth, "
+                                           "image.clientHeight]")
+    assert sizes[:2] == sizes[2:]
+
+
+def test_a_layer_has_a_ratio_of_its_own(page):
+    output = show_cell(page, find_cell(page.ran, "StructuredPruningPanel")).locator(".jp-Cell-outputArea")
+    slider, layer = output.get_by_role("slider", name="ratio"), output.get_by_role("combobox", name="layer")
+    slider.focus()
+    page.keyboard.press("Home")
+    layer.select_option(index=1)
+    slider.focus()
+    page.keyboard.press("End")
+    expect(output.get_by_role("row", name=re.compile("^1: Linear 784-300 95 % 15 of 300"))).to_be_visible()
+    expect(output.get_by_role("row", name=re.compile("^3: Linear 300-100 0 % 100 of 100"))).to_be_visible()
+    layer.select_option(index=2)
+    expect(slider).to_have_value("0")
