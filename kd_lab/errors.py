@@ -58,8 +58,14 @@ def check_choice(function: str, argument: str, value: object, choices: list[str]
     raise ParameterError(_sentence(function, argument, f"one of {', '.join(choices)}", value) + hint)
 
 
+def check_kind(function: str, argument: str, value: object, kind: type | tuple[type, ...], allowed: str) -> None:
+    """Raise a ParameterError unless `value` is of this kind; `allowed` says in words what is."""
+    if not isinstance(value, kind):
+        raise ParameterError(_sentence(function, argument, allowed, value))
+
+
 def _sentence(function: str, argument: str, allowed: str, value: object) -> str:
-    return f"{function}(): {argument!r} must be {allowed}. Got {value!r}."
+    return f"{function}(): {argument!r} must be {allowed}. Got {value!r:.80}."
 
 
 def _contains(interval: str, value: float) -> bool:

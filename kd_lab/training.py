@@ -229,22 +229,21 @@ def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, 
             check_labels("train", predict(model, part[0][:2]), part[1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ParameterError("train(): 'model' must have a weight to train. Got one whose weights are all frozen.")
+
+    def loss_of(x: Tensor, *targets: Tensor) -> Tensor:
+        return loss_fn(copy.deepcopy(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
+
     for part in (data, validation):
-        _check_loss("loss_fn", _probe(model, part, loss_fn))
-    if penalty:
-        _check_loss("penalty", penalty(model))
+        _check_loss("loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
+    if penalty is not None:
+        _check_loss("penalty", "judge the model", penalty, model)
 
 
-def _probe(model: nn.Module, data: Data, loss_fn: Loss) -> Tensor:
-    """Return the loss of two images on a copy of the model, so that batch statistics stay as they were."""
-    x, *targets = (part[:2] for part in data)
+def _check_loss(argument: str, task: str, function: Callable[..., Tensor], *arguments: object) -> None:
     try:
-        return loss_fn(copy.deepcopy(model).train()(x), *targets)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ParameterError(f"train(): 'loss_fn' can't compare the answers with the targets: {error}") from error
-
-
-def _check_loss(argument: str, loss: object) -> None:
+        loss = function(*arguments)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ParameterError(f"train(): {argument!r} can't {task}: {error}") from error
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ParameterError(f"train(): {argument!r} must return a tensor with one number. Got {got}.")

@@ -286,6 +286,9 @@ def test_what_is_no_loss_is_refused(loss_fn, message, few, validation):
 def test_a_penalty_and_a_schedule_are_looked_at_first(few, validation):
     with pytest.raises(ParameterError, match=r"'penalty' must return a tensor with one number\. Got float"):
         fit(build_model("mlp128"), few, validation, penalty=lambda model: 0.1)
+    for penalty in ("l1", lambda: 0, lambda model: model[7].weight.sum(), 3):
+        with pytest.raises(ParameterError, match=r"^train\(\): 'penalty' can't judge the model: "):
+            fit(build_model("mlp128"), few, validation, penalty=penalty)
     with pytest.raises(ParameterError, match=r"'schedule' must be one of .* Did you mean 'constant'\?"):
         fit(build_model("mlp128"), few, validation, schedule="constnt")
 
