@@ -55,3 +55,6 @@ def test_l1_makes_many_weights_tiny_and_the_group_lasso_whole_units(few, validat
 def test_an_unknown_layer_is_named():
     with pytest.raises(ParameterError, match=r"group_lasso_penalty\(\): 'layers' must be one of 1, 3. Got '2'"):
         group_lasso_penalty(build_model("mlp128"), ["2"])
+    for layers in ("13", None, 3):  # "13" would be layers 1 and 3
+        with pytest.raises(ParameterError, match=rf"'layers' must be a list of names, as in \['1'\]\. Got {layers!r}"):
+            group_lasso_penalty(build_model("mlp128"), layers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kd_lab.errors import check_choice
+from kd_lab.errors import check_choice, check_kind
 from kd_lab.parametrizations import weighted_layers
 
 
@@ -26,6 +26,7 @@ def group_lasso_penalty(model: nn.Module, layers: Sequence[str]) -> Tensor:
 
     Like L1, but a whole unit at a time is drawn to zero: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
     """
+    check_kind("group_lasso_penalty", "layers", layers, (list, tuple), "a list of names, as in ['1']")
     present = weighted_layers(model, "group_lasso_penalty")
     for name in layers:
         check_choice("group_lasso_penalty", "layers", name, list(present))
