@@ -174,6 +174,20 @@ def test_nothing_pruned_gives_the_same_outputs(few):
     assert prune_least_squares(model, {}, few.images) is not model
 
 
+def test_a_layer_that_reads_nothing_is_pruned_by_magnitude():
+    model = build_model("mlp128")
+    pruned = prune_least_squares(model, {"1": 0.5}, torch.zeros(2, 1, 28, 28))
+    assert torch.allclose(pruned[1].weight, prune(model, {"1": 0.5}, scope="per_layer")[1].weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_hessian_may_have_any_precision(dtype):
+    weight, hessian, mask = random(2, 4), 3 * torch.eye(4), torch.tensor([[True, False] * 2] * 2)
+    expected = [least_squares_importance(weight, hessian.double()), compensated_weight(weight, mask, hessian.double())]
+    assert torch.equal(least_squares_importance(weight, hessian.to(dtype)), expected[0])
+    assert torch.equal(compensated_weight(weight, mask, hessian.to(dtype)), expected[1])
+
+
 def test_a_cell_that_is_run_twice_prunes_once(few):
     model, images = prune(load_trained("mlp128"), 0.5, scope="per_layer"), few.images[:200]
     sparsity = {"3": 0.5}
@@ -199,8 +213,8 @@ IMAGES = torch.zeros(2, 1, 28, 28)
     (dict(sparsity={"3": 1.5}), "\"sparsity['3']\" must be a number in [0, 1)"),
     (dict(sparsity={"3": 0.9999}), "leaves no weight in layer '3'. Lower it."),
     (dict(images=None), "'images' must be a tensor of 4 dimensions and of finite numbers, at least one. Got NoneType."),
-    (dict(images=IMAGES[0]), "Got shape (1, 28, 28)."),
-    (dict(images=IMAGES[:0]), "Got shape (0, 1, 28, 28)."),
+    (dict(images=IMAGES[0]), "Got torch.float32, (1, 28, 28)."),
+    (dict(images=IMAGES[:0]), "Got torch.float32, (0, 1, 28, 28)."),
     (dict(images=IMAGES / 0), "finite"),
     (dict(images=IMAGES[..., 1:]), "the model can't read images of shape (1, 28, 27)"),
     (dict(images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "the model can't read images"),

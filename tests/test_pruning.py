@@ -221,12 +221,16 @@ def test_bad_input_gets_one_clear_error(arguments, part):
 
 @pytest.mark.parametrize("call, part", [
     (lambda: magnitude_mask("weights", 0.5), "magnitude_mask(): 'weight' must be a tensor of finite numbers"),
-    (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got shape (0,)"),
+    (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got torch.float32, (0,)"),
     (lambda: magnitude_mask(torch.tensor([1.0, torch.nan]), 0.5), "finite"),
     (lambda: gradient_mask(HAND, 1.0), "gradient_mask(): 'sparsity'"),
     (lambda: weight_gradient_mask(HAND, HAND[0], 0.5), "must have one shape. Got [(2, 2), (2,)]"),
     (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),
     (lambda: rank({"a": torch.tensor([torch.inf])}), "finite"),
+    (lambda: magnitude_mask(HAND > 0, 0.5), "must be a tensor of finite numbers, at least one. Got torch.bool, (2, 2)"),
+    (lambda: rank(HAND), "rank(): 'importances' must be a dict"),
+    (lambda: rank({"a": None}), "rank(): 'a' must be a tensor of finite numbers, at least one. Got NoneType"),
+    (lambda: set_masks(build_model("mlp128"), None), "set_masks(): 'masks' must be a dict"),
     (lambda: rank({"a": HAND}, "layer"), "Did you mean 'per_layer'?"),
     (lambda: rank({"a": HAND}).masks(50), "Ranking.masks(): 'sparsity' must be a number in [0, 1). Got 50."),
     (lambda: rank({"a": HAND}).masks({"b": 0.5}), "one of a"),

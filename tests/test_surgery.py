@@ -129,6 +129,13 @@ def test_batch_norm_shrinks_with_its_channels():
     assert smaller.get_submodule("4.body.1").num_features == 16
 
 
+def test_a_batch_norm_without_tensors_shrinks_too():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False, track_running_stats=False), nn.Flatten(),
+                          nn.Linear(4 * 26 * 26, 10))
+    smaller = remove_channels(model, {"0": torch.tensor([0, 2])})
+    assert smaller[1].num_features == 2 and smaller[3].in_features == 2 * 26 * 26
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_ratio_0_changes_nothing(name):
     model = shaken(name)
@@ -257,6 +264,7 @@ BAD = [
     (lambda: remove_channels("cnn", {}), "remove_channels(): 'model' must be a network"),
     (lambda: remove_channels(build_model("cnn"), {"0": [0, 1]}), "of different indices from 0 to 15. Got [0, 1]."),
     (lambda: remove_channels(build_model("cnn"), {"0": torch.tensor([True])}), "of different indices"),
+    (lambda: remove_channels(build_model("cnn"), None), "remove_channels(): 'kept' must be a dict"),
     (lambda: hard_prune(nn.ReLU()), "hard_prune(): 'model' must have a Linear or Conv2d layer"),
     (lambda: hard_prune("cnn"), "hard_prune(): 'model' must be a network"),
     (lambda: hard_prune(emptied()), "hard_prune(): no layer reads any channel of layer '1'"),
@@ -265,7 +273,7 @@ BAD = [
     (lambda: remove_layers(build_model("resnet"), ["4", "12"]), "It makes (1, 10) of (1, 48)."),
     (lambda: remove_layers(build_model("resnet"), ["4.bodi"]), "Did you mean '4.body'?"),
     (lambda: remove_layers(build_model("resnet"), "4"), "'names' must be a list of names, as in ['4']. Got '4'."),
-    (lambda: remove_layers(build_model("resnet"), [4]), "Got [4]."),
+    (lambda: remove_layers(build_model("resnet"), [4]), "Got 4."),
     (lambda: remove_layers(build_model("resnet"), None), "Got None."),
     (lambda: remove_layers("resnet", ["4"]), "remove_layers(): 'model' must be a network"),
     (lambda: save_pruned("file", build_model("cnn"), "cn"), "save_pruned(): 'name' must be one of"),

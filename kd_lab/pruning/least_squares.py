@@ -11,11 +11,12 @@ from kd_lab.errors import ParameterError, check_choice
 from kd_lab.models import predict
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
+from kd_lab.pruning.masks import Sparsity, check_sparsity, check_tensors, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
 MEMORY = 2 ** 24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
 STEPS = 128  # removals between two changes of the inverses, chosen for speed
+TINY = 1e-9  # the least mean of a diagonal
 TIE = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
 
 
@@ -55,11 +56,8 @@ def layer_inputs(model: nn.Module, layer: str, images: Tensor, function: str = "
     check_choice(function, "layer", layer, list(layers))
     _check_groups(function, layer, layers[layer])
     found = []
-    hook = layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0])))
-    try:
+    with layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0]))):
         predict(model, images, function)
-    finally:
-        hook.remove()
     if not found:
         raise ParameterError(f"{function}(): the model doesn't use its layer {layer!r}.")
     return torch.cat(found)
@@ -78,11 +76,12 @@ def damped_hessian(inputs: Tensor) -> Tensor:
     """Return H, the mean of x xᵀ over the inputs (N, n) plus a little on its diagonal, (n, n) in float64.
 
     e H eᵀ is the mean squared error of an output whose weights are wrong by e (n,). The little is 1 % of the mean of
-    the diagonal; without it H would be singular where inputs never change, as at the edge of MNIST's images.
+    the diagonal; without it H would be singular where inputs never change, as at the edge of MNIST's images. It is
+    never zero, so that a layer which reads nothing but zeros is pruned by magnitude.
     """
-    _check_tensors("damped_hessian", 2, inputs=inputs)
+    check_tensors("damped_hessian", 2, inputs=inputs)
     moments = sum(part.double().T @ part.double() for part in inputs.split(10_000)) / len(inputs)
-    return moments + DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
+    return moments + DAMPING * moments.diagonal().mean().clamp(min=TINY) * torch.eye(len(moments))
 
 
 def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
@@ -91,9 +90,8 @@ def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
     In each row the weight with the smallest w² / [H⁻¹]ₚₚ goes first, and the others make up for it; so on with those
     that are left. In each row importance never falls along this order, so whatever is cut is a beginning of it.
     """
-    _check_weight("least_squares_importance", weight, hessian)
-    inverse = _inverse("least_squares_importance", hessian)
-    parts = [_removals(rows, inverse) for rows in weight.double().split(max(1, MEMORY // hessian.numel()))]
+    weight, hessian, inverse = _checked("least_squares_importance", weight, hessian)
+    parts = [_removals(rows, inverse) for rows in weight.split(max(1, MEMORY // hessian.numel()))]
     order, growth = (torch.cat(part) for part in zip(*parts, strict=True))
     growing = growth.cummax(dim=1).values * (1 + TIE * torch.arange(len(hessian), dtype=torch.float64))
     return torch.empty_like(growing).scatter_(1, order, growing)
@@ -140,11 +138,10 @@ def compensated_weight(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
 
     In each row w' is the exact minimum of (w - w') H (w - w')ᵀ over the weights K that are kept: H_KK w'_K = (H w)_K.
     """
-    _check_weight("compensated_weight", weight, hessian)
+    weight, hessian, inverse = _checked("compensated_weight", weight, hessian)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
         raise ParameterError(f"compensated_weight(): 'mask' must be a bool tensor of shape {tuple(weight.shape)}. "
                              f"Got {mask!r:.60}.")
-    inverse, weight = _inverse("compensated_weight", hessian), weight.double()
     target, result = weight @ hessian, torch.zeros_like(weight)
     for row, kept in enumerate(mask):
         gone = ~kept
@@ -160,20 +157,12 @@ def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.cholesky_solve(vector.unsqueeze(1), torch.linalg.cholesky(matrix)).squeeze(1)
 
 
-def _inverse(function: str, hessian: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(hessian)
-    if failed:
-        raise ParameterError(f"{function}(): 'hessian' must be positive definite, as damped_hessian() gives it. Got "
-                             "one that is not.")
-    return torch.cholesky_inverse(factor)
-
-
 def _check(function: str, model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
     """Return the sparsity of each layer to prune, in the order of the layers; refuse before the long work begins."""
     layers = weighted_layers(model, function)
     check_sparsity(function, "sparsity", sparsity, list(layers))
     importances(model, "magnitude", function=function)  # says so where weights are no numbers
-    _check_tensors(function, 4, images=images)
+    check_tensors(function, 4, images=images)
     predict(model, images[:2], function)
     cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(layers, sparsity)
     for name, fraction in cut.items():
@@ -189,17 +178,14 @@ def _check_groups(function: str, name: str, layer: nn.Module) -> None:
                              f"{name!r} has {layer.groups} groups. Leave it out.")
 
 
-def _check_weight(function: str, weight: Tensor, hessian: Tensor) -> None:
-    _check_tensors(function, 2, weight=weight, hessian=hessian)
+def _checked(function: str, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight (rows, n), H and H⁻¹ (n, n), all in float64."""
+    check_tensors(function, 2, weight=weight, hessian=hessian)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ParameterError(f"{function}(): 'hessian' must have a row and a column for each of {weight.shape[1]} "
                              f"weights of a row. Got shape {tuple(hessian.shape)}.")
-
-
-def _check_tensors(function: str, dimensions: int, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if (not isinstance(tensor, Tensor) or tensor.dim() != dimensions or tensor.numel() == 0
-                or not torch.isfinite(tensor).all()):
-            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{function}(): {name!r} must be a tensor of {dimensions} dimensions and of finite "
-                                 f"numbers, at least one. Got {got}.")
+    factor, failed = torch.linalg.cholesky_ex(hessian.double())
+    if failed:
+        raise ParameterError(f"{function}(): 'hessian' must be positive definite, as damped_hessian() gives it. Got "
+                             "one that is not.")
+    return weight.double(), hessian.double(), torch.cholesky_inverse(factor)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
 from kd_lab.parametrizations import parametrization, weighted_layers
 from kd_lab.pruning.importance import IMPORTANCES, importances
 
@@ -22,14 +22,12 @@ def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
 
     Exactly round(sparsity · count) are pruned; of equal ones the first. `sparsity` is in [0, 1). Han et al. 2015.
     """
-    _check("magnitude_mask", sparsity, weight=weight)
-    return _mask(IMPORTANCES["magnitude"](weight, None, None), sparsity)
+    return _mask("magnitude", sparsity, weight=weight)
 
 
 def gradient_mask(gradient: Tensor, sparsity: float) -> Tensor:
     """Return the mask that prunes the given fraction of the weights, the smallest |g| first."""
-    _check("gradient_mask", sparsity, gradient=gradient)
-    return _mask(IMPORTANCES["gradient"](gradient, gradient, None), sparsity)
+    return _mask("gradient", sparsity, gradient=gradient)
 
 
 def weight_gradient_mask(weight: Tensor, gradient: Tensor, sparsity: float) -> Tensor:
@@ -37,15 +35,13 @@ def weight_gradient_mask(weight: Tensor, gradient: Tensor, sparsity: float) -> T
 
     |w·g| is how much the loss changes, to first order, when the weight becomes zero (Molchanov et al. 2017).
     """
-    _check("weight_gradient_mask", sparsity, weight=weight, gradient=gradient)
-    return _mask(IMPORTANCES["weight_gradient"](weight, gradient, None), sparsity)
+    return _mask("weight_gradient", sparsity, weight=weight, gradient=gradient)
 
 
 def random_mask(weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
     """Return the mask that prunes the given fraction of the weights by chance; the same seed gives the same mask."""
-    _check("random_mask", sparsity, weight=weight)
     check_whole_number("random_mask", "seed", seed, "[0, 1000000]")
-    return _mask(IMPORTANCES["random"](weight, None, torch.Generator().manual_seed(seed)), sparsity)
+    return _mask("random", sparsity, torch.Generator().manual_seed(seed), weight=weight)
 
 
 @dataclass(frozen=True)
@@ -68,9 +64,8 @@ class Ranking:
 def rank(importances: dict[str, Tensor], scope: str = "global") -> Ranking:
     """Rank the weights by importance, among all layers ("global") or each layer's own ("per_layer")."""
     check_choice("rank", "scope", scope, list(SCOPES))
-    for name, values in importances.items():
-        if not torch.isfinite(values).all():
-            raise ParameterError(f"rank(): the importances must be finite numbers. Those of {name!r} are not.")
+    check_kind("rank", "importances", importances, dict, "a dict of tensors")
+    check_tensors("rank", **importances)
     groups = [importances] if scope == "global" else [{name: values} for name, values in importances.items()]
     places, counts = {}, {}
     for group in groups:
@@ -97,13 +92,14 @@ class Mask(nn.Module):
         return weight.clone().mul_(self.mask)
 
 
-def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
+def set_masks(model: nn.Module, masks: dict[str, Tensor], function: str = "set_masks") -> None:
     """Mask the weights of the named layers, in place; a layer that is masked already gets the new mask instead."""
-    layers = weighted_layers(model, "set_masks")
+    layers = weighted_layers(model, function)
+    check_kind(function, "masks", masks, dict, "a dict of masks by layer")
     for name, mask in masks.items():
-        check_choice("set_masks", "name of a layer", name, list(layers))
+        check_choice(function, "name of a layer", name, list(layers))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
-            raise ParameterError(f"set_masks(): the mask of layer {name!r} must be a bool tensor of shape "
+            raise ParameterError(f"{function}(): the mask of layer {name!r} must be a bool tensor of shape "
                                  f"{tuple(layers[name].weight.shape)}. Got {mask!r:.60}.")
     for name, mask in masks.items():
         present = parametrization(layers[name], Mask)
@@ -130,27 +126,24 @@ def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", s
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    check_sparsity("prune", "sparsity", sparsity, list(weighted_layers(model, "prune")))
-    check_scope("prune", "sparsity", sparsity, scope)
+    check_sparsity("prune", "sparsity", sparsity, list(weighted_layers(model, "prune")), scope)
     pruned = lift_masks(model)
     masks = rank(importances(pruned, importance, data, seed, "prune"), scope).masks(sparsity)
-    for name, mask in masks.items():
-        if not mask.any():
-            raise ParameterError(f"prune(): sparsity {sparsity} leaves no weight in layer {name!r}. Lower it"
-                                 + (", or use scope 'per_layer'." if scope == "global" else "."))
+    check_left(f"prune(): sparsity {sparsity} leaves no weight", masks, scope)
     set_masks(pruned, masks)
     return pruned
 
 
-def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
+def n_m_mask(weight: Tensor, n: int = 2, m: int = 4, function: str = "n_m_mask") -> Tensor:
     """Return the mask that keeps the n largest |w| of every m consecutive weights along the inputs of a row.
 
     A convolution's row is flattened; of an incomplete last group, at most n stay. Mishra et al. 2021, arXiv 2104.08378.
     """
-    _check("n_m_mask", 0, weight=weight)
-    _check_n_m("n_m_mask", n, m)
+    check_tensors(function, weight=weight)
+    check_whole_number(function, "m", m, "[2, 1000]")
+    check_whole_number(function, "n", n, f"[1, {m - 1}]")
     if weight.dim() < 2:
-        raise ParameterError(f"n_m_mask(): 'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
+        raise ParameterError(f"{function}(): 'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
     rows = weight.detach().abs().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
     places = groups.argsort(dim=2, stable=True).argsort(dim=2)
@@ -161,45 +154,53 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
     weighted_layers(model, "prune_n_m")
-    _check_n_m("prune_n_m", n, m)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude", function="prune_n_m")
-    set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
+    set_masks(pruned, {name: n_m_mask(size, n, m, "prune_n_m") for name, size in sizes.items()})
     return pruned
 
 
-def check_sparsity(function: str, argument: str, sparsity: Sparsity, layers: list[str]) -> None:
-    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these layers by name."""
+def check_sparsity(function: str, argument: str, sparsity: Sparsity, layers: list[str],
+                   scope: str = "per_layer") -> None:
+    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these layers by name.
+
+    Only with `scope` "per_layer", one of SCOPES, may it be one for each layer.
+    """
+    check_choice(function, "scope", scope, list(SCOPES))
     if not isinstance(sparsity, dict):
         return check_number(function, argument, sparsity, ALLOWED)
     for name, value in sparsity.items():
         check_choice(function, argument, name, layers)
         check_number(function, f"{argument}[{name!r}]", value, ALLOWED)
-
-
-def check_scope(function: str, argument: str, sparsity: Sparsity, scope: str) -> None:
-    """Raise a ParameterError unless `scope` is one of SCOPES and goes with this sparsity."""
-    check_choice(function, "scope", scope, list(SCOPES))
-    if isinstance(sparsity, dict) and scope == "global":
+    if scope == "global":
         raise ParameterError(f"{function}(): {argument!r} for each layer and 'scope' \"global\" exclude each other: "
                              "one threshold over all layers leaves no choice for one. Use scope=\"per_layer\".")
 
 
-def _mask(importance: Tensor, sparsity: float) -> Tensor:
-    return rank({"": importance}).masks(sparsity)[""]
+def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
+    """Raise a ParameterError that tells the problem, and in which layer, where a mask keeps nothing."""
+    for name, mask in masks.items():
+        if not mask.any():
+            raise ParameterError(f"{problem} in layer {name!r}. Lower it"
+                                 + (", or use scope 'per_layer'." if scope == "global" else "."))
 
 
-def _check(function: str, sparsity: float, **tensors: Tensor) -> None:
-    check_number(function, "sparsity", sparsity, ALLOWED)
+def check_tensors(function: str, dimensions: int | None = None, /, **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite numbers, at least one, and of so many dimensions."""
+    kind = f"{dimensions} dimensions and of finite numbers" if dimensions else "finite numbers"
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.numel() == 0 or not torch.isfinite(tensor).all():
-            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{function}(): {name!r} must be a tensor of finite numbers, at least one. Got {got}.")
+        if (not isinstance(tensor, Tensor) or tensor.dim() != (dimensions or tensor.dim()) or tensor.numel() == 0
+                or tensor.dtype == torch.bool or not torch.isfinite(tensor).all()):
+            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParameterError(f"{function}(): {name!r} must be a tensor of {kind}, at least one. Got {got}.")
+
+
+def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
+    function = f"{importance}_mask"
+    check_number(function, "sparsity", sparsity, ALLOWED)
+    check_tensors(function, **tensors)
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         raise ParameterError(f"{function}(): {' and '.join(tensors)} must have one shape. "
                              f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}.")
-
-
-def _check_n_m(function: str, n: int, m: int) -> None:
-    check_whole_number(function, "m", m, "[2, 1000]")
-    check_whole_number(function, "n", n, f"[1, {m - 1}]")
+    values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
+    return rank({"": values}).masks(sparsity)[""]

@@ -3,7 +3,7 @@
 import operator
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from kd_lab.errors import ParameterError, check_choice
 from kd_lab.models import predict
 from kd_lab.parametrizations import WEIGHTED, make_permanent, weighted_layers
 from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_scope, check_sparsity, lift_masks, rank, set_masks
+from kd_lab.pruning.masks import Sparsity, check_left, check_sparsity, lift_masks, rank, set_masks
 
 ELEMENTWISE = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
                nn.Tanh, nn.Sigmoid, F.dropout, F.relu, F.leaky_relu, F.gelu, F.silu, torch.relu, torch.tanh,
@@ -27,18 +27,23 @@ ADDITIONS = {operator.add, operator.iadd, torch.add, "add"}
 _tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it traces
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """Hold the layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
 
     `producers` are the Linear layers and convolutions that compute them, `norms` the BatchNorm layers on their way,
-    `consumers` the Linear layers and convolutions that read them.
+    `consumers` the Linear layers and convolutions that read them; `obstacle` says why none can be removed, if so.
     """
 
-    size: int
-    producers: tuple[str, ...]
-    norms: tuple[str, ...]
-    consumers: tuple[str, ...]
+    size: int = 0
+    producers: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    obstacle: str = ""
+
+    def block(self, obstacle: str) -> None:
+        """Name what stands in the way, unless something did before."""
+        self.obstacle = self.obstacle or obstacle
 
 
 def channel_groups(model: nn.Module, function: str = "channel_groups") -> dict[str, Group]:
@@ -46,7 +51,7 @@ def channel_groups(model: nn.Module, function: str = "channel_groups") -> dict[s
 
     Raises a ParameterError, in the name of `function`, for a model that has no layers or can't read MNIST's images.
     """
-    return _groups(_spaces(function, model))
+    return {group.producers[0]: group for group in _all_groups(function, model) if not group.obstacle}
 
 
 def find_groups(function: str, model: nn.Module, names: list[str] | None = None) -> dict[str, Group]:
@@ -54,16 +59,16 @@ def find_groups(function: str, model: nn.Module, names: list[str] | None = None)
 
     Raises a ParameterError, in the name of `function`, that says what stands in the way of one, or of every one.
     """
-    spaces = _spaces(function, model)
-    groups = _groups(spaces)
-    for name in names or ([] if groups else [spaces[0].producers[0]]):
-        space = next((space for space in spaces if name in space.producers), None)
-        if space and space.obstacle:
+    by_layer = {layer: group for group in _all_groups(function, model) for layer in group.producers}
+    groups = {name: group for name, group in by_layer.items() if not group.obstacle and name == group.producers[0]}
+    for name in names or ([] if groups else list(by_layer)[:1]):
+        group = by_layer.get(name)
+        if group and group.obstacle:
             raise ParameterError(f"{function}(): the channels of layer {name!r} can't be removed safely: "
-                                 f"{space.obstacle}. prune() can still mask single weights of it.")
-        if space and name not in groups:
+                                 f"{group.obstacle}. prune() can still mask single weights of it.")
+        if group and name not in groups:
             raise ParameterError(f"{function}(): the channels of layer {name!r} go together with those of "
-                                 f"{space.producers[0]!r}. Name that one.")
+                                 f"{group.producers[0]!r}. Name that one.")
         check_choice(function, "layer", name, list(groups))
     return groups if names is None else {name: groups[name] for name in names}
 
@@ -76,15 +81,11 @@ def prune_channels(model: nn.Module, ratio: Sparsity, importance: str = "magnitu
     What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew,
     as by prune.
     """
-    check_scope("prune_channels", "ratio", ratio, scope)
     groups = find_groups("prune_channels", model, list(ratio) if isinstance(ratio, dict) else None)
-    check_sparsity("prune_channels", "ratio", ratio, list(groups))
+    check_sparsity("prune_channels", "ratio", ratio, list(groups), scope)
     pruned = lift_masks(model)
     kept = rank(channel_importances(pruned, groups, importance, data, seed, "prune_channels"), scope).masks(ratio)
-    for name, mask in kept.items():
-        if not mask.any():
-            raise ParameterError(f"prune_channels(): ratio {ratio} leaves no channel in layer {name!r}. Lower it"
-                                 + (", or use scope 'per_layer'." if scope == "global" else "."))
+    check_left(f"prune_channels(): ratio {ratio} leaves no channel", kept, scope)
     set_masks(pruned, _weight_masks(pruned, groups, kept))
     return pruned
 
@@ -110,34 +111,18 @@ def spread(kept: Tensor, features: int) -> Tensor:
 
 def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the masks of the weights that compute or read these channels, by layer."""
-    masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in weighted_layers(model).items()}
+    masks = {}
     for name, group in groups.items():
-        for producer in group.producers:
-            masks[producer][~kept[name]] = False
-        for consumer in group.consumers:
-            masks[consumer][:, ~spread(kept[name], masks[consumer].shape[1])] = False
-    touched = {layer for group in groups.values() for layer in (*group.producers, *group.consumers)}
-    return {name: mask for name, mask in masks.items() if name in touched}
+        for dim, layers in enumerate((group.producers, group.consumers)):
+            for layer in layers:
+                weight = model.get_submodule(layer).weight
+                mask = masks.setdefault(layer, torch.ones_like(weight, dtype=torch.bool))
+                mask.transpose(0, dim)[~spread(kept[name], weight.shape[dim])] = False
+    return masks
 
 
-@dataclass(eq=False)
-class _Space:
-    """Hold the layers that are known to share channels, and what stands in the way of removing one."""
-
-    size: int = 0
-    producers: list[str] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
-    consumers: list[str] = field(default_factory=list)
-    obstacle: str = ""
-
-
-def _groups(spaces: list[_Space]) -> dict[str, Group]:
-    return {space.producers[0]: Group(space.size, *map(tuple, (space.producers, space.norms, space.consumers)))
-            for space in spaces if not space.obstacle}
-
-
-def _spaces(function: str, model: nn.Module) -> list[_Space]:
-    """Return the spaces that the model's layers compute, those that can't be pruned with their obstacle."""
+def _all_groups(function: str, model: nn.Module) -> list[Group]:
+    """Return the groups of all layers, those that can't be pruned with their obstacle."""
     layers = weighted_layers(model, function)
     plain, images = make_permanent(model).eval(), torch.zeros(2, *IMAGE)
     predict(plain, images, function)  # names a model that can't read them
@@ -145,16 +130,17 @@ def _spaces(function: str, model: nn.Module) -> list[_Space]:
         with _tracing:
             traced = fx.GraphModule(plain, _Tracer().trace(plain))
     except Exception as error:  # noqa: BLE001 any code of a learner is run here, with stand-ins for tensors
-        return [_Space(producers=[name], obstacle=f"torch.fx can't follow the network: {error}") for name in layers]
+        return [Group(producers=(name,), obstacle=f"torch.fx can't follow the network: {error}") for name in layers]
     follower = _Follower(traced)
     with torch.no_grad():
         follower.run(images)
-    unused = [_Space(producers=[name], obstacle="the network doesn't use it") for name in layers
-              if not any(name in space.producers for space in follower.made)]
-    for space in follower.made:
-        if not space.consumers:
-            space.obstacle = space.obstacle or "no layer reads them"
-    return [space for space in follower.made if space.producers] + unused
+    used = [group for group in follower.made if group.producers]
+    for group in used:
+        if not group.consumers:
+            group.block("no layer reads them")
+    found = {name for group in used for name in group.producers}
+    return used + [Group(producers=(name,), obstacle="the network doesn't use it") for name in layers
+                   if name not in found]
 
 
 class _Tracer(fx.Tracer):
@@ -171,12 +157,12 @@ class _Tracer(fx.Tracer):
 
 
 class _Follower(fx.Interpreter):
-    """Run a traced network and note to which space the channels of every result belong, and on which axis they lie."""
+    """Run a traced network and note to which group the channels of every result belong, and on which axis they lie."""
 
     def __init__(self, traced: fx.GraphModule):
         super().__init__(traced)
-        self.made: list[_Space] = []
-        self._at: dict[fx.Node, tuple[_Space, int]] = {}
+        self.made: list[Group] = []
+        self._at: dict[fx.Node, tuple[Group, int]] = {}
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
         uses = [id(parameter) for node in traced.graph.nodes if node.op == "call_module"
                 for parameter in self.submodules[node.target].parameters()]
@@ -189,35 +175,33 @@ class _Follower(fx.Interpreter):
         self._at[node] = self._follow(node)
         return result
 
-    def _follow(self, node: fx.Node) -> tuple[_Space, int]:
-        """Return the space of the node's channels and their axis."""
+    def _follow(self, node: fx.Node) -> tuple[Group, int]:
+        """Return the group of the node's channels and their axis."""
         module = self.submodules[node.target] if node.op == "call_module" else None
-        kind = type(module) if module else node.target
+        kind, inputs = type(module) if module else node.target, node.all_input_nodes
         if module and any(self._uses[id(parameter)] > 1 for parameter in module.parameters()):
             return self._block(node, f"they reach '{node.target}' ({kind.__name__}), whose weights are used twice")
         if kind in WEIGHTED and getattr(module, "groups", 1) == 1:
             return self._layer(node, module)
-        inputs = node.all_input_nodes
-        places = [self._at[each] for each in inputs]
         if len(inputs) == 1 and self._keeps(kind, inputs[0], node):
-            if kind in NORMS:
-                places[0][0].norms.append(node.target)
-            return places[0]
+            group, axis = self._at[inputs[0]]
+            group.norms += (node.target,) if kind in NORMS else ()
+            return group, axis
         if len(inputs) == 2 and kind in ADDITIONS and self._agree(*inputs):
-            return self._unite(*places)
+            return self._unite(*(self._at[each] for each in inputs))
         return self._block(node, _reason(node, module))
 
-    def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[_Space, int]:
-        """Begin a space at a Linear layer or convolution, which reads the one before."""
+    def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[Group, int]:
+        """Begin a group at a Linear layer or convolution, which reads the one before."""
         source, = node.all_input_nodes
-        space, axis = self._at[source]
-        last = len(self._shapes[node]) - 1
-        if axis == (last if isinstance(layer, nn.Linear) else 1):
-            space.consumers.append(node.target)
+        read, axis = self._at[source]
+        own_axis = len(self._shapes[node]) - 1 if isinstance(layer, nn.Linear) else 1
+        if axis == own_axis:
+            read.consumers += (node.target,)
         else:
-            space.obstacle = space.obstacle or _reason(node, layer)
-        self.made.append(_Space(len(layer.weight), [node.target]))
-        return self.made[-1], last if isinstance(layer, nn.Linear) else 1
+            read.block(_reason(node, layer))
+        self.made.append(Group(len(layer.weight), (node.target,)))
+        return self.made[-1], own_axis
 
     def _keeps(self, kind: object, source: fx.Node, node: fx.Node) -> bool:
         """Tell whether this operation leaves every channel where it is, apart from the others."""
@@ -230,24 +214,26 @@ class _Follower(fx.Interpreter):
         (a, axis), (b, other_axis) = self._at[one], self._at[other]
         return self._shapes[one] == self._shapes[other] and a.size == b.size and axis == other_axis
 
-    def _unite(self, one: tuple[_Space, int], other: tuple[_Space, int]) -> tuple[_Space, int]:
-        """Make one space of two whose channels are added to each other; the first one made gives it the name."""
-        first, second = sorted((one[0], other[0]), key=self.made.index)
-        if first is not second:
-            for part in ("producers", "norms", "consumers"):
-                getattr(first, part).extend(getattr(second, part))
-            first.obstacle = first.obstacle or second.obstacle
-            self.made.remove(second)
-            self._at |= {node: (first, axis) for node, (space, axis) in self._at.items() if space is second}
+    def _unite(self, one: tuple[Group, int], other: tuple[Group, int]) -> tuple[Group, int]:
+        """Make one group of two whose channels are added to each other; the first one made gives it the name."""
+        first, second = one[0], other[0]
+        if first is second:
+            return one
+        if next(group for group in self.made if group is first or group is second) is second:
+            first, second = second, first
+        for part in ("producers", "norms", "consumers"):
+            setattr(first, part, getattr(first, part) + getattr(second, part))
+        first.block(second.obstacle)
+        second.producers = ()  # they are the first one's now
+        self._at |= {node: (first, axis) for node, (group, axis) in self._at.items() if group is second}
         return first, one[1]
 
-    def _block(self, node: fx.Node, reason: str) -> tuple[_Space, int]:
-        """Close the spaces that this node reads, and begin one that is closed from the start."""
+    def _block(self, node: fx.Node, reason: str) -> tuple[Group, int]:
+        """Close the groups that this node reads, and begin one that is closed from the start."""
         for source in node.all_input_nodes:
-            space, _ = self._at[source]
-            space.obstacle = space.obstacle or reason
-        producers = [node.target] if node.op == "call_module" and type(self.submodules[node.target]) in WEIGHTED else []
-        self.made.append(_Space(producers=producers, obstacle=reason))
+            self._at[source][0].block(reason)
+        weighted = node.op == "call_module" and type(self.submodules[node.target]) in WEIGHTED
+        self.made.append(Group(producers=(node.target,) if weighted else (), obstacle=reason))
         return self.made[-1], 1
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.cost import IMAGE
-from kd_lab.errors import ParameterError, StorageError, check_choice
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind
 from kd_lab.models import MODELS, build_model, check_model, predict
 from kd_lab.parametrizations import make_permanent
 from kd_lab.pruning.structure import Group, channel_groups, find_groups, spread
@@ -19,6 +19,7 @@ def remove_channels(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
 
     `kept` holds by the name of a group a bool tensor (size,), True keeps, or the indices of the channels that stay.
     """
+    check_kind("remove_channels", "kept", kept, dict, "a dict of the channels that stay, by group")
     groups = find_groups("remove_channels", model, list(kept))
     masks = {name: _as_mask(name, group.size, kept[name]) for name, group in groups.items()}
     plain = make_permanent(model)
@@ -32,9 +33,9 @@ def hard_prune(model: nn.Module) -> nn.Module:
     Its answers in evaluation mode are those of `model`. A layer that would lose every channel is named in a
     ParameterError.
     """
-    check_model("hard_prune", model)
     groups, plain = channel_groups(model, "hard_prune"), make_permanent(model)
-    while masks := _unread(plain, groups):  # without the readers, what only they read goes, too
+    # without the readers, what only they read goes, too
+    while masks := {name: mask for name, group in groups.items() if not (mask := _read(plain, group)).all()}:
         for name, mask in masks.items():
             if not mask.any():
                 raise ParameterError(f"hard_prune(): no layer reads any channel of layer {name!r}, so nothing would be "
@@ -49,8 +50,7 @@ def remove_layers(model: nn.Module, names: list[str]) -> nn.Module:
     A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
     """
     check_model("remove_layers", model)
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise ParameterError(f"remove_layers(): 'names' must be a list of names, as in ['4']. Got {names!r}.")
+    check_kind("remove_layers", "names", names, (list, tuple), "a list of names, as in ['4']")
     plain, fewer = make_permanent(model), copy.deepcopy(model)
     for name in names:
         check_choice("remove_layers", "name", name, [name for name, _ in plain.named_modules() if name])
@@ -122,36 +122,31 @@ def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
 def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -> None:
     """Keep only the masks' channels, in place."""
     for name, mask in masks.items():
-        for key in (*groups[name].producers, *groups[name].norms):
-            _select(model.get_submodule(key), mask, 0)
-        for key in groups[name].consumers:
-            _select(model.get_submodule(key), mask, 1)
+        for dim, layers in enumerate((groups[name].producers + groups[name].norms, groups[name].consumers)):
+            for layer in layers:
+                _select(model.get_submodule(layer), mask, dim)
     model.to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
 
 
 def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
     """Keep a part of a layer's tensors: their rows (dim 0), or the columns of the weight (dim 1)."""
+    attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
+    attribute = attributes.get(type(layer), ("num_features",))[dim]
+    stay = spread(mask, getattr(layer, attribute)).nonzero().flatten()
     for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
         if tensor.dim() > dim:
-            part = tensor.detach().index_select(dim, spread(mask, tensor.shape[dim]).nonzero().flatten())
+            part = tensor.detach().index_select(dim, stay)
             is_parameter = isinstance(tensor, nn.Parameter)
             setattr(layer, name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
-            size = len(part) if dim == 0 else part.shape[1]
-    attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
-    setattr(layer, attributes.get(type(layer), ("num_features",))[dim], size)
+    setattr(layer, attribute, len(stay))
 
 
-def _unread(model: nn.Module, groups: dict[str, Group]) -> dict[str, Tensor]:
-    """Return for each group that has channels which no layer reads a mask that keeps the others."""
-    masks = {}
-    for name, group in groups.items():
-        size = len(model.get_submodule(name).weight)
-        columns = [model.get_submodule(key).weight.detach().transpose(0, 1) for key in group.consumers]
-        # (inputs, outputs, …): the features of a flattened channel lie side by side
-        mask = torch.cat([column.reshape(size, -1) for column in columns], 1).any(1)
-        if not mask.all():
-            masks[name] = mask
-    return masks
+def _read(model: nn.Module, group: Group) -> Tensor:
+    """Return which channels some layer reads, (size,) bool."""
+    size = len(model.get_submodule(group.producers[0]).weight)
+    columns = [model.get_submodule(key).weight.detach().transpose(0, 1) for key in group.consumers]
+    # (inputs, outputs, …): the features of a flattened channel lie side by side
+    return torch.cat([column.reshape(size, -1) for column in columns], 1).any(1)
 
 
 def _check_removable(model: nn.Module, name: str) -> None:
