@@ -107,15 +107,27 @@ def test_bad_input_is_refused_before_anything_is_pruned(validation):
         prune_until(model, 0.5, validation, never, tolerance=2)
     with pytest.raises(ParameterError, match="'step' must be a number in"):
         prune_until(model, 0.5, validation, never, step=0)
-    with pytest.raises(ParameterError, match=r"'start' must be a number in \[0, 0\.5\]\. Got 0\.6"):
+    with pytest.raises(ParameterError, match=r"'step' must be a number in \[0\.05, 1\)\. Got 0\.01"):
+        prune_until(model, 0.5, validation, never, step=0.01)  # with which nothing would be tried
+    for data, message in ((validation[:0], "not empty"), ((validation.images, validation.labels + 5), "0 to 9")):
+        with pytest.raises(ParameterError, match=rf"^prune_until\(\): .*{message}"):
+            prune_until(model, 0.5, data, never)
+    for call in (lambda **functions: prune_gradually(model, 0.5, 1, **{"fine_tune": never, **functions}),
+                 lambda **functions: prune_until(model, 0.5, validation, **{"fine_tune": never, **functions})):
+        for name, value in (("fine_tune", None), ("prune", "random")):
+            with pytest.raises(ParameterError, match=f"'{name}' must be a function .* Got {value!r}"):
+                call(**{name: value})
+    with pytest.raises(ParameterError, match=r"^prune_gradually\(\): 'start' must be .* \[0, 0\.5\]\. Got 0\.6"):
         prune_gradually(model, 0.5, 3, never, start=0.6)
-    with pytest.raises(ParameterError, match=r"'steps' must be a whole number"):
+    with pytest.raises(ParameterError, match=r"^prune_gradually\(\): 'steps' must be a whole number"):
         prune_gradually(model, 0.5, 0, never)
     with pytest.raises(ParameterError, match=r"tuple\. Did you mean model, history = train"):
         prune_gradually(model, 0.5, 1, lambda model: (model, None))
-    with pytest.raises(ParameterError, match=r"tuple\. Did you mean model, history = train"):
+    with pytest.raises(ParameterError, match=r"^prune_until\(\): .* tuple\. Did you mean model, history = train"):
         prune_until(model, 0.5, validation, lambda model: (model, None))
     with pytest.raises(ParameterError, match=r"rewind\(\): 'pruned' must have masks"):
         rewind(make_permanent(prune(model, 0.5)), model)
-    with pytest.raises(ParameterError, match=r"shape \(300, 784\)|one of"):
+    with pytest.raises(ParameterError, match=r"^rewind\(\): the mask of layer '1' must be .* shape \(300, 784\)"):
         rewind(prune(model, 0.5), build_model("lenet300"))
+    with pytest.raises(ParameterError, match=r"^rewind\(\): 'model' must be a network"):
+        rewind(prune(model, 0.5), "mlp128")

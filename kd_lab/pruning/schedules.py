@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_number, check_whole_number
-from kd_lab.evaluation import PairedDifference, paired_difference
+from kd_lab.errors import ParameterError, check_kind, check_number, check_whole_number
+from kd_lab.evaluation import PairedDifference, correct_answers
 from kd_lab.models import check_model
 from kd_lab.parametrizations import parametrization, weighted_layers
 from kd_lab.pruning.masks import ALLOWED, Mask, prune, set_masks
@@ -18,14 +18,15 @@ FineTune = Callable[[nn.Module], nn.Module]
 SMALLEST_STEP = 0.05
 
 
-def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[float]:
+def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0,
+                     function: str = "cubic_sparsities") -> list[float]:
     """Return rising sparsities from `start` (left out) to `sparsity`: large steps first, while there is much to spare.
 
     After step t of n it is s + (start − s)·(1 − t/n)³: Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
     """
-    check_number("cubic_sparsities", "sparsity", sparsity, ALLOWED)
-    check_number("cubic_sparsities", "start", start, f"[0, {sparsity}]")
-    check_whole_number("cubic_sparsities", "steps", steps, "[1, 1000]")
+    check_number(function, "sparsity", sparsity, ALLOWED)
+    check_number(function, "start", start, f"[0, {sparsity}]")
+    check_whole_number(function, "steps", steps, "[1, 1000]")
     return [sparsity + (start - sparsity) * (1 - step / steps) ** 3 for step in range(1, steps + 1)]
 
 
@@ -36,7 +37,8 @@ def prune_gradually(model: nn.Module, sparsity: float, steps: int, fine_tune: Fi
     `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
     one all weights are ranked anew, so that a weight may come back.
     """
-    for step in cubic_sparsities(sparsity, steps, start):
+    _check_functions("prune_gradually", fine_tune, prune)
+    for step in cubic_sparsities(sparsity, steps, start, "prune_gradually"):
         model = fine_tune(prune(model, step))
         check_model("prune_gradually", model)
     return model
@@ -80,12 +82,14 @@ def prune_until(model: nn.Module, target: float, data: tuple[Tensor, Tensor], fi
     """
     check_number("prune_until", "target", target, "(0, 1)")
     check_number("prune_until", "tolerance", tolerance, "[0, 1]")
-    check_number("prune_until", "step", step, "(0, 1)")
+    check_number("prune_until", "step", step, f"[{SMALLEST_STEP}, 1)")
+    _check_functions("prune_until", fine_tune, prune)
+    right = correct_answers(model, data, "prune_until")
     best, outcome = copy.deepcopy(model), Outcome(target, [])
     while outcome.reached < target and step >= SMALLEST_STEP:
         sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
         tried = fine_tune(prune(best, sparsity))
-        difference = paired_difference(tried, model, data)
+        difference = PairedDifference.of(correct_answers(tried, data, "prune_until"), right)
         kept = difference.value >= -tolerance
         outcome.attempts.append(Attempt(sparsity, difference, kept))
         best, step = (tried, step) if kept else (best, step / 2)
@@ -103,5 +107,10 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     if not masks:
         raise ParameterError("rewind(): 'pruned' must have masks. Got a model without; did make_permanent settle them?")
     ticket = copy.deepcopy(initial)
-    set_masks(ticket, masks)
+    set_masks(ticket, masks, "rewind")
     return ticket
+
+
+def _check_functions(function: str, fine_tune: FineTune, prune: Prune) -> None:
+    check_kind(function, "fine_tune", fine_tune, Callable, "a function of a model")
+    check_kind(function, "prune", prune, Callable, "a function of a model and a sparsity")
