@@ -23,6 +23,12 @@ def test_a_scan_is_the_rise_of_the_loss_with_one_layer_pruned(validation):
                                             for rises in scan.values())
 
 
+def test_masks_are_lifted_before_a_scan_as_by_prune(validation):
+    model = load_trained("mlp128")
+    assert sensitivity_scan(prune(model, 0.9), validation[:200], [0.8]) == sensitivity_scan(
+        model, validation[:200], [0.8])
+
+
 @pytest.mark.parametrize("sparsity", [0, 0.3, 0.55, 0.8, 0.9])
 def test_no_other_choice_is_better(sparsity):
     generator = torch.Generator().manual_seed(int(100 * sparsity))
@@ -63,6 +69,18 @@ def test_bad_input_is_named(validation):
         allocate(scan, {"1": 10}, 50)
     with pytest.raises(ParameterError, match="'layer of the scan' must be one of 2"):
         allocate(scan, {"2": 10}, 0.5)
+    for bad in (None, {}, {"1": {}}, {"1": 0.5}):
+        with pytest.raises(ParameterError, match=r"^allocate\(\): 'scan' must be .* as sensitivity_scan\(\) gives"):
+            allocate(bad, {"1": 10}, 0.5)
+    for bad, message in (({50: 0.1}, "sparsity in the scan.* Got 50"), ({0.5: float("nan")}, "rise.* Got nan"),
+                         ({0.5: "a"}, "rise.* Got 'a'")):
+        with pytest.raises(ParameterError, match=rf"^allocate\(\): .*{message}"):
+            allocate({"1": bad}, {"1": 10}, 0.5)
+    for bad, message in ((None, "'counts' must be a dict"), ({"1": "a"}, "whole number"), ({"1": 0}, "Got 0")):
+        with pytest.raises(ParameterError, match=rf"^allocate\(\): .*{message}"):
+            allocate(scan, bad, 0.5)
+    with pytest.raises(ParameterError, match=r"'sparsities' must be a list of fractions, as in .* Got 0\.5"):
+        sensitivity_scan(load_trained("mlp128"), validation, 0.5)
     with pytest.raises(ParameterError, match=r"'sparsities' must be a number in \[0, 1\)\. Got 90"):
         sensitivity_scan(load_trained("mlp128"), validation, [0.5, 90])
     with pytest.raises(ParameterError, match=r"sensitivity_scan\(\): .*not empty"):
