@@ -3,5 +3,3 @@
 from kd_lab.panels.least_squares import LeastSquaresPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.structured import StructuredPruningPanel
-
-__all__ = ["LeastSquaresPanel", "PruningPanel", "StructuredPruningPanel"]

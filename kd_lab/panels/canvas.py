@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 COLORS = 256
@@ -39,6 +41,29 @@ class Canvas:
 
     def _image(self) -> Image.Image:
         return Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB")
+
+
+class AccuracyCurve:
+    """Draw accuracy over what was removed: measured points in grey, the present one with its interval in colour."""
+
+    def __init__(self, axes: Axes, color: str, **texts: str):
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+        axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
+        axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
+        self.curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
+        self.bar, = axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12)
+        self.point, = axes.plot([], [], "o", color=color, markersize=5)
+        self.moving = [self.curve, self.bar, self.point]
+
+    def set(self, curve: dict[float, float], removed: float, accuracy: float, interval: tuple[float, float]) -> None:
+        """Move to a curve (accuracy by what was removed) and to one point."""
+        self.curve.set_data(*np.array(sorted(curve.items())).reshape(-1, 2).T)
+        self.bar.set_data([removed, removed], interval)
+        self.point.set_data([removed], [accuracy])
 
 
 class _Palette:

@@ -1,10 +1,11 @@
 """Measure a changed network against the dense one: on 1,000 images at once, then on all while nothing changes."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist, Split
@@ -71,6 +72,15 @@ class Measurement:
             done = seen in (FIRST, len(images))
             yield self._comparison(answers, labels[:seen]) if done else None
 
+    def complete(self, curve: dict[float, float], places: Iterable[float], prune: Callable[[float], nn.Module],
+                 answer: object) -> Iterator[object]:
+        """Measure what is missing of a curve on the first 1,000 images, and yield the answer after each."""
+        for place in places:
+            if place not in curve:
+                comparison = yield from quietly(self.compare(prune(place), FIRST))
+                curve[place] = comparison.accuracy.value
+                yield answer
+
     def _comparison(self, answers: list[Tensor], labels: Tensor) -> Comparison:
         return Comparison(torch.cat(answers), torch.cat(self._dense_answers[:len(answers)]), labels)
 
@@ -83,10 +93,29 @@ def quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:
     return last
 
 
-def percent(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval, in percent, as short text."""
+def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:
+    """Return an HTML table whose first columns, so many, are set to the left and the others to the right."""
+    columns = ["left"] * left + ["right"] * (len(headers) - left)
+    html = tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
+    return html.replace("<th>", "<th style='text-align: left'>")
+
+
+def side_by_side(*tables: str) -> str:
+    """Return tables in columns of a fixed width, so that nothing jumps when a line becomes longer."""
+    columns = "".join(f"<div style='width: 50%'>{each}</div>" for each in tables)
+    return f"<div style='display: flex; line-height: 1.4; text-align: left'>{columns}</div>"
+
+
+def title_of(setting: str, comparison: Comparison) -> str:
+    """Return a setting and the accuracy that it gives in a line."""
+    accuracy = comparison.accuracy
+    return f"{setting}: {percent(accuracy, ' right')} of {accuracy.count:,} validation images"
+
+
+def percent(accuracy: Accuracy, word: str = "") -> str:
+    """Return an accuracy with its interval, in percent, as short text; `word` stands between the two."""
     low, high = accuracy.interval
-    return f"{100 * accuracy.value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+    return f"{100 * accuracy.value:.2f} %{word} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def points(difference: PairedDifference) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
-from kd_lab.panels.measurement import FIRST, Measurement, dense_network, percent, points, quietly
+from kd_lab.panels.measurement import Measurement, dense_network, percent, points, quietly, side_by_side, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
 from kd_lab.panels.slider import FractionSlider
@@ -69,17 +69,8 @@ class PruningPanel(Panel):
         zipped = yield from quietly(zip_stepwise(self._pruned))
         answer = replace(answer, zipped=zipped)
         yield answer
-        yield from self._complete(curve, importance, scope, answer)
-
-    def _complete(self, curve: dict[float, float], importance: str, scope: str,
-                  answer: PruningAnswer) -> Iterator[PruningAnswer | None]:
-        """Measure what is missing of the curve, once for an importance and a scope."""
-        for sparsity in CURVE:
-            if sparsity not in curve:
-                model = self._masked(self._ranking(importance, scope).masks(sparsity))
-                comparison = yield from quietly(self._validation.compare(model, FIRST))
-                curve[sparsity] = comparison.accuracy.value
-                yield answer
+        ranking = self._ranking(importance, scope)
+        yield from self._validation.complete(curve, CURVE, lambda place: self._masked(ranking.masks(place)), answer)
 
     def _ranking(self, importance: str, scope: str) -> Ranking:
         if (importance, scope) not in self._rankings:
@@ -103,11 +94,8 @@ class PruningPanel(Panel):
 
     def draw(self, answer: PruningAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        # of a fixed width, so that nothing jumps when a line becomes longer
-        tables = "".join(f"<div style='width: 50%'>{table}</div>"
-                         for table in (self._scores(answer), self._layer_table(answer)))
         return Shown(title(answer), self._drawing.png(answer),
-                     f"<div style='display: flex; line-height: 1.4; text-align: left'>{tables}</div>")
+                     side_by_side(self._scores(answer), self._layer_table(answer)))
 
     def _scores(self, answer: PruningAnswer) -> str:
         comparison, dense, test = answer.comparison, f"{self._bytes:,} bytes", answer.test
@@ -129,6 +117,4 @@ class PruningPanel(Panel):
             pruned = 1 - mask.float().mean().item()
             rows.append([name, describe(self._layers[name]), f"{mask.numel():,}",
                          f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left"])
-        table = tabulate(rows, ["layer", "", "weights", "pruned"], "html", colalign=("left", "left", "right", "right"),
-                         disable_numparse=True)
-        return table.replace("<th>", "<th style='text-align: left'>")
+        return table(rows, ["layer", "", "weights", "pruned"], left=2)

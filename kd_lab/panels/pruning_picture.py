@@ -7,13 +7,12 @@ import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from kd_lab.data import MEAN, STD
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.canvas import Canvas, text_image
-from kd_lab.panels.measurement import FIRST, Comparison
+from kd_lab.panels.canvas import AccuracyCurve, Canvas, text_image
+from kd_lab.panels.measurement import FIRST, Comparison, title_of
 
 SIZE = (800, 380)  # all sizes are in pixels
 BINS = 101
@@ -49,36 +48,22 @@ class PruningPicture:
     def __init__(self, weights: Tensor, images: Tensor):
         self._images = images
         figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
-        moving = [*self._add_curve(figure.add_axes((0.085, 0.39, 0.4, 0.54))),
-                  *self._add_weights(figure.add_axes((0.575, 0.39, 0.41, 0.54)), weights)]
+        self._curve = AccuracyCurve(figure.add_axes((0.085, 0.39, 0.4, 0.54)), COLOR, xlabel="sparsity",
+                                    title=f"here (orange), and elsewhere on {FIRST:,} images (grey)")
+        moving = [*self._curve.moving, *self._add_weights(figure.add_axes((0.575, 0.39, 0.41, 0.54)), weights)]
         figure.text(0.5, 0.225, "Some that only the dense network reads (label → answer of the pruned one):",
                     ha="center", fontsize=9)
         self._canvas = Canvas(figure, moving)
 
     def png(self, answer: PruningAnswer) -> bytes:
         """Return the picture of an answer."""
-        accuracy, sparsity = answer.comparison.accuracy, answer.sparsity
-        self._curve.set_data(*np.array(sorted(answer.curve.items())).reshape(-1, 2).T)
-        self._bar.set_data([sparsity, sparsity], accuracy.interval)
-        self._point.set_data([sparsity], [accuracy.value])
+        accuracy = answer.comparison.accuracy
+        self._curve.set(answer.curve, answer.sparsity, accuracy.value, accuracy.interval)
         kept = torch.cat([mask.flatten() for mask in answer.masks.values()]).numpy()
         self._kept.set_data(np.bincount(self._bins[kept], minlength=BINS))
         self._thresholds.set_segments([[(end, 0), (end, 1)] for threshold in answer.thresholds
                                        for end in (-threshold, threshold)])
         return self._canvas.png(self._digits(answer.comparison), LEFT, TOP)
-
-    def _add_curve(self, axes: Axes) -> list[Artist]:
-        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), xlabel="sparsity", ylabel="accuracy")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.grid(alpha=0.3)
-        axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
-        axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
-        axes.set_title(f"here (orange), and elsewhere on {FIRST:,} images (grey)", fontsize=9)
-        self._curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
-        self._bar, = axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12)
-        self._point, = axes.plot([], [], "o", color=COLOR, markersize=5)
-        return [self._curve, self._bar, self._point]
 
     def _add_weights(self, axes: Axes, weights: Tensor) -> list[Artist]:
         limit = float(np.quantile(weights.abs().numpy(), 0.9995))
@@ -112,8 +97,4 @@ class PruningPicture:
 
 def title(answer: PruningAnswer) -> str:
     """Return the setting and its accuracy in a line."""
-    accuracy = answer.comparison.accuracy
-    low, high = accuracy.interval
-    return (f"{100 * answer.sparsity:.4g} % pruned by {answer.importance}, {answer.scope}: "
-            f"{100 * accuracy.value:.2f} % right ({100 * low:.2f} to {100 * high:.2f}) "
-            f"of {accuracy.count:,} validation images")
+    return title_of(f"{100 * answer.sparsity:.4g} % pruned by {answer.importance}, {answer.scope}", answer.comparison)

@@ -6,12 +6,11 @@ from typing import Any
 
 import ipywidgets as widgets
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.cost import count_macs, count_parameters, file_bytes, latency
 from kd_lab.data import Mnist
-from kd_lab.panels.measurement import FIRST, Measurement, dense_network, quietly
+from kd_lab.panels.measurement import Measurement, dense_network, side_by_side, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.slider import FractionSlider
 from kd_lab.panels.structured_picture import SIZE, StructuredAnswer, StructuredPicture, share_removed, title
@@ -81,7 +80,10 @@ class StructuredPruningPanel(Panel):
         for comparison in self._validation.compare(smaller):
             answer = comparison and StructuredAnswer(ratios, importance, comparison, masks, costs, curve)
             yield answer
-        yield from self._complete(curve, importance, answer)
+        alike = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
+        alike = {share_removed(each): each for each in alike}
+        yield from self._validation.complete(curve, alike, lambda place: remove_channels(self._dense, alike[place]),
+                                             answer)
         seconds = {}
         for batch_size in BATCH_SIZES:
             pair = []  # one beside the other, so that a busy neighbour slows both
@@ -90,17 +92,6 @@ class StructuredPruningPanel(Panel):
                 pair.append(latency(model, batch_size))
             seconds = seconds | {batch_size: tuple(pair)}
             yield replace(answer, seconds=seconds)
-
-    def _complete(self, curve: dict[float, float], importance: str,
-                  answer: StructuredAnswer) -> Iterator[StructuredAnswer | None]:
-        """Measure what is missing of an importance's curve, once."""
-        for ratio in CURVE:
-            masks = self._masks(dict.fromkeys(self._groups, ratio), importance)
-            if (removed := share_removed(masks)) not in curve:
-                smaller = remove_channels(self._dense, masks)
-                comparison = yield from quietly(self._validation.compare(smaller, FIRST))
-                curve[removed] = comparison.accuracy.value
-                yield answer
 
     def _masks(self, ratios: dict[str, float], importance: str) -> dict[str, Tensor]:
         """Return which channels stay, at least one of each group."""
@@ -113,12 +104,10 @@ class StructuredPruningPanel(Panel):
 
     def draw(self, answer: StructuredAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        tables = "".join(f"<div style='width: 50%'>{table}</div>"
-                         for table in (self._cost_table(answer), self._layer_table(answer)))
-        comparison = answer.comparison
+        accuracy, difference = answer.comparison.accuracy, answer.comparison.difference
         return Shown(title(answer), self._drawing.png(answer),
-                     f"<div style='line-height: 1.4; text-align: left'>accuracy {comparison.accuracy}<br>"
-                     f"change against dense {comparison.difference}<div style='display: flex'>{tables}</div></div>")
+                     f"<div style='line-height: 1.4'>accuracy {accuracy}<br>change against dense {difference}</div>"
+                     + side_by_side(self._cost_table(answer), self._layer_table(answer)))
 
     def _cost_table(self, answer: StructuredAnswer) -> str:
         rows = [[name, f"{dense:,}", f"{left:,}", f"{dense / left:.2f} ×"] for name, dense, left in zip(
@@ -127,9 +116,9 @@ class StructuredPruningPanel(Panel):
             dense, left = answer.seconds.get(batch_size, (None, None))
             rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *(
                 [f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3)])
-        table = _table(rows, ["", "dense", "pruned", "dense / pruned"])
+        costs = table(rows, ["", "dense", "pruned", "dense / pruned"])
         threads = torch.get_num_threads()
-        return f"{table}measured here, on {threads} thread{'s' * (threads > 1)}"
+        return f"{costs}measured here, on {threads} thread{'s' * (threads > 1)}"
 
     def _layer_table(self, answer: StructuredAnswer) -> str:
         """Return what is left of each group; where a ratio would leave nothing, that is said."""
@@ -138,14 +127,8 @@ class StructuredPruningPanel(Panel):
             ratio, size = answer.ratios[name], self._groups[name].size
             last = " (none would be left, so one stays)" if round(ratio * size) == size else ""
             rows.append([label + last, f"{100 * ratio:.4g} %", f"{int(answer.masks[name].sum())} of {size}"])
-        return _table(rows, ["layer", "ratio", "kept"])
+        return table(rows, ["layer", "ratio", "kept"])
 
 
 def _costs(model: nn.Module) -> tuple[int, ...]:
     return count_parameters(model), file_bytes(model), count_macs(model)
-
-
-def _table(rows: list[list[str]], headers: list[str]) -> str:
-    columns = ["left", *["right"] * (len(headers) - 1)]
-    table = tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
-    return table.replace("<th>", "<th style='text-align: left'>")

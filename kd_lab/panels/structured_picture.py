@@ -8,11 +8,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
-from kd_lab.panels.canvas import Canvas
-from kd_lab.panels.measurement import FIRST, Comparison
+from kd_lab.panels.canvas import AccuracyCurve, Canvas
+from kd_lab.panels.measurement import FIRST, Comparison, title_of
 from kd_lab.parametrizations import weighted_layers
 from kd_lab.pruning import Group
 
@@ -52,17 +51,18 @@ class StructuredPicture:
         self._groups = [None, *(next((name for name, group in groups.items() if layer in group.producers), None)
                                 for layer in layers)]
         figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
-        network, curve = figure.add_axes((0.01, 0.02, 0.6, 0.9)), figure.add_axes((0.69, 0.15, 0.285, 0.73))
-        self._canvas = Canvas(figure, [*self._add_network(network, ["input", *layers]), *self._add_curve(curve)])
+        network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.9)), ["input", *layers])
+        self._curve = AccuracyCurve(figure.add_axes((0.69, 0.15, 0.285, 0.73)), COLOR,
+                                    xlabel="share of channels and units removed",
+                                    title=f"here (orange); all layers alike,\non {FIRST:,} images (grey)")
+        self._canvas = Canvas(figure, [*network, *self._curve.moving])
 
     def png(self, answer: StructuredAnswer) -> bytes:
         """Return the picture of an answer."""
         self._set_widths([int(answer.masks[group].sum()) if group else width
                           for group, width in zip(self._groups, self._dense, strict=True)])
-        accuracy, removed = answer.comparison.accuracy, share_removed(answer.masks)
-        self._curve.set_data(*np.array(sorted(answer.curve.items())).reshape(-1, 2).T)
-        self._bar.set_data([removed, removed], accuracy.interval)
-        self._point.set_data([removed], [accuracy.value])
+        accuracy = answer.comparison.accuracy
+        self._curve.set(answer.curve, share_removed(answer.masks), accuracy.value, accuracy.interval)
         return self._canvas.png()
 
     def _add_network(self, axes: Axes, names: list[str]) -> list[Artist]:
@@ -107,22 +107,6 @@ class StructuredPicture:
             count = f"{dense} → {width}" if width < dense else f"{dense}"
             label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")
 
-    def _add_curve(self, axes: Axes) -> list[Artist]:
-        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04))
-        axes.set_xlabel("share of channels and units removed", fontsize=9)
-        axes.set_ylabel("accuracy", fontsize=9)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
-            axis.set_tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
-        axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
-        axes.set_title(f"here (orange); all layers alike,\non {FIRST:,} images (grey)", fontsize=9)
-        self._curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
-        self._bar, = axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12)
-        self._point, = axes.plot([], [], "o", color=COLOR, markersize=5)
-        return [self._curve, self._bar, self._point]
-
 
 def share_removed(masks: dict[str, Tensor]) -> float:
     """Return the share of all channels that the masks remove, 0 to 1."""
@@ -131,8 +115,5 @@ def share_removed(masks: dict[str, Tensor]) -> float:
 
 def title(answer: StructuredAnswer) -> str:
     """Return the setting and its accuracy in a line."""
-    accuracy = answer.comparison.accuracy
-    low, high = accuracy.interval
-    return (f"{100 * share_removed(answer.masks):.3g} % of the width removed by {answer.importance}: "
-            f"{100 * accuracy.value:.2f} % right ({100 * low:.2f} to {100 * high:.2f}) "
-            f"of {accuracy.count:,} validation images")
+    removed = f"{100 * share_removed(answer.masks):.3g} % of the width removed by {answer.importance}"
+    return title_of(removed, answer.comparison)

@@ -105,9 +105,9 @@ def test_the_picture_shows_what_was_measured(panel, model):
     *_, last = answers(panel, sparsity=0.9)
     panel.draw(last)
     drawing, low_high = panel._drawing, last.comparison.accuracy.interval
-    assert drawing._point.get_xydata().tolist() == [[0.9, last.comparison.accuracy.value]]
-    assert drawing._bar.get_xydata().tolist() == [[0.9, low_high[0]], [0.9, low_high[1]]]
-    assert drawing._curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
+    assert drawing._curve.point.get_xydata().tolist() == [[0.9, last.comparison.accuracy.value]]
+    assert drawing._curve.bar.get_xydata().tolist() == [[0.9, low_high[0]], [0.9, low_high[1]]]
+    assert drawing._curve.curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
     weights = torch.cat([layer.weight.detach().flatten() for layer in (model[1], model[3])])
     assert drawing._kept.get_data().values.sum() == round(0.1 * len(weights))
     ends = [segment[0][0] for segment in drawing._thresholds.get_segments()]

@@ -143,9 +143,9 @@ def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
         assert value == accuracy(hard_prune(prune_channels(model, removed)), part.validation[:1000]).value
     panel.draw(last)
     drawing, interval = panel._drawing, last.comparison.accuracy.interval
-    assert drawing._point.get_xydata().tolist() == [[0.37, last.comparison.accuracy.value]]
-    assert drawing._bar.get_xydata().tolist() == [[0.37, interval[0]], [0.37, interval[1]]]
-    assert drawing._curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
+    assert drawing._curve.point.get_xydata().tolist() == [[0.37, last.comparison.accuracy.value]]
+    assert drawing._curve.bar.get_xydata().tolist() == [[0.37, interval[0]], [0.37, interval[1]]]
+    assert drawing._curve.curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
     assert list(answers(panel, importance="random")[-1].curve.items()) != list(last.curve.items())
 
 
