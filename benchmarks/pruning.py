@@ -14,6 +14,7 @@ from benchmarks import record
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters, latency
 from kd_lab.data import Mnist, Split, load_mnist
+from kd_lab.errors import ParameterError
 from kd_lab.evaluation import PairedDifference, accuracy, correct_answers, mean_interval
 from kd_lab.models import build_model
 from kd_lab.parametrizations import weighted_layers
@@ -60,7 +61,7 @@ def keep(part: str, measured: dict) -> None:
     """Record one part of the campaign as soon as it is done, beside those that were there before."""
     try:
         earlier = load_results("pruning")
-    except ValueError:
+    except ParameterError:  # none yet; a damaged one is not written over
         earlier = {}
     record("pruning", {**earlier, "seeds": list(SEEDS), "test_images": TEST_IMAGES, part: measured})
 
@@ -236,9 +237,10 @@ def score_half_cnn(recorded: dict) -> dict[str, float]:
 
 def score_least_squares(recorded: dict) -> dict[str, float]:
     """Print what both methods lose, and return the ratio of the means."""
-    lost = {method: mean_interval(points) for method, points in recorded["least_squares"]["lost"].items()}
+    recorded = recorded["least_squares"]
+    lost = {method: mean_interval(points) for method, points in recorded["lost"].items()}
     for method, (center, (low, high)) in lost.items():
-        print(f"{EVERY_LAYER:.0%} of every layer by {method}: {center:.2f} points lost ({low:.2f} to {high:.2f})")
+        print(f"{recorded['sparsity']:.0%} of every layer by {method}: {center:.2f} points lost ({low:.2f} to {high:.2f})")
     return {"pruning.obs_loss_ratio": lost["least_squares"][0] / lost["magnitude"][0]}
 
 

@@ -53,7 +53,7 @@ class StructuredPicture:
         figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.9)), ["input", *layers])
         self._curve = AccuracyCurve(figure.add_axes((0.69, 0.15, 0.285, 0.73)), COLOR,
-                                    xlabel="share of channels and units removed",
+                                    xlabel="channels and units removed",
                                     title=f"here (orange); all layers alike,\non {FIRST:,} images (grey)")
         self._canvas = Canvas(figure, [*network, *self._curve.moving])
 
