@@ -240,7 +240,8 @@ def score_least_squares(recorded: dict) -> dict[str, float]:
     recorded = recorded["least_squares"]
     lost = {method: mean_interval(points) for method, points in recorded["lost"].items()}
     for method, (center, (low, high)) in lost.items():
-        print(f"{recorded['sparsity']:.0%} of every layer by {method}: {center:.2f} points lost ({low:.2f} to {high:.2f})")
+        print(f"{recorded['sparsity']:.0%} of every layer by {method}: {center:.2f} points lost "
+              f"({low:.2f} to {high:.2f})")
     return {"pruning.obs_loss_ratio": lost["least_squares"][0] / lost["magnitude"][0]}
 
 
