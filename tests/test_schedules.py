@@ -32,6 +32,9 @@ def test_gradual_pruning_prunes_and_fine_tunes_in_turn():
     pruned = prune_gradually(model, 0.9, 3, lambda model: seen.append(count_nonzeros(model)) or model)
     assert seen == [count_nonzeros(prune(model, sparsity)) for sparsity in cubic_sparsities(0.9, 3)]
     assert count_nonzeros(pruned) == seen[-1]
+    seen.clear()
+    prune_gradually(model, 0.9, 2, copy.deepcopy, start=0.5, prune=lambda model, step: seen.append(step) or model)
+    assert seen == cubic_sparsities(0.9, 2, 0.5)
     assert count_nonzeros(model) == 101_770  # the one it was given stays as it is
 
 
@@ -68,6 +71,22 @@ def test_a_step_that_costs_too_much_is_taken_back(validation):
     assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached))
     assert sparsities[0] == pytest.approx(0.2)
     assert f"reached {outcome.reached:.3f} of 0.980" in repr(outcome) and "restored" in repr(outcome)
+
+
+@pytest.mark.parametrize("limit, expected", [
+    (0.5, [0.4, 0.64, 0.52, 0.46, 0.514, 0.487, 0.51265]), (0, [0.4, 0.2, 0.1, 0.05])])
+def test_steps_are_shares_of_what_is_left_and_halved_by_each_restoration(limit, expected, validation):
+    def ruin(model, sparsity):
+        model = copy.deepcopy(model)
+        if sparsity > limit:
+            torch.nn.init.zeros_(model[3].weight)
+        return model
+
+    dense = load_trained("mlp128")
+    best, outcome = prune_until(dense, 0.9, validation[:200], copy.deepcopy, tolerance=0, step=0.4, prune=ruin)
+    assert [attempt.sparsity for attempt in outcome.attempts] == pytest.approx(expected)
+    assert [attempt.kept for attempt in outcome.attempts] == [sparsity <= limit for sparsity in expected]
+    assert best is not dense and torch.equal(best[3].weight, dense[3].weight)
 
 
 def test_a_target_in_reach_is_reached_exactly(validation):
