@@ -115,7 +115,7 @@ class LeastSquaresPanel(Panel):
         if isinstance(answer, float):
             return Shown(f"Ranking the weights of layer {self._layer}: {100 * answer:.0f} %", self._drawing.blank, "")
         one, other = (f"{100 * comparison.accuracy.value:.2f} %" for comparison in answer.comparisons.values())
-        title = (f"{100 * answer.sparsity:.4g} % of layer {self._layer} pruned: magnitude reads {one}, least squares "
+        title = (f"{100 * answer.sparsity:.4g} % of layer {self._layer} pruned: magnitude {one}, least squares "
                  f"{other} of {answer.comparisons['magnitude'].accuracy.count:,} validation images")
         return Shown(title, self._drawing.png(answer), self._table(answer))
 

@@ -97,6 +97,7 @@ def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:
     """Return an HTML table whose first columns, so many, are set to the left and the others to the right."""
     columns = ["left"] * left + ["right"] * (len(headers) - left)
     html = tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
+    html = html.replace('style="', 'style="padding-left: 14px; ')  # of the right ones, which would touch the left
     return html.replace("<th>", "<th style='text-align: left'>")
 
 

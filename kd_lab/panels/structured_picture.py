@@ -115,5 +115,5 @@ def share_removed(masks: dict[str, Tensor]) -> float:
 
 def title(answer: StructuredAnswer) -> str:
     """Return the setting and its accuracy in a line."""
-    removed = f"{100 * share_removed(answer.masks):.3g} % of the width removed by {answer.importance}"
+    removed = f"{100 * share_removed(answer.masks):.3g} % removed by {answer.importance}"
     return title_of(removed, answer.comparison)

@@ -81,7 +81,7 @@ def prune_until(model: nn.Module, target: float, data: tuple[Tensor, Tensor], fi
     a twentieth, and returns the best model and how far it got.
     """
     check_number("prune_until", "target", target, "(0, 1)")
-    check_number("prune_until", "tolerance", tolerance, "[0, 1]")
+    check_number("prune_until", "tolerance", tolerance, "[0, 0.5]")
     check_number("prune_until", "step", step, f"[{SMALLEST_STEP}, 1)")
     _check_functions("prune_until", fine_tune, prune)
     right = correct_answers(model, data, "prune_until")
