@@ -174,7 +174,7 @@ def _read_header(file, path: Path) -> dict:
     if len(start) < 8 or length > MAX_HEADER:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
-        raise DamagedFileError(f"{path} is damaged: its header claims {length} bytes.")
+        raise DamagedFileError(f"{path} is damaged, or no safetensors file: its header claims {length} bytes.")
     try:
         header = json.loads(file.read(length))["__metadata__"]
         return {name: header[name] for name in ("schema", "sha256", "metadata")}

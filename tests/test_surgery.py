@@ -279,6 +279,7 @@ BAD = [
     (lambda: save_pruned("file", build_model("cnn"), "cn"), "save_pruned(): 'name' must be one of"),
     (lambda: save_pruned("file", "cnn", "cnn"), "save_pruned(): 'model' must be a network"),
     (lambda: save_pruned("file", build_model("cnn"), "lenet5"), "save_pruned(): 'model' must be a pruned lenet5."),
+    (lambda: save_pruned("file", build_model("cnn"), "lenet300"), "It has no layer '1'; a lenet300 has 1, 3."),
     (lambda: save_pruned("file", altered(), "lenet300"), "Got one with other modules."),
     (lambda: save_pruned("file", widened(), "mlp128"), "save_pruned(): 'model' must be a pruned mlp128."),
     (lambda: save_pruned("file", widened(), "resnet"), "save_pruned(): 'model' must be a pruned resnet."),
@@ -314,7 +315,7 @@ def test_a_checkpoint_is_no_pruned_file_and_says_what_reads_it(tmp_path):
 @pytest.mark.parametrize("change, part", [
     (lambda tensors, _: tensors.update({"3.bias": torch.zeros(1)}), "must be (16,) to fit the others. Got (1,)"),
     (lambda tensors, _: tensors.pop("3.bias"), "Got absent."),
-    (lambda tensors, _: tensors.pop("3.weight"), "'kept' leaves no channel in layer '3'"),
+    (lambda tensors, _: tensors.pop("3.weight"), "It has no layer '3'"),
     (lambda tensors, _: tensors.update(more=torch.zeros(1)), "'more' must be absent to fit the others."),
     (lambda tensors, _: tensors.update({"0.weight": torch.zeros(8, 1, 5, 5)}), "'0.weight' must be (8, 1, 3, 3)"),
     (lambda tensors, _: tensors.update({"0.weight": torch.zeros(17, 1, 3, 3)}), "of different indices from 0 to 15"),

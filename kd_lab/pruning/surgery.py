@@ -94,8 +94,11 @@ def load_pruned(path: Path) -> nn.Module:
 def _rebuild(name: str, removed: list[str], tensors: dict[str, Tensor]) -> nn.Module:
     """Return the network of this name, less what was removed, as wide as these tensors, and with their values."""
     model = remove_layers(build_model(name), removed)
-    kept = {group: torch.arange(len(tensors.get(f"{group}.weight", ()))) for group in channel_groups(model)}
-    model = remove_channels(model, kept)
+    groups = channel_groups(model)
+    for group in groups:
+        if f"{group}.weight" not in tensors:
+            raise ParameterError(f"It has no layer {group!r}; a {name} has {', '.join(groups)}.")
+    model = remove_channels(model, {group: torch.arange(len(tensors[f"{group}.weight"])) for group in groups})
     expected = model.state_dict()
     for key in expected | tensors:
         shapes = [tuple(state[key].shape) if key in state else "absent" for state in (expected, tensors)]
