@@ -13,6 +13,10 @@ class ParameterError(KdLabError, ValueError):
     """Report an argument that is not allowed; nothing has been changed."""
 
 
+class EmptyLayerError(ParameterError):
+    """Report a pruning that would leave nothing of a layer."""
+
+
 class SetupError(KdLabError):
     """Report a machine on which kd_lab can't run as it is."""
 

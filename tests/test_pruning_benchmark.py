@@ -1,6 +1,7 @@
 """The pruning benchmark's arithmetic is right by hand, and a damaged record is never written over."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from benchmarks import pruning as benchmark
 from kd_lab.cost import count_nonzeros
 from kd_lab.models import build_model
 from kd_lab.pruning import prune
+from kd_lab.results import load_results
 
 
 def test_a_factor_counts_all_parameters_that_are_left():
@@ -38,3 +40,12 @@ def test_a_part_is_kept_beside_the_others_and_a_damaged_record_stays(tmp_path, m
     with pytest.raises(json.JSONDecodeError):
         benchmark.keep("third", {})
     assert (tmp_path / "pruning.json").read_text() == '{"first": '
+
+
+def test_the_readme_says_what_was_recorded(capsys):
+    figures = benchmark.score_compressed(load_results("pruning"))
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    for name, recipe in benchmark.RECIPES.items():
+        for factor in recipe["last_epochs"]:
+            error, gain = (figures[f"pruning.{name}.x{factor}_{kind}"] for kind in ("error", "gain"))
+            assert f"| `{name}` | {factor} times fewer | {error:.2f} | {0 - gain:.2f} (" in readme

@@ -104,6 +104,14 @@ def test_a_target_out_of_reach_ends_with_the_best_model(validation):
     assert accuracy(best, validation[:200]).value >= accuracy(dense, validation[:200]).value
 
 
+def test_a_step_that_empties_a_layer_is_taken_back_like_any_other(validation):
+    dense = build_model("mlp128")  # untrained, so that no step costs much
+    best, outcome = prune_until(dense, 0.99999, validation[:200], copy.deepcopy, tolerance=0.5, step=0.9)
+    emptied = [attempt for attempt in outcome.attempts if attempt.difference is None]
+    assert emptied and not any(attempt.kept for attempt in emptied) and "a layer emptied" in repr(outcome)
+    assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached)) and outcome.reached >= 0.9
+
+
 def test_a_ticket_has_the_initial_weights_under_the_masks():
     initial = build_model("mlp128")
     pruned = prune(load_trained("mlp128"), 0.8)

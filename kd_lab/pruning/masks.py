@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
+from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
 from kd_lab.parametrizations import parametrization, weighted_layers
 from kd_lab.pruning.importance import IMPORTANCES, importances
 
@@ -178,11 +178,11 @@ def check_sparsity(function: str, argument: str, sparsity: Sparsity, layers: lis
 
 
 def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
-    """Raise a ParameterError that tells the problem, and in which layer, where a mask keeps nothing."""
+    """Raise an EmptyLayerError that tells the problem, and in which layer, where a mask keeps nothing."""
     for name, mask in masks.items():
         if not mask.any():
-            raise ParameterError(f"{problem} in layer {name!r}. Lower it"
-                                 + (", or use scope 'per_layer'." if scope == "global" else "."))
+            raise EmptyLayerError(f"{problem} in layer {name!r}. Lower it"
+                                  + (", or use scope 'per_layer'." if scope == "global" else "."))
 
 
 def check_tensors(function: str, dimensions: int | None = None, /, **tensors: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_kind, check_number, check_whole_number
+from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, correct_answers
 from kd_lab.models import check_model
 from kd_lab.parametrizations import parametrization, weighted_layers
@@ -46,10 +47,13 @@ def prune_gradually(model: nn.Module, sparsity: float, steps: int, fine_tune: Fi
 
 @dataclass(frozen=True)
 class Attempt:
-    """Hold how far one step pruned, what that changed against the first model, and whether it was kept."""
+    """Hold how far one step pruned, what that changed against the first model, and whether it was kept.
+
+    `difference` is None where a layer would have been emptied.
+    """
 
     sparsity: float
-    difference: PairedDifference
+    difference: PairedDifference | None
     kept: bool
 
 
@@ -66,7 +70,8 @@ class Outcome:
         return max((attempt.sparsity for attempt in self.attempts if attempt.kept), default=0.0)
 
     def __repr__(self) -> str:
-        rows = [[f"{attempt.sparsity:.3f}", f"{100 * attempt.difference.value:+.2f}",
+        rows = [[f"{attempt.sparsity:.3f}",
+                 f"{100 * attempt.difference.value:+.2f}" if attempt.difference else "a layer emptied",
                  "kept" if attempt.kept else "restored"] for attempt in self.attempts]
         return (tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
                 + f"\nreached {self.reached:.3f} of {self.target:.3f}")
@@ -88,9 +93,11 @@ def prune_until(model: nn.Module, target: float, data: tuple[Tensor, Tensor], fi
     best, outcome = copy.deepcopy(model), Outcome(target, [])
     while outcome.reached < target and step >= SMALLEST_STEP:
         sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
-        tried = fine_tune(prune(best, sparsity))
-        difference = PairedDifference.of(correct_answers(tried, data, "prune_until"), right)
-        kept = difference.value >= -tolerance
+        difference = None
+        with suppress(EmptyLayerError):
+            tried = fine_tune(prune(best, sparsity))
+            difference = PairedDifference.of(correct_answers(tried, data, "prune_until"), right)
+        kept = difference is not None and difference.value >= -tolerance
         outcome.attempts.append(Attempt(sparsity, difference, kept))
         best, step = (tried, step) if kept else (best, step / 2)
     return best, outcome
