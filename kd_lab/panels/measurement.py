@@ -104,7 +104,7 @@ def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:
 def side_by_side(*tables: str) -> str:
     """Return tables in columns of a fixed width, so that nothing jumps when a line becomes longer."""
     columns = "".join(f"<div style='width: 50%'>{each}</div>" for each in tables)
-    return f"<div style='display: flex; line-height: 1.4; text-align: left'>{columns}</div>"
+    return f"<div style='display: flex; gap: 24px; line-height: 1.4; text-align: left'>{columns}</div>"
 
 
 def title_of(setting: str, comparison: Comparison) -> str:

@@ -118,7 +118,7 @@ class StructuredPruningPanel(Panel):
             dense, left = answer.seconds.get(batch_size, (None, None))
             rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *(
                 [f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3)])
-        costs = table(rows, ["", "dense", "pruned", "dense / pruned"])
+        costs = table(rows, ["", "dense", "pruned", "factor"])
         threads = torch.get_num_threads()
         return f"{costs}measured here, on {threads} thread{'s' * (threads > 1)}"
 
