@@ -1,7 +1,8 @@
 """Prune with care over five seeds: sizes at no loss, least squares, half a CNN, lottery tickets; recorded in results/.
 
 Scores the record again, and measures the halved CNN's speed here and now; --rerun makes the record anew, which takes
-about two hours. Settings were chosen on the validation part; the test part is read once for each network reported.
+about two hours. Settings were chosen on the validation part, that of the tickets among several by how tickets fared;
+the test part is read once for each network reported.
 """
 
 import copy

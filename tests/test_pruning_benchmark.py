@@ -47,5 +47,15 @@ def test_the_readme_says_what_was_recorded(capsys):
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
     for name, recipe in benchmark.RECIPES.items():
         for factor in recipe["last_epochs"]:
-            error, gain = (figures[f"pruning.{name}.x{factor}_{kind}"] for kind in ("error", "gain"))
-            assert f"| `{name}` | {factor} times fewer | {error:.2f} | {0 - gain:.2f} (" in readme
+            error, gain, low = (figures[f"pruning.{name}.x{factor}_{kind}"] for kind in ("error", "gain", "gain_low"))
+            more = f"{0 - gain:.2f} ({low - 2 * gain:.2f} to {0 - low:.2f})"  # the interval is symmetric
+            assert f"| `{name}` | {factor} times fewer | {error:.2f} | {more} |" in readme
+
+
+def test_the_recorded_errors_are_those_of_the_images_read_wrongly():
+    recorded = load_results("pruning")
+    seeds = [*recorded["half_cnn"]["seeds"], *recorded["at_once"]["lenet300"],
+             *(seed for network in recorded["compress"].values() for seed in network["seeds"])]
+    found = [each for seed in seeds for each in seed.values()]
+    assert len(found) == 5 * (2 + 3 + 4 + 4)
+    assert [each["test_error"] for each in found] == pytest.approx(benchmark.errors(found), abs=1e-6)
