@@ -58,6 +58,21 @@ def _settle(module: nn.Module) -> None:
         module.register_parameter(name, parameter)
 
 
+def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
+    lifted = copy.deepcopy(model)
+    for layer in weighted_layers(lifted, "without").values():
+        if not parametrization(layer, kind):
+            continue
+        chain = layer.parametrizations.weight
+        for place in reversed([place for place, module in enumerate(chain) if isinstance(module, kind)]):
+            del chain[place]
+        if not len(chain):
+            chain.append(nn.Identity())
+            _settle(layer)
+    return lifted
+
+
 def describe(layer: nn.Module) -> str:
     """Return the kind and the size of a layer, as in "Linear 784-300" or "Conv2d 16-32, 3×3"."""
     if isinstance(layer, nn.Linear):

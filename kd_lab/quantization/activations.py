@@ -1,0 +1,103 @@
+"""Quantize what flows between the layers: fold BatchNorm, look at some images, round each layer's input."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from kd_lab.errors import ParameterError, check_choice, check_whole_number
+from kd_lab.models import check_model, predict
+from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.quantization.affine import CALIBRATIONS, find_grid
+from kd_lab.quantization.weights import FakeQuantizer, quantize_weights
+
+MOST = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at
+FUSES = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Return a new, ordinary model in evaluation mode whose BatchNorm layers are part of the layers before them.
+
+    In evaluation a BatchNorm multiplies and adds constants, which the weight and the bias before it can take over; an
+    Identity stays in its place. Only those in a Sequential, right behind a Linear layer or convolution, can be folded.
+    """
+    check_model("fold_batch_norm", model)
+    folded = make_permanent(model).eval()
+    for block in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
+        for place in range(1, len(block)):
+            before, norm = block[place - 1], block[place]
+            if isinstance(norm, _BatchNorm) and type(before) in FUSES:
+                block[place - 1], block[place] = FUSES[type(before)](before, norm), nn.Identity()
+    return folded
+
+
+def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
+                         calibration: str = "least_squares") -> nn.Module:
+    """Return a new model that rounds the input of every Linear layer and convolution to an affine grid.
+
+    `images` (N, 1, 28, 28), from the training part, are run through the model to find each grid (calibration); grids
+    that were there are replaced.
+    """
+    check_whole_number("quantize_activations", "num_bits", num_bits, "[1, 8]")
+    check_choice("quantize_activations", "calibration", calibration, list(CALIBRATIONS))
+    quantized = copy.deepcopy(model)
+    for layer in weighted_layers(quantized, "quantize_activations").values():
+        _set_input_quantizer(layer, None)
+    for name, values in _record(quantized, images, "quantize_activations", inputs=True).items():
+        row = values.reshape(1, -1)
+        if calibration == "least_squares":
+            row = row[:, ::-(-row.shape[1] // MOST)]
+        scale, zero_point = find_grid(row, num_bits, False, calibration)
+        _set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
+    return quantized
+
+
+def quantize_model(model: nn.Module, images: Tensor, weight_bits: int | dict[str, int] = 8, activation_bits: int = 8, *,
+                   granularity: str = "per_channel", symmetric: bool = True, calibration: str = "least_squares",
+                   ) -> nn.Module:
+    """Return a new model with BatchNorm folded, quantized weights and quantized activations.
+
+    `symmetric` says how the grids of the weights lie; those of the activations are affine, since behind a ReLU half of
+    a symmetric one would stay unused.
+    """
+    weights = quantize_weights(fold_batch_norm(model), weight_bits, granularity, symmetric, calibration)
+    return quantize_activations(weights, images, activation_bits, calibration)
+
+
+def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]:
+    """Return for each layer how much of its squared output is wrong, 0 for none, with all errors before it in it."""
+    found, expected = (_record(each, images, "output_errors", inputs=False) for each in (model, dense))
+    if list(found) != list(expected):
+        raise ParameterError(f"output_errors(): both models must have the same layers. Got {list(found)} and "
+                             f"{list(expected)}.")
+    return {name: ((found[name] - output).square().sum() / output.square().sum()).item()
+            for name, output in expected.items()}
+
+
+def _set_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer | None) -> None:
+    if not hasattr(layer, "input_quantizer"):
+        layer.register_forward_pre_hook(_quantize_input)
+    layer.input_quantizer = quantizer
+
+
+def _quantize_input(layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    return arguments if layer.input_quantizer is None else (layer.input_quantizer(*arguments),)
+
+
+def _record(model: nn.Module, images: Tensor, function: str, inputs: bool) -> dict[str, Tensor]:
+    """Return what each layer takes, or gives, for these images, in the order in which the layers are run."""
+    if not isinstance(images, Tensor) or len(images) == 0:
+        raise ParameterError(f"{function}(): 'images' must be a tensor (N, 1, 28, 28) with at least one image. "
+                             f"Got {tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__}.")
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [layer.register_forward_hook(
+        lambda _layer, taken, given, name=name: seen.setdefault(name, []).append(taken[0] if inputs else given))
+        for name, layer in weighted_layers(model, function).items()]
+    try:
+        predict(model, images, function)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}

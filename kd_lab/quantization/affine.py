@@ -1,0 +1,123 @@
+"""Round numbers to a grid of 2^num_bits steps: q = round(x / scale) + zero_point, and back."""
+
+import torch
+from torch import Tensor
+
+from kd_lab.errors import ParameterError, check_choice, check_whole_number
+
+BITS = "[1, 16]"
+CALIBRATIONS = ("min_max", "percentile", "least_squares")
+PERCENTILE = 99.9  # of the sorted values, the one at which "percentile" cuts off either end
+SHRINKS = [step / 40 for step in range(40, 0, -1)]  # of the whole range, those that "least_squares" tries
+SMALLEST = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is finite
+
+
+def integer_range(num_bits: int, function: str = "integer_range") -> tuple[int, int]:
+    """Return the smallest and the largest signed integer of so many bits (1 to 16): 8 give -128 and 127."""
+    check_whole_number(function, "num_bits", num_bits, BITS)
+    return -2 ** (num_bits - 1), 2 ** (num_bits - 1) - 1
+
+
+def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return the scale (float32) and zero point (int32) of a grid from `low` to `high`, tensors of one shape.
+
+    Zero always lies on the grid, so that padding and pruned weights stay exact. A symmetric grid has zero point 0 and
+    leaves the smallest integer unused; an affine one uses all. Jacob et al. 2018, arXiv 1712.05877, section 3.
+    """
+    smallest, largest = integer_range(num_bits, "scale_and_zero_point")
+    check_finite("scale_and_zero_point", low=low, high=high)
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    if symmetric:
+        scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
+        return _usable(scale), torch.zeros_like(scale, dtype=torch.int32)
+    steps = largest - smallest
+    scale = _usable(high / steps - low / steps)  # high - low could overflow
+    return scale, (smallest - (low / scale).round()).clamp(smallest, largest).int()
+
+
+def _usable(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST))  # where all is 0, any step will do
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
+    """Return the integers (int8, or int16 above 8 bits) nearest to x / scale + zero_point; beyond the ends, the ends.
+
+    `scale` and `zero_point` have one number, or a shape that broadcasts to that of x.
+    """
+    check_finite("quantize", x=x)
+    whole = _steps(x, scale, zero_point, *integer_range(num_bits, "quantize")) + zero_point
+    return whole.to(torch.int8 if num_bits <= 8 else torch.int16)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Return the numbers (float32) that these integers stand for: (q - zero_point) · scale."""
+    return (q.float() - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
+    """Return x rounded to the grid, still as floating point: what dequantize makes of quantize.
+
+    Gradients pass straight through the rounding, and stop where x lies beyond the ends (Bengio et al. 2013, arXiv
+    1308.3432); to `scale` they are those of Esser et al. 2020, arXiv 1902.08153.
+    """
+    return _steps(x, scale, zero_point, *integer_range(num_bits, "fake_quantize")) * scale
+
+
+def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, smallest: int, largest: int) -> Tensor:
+    """Return how many steps of the grid x lies from 0."""
+    # times the reciprocal, as torch and integer hardware do: a division would round a few numbers to the other side
+    return _Round.apply(x * (1 / scale), smallest - zero_point, largest - zero_point)
+
+
+class _Round(torch.autograd.Function):
+    """Round to whole numbers between two ends; backward, hand the gradient through except beyond the ends."""
+
+    @staticmethod
+    def forward(context, x: Tensor, smallest: Tensor, largest: Tensor) -> Tensor:
+        whole = x.round()  # of two equally near numbers, to the even one
+        context.save_for_backward((whole >= smallest) & (whole <= largest))
+        return whole.clamp(smallest, largest)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * context.saved_tensors[0], None, None
+
+
+def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration: str = "min_max",
+              ) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point, both (rows,), for each row of numbers (rows, n).
+
+    "min_max" covers all numbers, "percentile" all but one of a thousand at either end, and "least_squares" the part of
+    the whole range whose rounding errs least.
+    """
+    check_choice("find_grid", "calibration", calibration, list(CALIBRATIONS))
+    check_finite("find_grid", rows=rows)
+    rows = rows.detach()
+    low, high = _percentiles(rows) if calibration == "percentile" else rows.aminmax(dim=1)
+    if calibration != "least_squares":
+        return scale_and_zero_point(low, high, num_bits, symmetric)
+    best = torch.full_like(low, torch.inf)
+    scale, zero_point = scale_and_zero_point(low, high, num_bits, symmetric)
+    for shrink in SHRINKS:
+        grid = scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric)
+        errors = (fake_quantize(rows, *(part[:, None] for part in grid), num_bits) - rows).square().mean(1)
+        better = errors < best
+        best, scale, zero_point = (torch.where(better, new, old) for new, old in
+                                   zip((errors, *grid), (best, scale, zero_point), strict=True))
+    return scale, zero_point
+
+
+def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
+    count = rows.shape[1]
+    place = max(1, round(count * PERCENTILE / 100))
+    return rows.kthvalue(count - place + 1, dim=1).values, rows.kthvalue(place, dim=1).values
+
+
+def check_finite(function: str, **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite floating-point numbers, at least one."""
+    for name, tensor in tensors.items():
+        if (not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.numel() == 0
+                or not torch.isfinite(tensor).all()):
+            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParameterError(f"{function}(): {name!r} must be a tensor of finite floating-point numbers, at least "
+                                 f"one. Got {got}.")

@@ -1,0 +1,154 @@
+"""Compute with weights of few bits, while the ones that training changes stay whole (straight-through estimator)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kd_lab.errors import check_choice, check_kind, check_whole_number
+from kd_lab.parametrizations import weighted_layers, without
+from kd_lab.quantization.affine import check_finite, fake_quantize, find_grid, integer_range, quantize
+
+GRANULARITIES = ("per_tensor", "per_channel")
+WEIGHT_BITS = "[1, 8]"
+TERNARY_THRESHOLD = 0.7  # of the mean |w|: what lies below becomes 0
+
+
+class Quantizer(nn.Module):
+    """Stand for every parametrization that gives a weight fewer different values.
+
+    `encode(weight)` returns the codes, whole numbers from 0 in the weight's shape, and the tensors that decode them:
+    `scale` and `zero_point`, as in (codes - zero_point) · scale, or a `codebook` that holds the value of each code.
+    """
+
+    def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the codes and what decodes them."""
+        raise NotImplementedError
+
+
+class FakeQuantizer(Quantizer):
+    """Round to a grid of 2^num_bits steps; used for weights and, at a layer's input, for activations."""
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, num_bits: int):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.num_bits = num_bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.scale, self.zero_point, self.num_bits)
+
+    def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        smallest, _ = integer_range(self.num_bits)
+        codes = quantize(weight, self.scale, self.zero_point, self.num_bits).int() - smallest
+        return codes, {"scale": self.scale, "zero_point": (self.zero_point - smallest).float()}
+
+    def extra_repr(self) -> str:
+        return f"num_bits={self.num_bits}"
+
+
+class BinaryQuantizer(Quantizer):
+    """Give every weight its sign times the mean |w| of its channel or tensor; a weight of 0 stays 0, so masks hold.
+
+    That scale errs least in squares (Rastegari et al. 2016, arXiv 1603.05279, section 3.1); gradients go straight
+    through to the whole weight, as in BinaryConnect (Courbariaux et al. 2015, arXiv 1511.00363).
+    """
+
+    num_bits = 1
+
+    def __init__(self, granularity: str):
+        super().__init__()
+        self.granularity = granularity
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _StraightThrough.apply(weight, torch.mul(*self._signs(weight)))
+
+    def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return -1, 0 or 1 for each weight, and the scale."""
+        return weight.sign(), self._mean_size(weight, weight != 0)
+
+    def _mean_size(self, weight: Tensor, counted: Tensor) -> Tensor:
+        """Return the mean |w| of those counted, in each channel or in all, in a shape that broadcasts."""
+        sizes, counts = (_rows(part, self.granularity).sum(1) for part in (weight.abs() * counted, counted))
+        return _spread(sizes / counts.clamp(min=1), weight)
+
+    def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        signs, scale = self._signs(weight)
+        if (signs == 0).any():
+            return signs.int() + 1, {"scale": scale, "zero_point": torch.tensor(1.0)}
+        return (signs.int() + 1) // 2, {"scale": 2 * scale, "zero_point": torch.tensor(0.5)}
+
+
+class TernaryQuantizer(BinaryQuantizer):
+    """Give every weight -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, arXiv 1605.04711)."""
+
+    num_bits = 2
+
+    def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        large = weight.abs() > TERNARY_THRESHOLD * self._mean_size(weight, torch.ones_like(weight))
+        return weight.sign() * large, self._mean_size(weight, large)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Compute with the value, and hand its gradient to the weight that it came from."""
+
+    @staticmethod
+    def forward(_context, _weight: Tensor, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(_context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def quantize_weights(model: nn.Module, num_bits: int | dict[str, int], granularity: str = "per_channel",
+                     symmetric: bool = True, calibration: str = "least_squares") -> nn.Module:
+    """Return a new model that computes with weights of 1 to 8 bits; a layer that `num_bits` leaves out stays whole.
+
+    `num_bits` is one number, or one for each layer by name; biases are never quantized. One grid for a whole tensor
+    ("per_tensor") or one for each output ("per_channel"), found by find_grid. With one bit a grid would hold 0 and one
+    other number, so a weight keeps its sign instead (BinaryQuantizer). Quantizers that were there are replaced.
+    """
+    layers = weighted_layers(model, "quantize_weights")
+    wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
+    for name, bits in wanted.items():
+        check_choice("quantize_weights", "num_bits", name, list(layers))
+        check_whole_number("quantize_weights", "num_bits", bits, WEIGHT_BITS)
+    check_kind("quantize_weights", "symmetric", symmetric, bool, "True or False")
+
+    def quantizer(name: str, weight: Tensor) -> Quantizer:
+        if wanted[name] == 1:
+            return BinaryQuantizer(granularity)
+        grid = find_grid(_rows(weight, granularity), wanted[name], symmetric, calibration)
+        return FakeQuantizer(*(_spread(part, weight) for part in grid), wanted[name])
+
+    return set_quantizers(model, quantizer, list(wanted), granularity, "quantize_weights")
+
+
+def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.Module:
+    """Return a new model that computes with weights of three values, -scale, 0 and scale; others are replaced."""
+    names = list(weighted_layers(model, "ternarize_weights"))
+    return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity,
+                          "ternarize_weights")
+
+
+def set_quantizers(model: nn.Module, quantizer: Any, names: list[str], granularity: str, function: str) -> nn.Module:
+    """Return a new model whose named layers compute with `quantizer(name, weight)`, and no other with any."""
+    check_choice(function, "granularity", granularity, list(GRANULARITIES))
+    quantized = without(model, Quantizer)
+    for name, layer in weighted_layers(quantized).items():
+        if name in names:
+            check_finite(function, **{f"the weight of {name}": layer.weight})
+            parametrize.register_parametrization(layer, "weight", quantizer(name, layer.weight.detach()))
+    return quantized
+
+
+def _rows(weight: Tensor, granularity: str) -> Tensor:
+    """Return the weights that share a grid as the rows of a matrix."""
+    return weight.flatten(1) if granularity == "per_channel" else weight.reshape(1, -1)
+
+
+def _spread(values: Tensor, weight: Tensor) -> Tensor:
+    """Return one value for each row, (rows,), in a shape that broadcasts to the weight's."""
+    return values.view(-1, *[1] * (weight.dim() - 1))
