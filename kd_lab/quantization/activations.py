@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.models import check_model, predict
 from kd_lab.parametrizations import make_permanent, weighted_layers
-from kd_lab.quantization.affine import CALIBRATIONS, find_grid
+from kd_lab.quantization.affine import CALIBRATIONS, SMALLEST, check_finite, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, quantize_weights
 
 MOST = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at
@@ -72,7 +72,7 @@ def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[st
     if list(found) != list(expected):
         raise ParameterError(f"output_errors(): both models must have the same layers. Got {list(found)} and "
                              f"{list(expected)}.")
-    return {name: ((found[name] - output).square().sum() / output.square().sum()).item()
+    return {name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=SMALLEST)).item()
             for name, output in expected.items()}
 
 
@@ -88,9 +88,7 @@ def _quantize_input(layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]
 
 def _record(model: nn.Module, images: Tensor, function: str, inputs: bool) -> dict[str, Tensor]:
     """Return what each layer takes, or gives, for these images, in the order in which the layers are run."""
-    if not isinstance(images, Tensor) or len(images) == 0:
-        raise ParameterError(f"{function}(): 'images' must be a tensor (N, 1, 28, 28) with at least one image. "
-                             f"Got {tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__}.")
+    check_finite(function, images=images)
     seen: dict[str, list[Tensor]] = {}
     hooks = [layer.register_forward_hook(
         lambda _layer, taken, given, name=name: seen.setdefault(name, []).append(taken[0] if inputs else given))

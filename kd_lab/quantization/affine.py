@@ -22,7 +22,8 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     """Return the scale (float32) and zero point (int32) of a grid from `low` to `high`, tensors of one shape.
 
     Zero always lies on the grid, so that padding and pruned weights stay exact. A symmetric grid has zero point 0 and
-    leaves the smallest integer unused; an affine one uses all. Jacob et al. 2018, arXiv 1712.05877, section 3.
+    its largest integer for the larger end; an affine one has an integer for either end. Jacob et al. 2018, arXiv
+    1712.05877, section 3.
     """
     smallest, largest = integer_range(num_bits, "scale_and_zero_point")
     check_finite("scale_and_zero_point", low=low, high=high)
