@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks import record
+from benchmarks._campaign import SEEDS, answers, error, errors, gain, keep
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters, latency
-from kd_lab.data import Mnist, Split, load_mnist
-from kd_lab.errors import ParameterError
-from kd_lab.evaluation import PairedDifference, accuracy, correct_answers, mean_interval
+from kd_lab.data import Mnist, load_mnist
+from kd_lab.evaluation import mean_interval
 from kd_lab.models import build_model
 from kd_lab.parametrizations import weighted_layers
 from kd_lab.pruning import (
@@ -33,8 +32,6 @@ from kd_lab.pruning import (
 from kd_lab.results import load_results
 from kd_lab.training import History, train
 
-SEEDS = range(5)
-TEST_IMAGES = 10_000
 NO_LOSS = 0.3  # points: the most that the bad end of the interval may lie below the dense networks
 RECIPES = {  # last_epochs are those at each factor, times fewer parameters
     "lenet300": {"steps": 6, "last_epochs": {"12": 6, "30": 20, "50": 20},
@@ -54,21 +51,12 @@ def run(rerun: bool) -> dict[str, float]:
     if rerun:
         data = load_mnist()
         for part in (compress, at_once, half_cnn, least_squares, tickets):
-            keep(part.__name__, part(data))
+            keep("pruning", part.__name__, part(data))
     recorded = load_results("pruning")
     figures = {}
     for part in (score_compressed, score_at_once, score_half_cnn, score_least_squares, score_tickets):
         figures |= part(recorded)
     return figures
-
-
-def keep(part: str, measured: dict) -> None:
-    """Record one part of the campaign as soon as it is done, beside those that were there before."""
-    try:
-        earlier = load_results("pruning")
-    except ParameterError:  # none yet; a damaged one is not written over
-        earlier = {}
-    record("pruning", {**earlier, "seeds": list(SEEDS), "test_images": TEST_IMAGES, part: measured})
 
 
 def compress(data: Mnist) -> dict:
@@ -123,15 +111,7 @@ def sparsity_for(model: nn.Module, factor: float) -> float:
 
 def score(model: nn.Module, dense: nn.Module, data: Mnist) -> dict:
     """Return how much smaller a model is, its errors in percent, and the test images that it reads wrongly."""
-    wrong = (~correct_answers(model, data.test)).nonzero().flatten().tolist()
-    return {"factor": round(count_parameters(dense) / count_nonzeros(model), 2),
-            "validation_error": error(model, data.validation), "test_error": error(model, data.test),
-            "wrong": " ".join(map(str, wrong))}
-
-
-def error(model: nn.Module, data: Split) -> float:
-    """Return the error in percent."""
-    return round(100 - 100 * accuracy(model, data).value, 2)
+    return {"factor": round(count_parameters(dense) / count_nonzeros(model), 2), **answers(model, data)}
 
 
 def half_cnn(data: Mnist) -> dict:
@@ -191,17 +171,6 @@ def reached(losses: dict[str, list[float]]) -> dict[str, int | None]:
                         if loss <= min(losses["dense"])), None) for name, row in losses.items()}
 
 
-def paired(found: dict, dense: dict) -> PairedDifference:
-    """Return the difference in accuracy to the dense network on the same test images."""
-    wrong, dense_wrong = (set(each["wrong"].split()) for each in (found, dense))
-    return PairedDifference(len(dense_wrong - wrong), len(wrong - dense_wrong), TEST_IMAGES)
-
-
-def errors(found: list[dict]) -> list[float]:
-    """Return the test error of each in percent."""
-    return [100 * len(each["wrong"].split()) / TEST_IMAGES for each in found]
-
-
 def score_compressed(recorded: dict) -> dict[str, float]:
     """Print error and interval for each network and factor; the largest factor at no loss is that of any network."""
     rows, figures, best = [], {}, {}
@@ -210,11 +179,10 @@ def score_compressed(recorded: dict) -> dict[str, float]:
         figures[f"pruning.{name}.dense_error"] = mean_interval(errors(dense))[0]
         for factor in found["recipe"]["last_epochs"]:
             pruned = [seed[factor] for seed in found["seeds"]]
-            each = [100 * paired(*pair).value for pair in zip(pruned, dense, strict=True)]
-            gain, (low, high) = mean_interval(each)
+            more, (low, high) = gain(pruned, dense)
             rows.append([name, f"{factor}×", mean_interval(errors(dense))[0], mean_interval(errors(pruned))[0],
-                         min(errors(pruned)), max(errors(pruned)), gain, low, high])
-            figures |= {f"pruning.{name}.x{factor}_error": rows[-1][3], f"pruning.{name}.x{factor}_gain": gain,
+                         min(errors(pruned)), max(errors(pruned)), more, low, high])
+            figures |= {f"pruning.{name}.x{factor}_error": rows[-1][3], f"pruning.{name}.x{factor}_gain": more,
                         f"pruning.{name}.x{factor}_gain_low": low}
             if low >= -NO_LOSS:
                 best[name] = int(factor)
@@ -226,12 +194,11 @@ def score_compressed(recorded: dict) -> dict[str, float]:
 
 def score_at_once(recorded: dict) -> dict[str, float]:
     """Print what pruning in steps gains over pruning at once, with as much training."""
-    steps, figures = recorded["compress"]["lenet300"]["seeds"], {}
+    steps, at_once, figures = recorded["compress"]["lenet300"]["seeds"], recorded["at_once"]["lenet300"], {}
     for factor in recorded["compress"]["lenet300"]["recipe"]["last_epochs"]:
-        pairs = zip(steps, recorded["at_once"]["lenet300"], strict=True)
-        gain, (low, high) = mean_interval([100 * paired(one[factor], other[factor]).value for one, other in pairs])
-        print(f"lenet300, {factor}×: in steps rather than at once gains {gain:+.2f} points ({low:+.2f} to {high:+.2f})")
-        figures[f"pruning.lenet300.x{factor}_gain_of_steps"] = gain
+        more, (low, high) = gain([seed[factor] for seed in steps], [seed[factor] for seed in at_once])
+        print(f"lenet300, {factor}×: in steps rather than at once gains {more:+.2f} points ({low:+.2f} to {high:+.2f})")
+        figures[f"pruning.lenet300.x{factor}_gain_of_steps"] = more
     return figures
 
 
@@ -244,10 +211,10 @@ def score_half_cnn(recorded: dict) -> dict[str, float]:
         speedups |= {f"speedup_b{batch_size}": min(dense.values()) / min(half.values()),
                      f"speedup_b{batch_size}_channels_last": dense["channels_last"] / half["channels_last"]}
     seeds = recorded["half_cnn"]["seeds"]
-    gain, (low, high) = mean_interval([100 * paired(seed["half"], seed["dense"]).value for seed in seeds])
-    print(f"after one epoch it gains {gain:+.2f} points ({low:+.2f} to {high:+.2f})")
+    more, (low, high) = gain([seed["half"] for seed in seeds], [seed["dense"] for seed in seeds])
+    print(f"after one epoch it gains {more:+.2f} points ({low:+.2f} to {high:+.2f})")
     return {f"pruning.cnn_half.{key}": value for key, value in
-            {**speedups, "error_delta": -gain, "error_delta_high": -low}.items()}
+            {**speedups, "error_delta": -more, "error_delta_high": -low}.items()}
 
 
 def halved_times(batch_size: int) -> list[dict[str, float]]:

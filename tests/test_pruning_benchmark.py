@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import _campaign
 from benchmarks import pruning as benchmark
 from kd_lab.cost import count_nonzeros
 from kd_lab.models import build_model
@@ -19,9 +20,9 @@ def test_a_factor_counts_all_parameters_that_are_left():
 
 
 def test_gains_and_losses_have_their_signs():
-    difference = benchmark.paired({"wrong": "3 5 9"}, {"wrong": "5 7"})
+    difference = _campaign.paired({"wrong": "3 5 9"}, {"wrong": "5 7"})
     assert (difference.gained, difference.lost, difference.count) == (1, 2, 10_000)
-    assert benchmark.errors([{"wrong": "3 5 9"}, {"wrong": ""}]) == pytest.approx([0.03, 0])
+    assert _campaign.errors([{"wrong": "3 5 9"}, {"wrong": ""}]) == pytest.approx([0.03, 0])
 
 
 def test_steps_are_counted_to_the_dense_networks_best_loss():
@@ -32,13 +33,13 @@ def test_steps_are_counted_to_the_dense_networks_best_loss():
 def test_a_part_is_kept_beside_the_others_and_a_damaged_record_stays(tmp_path, monkeypatch):
     for module in ("kd_lab.results", "benchmarks"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path)
-    benchmark.keep("first", {"a": 1})
-    benchmark.keep("second", {"b": 2})
+    _campaign.keep("pruning", "first", {"a": 1})
+    _campaign.keep("pruning", "second", {"b": 2})
     record = json.loads((tmp_path / "pruning.json").read_text())
     assert record["first"] == {"a": 1} and record["second"] == {"b": 2} and record["seeds"] == [0, 1, 2, 3, 4]
     (tmp_path / "pruning.json").write_text('{"first": ')
     with pytest.raises(json.JSONDecodeError):
-        benchmark.keep("third", {})
+        _campaign.keep("pruning", "third", {})
     assert (tmp_path / "pruning.json").read_text() == '{"first": '
 
 
@@ -58,4 +59,4 @@ def test_the_recorded_errors_are_those_of_the_images_read_wrongly():
              *(seed for network in recorded["compress"].values() for seed in network["seeds"])]
     found = [each for seed in seeds for each in seed.values()]
     assert len(found) == 5 * (2 + 3 + 4 + 4)
-    assert [each["test_error"] for each in found] == pytest.approx(benchmark.errors(found), abs=1e-6)
+    assert [each["test_error"] for each in found] == pytest.approx(_campaign.errors(found), abs=1e-6)
