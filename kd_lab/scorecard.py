@@ -18,7 +18,8 @@ SIGNED_INTERVAL = INTERVAL.replace("{:", "{:+")
 class Score:
     """Hold what one model achieves and costs.
 
-    `difference` is to the baseline, None for the baseline itself; `latency` in seconds for 1 and for 256 images.
+    `difference` is to the baseline, None for the baseline itself; `latency` in seconds for 1 and for 256 images;
+    `left_in_float` names the modules that an integer model computes in fp32 all the same.
     """
 
     accuracy: Accuracy
@@ -29,6 +30,7 @@ class Score:
     file_bytes: int
     zipped_bytes: int
     latency: tuple[float, float]
+    left_in_float: tuple[str, ...]
 
     def lines(self) -> dict[str, str]:
         """Return every figure as text under its label, in the order of the table."""
@@ -39,7 +41,8 @@ class Score:
                 "95 % interval": INTERVAL.format(100 * low, 100 * high),
                 **self._difference_lines(),
                 **{label: f"{count:,}" for label, count in counts.items()},
-                "1 image, ms": f"{1000 * self.latency[0]:.3f}", "256 images, ms": f"{1000 * self.latency[1]:.2f}"}
+                "1 image, ms": f"{1000 * self.latency[0]:.3f}", "256 images, ms": f"{1000 * self.latency[1]:.2f}",
+                "left in fp32": ", ".join(self.left_in_float)}
 
     def _difference_lines(self) -> dict[str, str]:
         difference, interval = "baseline", ""
@@ -67,6 +70,8 @@ class Scorecard:
 
     def _table(self, style: str) -> str:
         columns = [score.lines() for score in self.scores.values()]
+        if not any(score.left_in_float for score in self.scores.values()):
+            columns = [{label: text for label, text in column.items() if label != "left in fp32"} for column in columns]
         rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
         align = ["left", *["right"] * len(columns)]
         corner = f"on {self.threads} thread" + "s" * (self.threads > 1)
@@ -89,4 +94,5 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
 def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None) -> Score:
     counts = [count(model) for count in (cost.count_parameters, cost.count_nonzeros, cost.count_macs,
                                          cost.file_bytes, cost.zipped_bytes)]
-    return Score(accuracy, difference, *counts, latency=(cost.latency(model, 1), cost.latency(model, 256)))
+    return Score(accuracy, difference, *counts, latency=(cost.latency(model, 1), cost.latency(model, 256)),
+                 left_in_float=tuple(getattr(model, "left_in_float", ())))  # to_integer says so on the model

@@ -10,6 +10,16 @@ from kd_lab.quantization.affine import (
     quantize,
     scale_and_zero_point,
 )
+from kd_lab.quantization.integer import (
+    Dequantize,
+    IntegerConv2d,
+    IntegerLayer,
+    IntegerLinear,
+    IntegerMaxPool2d,
+    QuantizeInput,
+    Requantize,
+    to_integer,
+)
 from kd_lab.quantization.weights import (
     GRANULARITIES,
     BinaryQuantizer,

@@ -1,0 +1,202 @@
+"""Run a quantized model on integers: int8 times int8 into int32, and back to int8.
+
+On a grid the integer q stands for x = scale · (q - zero_point). So a layer's output, bias + Σ x·w, is scale_x · scale_w
+times a sum of integers, and only the factors between the grids are no integers (Jacob et al. 2018, arXiv 1712.05877).
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError
+from kd_lab.models import check_model
+from kd_lab.parametrizations import WEIGHTED, describe, parametrization
+from kd_lab.quantization.affine import integer_range, quantize
+from kd_lab.quantization.weights import FakeQuantizer
+
+LARGEST = torch.iinfo(torch.int32).max
+PASSES = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)  # mean for integers what they do for numbers
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class QuantizeInput(FakeQuantizer):
+    """Round floating-point numbers to the integers (int8) of a grid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantize(x, self.scale, self.zero_point, self.num_bits)
+
+
+class Requantize(nn.Module):
+    """Multiply int32 sums by `factor` and round them to int8 on the next layer's grid, all in integers.
+
+    The factor, which broadcasts to the sums, is multiplier / 2^shift with a multiplier of 31 bits (section 2.2). A ReLU
+    on the way to the next layer only raises the smallest integer to the one that stands for 0 (section 2.4).
+    """
+
+    def __init__(self, factor: Tensor, grid: FakeQuantizer, relu: bool):
+        super().__init__()
+        shift = (31 - torch.frexp(factor).exponent).clamp(1, 62)  # a sum times 31 bits has 62
+        self.register_buffer("multiplier", torch.ldexp(factor, shift).round().clamp(max=LARGEST).int())
+        self.register_buffer("shift", shift.to(torch.int8))
+        self.register_buffer("scale", grid.scale.clone())
+        self.register_buffer("zero_point", grid.zero_point.clone())
+        smallest, self.largest = integer_range(grid.num_bits)
+        self.smallest = max(smallest, int(grid.zero_point)) if relu else smallest
+
+    def forward(self, sums: Tensor) -> Tensor:
+        shift = self.shift.long()
+        half = 1 << (shift - 1)  # a right shift alone would round down
+        scaled = (sums.long() * self.multiplier + half) >> shift
+        return (scaled + self.zero_point).clamp(self.smallest, self.largest).to(torch.int8)
+
+
+class Dequantize(nn.Module):
+    """Multiply int32 sums by `factor`: the numbers (float32) that they stand for."""
+
+    def __init__(self, factor: Tensor):
+        super().__init__()
+        self.register_buffer("factor", factor)
+
+    def forward(self, sums: Tensor) -> Tensor:
+        return (sums * self.factor).float()
+
+
+class IntegerMaxPool2d(nn.MaxPool2d):
+    """Pool int8; in int32, since torch's own int8 pooling refuses planes of more than 127 numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.int()).to(torch.int8)
+
+
+class IntegerLayer(nn.Module):
+    """Compute a layer whose weight and input lie on grids: int8 times int8 into int32.
+
+    Takes and gives float32 until `to_integer` lets layers hand int8 to each other. The bias is int32, in units of
+    scale_x · scale_w.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        taken, weights, unit = layer.input_quantizer, parametrization(layer, FakeQuantizer), _unit(layer)
+        codes = quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
+        bias = None if layer.bias is None else (layer.bias.detach() / unit).round().int()
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        for name, grid in (("input", taken), ("weight", weights)):
+            self.register_buffer(f"{name}_scale", grid.scale.clone())
+            self.register_buffer(f"{name}_zero_point", grid.zero_point.to(torch.int8))
+        self.input = QuantizeInput(taken.scale, taken.zero_point, taken.num_bits)
+        self.output = Dequantize(unit.view(-1, *[1] * (codes.dim() - 2)))  # broadcasts to the sums
+
+    def accumulate(self, x: Tensor) -> Tensor:
+        """Return the sums (int32), bias included, for x (int8)."""
+        # both operands are 0 where they stand for 0, so that padding with 0 is right
+        return self.multiply(x.int() - self.input_zero_point, self.weight.int() - self.weight_zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.accumulate(self.input(x)))
+
+
+class IntegerLinear(IntegerLayer):
+    """Compute a Linear layer on integers."""
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+
+class IntegerConv2d(IntegerLayer):
+    """Compute a convolution on integers."""
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__(layer)
+        self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
+
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
+def to_integer(model: nn.Module) -> nn.Module:
+    """Return a new model, in evaluation mode, whose layers run on integers where quantize_model gave them grids.
+
+    Layers of a Sequential hand int8 to each other through ReLU, MaxPool2d, Flatten, Identity and Dropout; the last one
+    gives float32. The attribute `left_in_float` of the new model, a dict, names what stays in fp32 and says why.
+    """
+    check_model("to_integer", model)
+    left: dict[str, str] = {}
+    integer = _convert(copy.deepcopy(model).eval(), "", left)
+    if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
+        raise ParameterError("to_integer(): 'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
+                             "grids; quantize_model(model, images) gives them. Got "
+                             + "; ".join(f"{name}: {why}" for name, why in left.items()) + ".")
+    for module in integer.modules():
+        if type(module) is nn.Sequential:
+            _chain(module)
+    integer.left_in_float = left
+    return integer
+
+
+def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
+    """Convert each layer that can be, and enter under its name in `left` what stays in fp32."""
+    why = _obstacle(module)
+    if not why:
+        return IntegerLinear(module) if isinstance(module, nn.Linear) else IntegerConv2d(module)
+    if type(module) not in (*PASSES, *CONTAINERS):
+        left[name or "model"] = why
+    if not isinstance(module, WEIGHTED):
+        for key, child in module._modules.items():  # named_children() would leave out a module's second place
+            module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left)
+    return module
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Say why a module can't run on integers; nothing where it can."""
+    if not isinstance(module, WEIGHTED):
+        return type(module).__name__
+    weights, taken = parametrization(module, FakeQuantizer), getattr(module, "input_quantizer", None)
+    if weights is None or taken is None or not torch.equal(weights(module.weight), module.weight):
+        return f"{describe(module)}, whose {'input' if weights and not taken else 'weight'} lies on no grid"
+    if max(weights.num_bits, taken.num_bits) > 8 or _largest_sum(module) > LARGEST:
+        return f"{describe(module)}, whose numbers need more than 8 bits or sums more than 32"
+    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or set(module.dilation) != {1}):
+        return f"{describe(module)}, with dilation or padded with other numbers than 0"
+    return ""
+
+
+def _largest_sum(layer: nn.Module) -> float:
+    """Return what |sum| can reach, whatever the input."""
+    unit, taken = _unit(layer), layer.input_quantizer
+    farthest = max(abs(end - int(taken.zero_point)) for end in integer_range(taken.num_bits))
+    products = layer.weight.detach().flatten(1).abs().sum(1) * taken.scale * farthest / unit
+    return float((products + (0 if layer.bias is None else layer.bias.detach().abs() / unit)).max())
+
+
+def _unit(layer: nn.Module) -> Tensor:
+    """Return what a sum of 1 stands for, scale_x · scale_w, for each output or for all, as a row of float64."""
+    return parametrization(layer, FakeQuantizer).scale.double().flatten() * layer.input_quantizer.scale
+
+
+def _chain(sequential: nn.Sequential) -> None:
+    """Let each integer layer hand int8 to the next one, where nothing between them needs float32."""
+    first = None
+    for place, module in enumerate(sequential):
+        if isinstance(module, IntegerLayer):
+            if first is not None:
+                _join(sequential, first, place)
+            first = place
+        elif type(module) not in PASSES:
+            first = None
+
+
+def _join(sequential: nn.Sequential, first: int, last: int) -> None:
+    giver, *between, taker = sequential[first:last + 1]
+    relu = any(isinstance(module, nn.ReLU) for module in between)
+    giver.output = Requantize(giver.output.factor / taker.input.scale, taker.input, relu)
+    taker.input = nn.Identity()
+    for place, module in enumerate(between, first + 1):
+        if isinstance(module, nn.MaxPool2d):
+            sequential[place] = IntegerMaxPool2d(module.kernel_size, module.stride, module.padding, module.dilation,
+                                                 ceil_mode=module.ceil_mode)
+        elif isinstance(module, (nn.ReLU, nn.Dropout)):
+            sequential[place] = nn.Identity()
