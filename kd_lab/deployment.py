@@ -1,0 +1,194 @@
+"""Write a network as an ONNX file, and run such a file in ONNX Runtime. Needs the extra `onnx`."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lab.cost import IMAGE
+from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
+from kd_lab.models import predict
+from kd_lab.parametrizations import make_permanent
+from kd_lab.quantization.affine import integer_range
+from kd_lab.quantization.integer import PASSES, IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
+from kd_lab.quantization.weights import FakeQuantizer
+from kd_lab.storage import write_safely
+
+OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
+FLOAT = 1  # onnx.TensorProto.FLOAT
+
+def export_onnx(model: nn.Module, path: Path) -> None:
+    """Write an ONNX file, whole or not at all, that takes images (N, 1, 28, 28) and gives logits.
+
+    What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32. Raises a
+    SetupError where the packages are missing, and a ParameterError for a model that ONNX can't hold.
+    """
+    predict(model, torch.zeros(2, *IMAGE), "export_onnx")
+    _package("onnx")
+    integer = any(isinstance(module, IntegerLayer) for module in model.modules())
+    content = (_integer_graph if integer else _float_graph)(model).SerializeToString()
+    write_safely(Path(path), content)
+
+
+class OnnxModel(nn.Module):
+    """Run an ONNX file in ONNX Runtime, on one thread, as if it were a network: model(images) gives the logits.
+
+    What is in the file shows only as its bytes: weights and MACs are not counted.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        runtime = _package("onnxruntime")
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        try:
+            self.session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail) as error:
+            raise DamagedFileError(f"{path} is damaged, or no ONNX file: {error}") from error
+        self.register_buffer("file", torch.frombuffer(bytearray(content), dtype=torch.uint8))
+
+    def __deepcopy__(self, _memo: dict) -> "OnnxModel":
+        return self  # nothing in it changes, and a session can't be copied
+
+    def forward(self, images: Tensor) -> Tensor:
+        taken = self.session.get_inputs()[0]
+        if images.dtype != torch.float32 or list(images.shape[1:]) != taken.shape[1:]:
+            raise ValueError(f"expected (N, {', '.join(map(str, taken.shape[1:]))}) and torch.float32.")
+        return torch.from_numpy(self.session.run(None, {taken.name: images.contiguous().numpy()})[0])
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SetupError(f"{name} is not installed. Run: pip install 'kd_lab[onnx]'") from error
+
+
+def _float_graph(model: nn.Module) -> Any:
+    plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
+    if any(isinstance(module, FakeQuantizer) for module in plain.modules()):
+        raise ParameterError("export_onnx(): 'model' must not round its activations in floating point. Got one that "
+                             "does; call to_integer(model) first.")
+    _package("onnxscript")
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        return torch.onnx.export(plain, (torch.zeros(2, *IMAGE),), input_names=["images"], output_names=["logits"],
+                                 dynamic_shapes=shapes, dynamo=True, verbose=False).model_proto
+    except torch.onnx.OnnxExporterError as error:
+        raise ParameterError("export_onnx(): 'model' must be one that torch can export. "
+                             f"Got {error!s:.200}.") from error
+
+
+def _integer_graph(model: nn.Module) -> Any:
+    steps = list(_steps(model, ""))
+    wrong = [f"{name} ({why})" for name, module in steps if (why := _obstacle(module))]
+    if wrong:
+        raise ParameterError("export_onnx(): 'model' must run on integers from its first layer to its last, as ONNX "
+                             f"Runtime can. Got one with {', '.join(wrong)}.")
+    graph = _Graph()
+    for _, module in steps:
+        _add(graph, module)
+    return graph.finish()
+
+
+def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what is in a Sequential, in the order in which it is run."""
+    if type(module) is not nn.Sequential:
+        yield name or "model", module
+    else:
+        for key, child in module._modules.items():  # named_children() would leave out a module's second place
+            yield from _steps(child, f"{name}.{key}".lstrip("."))
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Say why a module can't be written; nothing where it can."""
+    if isinstance(module, IntegerConv2d):
+        if not isinstance(module.output, Requantize):
+            return "a convolution that gives float32"
+        return "a weight with several zero points" if len(module.weight_zero_point.unique()) > 1 else ""
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        return str(module)
+    return "" if isinstance(module, (IntegerLayer, *PASSES)) else type(module).__name__
+
+
+class _Graph:
+    """Collect nodes, each of which takes what the one before it gives."""
+
+    def __init__(self):
+        self.helper, self.to_tensor = _package("onnx.helper"), _package("onnx.numpy_helper").from_array
+        self.nodes, self.constants, self.flow = [], [], "images"
+
+    def node(self, kind: str, *constants: np.ndarray, domain: str = "", **attributes: Any) -> None:
+        """Add a node and the constants that it takes, too."""
+        given = f"{kind}_{len(self.nodes)}"
+        names = [f"{given}_{place}" for place in range(len(constants))]
+        self.constants += map(self.to_tensor, constants, names)
+        self.nodes.append(self.helper.make_node(kind, [self.flow, *names], [given], domain=domain, **attributes))
+        self.flow = given
+
+    def finish(self) -> Any:
+        """Return the model whose logits are what the last node gives."""
+        self.nodes[-1].output[0] = "logits"
+        images, logits = (self.helper.make_tensor_value_info(name, FLOAT, shape)
+                          for name, shape in (("images", ["batch", *IMAGE]), ("logits", None)))
+        graph = self.helper.make_graph(self.nodes, "integer", [images], [logits], self.constants)
+        opsets = [self.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        return self.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
+
+
+def _add(graph: _Graph, module: nn.Module) -> None:
+    """Add what a module computes; Identity and Dropout compute nothing."""
+    if isinstance(module, IntegerLayer):
+        _add_layer(graph, module)
+    elif isinstance(module, nn.ReLU):
+        graph.node("Relu")
+    elif isinstance(module, nn.Flatten):
+        graph.node("Flatten")
+    elif isinstance(module, nn.MaxPool2d):
+        size, stride, padding, dilation = map(_pair, (module.kernel_size, module.stride, module.padding,
+                                                      module.dilation))
+        graph.node("MaxPool", kernel_shape=size, strides=stride, pads=padding * 2, dilations=dilation,
+                   ceil_mode=int(module.ceil_mode))
+
+
+def _add_layer(graph: _Graph, layer: IntegerLayer) -> None:
+    """Add QGemm, a Linear layer on integers that is Microsoft's, or QLinearConv, and the rounding before it."""
+    taken = _grid(layer.input_scale, layer.input_zero_point)
+    if isinstance(layer.input, QuantizeInput):
+        graph.node("QuantizeLinear", *taken)
+        _clip(graph, *integer_range(layer.input.num_bits))
+    weight = [layer.weight.detach().numpy(), *(part.numpy().squeeze() for part in (
+        layer.weight_scale, layer.weight_zero_point))]
+    bias = np.zeros(len(layer.weight), np.int32) if layer.bias is None else layer.bias.detach().numpy()
+    given = _grid(layer.output.scale, layer.output.zero_point) if isinstance(layer.output, Requantize) else []
+    if isinstance(layer, IntegerConv2d):
+        graph.node("QLinearConv", *taken, *weight, *given, bias, strides=layer.stride, group=layer.groups,
+                   pads=layer.padding * 2)
+    else:
+        graph.node("QGemm", *taken, *weight, bias, *given, domain="com.microsoft", transB=1)
+    if given:
+        _clip(graph, layer.output.smallest, layer.output.largest)
+
+
+def _grid(scale: Tensor, zero_point: Tensor) -> list[np.ndarray]:
+    """Return the grid of activations, raised by 128: uint8 times int8 is what ONNX Runtime computes fastest."""
+    return [scale.numpy().squeeze(), (zero_point.int() + 128).to(torch.uint8).numpy().squeeze()]
+
+
+def _clip(graph: _Graph, smallest: int, largest: int) -> None:
+    if (smallest, largest) != integer_range(8):  # at which uint8 ends by itself
+        graph.node("Clip", *np.array([smallest + 128, largest + 128], np.uint8))
+
+
+def _pair(size: int | tuple[int, int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
