@@ -177,7 +177,7 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> None:
     else:
         graph.node("QGemm", *taken, *weight, bias, *given, domain="com.microsoft", transB=1)
     if given:
-        _clip(graph, layer.output.smallest, layer.output.largest)
+        _clip(graph, *layer.output.ends())
 
 
 def _grid(scale: Tensor, zero_point: Tensor) -> list[np.ndarray]:

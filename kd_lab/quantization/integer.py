@@ -42,14 +42,18 @@ class Requantize(nn.Module):
         self.register_buffer("shift", shift.to(torch.int8))
         self.register_buffer("scale", grid.scale.clone())
         self.register_buffer("zero_point", grid.zero_point.clone())
-        smallest, self.largest = integer_range(grid.num_bits)
-        self.smallest = max(smallest, int(grid.zero_point)) if relu else smallest
+        self.num_bits, self.relu = grid.num_bits, relu
+
+    def ends(self) -> tuple[int, int]:
+        """Return the smallest and the largest integer that it gives."""
+        smallest, largest = integer_range(self.num_bits)
+        return max(smallest, int(self.zero_point)) if self.relu else smallest, largest
 
     def forward(self, sums: Tensor) -> Tensor:
         shift = self.shift.long()
         half = 1 << (shift - 1)  # a right shift alone would round down
         scaled = (sums.long() * self.multiplier + half) >> shift
-        return (scaled + self.zero_point).clamp(self.smallest, self.largest).to(torch.int8)
+        return (scaled + self.zero_point).clamp(*self.ends()).to(torch.int8)
 
 
 class Dequantize(nn.Module):
@@ -129,7 +133,7 @@ def to_integer(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
         raise ParameterError("to_integer(): 'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
                              "grids; quantize_model(model, images) gives them. Got "
-                             + "; ".join(f"{name}: {why}" for name, why in left.items()) + ".")
+                             + ("; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers") + ".")
     for module in integer.modules():
         if type(module) is nn.Sequential:
             _chain(module)

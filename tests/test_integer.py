@@ -1,0 +1,306 @@
+"""Integer layers give exactly the sums of whole numbers, and what the simulated layers give to one step of a grid."""
+
+import copy
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_macs, count_nonzeros, count_parameters, file_bytes
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import build_model, predict
+from kd_lab.pruning import hard_prune, prune, prune_channels
+from kd_lab.quantization import (
+    FakeQuantizer,
+    IntegerConv2d,
+    IntegerLayer,
+    IntegerLinear,
+    IntegerMaxPool2d,
+    QuantizeInput,
+    Requantize,
+    quantize_activations,
+    quantize_model,
+    quantize_weights,
+    to_integer,
+)
+from kd_lab.scorecard import scorecard
+
+LAYERS = {
+    "linear": lambda: nn.Linear(37, 5),
+    "linear without bias": lambda: nn.Linear(37, 5, bias=False),
+    "padded": lambda: nn.Conv2d(4, 6, 3, padding=1),
+    "strided": lambda: nn.Conv2d(4, 6, (5, 3), stride=(2, 1), padding=(2, 1)),
+    "grouped": lambda: nn.Conv2d(4, 8, 3, groups=2),
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same"),
+    "valid": lambda: nn.Conv2d(4, 6, 2, padding="valid", bias=False),
+}
+GRIDS = [(granularity, symmetric) for granularity in ("per_tensor", "per_channel") for symmetric in (True, False)]
+
+
+@pytest.fixture(scope="module")
+def quantized(mnist):
+    return {name: quantize_model(load_trained(name), mnist.train.images[:256])
+            for name in ("mlp128", "lenet300", "cnn", "lenet5_classic", "resnet")}
+
+
+def input_of(layer):
+    torch.manual_seed(0)
+    return torch.randn(6, 37) + 0.5 if isinstance(layer, nn.Linear) else torch.randn(6, 4, 9, 8) + 0.5
+
+
+def simulated(name, x_bits=8, w_bits=8, granularity="per_channel", symmetric=True):
+    """A layer with grids for weight and input, and inputs, some beyond the ends of the grid."""
+    torch.manual_seed(1)
+    layer = LAYERS[name]()
+    x = input_of(layer)
+    model = quantize_model(nn.Sequential(layer), x, w_bits, x_bits, granularity=granularity, symmetric=symmetric)
+    return model[0], 1.5 * x
+
+
+def oracle(layer, simple, x):
+    """The sums in int64, from the definition, with padding by the zero point."""
+    q, w = layer.input(x).numpy().astype(np.int64), layer.weight.numpy().astype(np.int64)
+    zero_x, zero_w = int(layer.input_zero_point), layer.weight_zero_point.numpy().astype(np.int64)
+    bias = np.zeros(len(w), np.int64) if layer.bias is None else layer.bias.numpy().astype(np.int64)
+    if isinstance(simple, nn.Linear):
+        return (q - zero_x) @ (w - zero_w).T + bias
+    padding = [(0, 0)] * 2 + [(size, size) for size in layer.padding]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(q, padding, constant_values=zero_x), w.shape[2:], (2, 3))
+    windows = windows[:, :, ::simple.stride[0], ::simple.stride[1]] - zero_x
+    groups = zip(np.split(windows, simple.groups, 1), np.split(w - zero_w, simple.groups), strict=True)
+    return np.concatenate([np.einsum("nchwij,ocij->nohw", *group) for group in groups], 1) + bias[:, None, None]
+
+
+@pytest.mark.parametrize("granularity, symmetric", GRIDS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_sums_are_exact_and_the_output_is_the_simulated_one(name, granularity, symmetric):
+    for x_bits, w_bits in [(8, 8), (8, 2), (2, 8), (1, 3), *((bits, bits) for bits in range(3, 8))]:
+        simple, x = simulated(name, x_bits, w_bits, granularity, symmetric)
+        layer = to_integer(nn.Sequential(simple))[0]
+        sums = layer.accumulate(layer.input(x))
+        assert layer.weight.dtype == torch.int8 and sums.dtype == torch.int32
+        assert np.array_equal(sums.numpy(), oracle(layer, simple, x))
+        unit = layer.output.factor.float()  # the bias is rounded to units
+        assert ((layer(x) - simple(x)).abs() <= 0.51 * unit + 1e-5).all()
+
+
+POOL = [nn.MaxPool2d(2, padding=1), nn.ReLU(), nn.Dropout(), nn.Flatten()]
+
+
+@pytest.mark.parametrize("granularity, symmetric", GRIDS)
+@pytest.mark.parametrize("between", [[], [nn.ReLU()], POOL], ids=["nothing", "relu", "pool"])
+def test_what_layers_hand_on_is_the_simulated_to_one_step(between, granularity, symmetric):
+    torch.manual_seed(0)
+    x = torch.randn(20, 4, 9, 8)
+    following = nn.Linear(8 * 25, 7) if between is POOL else nn.Conv2d(8, 7, 3)
+    for bits in range(2, 9):
+        dense = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), *between, following)
+        simple = quantize_model(dense, x, bits, bits, granularity=granularity, symmetric=symmetric)
+        whole, grid = to_integer(simple), simple[-1].input_quantizer
+        assert (steps_apart(simple, whole, x) <= 1).all()
+        unit = (whole[0].weight_scale * whole[0].input_scale).flatten()
+        simple[0].bias.data.copy_(whole[0].bias * unit)  # few bits make large units, and so round the bias a lot
+        assert (steps_apart(simple, whole, x) > 0).float().mean() < 0.001
+        assert whole[:-1](x).min() >= max(-2 ** (bits - 1), grid.zero_point.item() if between else -128)
+        assert isinstance(whole[0].output, Requantize) and isinstance(whole[-1].input, nn.Identity)
+
+
+def steps_apart(simple, whole, x):
+    """By how many steps of its grid the input of the last layer differs."""
+    grid, found = simple[-1].input_quantizer, whole[:-1](x)
+    assert found.dtype == torch.int8
+    expected = (grid(simple[:-1](x)) / grid.scale).round() + grid.zero_point
+    return (found - expected).abs()
+
+
+def test_a_factor_is_a_whole_number_and_a_shift():
+    grid = FakeQuantizer(torch.tensor([1.0]), torch.tensor([3], dtype=torch.int32), 8)
+    sums = torch.cat([torch.tensor([0, 1, -1, 2**31 - 1, -2**31]), torch.randint(-2**31, 2**31, (500,))]).int()
+    for factor in [2.0**-70, 2.0**-31, 1e-9, 3e-8, 0.9999999999, 1.0, 3.7, 2.0**29, 2.0**40]:
+        found = Requantize(torch.tensor([factor], dtype=torch.float64), grid, relu=False)(sums)
+        for whole, got in zip(sums.tolist(), found.tolist(), strict=True):
+            exact = whole * Fraction(factor)
+            near = min(max(math.floor(exact + Fraction(1, 2)) + 3, -128), 127)
+            assert got == near or abs(exact % 1 - Fraction(1, 2)) < 1e-6
+    assert Requantize(torch.tensor([0.5]), grid, False)(torch.tensor([-3, -1, 1, 3]).int()).tolist() == [2, 3, 4, 5]
+
+
+def layer_of(weight_code, inputs, bias, weight_scale=0.01, zero_point=127):
+    """A Linear layer all of whose weights are one integer."""
+    layer = nn.Linear(inputs, 2)
+    layer.weight.data.fill_(weight_code * weight_scale)
+    layer.bias.data.copy_(torch.tensor(bias))
+    grid = FakeQuantizer(torch.tensor([[weight_scale]]), torch.tensor([[0]], dtype=torch.int32), 8)
+    parametrize.register_parametrization(layer, "weight", grid)
+    layer.input_quantizer = FakeQuantizer(torch.tensor([0.02]), torch.tensor([zero_point], dtype=torch.int32), 8)
+    return layer
+
+
+def test_extremes_are_exact():
+    layer = IntegerLinear(layer_of(-128, 65_000, [0.0, 1.0]))
+    x = torch.full((1, 65_000), -128, dtype=torch.int8)
+    assert layer.accumulate(x).tolist() == [[255 * 128 * 65_000, 255 * 128 * 65_000 + 5000]]
+    assert layer.accumulate(torch.full_like(x, 127)).tolist() == [[0, 5000]]  # it stands for 0
+
+
+def test_what_could_leave_32_bits_stays_in_float():
+    for too_much in (layer_of(-128, 66_000, [0.0, 0.0]), layer_of(1, 10, [0.0, 1e8]),
+                     layer_of(1, 10, [1.0, 1.0], weight_scale=1e-30)):
+        whole = to_integer(nn.Sequential(layer_of(1, 10, [0.0, 0.0]), too_much))
+        assert whole.left_in_float == {"1": f"Linear {too_much.in_features}-2, whose numbers need more than 8 bits or "
+                                            "sums more than 32"}
+
+
+def test_channels_without_weights_and_inputs_without_light_give_the_bias():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3))
+    dense[0].weight.data[0] = 0
+    dense[0].weight.data[1] = 0.3
+    images = torch.rand(10, 1, 8, 8)
+    for symmetric in (True, False):
+        simple = quantize_model(dense, images, symmetric=symmetric)
+        whole = to_integer(simple)
+        for x in (images, torch.zeros(2, 1, 8, 8)):
+            assert torch.allclose(whole(x), simple(x), atol=0.02)
+        assert whole[0].accumulate(whole[0].input(torch.zeros(1, 1, 8, 8))).unique(dim=2).shape[2] == 1
+
+
+@pytest.mark.parametrize("name", ["mlp128", "lenet300", "cnn", "lenet5_classic", "resnet"])
+def test_whole_models_answer_as_the_simulated_ones(name, quantized, validation):
+    simple = quantized[name]
+    before = {key: value.clone() for key, value in simple.state_dict().items()}
+    whole = to_integer(simple)
+    logits, expected = predict(whole, validation.images), predict(simple, validation.images)
+    assert (logits.argmax(1) == expected.argmax(1)).sum() >= 995
+    assert (logits - expected).abs().max() < 0.01 * expected.abs().max()
+    assert abs(accuracy(whole, validation).value - accuracy(simple, validation).value) <= 0.001
+    assert all(torch.equal(value, simple.state_dict()[key]) for key, value in before.items())
+    assert not any(isinstance(module, IntegerLayer) for module in simple.modules())
+
+
+@pytest.mark.parametrize("name", ["lenet300", "cnn"])
+def test_an_integer_model_costs_what_it_says(name, quantized):
+    whole, dense = to_integer(quantized[name]), load_trained(name)
+    assert whole.left_in_float == {}
+    assert count_parameters(whole) == count_parameters(dense) and count_macs(whole) == count_macs(dense)
+    assert count_nonzeros(whole) == sum(int(part.count_nonzero()) for part in whole.parameters())
+    assert 0.25 < file_bytes(whole) / file_bytes(dense) < 0.27
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.int8, torch.int32}
+    assert not any(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_copies_and_saved_tensors_give_the_same_model(quantized, validation):
+    whole = to_integer(quantized["cnn"])
+    twin = to_integer(quantize_model(build_model("cnn", 3), -validation.images[:64]))
+    twin.load_state_dict(whole.state_dict())
+    expected = predict(whole, validation.images[:50])
+    assert torch.equal(predict(copy.deepcopy(whole), validation.images[:50]), expected)
+    assert torch.equal(predict(twin, validation.images[:50]), expected)
+    assert torch.equal(predict(whole.train(), validation.images[:50]), expected)
+
+
+def test_layers_keep_their_names_and_floats_come_in_once(quantized):
+    whole = to_integer(quantized["cnn"])
+    assert [name for name, layer in whole.named_modules() if isinstance(layer, IntegerLayer)] == ["0", "3", "7", "9"]
+    assert [name for name, part in whole.named_modules() if isinstance(part, QuantizeInput)] == ["0.input"]
+    assert isinstance(whole[1], IntegerMaxPool2d) and isinstance(whole[2], nn.Identity)
+    assert whole(torch.rand(2, 1, 28, 28)).dtype == torch.float32
+
+
+def test_what_has_no_integer_form_is_named_and_what_is_in_it_is_converted(quantized, validation):
+    whole = to_integer(quantized["resnet"])
+    assert whole.left_in_float == {"4": "Residual", "9": "Residual", "10": "AdaptiveAvgPool2d"}
+    assert isinstance(whole[4].body[0].output, Requantize) and isinstance(whole[4].body[3], IntegerConv2d)
+    mixed = quantize_activations(quantize_weights(load_trained("cnn"), {"0": 4, "3": 1, "7": 8}), validation.images)
+    left = to_integer(mixed).left_in_float
+    assert left == {"3": "Conv2d 16-32, 3×3, whose weight lies on no grid",
+                    "9": "Linear 128-10, whose weight lies on no grid"}
+    assert torch.allclose(*(predict(model, validation.images) for model in (mixed, to_integer(mixed))), atol=0.2)
+
+
+def test_a_batch_norm_that_was_not_folded_stays_in_float(validation):
+    simple = quantize_activations(quantize_weights(load_trained("resnet"), 8), validation.images[:100])
+    whole = to_integer(simple)
+    assert whole.left_in_float["1"] == whole.left_in_float["9.body.4"] == "BatchNorm2d"
+    assert torch.allclose(predict(whole, validation.images), predict(simple, validation.images), atol=0.1)
+
+
+def test_layers_used_twice_and_outside_a_sequential():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+            self.chain = nn.Sequential(self.layer, nn.ReLU(), self.layer)
+
+        def forward(self, x):
+            return self.chain(self.layer(x)) + x
+
+    torch.manual_seed(0)
+    x = torch.randn(30, 6)
+    simple = quantize_model(Twice(), x)
+    whole = to_integer(simple)
+    assert whole.left_in_float == {"model": "Twice"}
+    assert torch.allclose(whole(x), simple(x), atol=0.05)
+    assert isinstance(whole.chain[0].output, Requantize) and isinstance(whole.layer.input, QuantizeInput)
+    alone = to_integer(quantize_model(nn.Linear(6, 2), x))
+    assert isinstance(alone, IntegerLinear) and alone.left_in_float == {}
+
+
+@pytest.mark.parametrize("options", [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"},
+                                     {"kernel_size": 2, "padding": "same"}])
+def test_other_convolutions_stay_in_float(options):
+    dense = nn.Sequential(nn.Conv2d(1, 2, **{"kernel_size": 3, **options}), nn.Flatten(), nn.LazyLinear(3))
+    x = torch.rand(5, 1, 9, 9)
+    dense(x)
+    simple = quantize_model(dense, x)
+    whole = to_integer(simple)
+    assert list(whole.left_in_float) == ["0"] and torch.allclose(whole(x), simple(x), atol=0.01)
+
+
+def test_pruned_models_convert(validation, mnist):
+    images = mnist.train.images[:256]
+    masked = to_integer(quantize_model(prune(load_trained("lenet300"), 0.9), images))
+    assert count_nonzeros(masked) < 0.11 * count_parameters(masked)
+    zeros = quantize_weights(prune(load_trained("lenet300"), 0.9), 8)  # the mask stays before the grid
+    assert torch.equal(to_integer(quantize_activations(zeros, images))[1].weight == 0, masked[1].weight == 0)
+    smaller = hard_prune(prune_channels(load_trained("cnn"), 0.5))
+    assert smaller[0].out_channels == 8
+    simple = quantize_model(smaller, images)
+    assert torch.equal(*(predict(model, validation.images).argmax(1) for model in (simple, to_integer(simple))))
+
+
+def test_a_weight_that_something_takes_off_its_grid_stays_in_float(validation):
+    class Third(nn.Module):
+        def forward(self, weight):
+            return weight / 3
+
+    simple = quantize_model(load_trained("mlp128"), validation.images[:64])
+    parametrize.register_parametrization(simple[1], "weight", Third())
+    assert to_integer(simple).left_in_float == {"1": "Linear 784-128, whose weight lies on no grid"}
+
+
+def test_a_model_without_grids_is_refused(validation):
+    dense = build_model("mlp128")
+    only_inputs = quantize_activations(dense, validation.images[:64])
+    for model, why in ((dense, "1: Linear 784-128, whose weight"), (quantize_weights(dense, 8), "whose input lies on"),
+                       (only_inputs, "whose weight lies on"), (quantize_weights(dense, 1), "whose weight lies on"),
+                       (nn.Sequential(nn.ReLU()), "Got no layers")):
+        with pytest.raises(ParameterError, match=r"to_integer\(\): 'model' must have a layer") as error:
+            to_integer(model)
+        assert "quantize_model(model, images)" in str(error.value) and why in str(error.value)
+    with pytest.raises(ParameterError, match=r"to_integer\(\): 'model' must be a network"):
+        to_integer("cnn")
+
+
+def test_a_scorecard_says_what_stays_in_float(quantized, validation):
+    few = validation[:100]
+    models = {"dense": load_trained("resnet"), "integer": to_integer(quantized["resnet"])}
+    text = repr(scorecard(models, few))
+    assert text.splitlines()[-1].split() == ["left", "in", "fp32", "4,", "9,", "10"]
+    assert "left in fp32" not in repr(scorecard({"integer": to_integer(quantized["mlp128"])}, few))
