@@ -1,0 +1,163 @@
+"""ONNX Runtime gives the answers of the kit's own networks, in fp32 and on integers; bad input writes no file."""
+
+import copy
+import sys
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import count_parameters, file_bytes, latency
+from kd_lab.deployment import OnnxModel, export_onnx
+from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import build_model, predict
+from kd_lab.pruning import prune
+from kd_lab.quantization import quantize_model, quantize_weights, to_integer
+
+INTEGER_NODES = {"QuantizeLinear", "QLinearConv", "QGemm", "MaxPool", "Flatten", "Clip"}
+
+
+@pytest.fixture(scope="module")
+def integers(mnist):
+    """Models with weights of 7 bits: products of 8 by 8 bits can overflow the pair sums of older processors."""
+    return {name: to_integer(quantize_model(load_trained(name), mnist.train.images[:256], weight_bits=7))
+            for name in ("lenet300", "cnn", "resnet")}
+
+
+def through_onnx(model, folder):
+    export_onnx(model, folder / "model.onnx")
+    return OnnxModel(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["lenet300", "cnn"])
+def test_onnx_runtime_gives_the_integer_answers(name, integers, mnist, tmp_path):
+    whole = integers[name]
+    deployed = through_onnx(whole, tmp_path)
+    logits, expected = (predict(model, mnist.validation.images) for model in (deployed, whole))
+    assert (logits.argmax(1) == expected.argmax(1)).sum() >= 4975
+    assert (logits - expected).abs().max() < 0.01 * expected.abs().max()
+    assert {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node} <= INTEGER_NODES
+    assert file_bytes(deployed) < 1.02 * file_bytes(whole)
+
+
+def test_the_file_holds_the_same_integers_scales_and_zero_points(integers, tmp_path):
+    export_onnx(integers["cnn"], tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    held = {tensor.name: torch.tensor(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in ("QLinearConv", "QGemm")]
+    for node, name in zip(nodes, "0379", strict=True):
+        layer = integers["cnn"].get_submodule(name)
+        scale, zero_point, weight, weight_scale, weight_zero_point = (held[key] for key in node.input[1:6])
+        assert torch.equal(weight, layer.weight) and torch.equal(weight_scale, layer.weight_scale.flatten())
+        assert scale == layer.input_scale and int(zero_point) - 128 == layer.input_zero_point
+        assert not weight_zero_point.any()
+        assert torch.equal(held[node.input[8 if node.op_type == "QLinearConv" else 6]], layer.bias)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize("bits, options", [(8, {}), (4, {}), (2, {}), (5, {"granularity": "per_tensor"}),
+                                           (6, {"granularity": "per_tensor", "symmetric": False})])
+def test_other_layers_and_few_bits(bits, options, tmp_path):
+    torch.manual_seed(0)
+    relu = nn.ReLU()  # one for all, as many write it
+    dense = nn.Sequential(
+        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False)), relu,
+        nn.Dropout(), nn.Conv2d(4, 8, 3, padding="same", groups=4), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+        nn.Conv2d(8, 4, 2), nn.Flatten(), nn.Linear(4 * 3 * 8, 20), relu, nn.Linear(20, 5, bias=False), relu)
+    dense = nn.Sequential(*dense[0], *dense[1:])
+    images = torch.randn(70, 1, 28, 28)
+    whole = to_integer(quantize_model(dense, images, bits, bits, **options))
+    assert not whole.left_in_float
+    logits, expected = predict(through_onnx(whole, tmp_path), images), predict(whole, images)
+    assert (logits.sign() == expected.sign()).float().mean() > 0.99
+    step = whole[-2].input_scale * (whole[-2].weight_scale * whole[-2].weight.abs()).amax()
+    assert (logits - expected).abs().max() <= 2 * step and (logits - expected).abs().mean() < 0.1 * step
+
+
+def test_a_sequential_in_another_and_affine_channels_of_linear_layers(tmp_path):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.ReLU()), nn.Linear(30, 4))
+    images = torch.rand(40, 1, 28, 28)
+    whole = to_integer(quantize_model(dense, images, symmetric=False))
+    assert torch.allclose(predict(through_onnx(whole, tmp_path), images), predict(whole, images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lenet300", "resnet"])
+def test_an_fp32_file_gives_the_logits_of_torch(name, validation, tmp_path, capfd):
+    model = load_trained(name).train()
+    deployed = through_onnx(model, tmp_path)
+    for count in (1, 7, 1000):  # any batch, whichever one it was exported with
+        images = validation.images[:count]
+        assert torch.allclose(predict(deployed, images), predict(model, images), atol=1e-3, rtol=1e-4)
+    assert accuracy(deployed, validation) == accuracy(model, validation)
+    assert model.training and capfd.readouterr().out == ""
+
+
+def test_masks_and_grids_of_weights_alone_are_written_as_the_weights_they_give(validation, tmp_path):
+    model = quantize_weights(prune(load_trained("mlp128"), 0.8), 4)
+    deployed = through_onnx(model, tmp_path)
+    assert torch.allclose(predict(deployed, validation.images), predict(model, validation.images), atol=1e-3)
+
+
+def test_a_file_is_run_like_a_network(integers, validation, tmp_path):
+    deployed = through_onnx(integers["lenet300"], tmp_path)
+    assert accuracy(deployed, validation).value > 0.97
+    assert 0 < latency(deployed, 1) < latency(deployed, 256)
+    assert deployed.session.get_session_options().intra_op_num_threads == 1
+    size = (tmp_path / "model.onnx").stat().st_size
+    assert size < file_bytes(copy.deepcopy(deployed)) < size + 200 and count_parameters(deployed) == 0
+    for images in (validation.images[:, :, :14], validation.images.double(), validation.labels):
+        with pytest.raises(ParameterError, match=r"predict\(\): the model can't read images"):
+            predict(deployed, images)
+
+
+def refused(model, folder, match):
+    path = folder / "kept.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(ParameterError, match=match):
+        export_onnx(model, path)
+    assert path.read_bytes() == b"old" and list(folder.iterdir()) == [path]
+
+
+def test_models_that_onnx_can_not_hold_are_refused(integers, validation, tmp_path):
+    few = validation.images[:64]
+    ends = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Sigmoid())
+    refused(integers["resnet"], tmp_path, r"Got one with 0 \(a convolution that gives float32\), 4 \(Residual\)")
+    refused(nn.Sequential(integers["cnn"], nn.Softmax(1)), tmp_path, r"Got one with 1 \(Softmax\)\.")
+    refused(to_integer(quantize_model(ends, few)), tmp_path, r"0 \(a convolution that gives float32\), 2 \(Sigmoid\)")
+    refused(to_integer(quantize_model(load_trained("cnn"), few, symmetric=False)), tmp_path,
+            r"0 \(a weight with several zero points\), 3 \(a weight")
+    refused(quantize_model(load_trained("cnn"), few), tmp_path, r"call to_integer\(model\) first")
+    refused("cnn", tmp_path, "must be a network")
+    refused(nn.Linear(3, 2), tmp_path, r"export_onnx\(\): the model can't read images")
+
+
+def test_a_model_that_torch_can_not_export_is_refused(tmp_path):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) if x.sum() > 1 else -x.flatten(1)
+
+    refused(Branches(), tmp_path, "must be one that torch can export")
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    model = build_model("mlp128")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            with pytest.raises(SetupError, match=rf"{package} is not installed. Run: pip install 'kd_lab\[onnx\]'"):
+                OnnxModel(tmp_path / "a.onnx") if package == "onnxruntime" else export_onnx(model, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_can_not_be_read_are_named(tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(StorageError, match=r"model\.onnx can't be read: No such file"):
+        OnnxModel(path)
+    for content in (b"", b"not a model", b"\x80\x02}q\x00."):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError, match=r"model\.onnx is damaged, or no ONNX file"):
+            OnnxModel(path)
