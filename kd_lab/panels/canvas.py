@@ -11,10 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
+from torch import Tensor
+
+from kd_lab.data import MEAN, STD
 
 COLORS = 256
 SIX_BITS = 0b11111100
 NO_INSET = np.empty((0, 0, 3))
+DIGITS, CELL, CAPTION = 10, 64, 18  # of a strip: how many, how wide, and how high the line above each, in pixels
+STRIP_WIDTH, STRIP_HEIGHT = DIGITS * CELL, CAPTION + 2 * 28
 
 
 class Canvas:
@@ -44,26 +49,32 @@ class Canvas:
 
 
 class AccuracyCurve:
-    """Draw accuracy over what was removed: measured points in grey, the present one with its interval in colour."""
+    """Draw accuracy over a setting: measured points in grey, the present one with its interval in colour.
 
-    def __init__(self, axes: Axes, color: str, **texts: str):
+    The setting is a fraction, unless `places` names its whole numbers.
+    """
+
+    def __init__(self, axes: Axes, color: str, places: Sequence[int] = (), **texts: str):
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if places:
+            axes.set_xticks(places, places)
+            axes.set_xlim(places[0] - 0.4, places[-1] + 0.4)
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)
         axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
-        axes.text(0, 0.115, "guessing", fontsize=8, color="grey")
+        axes.text(0.02, 0.115, "guessing", fontsize=8, color="grey", transform=axes.get_yaxis_transform())
         self.curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
         self.bar, = axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12)
         self.point, = axes.plot([], [], "o", color=color, markersize=5)
         self.moving = [self.curve, self.bar, self.point]
 
-    def set(self, curve: dict[float, float], removed: float, accuracy: float, interval: tuple[float, float]) -> None:
-        """Move to a curve (accuracy by what was removed) and to one point."""
+    def set(self, curve: dict[float, float], place: float, accuracy: float, interval: tuple[float, float]) -> None:
+        """Move to a curve (accuracy by place) and to one point."""
         self.curve.set_data(*np.array(sorted(curve.items())).reshape(-1, 2).T)
-        self.bar.set_data([removed, removed], interval)
-        self.point.set_data([removed], [accuracy])
+        self.bar.set_data([place, place], interval)
+        self.point.set_data([place], [accuracy])
 
 
 class _Palette:
@@ -95,6 +106,22 @@ def text_image(text: str, width: int, height: int, size: float) -> np.ndarray:
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size)
     agg.draw()
     return np.asarray(agg.buffer_rgba())[..., :3].copy()
+
+
+def digit_strip(images: Tensor, labels: Tensor, answers: Tensor, chosen: Tensor) -> np.ndarray:
+    """Return the first ten of the chosen digits side by side, each under its label and its answer.
+
+    `images` are (N, 1, 28, 28), `chosen` indices of them; the strip is an image (height, width, 3) of uint8.
+    """
+    strip = np.full((STRIP_HEIGHT, STRIP_WIDTH, 3), 255, dtype=np.uint8)
+    if not len(chosen):
+        strip[:CAPTION] = text_image("none", STRIP_WIDTH, CAPTION, 9)
+    for place, index in enumerate(chosen[:DIGITS].tolist()):
+        cell = strip[:, place * CELL:(place + 1) * CELL]
+        cell[:CAPTION] = text_image(f"{labels[index]} → {answers[index]}", CELL, CAPTION, 9)
+        black_on_white = (255 * (1 - images[index, 0] * STD - MEAN)).clamp(0, 255).byte()
+        cell[CAPTION:, 4:60] = black_on_white.numpy().repeat(2, axis=0).repeat(2, axis=1)[..., None]
+    return strip
 
 
 def with_title(png: bytes, title: str) -> bytes:

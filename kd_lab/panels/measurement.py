@@ -107,6 +107,18 @@ def side_by_side(*tables: str) -> str:
     return f"<div style='display: flex; gap: 24px; line-height: 1.4; text-align: left'>{columns}</div>"
 
 
+def scores(comparison: Comparison, costs: dict[str, str], test: Accuracy | None, tested: int) -> str:
+    """Return an HTML table: how good the changed network is, what it costs, and what the test part says, if asked."""
+    rows = {"images": f"{comparison.accuracy.count:,}",
+            "accuracy": percent(comparison.accuracy),
+            "change against dense, points": points(comparison.difference),
+            "images lost, gained": f"{comparison.difference.lost:,}, {comparison.difference.gained:,}",
+            **costs,
+            "test part": f"{percent(test)} of {test.count:,}" if test else "not read for this setting",
+            "settings tested so far": tested}
+    return tabulate(rows.items(), tablefmt="html")
+
+
 def title_of(setting: str, comparison: Comparison) -> str:
     """Return a setting and the accuracy that it gives in a line."""
     accuracy = comparison.accuracy

@@ -12,7 +12,7 @@ from IPython import get_ipython
 from kd_lab.errors import KdLabError, check_choice
 from kd_lab.panels.canvas import with_title
 from kd_lab.panels.engine import Engine, Setting
-from kd_lab.panels.slider import FractionSlider
+from kd_lab.panels.slider import Slider
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 _open: dict[Any, tuple[int, list["Panel"]]] = {}  # the panels of each cell, and at which run it made them
@@ -45,7 +45,7 @@ class Panel:
         self._tables = widgets.HTML(layout=_fixed(size[0], tables_height))
         slider, *others = controls.values()
         slider.layout.width = f"{size[0]}px"
-        row = widgets.HBox([*others, *buttons])
+        row = widgets.HBox([*others, *buttons], layout=widgets.Layout(width=f"{size[0]}px", flex_flow="row wrap"))
         self._box = widgets.VBox([slider, row, self._title, self._picture, self._tables, self._message])
         _replace_earlier(self)
         for control in controls.values():
@@ -131,7 +131,7 @@ def _fixed(width: int, height: int) -> widgets.Layout:
 
 
 def _check_control(function: str, name: str, control: widgets.Widget, value: Any) -> None:
-    if isinstance(control, FractionSlider):
+    if isinstance(control, Slider):
         control.check(function, value)
     else:
         check_choice(function, name, value, list(control.options))

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
-from kd_lab.panels.measurement import Measurement, dense_network, percent, points, quietly, side_by_side, table
+from kd_lab.panels.measurement import Measurement, dense_network, quietly, scores, side_by_side, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
 from kd_lab.panels.slider import FractionSlider
@@ -98,17 +97,11 @@ class PruningPanel(Panel):
                      side_by_side(self._scores(answer), self._layer_table(answer)))
 
     def _scores(self, answer: PruningAnswer) -> str:
-        comparison, dense, test = answer.comparison, f"{self._bytes:,} bytes", answer.test
-        rows = [["images", f"{comparison.accuracy.count:,}"],
-                ["accuracy", percent(comparison.accuracy)],
-                ["change against dense, points", points(comparison.difference)],
-                ["images lost, gained", f"{comparison.difference.lost:,}, {comparison.difference.gained:,}"],
-                ["file, dense", dense],
-                ["file, pruned weights as zeros", dense],  # as many numbers as before
-                ["the same, zipped", "…" if answer.zipped is None else f"{answer.zipped:,} bytes"],
-                ["test part", f"{percent(test)} of {test.count:,}" if test else "not read for this setting"],
-                ["settings tested so far", len(self._tests)]]
-        return tabulate(rows, tablefmt="html")
+        dense = f"{self._bytes:,} bytes"
+        costs = {"file, dense": dense,
+                 "file, pruned weights as zeros": dense,  # as many numbers as before
+                 "the same, zipped": "…" if answer.zipped is None else f"{answer.zipped:,} bytes"}
+        return scores(answer.comparison, costs, answer.test, len(self._tests))
 
     def _layer_table(self, answer: PruningAnswer) -> str:
         """Return how much of each layer is pruned; one that has nothing left is named so."""

@@ -9,15 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kd_lab.data import MEAN, STD
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.canvas import AccuracyCurve, Canvas, text_image
+from kd_lab.panels.canvas import STRIP_HEIGHT, STRIP_WIDTH, AccuracyCurve, Canvas, digit_strip
 from kd_lab.panels.measurement import FIRST, Comparison, title_of
 
 SIZE = (800, 380)  # all sizes are in pixels
 BINS = 101
-DIGITS, CELL, CAPTION = 10, 64, 18  # how many, how wide, and how high the line above each
-LEFT, TOP = (SIZE[0] - DIGITS * CELL) // 2, SIZE[1] - CAPTION - 60
+LEFT, TOP = (SIZE[0] - STRIP_WIDTH) // 2, SIZE[1] - STRIP_HEIGHT - 4
 COLOR, PALE = "#c2410c", "#d1d5db"
 
 
@@ -57,13 +55,14 @@ class PruningPicture:
 
     def png(self, answer: PruningAnswer) -> bytes:
         """Return the picture of an answer."""
-        accuracy = answer.comparison.accuracy
+        comparison, accuracy = answer.comparison, answer.comparison.accuracy
         self._curve.set(answer.curve, answer.sparsity, accuracy.value, accuracy.interval)
         kept = torch.cat([mask.flatten() for mask in answer.masks.values()]).numpy()
         self._kept.set_data(np.bincount(self._bins[kept], minlength=BINS))
         self._thresholds.set_segments([[(end, 0), (end, 1)] for threshold in answer.thresholds
                                        for end in (-threshold, threshold)])
-        return self._canvas.png(self._digits(answer.comparison), LEFT, TOP)
+        digits = digit_strip(self._images, comparison.labels, comparison.answers, comparison.lost)
+        return self._canvas.png(digits, LEFT, TOP)
 
     def _add_weights(self, axes: Axes, weights: Tensor) -> list[Artist]:
         limit = float(np.quantile(weights.abs().numpy(), 0.9995))
@@ -81,18 +80,6 @@ class PruningPicture:
         self._thresholds = axes.vlines([], 0, 1, colors="black", linestyles="--", linewidth=1,
                                        transform=axes.get_xaxis_transform())
         return [self._kept, self._thresholds]
-
-    def _digits(self, comparison: Comparison) -> np.ndarray:
-        """Return the first digits that were lost side by side, each under its label and its answer."""
-        strip = np.full((CAPTION + 2 * 28, DIGITS * CELL, 3), 255, dtype=np.uint8)
-        if not len(comparison.lost):
-            strip[:CAPTION] = text_image("none", DIGITS * CELL, CAPTION, 9)
-        for place, index in enumerate(comparison.lost[:DIGITS].tolist()):
-            cell = strip[:, place * CELL:(place + 1) * CELL]
-            cell[:CAPTION] = text_image(f"{comparison.labels[index]} → {comparison.answers[index]}", CELL, CAPTION, 9)
-            black_on_white = (255 * (1 - self._images[index, 0] * STD - MEAN)).clamp(0, 255).byte()
-            cell[CAPTION:, 4:60] = black_on_white.numpy().repeat(2, axis=0).repeat(2, axis=1)[..., None]
-        return strip
 
 
 def title(answer: PruningAnswer) -> str:

@@ -1,21 +1,23 @@
-"""Give a slider that the keyboard moves, a screen reader names, and that refuses what lies outside its range."""
+"""Give sliders that the keyboard moves, a screen reader names, and that refuse what lies outside their range."""
+
+from typing import Any
 
 import anywidget
 import traitlets
 
-from kd_lab.errors import check_number
+from kd_lab.errors import check_number, check_whole_number
 
 
-class _Fraction(traitlets.TraitType):
+class _Value(traitlets.TraitType):
     """Check a value where it is set; a validator of the widget would be passed over by what the browser sends."""
 
-    def validate(self, slider: "FractionSlider", value: object) -> float:
+    def validate(self, slider: "Slider", value: Any) -> float:
         slider.check("slider", value)
-        return float(value)
+        return slider.kind(value)
 
 
-class FractionSlider(anywidget.AnyWidget):
-    """Choose a fraction, shown in percent.
+class Slider(anywidget.AnyWidget):
+    """Choose a number, shown times `factor` and with its `unit`; a subclass says which numbers.
 
     The browser's own range input: ipywidgets' slider has a handle without a name, and silently clamps what a program
     sets.
@@ -27,16 +29,17 @@ class FractionSlider(anywidget.AnyWidget):
       const input = document.createElement("input");
       const readout = document.createElement("output");
       input.type = "range";
-      Object.assign(input, { min: 0, max: model.get("max"), step: 0.01 });
+      Object.assign(input, { min: model.get("min"), max: model.get("max"), step: model.get("step") });
       label.append(model.get("label"), input, readout);
       label.className = "kd-lab-slider";
       el.append(label);
       const show = () => {
-        const percent = Number((100 * model.get("value")).toFixed(2)) + " %";
+        const number = Number((model.get("factor") * model.get("value")).toFixed(2));
+        const text = number + " " + model.get("unit") + (model.get("unit") === "bit" && number !== 1 ? "s" : "");
         input.value = model.get("value");
         input.ariaLabel = model.get("label");
-        input.ariaValueText = percent;
-        readout.textContent = percent;
+        input.ariaValueText = text;
+        readout.textContent = text;
       };
       input.addEventListener("input", () => {
         model.set("value", input.valueAsNumber);
@@ -57,9 +60,32 @@ class FractionSlider(anywidget.AnyWidget):
     .kd-lab-slider output { width: 4em; font-variant-numeric: tabular-nums; }
     """
     label = traitlets.Unicode().tag(sync=True)
-    max = traitlets.Float(1.0).tag(sync=True)
-    value = _Fraction(0.0).tag(sync=True)
 
-    def check(self, function: str, value: object) -> None:
+    def check(self, function: str, value: Any) -> None:
         """Raise a ParameterError, in the name of `function`, for a value that the slider can't stand at."""
+        raise NotImplementedError
+
+
+class FractionSlider(Slider):
+    """Choose a fraction from 0 to `max`, shown in percent."""
+
+    kind = float
+    min, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 0.01, 100.0))
+    max = traitlets.Float(1.0).tag(sync=True)
+    unit = traitlets.Unicode("%").tag(sync=True)
+    value = _Value(0.0).tag(sync=True)
+
+    def check(self, function: str, value: Any) -> None:
         check_number(function, self.label, value, f"[0, {self.max:g}]")
+
+
+class BitSlider(Slider):
+    """Choose a whole number of bits from 1 to 8."""
+
+    kind = int
+    min, max, step, factor = (traitlets.Int(number).tag(sync=True) for number in (1, 8, 1, 1))
+    unit = traitlets.Unicode("bit").tag(sync=True)
+    value = _Value(8).tag(sync=True)
+
+    def check(self, function: str, value: Any) -> None:
+        check_whole_number(function, self.label, value, f"[{self.min}, {self.max}]")
