@@ -2,4 +2,5 @@
 
 from kd_lab.panels.least_squares import LeastSquaresPanel
 from kd_lab.panels.pruning import PruningPanel
+from kd_lab.panels.quantization import QuantizationPanel
 from kd_lab.panels.structured import StructuredPruningPanel

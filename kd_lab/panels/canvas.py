@@ -64,7 +64,7 @@ class AccuracyCurve:
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)
         axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
-        axes.text(0.02, 0.115, "guessing", fontsize=8, color="grey", transform=axes.get_yaxis_transform())
+        axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
         self.curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
         self.bar, = axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12)
         self.point, = axes.plot([], [], "o", color=color, markersize=5)
