@@ -10,6 +10,7 @@ from kd_lab.quantization.affine import (
     quantize,
     scale_and_zero_point,
 )
+from kd_lab.quantization.codebook import CodebookQuantizer, kmeans, share_weights
 from kd_lab.quantization.integer import (
     Dequantize,
     IntegerConv2d,

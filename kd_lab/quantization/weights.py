@@ -70,8 +70,9 @@ class BinaryQuantizer(Quantizer):
 
     def _mean_size(self, weight: Tensor, counted: Tensor) -> Tensor:
         """Return the mean |w| of those counted, in each channel or in all, in a shape that broadcasts."""
-        sizes, counts = (_rows(part, self.granularity).sum(1) for part in (weight.abs() * counted, counted))
-        return _spread(sizes / counts.clamp(min=1), weight)
+        sizes, counts = (_rows(part, self.granularity).sum(1, dtype=torch.float64)  # so that equal ones have their mean
+                         for part in (weight.abs() * counted, counted))
+        return _spread((sizes / counts.clamp(min=1)).to(weight.dtype), weight)
 
     def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         signs, scale = self._signs(weight)
@@ -110,11 +111,7 @@ def quantize_weights(model: nn.Module, num_bits: int | dict[str, int], granulari
     ("per_tensor") or one for each output ("per_channel"), found by find_grid. With one bit a grid would hold 0 and one
     other number, so a weight keeps its sign instead (BinaryQuantizer). Quantizers that were there are replaced.
     """
-    layers = weighted_layers(model, "quantize_weights")
-    wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
-    for name, bits in wanted.items():
-        check_choice("quantize_weights", "num_bits", name, list(layers))
-        check_whole_number("quantize_weights", "num_bits", bits, WEIGHT_BITS)
+    wanted = bits_by_layer(model, num_bits, "quantize_weights")
     check_kind("quantize_weights", "symmetric", symmetric, bool, "True or False")
 
     def quantizer(name: str, weight: Tensor) -> Quantizer:
@@ -131,6 +128,16 @@ def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.
     names = list(weighted_layers(model, "ternarize_weights"))
     return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity,
                           "ternarize_weights")
+
+
+def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], function: str) -> dict[str, int]:
+    """Return the bits of each layer: one number for all, or those given by name."""
+    layers = weighted_layers(model, function)
+    wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
+    for name, bits in wanted.items():
+        check_choice(function, "num_bits", name, list(layers))
+        check_whole_number(function, "num_bits", bits, WEIGHT_BITS)
+    return wanted
 
 
 def set_quantizers(model: nn.Module, quantizer: Any, names: list[str], granularity: str, function: str) -> nn.Module:

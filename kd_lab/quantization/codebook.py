@@ -1,0 +1,122 @@
+"""Let many weights share a few values, found by k-means: each weight then is the place of its value in a codebook."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_whole_number
+from kd_lab.quantization.affine import check_finite
+from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
+
+BORDERS = 1024  # places at which clusters may end; where there are no more values, at every one
+PASSES = 3  # each puts the places where the clusters of the one before ended
+ROUNDS = 10_000  # far more than it takes: rounding could let two equally good clusterings take turns for ever
+
+
+def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return centroids, ascending (float32), and for each of the values (n,) the place of the nearest one (uint8).
+
+    On a line clusters are intervals, so nothing is left to chance: the best intervals between 1,024 possible borders,
+    then Lloyd's rounds on all values, twice more with finer borders. `count` is from 1 to 256; of fewer different
+    values each is a centroid.
+    """
+    check_finite("kmeans", values=values)
+    check_whole_number("kmeans", "count", count, "[1, 256]")
+    if values.dim() != 1:
+        raise ParameterError(f"kmeans(): 'values' must have one dimension. Got shape {tuple(values.shape)}.")
+    points, places, counts = np.unique(values.detach().float(), return_inverse=True, return_counts=True)
+    codebook = points if len(points) <= count else _cluster(points.astype(float), counts, count).astype(np.float32)
+    codes = np.searchsorted(_midpoints(codebook.astype(float)), points)
+    return torch.from_numpy(codebook), torch.from_numpy(codes.astype(np.uint8)[places])
+
+
+def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
+    """Return the centroids of ascending points, of which there are so many each."""
+    middle = np.average(points, weights=counts)
+    points = points - middle  # the squares of large numbers would hide how they differ
+    moments = np.cumsum([counts, counts * points, counts * points ** 2], 1)
+    sums = np.pad(moments, ((0, 0), (1, 0)))  # (3, points + 1): of all values before each point
+    ends = np.array([0, len(points)])
+    for _ in range(PASSES):
+        borders = np.interp(np.linspace(0, len(ends) - 1, BORDERS), range(len(ends)), ends).astype(int)
+        ends = _lloyd(points, sums, _best_ends(sums, np.union1d(ends, borders), count))
+    return _centroids(sums, ends) + middle
+
+
+def _best_ends(sums: np.ndarray, borders: np.ndarray, count: int) -> np.ndarray:
+    """Return the ends of the clusters that err least in squares, of all that end at borders (dynamic programming)."""
+    size, total, squares = sums[:, borders, None] - sums[:, None, borders]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.where(size > 0, squares - total ** 2 / size, np.inf)  # (end, start) of a cluster
+    least, starts = errors[:, 0], []
+    for _ in range(min(count, len(borders) - 1) - 1):
+        both = errors + least  # of the cluster, and of those before it at their best
+        starts.append(both.argmin(1))
+        least = both[np.arange(len(borders)), starts[-1]]
+    ends = [len(borders) - 1]
+    for start in reversed(starts):
+        ends.append(start[ends[-1]])
+    return borders[[0, *reversed(ends)]]
+
+
+def _lloyd(points: np.ndarray, sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the ends once no point is nearer to the centroid of another cluster."""
+    for _ in range(ROUNDS):
+        inner = np.searchsorted(points, _midpoints(_centroids(sums, ends)))
+        moved = np.unique([0, *inner, len(points)])  # where two meet, a cluster has lost its last point
+        if np.array_equal(moved, ends):
+            break
+        ends = moved
+    return ends
+
+
+def _centroids(sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    size, total, _ = np.diff(sums[:, ends])
+    return total / size
+
+
+def _midpoints(centroids: np.ndarray) -> np.ndarray:
+    return (centroids[1:] + centroids[:-1]) / 2
+
+
+class CodebookQuantizer(Quantizer):
+    """Replace every weight by its value in a codebook that training changes; a weight of 0 stays 0, so masks hold.
+
+    The gradient of a value is the sum of those of the weights that share it (Han et al. 2016, arXiv 1510.00149).
+    """
+
+    def __init__(self, codebook: Tensor, codes: Tensor):
+        super().__init__()
+        self.codebook = nn.Parameter(codebook)
+        self.register_buffer("codes", codes)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        # index_select, since the gradient of codebook[codes] takes a hundred times as long
+        values = self.codebook.index_select(0, self.codes.flatten().int()).view(weight.shape)
+        return torch.where(weight == 0, 0, values)
+
+    def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        codes, codebook, zero = self.codes.int(), self.codebook.detach(), weight == 0
+        if not zero.any():
+            return codes, {"codebook": codebook}
+        return codes.masked_fill(zero, len(codebook)), {"codebook": torch.cat([codebook, torch.zeros(1)])}
+
+
+def share_weights(model: nn.Module, num_bits: int | dict[str, int]) -> nn.Module:
+    """Return a new model in which the weights of a layer share 2^num_bits values (1 to 8 bits), and 0 where pruned.
+
+    `num_bits` is one number, or one for each layer by name; a layer left out stays whole. Quantizers that were there
+    are replaced. What `train` then changes is the values.
+    """
+    wanted = bits_by_layer(model, num_bits, "share_weights")
+    return set_quantizers(model, lambda name, weight: _share(weight, 2 ** wanted[name]), list(wanted), "per_tensor",
+                          "share_weights")
+
+
+def _share(weight: Tensor, count: int) -> CodebookQuantizer:
+    kept = weight != 0 if weight.any() else torch.ones_like(weight, dtype=torch.bool)
+    codebook, found = kmeans(weight[kept], count)
+    smallest = int(codebook.abs().argmin())  # for those that are 0, should their mask be lifted later
+    codes = torch.full_like(weight, smallest, dtype=torch.uint8)
+    codes[kept] = found
+    return CodebookQuantizer(codebook, codes)
