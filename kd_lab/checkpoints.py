@@ -12,7 +12,7 @@ from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
 from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_choice, check_whole_number
 from kd_lab.evaluation import accuracy
 from kd_lab.models import MODELS, build_model, predict
-from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
+from kd_lab.storage import cache_folder, cache_key, check_shapes, load_tensors, lock, save_tensors, set_aside
 from kd_lab.training import FINISHED, train
 
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
@@ -107,22 +107,13 @@ def load_checkpoint(path: Path, name: str) -> nn.Module:
     tensors, metadata = load_tensors(path)
     if "pruned" in metadata:
         raise StorageError(f"{path} holds a pruned {metadata['model']}. Use load_pruned(path) of kd_lab.pruning.")
+    if "quantized" in metadata:
+        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of "
+                           "kd_lab.quantization.")
     model = build_model(name)
-    _check_names(path, name, model.state_dict(), tensors)
+    check_shapes(path, f"a {name}", model.state_dict(), tensors)
     model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
     return model.eval()
-
-
-def _check_names(path: Path, name: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    def shape(state: dict[str, Tensor], key: str) -> str:
-        return str(tuple(state[key].shape)) if key in state else "absent"
-
-    keys = [*expected, *(key for key in tensors if key not in expected)]
-    differing = [f"{key} ({shape(expected, key)} expected, {shape(tensors, key)} in the file)"
-                 for key in keys if shape(expected, key) != shape(tensors, key)]
-    if differing:
-        raise StorageError(f"{path} does not hold a {name}: {len(differing)} tensors differ, first "
-                           f"{'; '.join(differing[:5])}.")
 
 
 def main() -> None:

@@ -139,12 +139,17 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
     NaN and infinite values are refused with a StorageError, since no kept model should hold them.
     """
     _refuse_non_finite(path, tensors)
+    write_safely(path, serialise(tensors, metadata))
+
+
+def serialise(tensors: dict[str, Tensor], metadata: dict) -> bytes:
+    """Return the bytes of the file that `save_tensors` writes."""
     tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones each get a copy
                for name, tensor in tensors.items()}
     header = {"schema": str(SCHEMA), "sha256": NO_DIGEST, "metadata": json.dumps(metadata)}
     content = safetensors.torch.save(tensors, header)
     digest = hashlib.sha256(content).hexdigest()
-    write_safely(path, content.replace(NO_DIGEST.encode(), digest.encode(), 1))
+    return content.replace(NO_DIGEST.encode(), digest.encode(), 1)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -165,6 +170,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     tensors = safetensors.torch.load(content)
     _refuse_non_finite(path, tensors)
     return tensors, json.loads(header["metadata"])
+
+
+def check_shapes(path: Path, what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Raise a StorageError that names up to five tensors of the file that are not as `what` has them."""
+    def shape(state: dict[str, Tensor], key: str) -> str:
+        return str(tuple(state[key].shape)) if key in state else "absent"
+
+    keys = [*expected, *(key for key in tensors if key not in expected)]
+    differing = [f"{key} ({shape(expected, key)} expected, {shape(tensors, key)} in the file)"
+                 for key in keys if shape(expected, key) != shape(tensors, key)]
+    if differing:
+        raise StorageError(f"{path} does not hold {what}: {len(differing)} tensors differ, first "
+                           f"{'; '.join(differing[:5])}.")
 
 
 def _read_header(file, path: Path) -> dict:

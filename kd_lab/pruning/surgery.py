@@ -82,6 +82,9 @@ def save_pruned(path: Path, model: nn.Module, name: str) -> None:
 def load_pruned(path: Path) -> nn.Module:
     """Return the network that `save_pruned` saved, in evaluation mode; a StorageError says what does not fit."""
     tensors, metadata = load_tensors(Path(path))
+    if "quantized" in metadata:
+        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of "
+                           "kd_lab.quantization.")
     if "pruned" not in metadata:
         raise StorageError(f"{path} was not saved by save_pruned(). Is it a checkpoint? load_checkpoint(path, name) of "
                            "kd_lab.checkpoints reads those.")

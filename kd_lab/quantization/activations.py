@@ -44,13 +44,13 @@ def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
     check_choice("quantize_activations", "calibration", calibration, list(CALIBRATIONS))
     quantized = copy.deepcopy(model)
     for layer in weighted_layers(quantized, "quantize_activations").values():
-        _set_input_quantizer(layer, None)
+        set_input_quantizer(layer, None)
     for name, values in _record(quantized, images, "quantize_activations", inputs=True).items():
         row = values.reshape(1, -1)
         if calibration == "least_squares":
             row = row[:, ::-(-row.shape[1] // MOST)]
         scale, zero_point = find_grid(row, num_bits, False, calibration)
-        _set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
+        set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
     return quantized
 
 
@@ -76,7 +76,8 @@ def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[st
             for name, output in expected.items()}
 
 
-def _set_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer | None) -> None:
+def set_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer | None) -> None:
+    """Round what this layer takes by this quantizer from now on, in place; None rounds nothing."""
     if not hasattr(layer, "input_quantizer"):
         layer.register_forward_pre_hook(_quantize_input)
     layer.input_quantizer = quantizer

@@ -32,15 +32,13 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
     """Return the centroids of ascending points, of which there are so many each."""
-    middle = np.average(points, weights=counts)
-    points = points - middle  # the squares of large numbers would hide how they differ
     moments = np.cumsum([counts, counts * points, counts * points ** 2], 1)
     sums = np.pad(moments, ((0, 0), (1, 0)))  # (3, points + 1): of all values before each point
     ends = np.array([0, len(points)])
     for _ in range(PASSES):
         borders = np.interp(np.linspace(0, len(ends) - 1, BORDERS), range(len(ends)), ends).astype(int)
         ends = _lloyd(points, sums, _best_ends(sums, np.union1d(ends, borders), count))
-    return _centroids(sums, ends) + middle
+    return _centroids(sums, ends)
 
 
 def _best_ends(sums: np.ndarray, borders: np.ndarray, count: int) -> np.ndarray:

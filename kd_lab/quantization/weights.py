@@ -37,7 +37,7 @@ class FakeQuantizer(Quantizer):
         self.num_bits = num_bits
 
     def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, self.scale, self.zero_point, self.num_bits)
+        return _laid_out(fake_quantize(x, self.scale, self.zero_point, self.num_bits), x)
 
     def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         smallest, _ = integer_range(self.num_bits)
@@ -62,7 +62,7 @@ class BinaryQuantizer(Quantizer):
         self.granularity = granularity
 
     def forward(self, weight: Tensor) -> Tensor:
-        return _StraightThrough.apply(weight, torch.mul(*self._signs(weight)))
+        return _laid_out(_StraightThrough.apply(weight, torch.mul(*self._signs(weight))), weight)
 
     def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return -1, 0 or 1 for each weight, and the scale."""
@@ -101,6 +101,12 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(_context, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
+    # a product with one scale for each output forgets that a convolution of one channel is laid out channels_last,
+    # which then is a third slower and rounds another way
+    return value if value.stride() == weight.stride() else torch.empty_like(weight).copy_(value)
 
 
 def quantize_weights(model: nn.Module, num_bits: int | dict[str, int], granularity: str = "per_channel",
