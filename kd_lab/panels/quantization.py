@@ -131,7 +131,7 @@ class QuantizationPanel(Panel):
         rows = []
         for name, layer in self._layers.items():
             values, error = answer.layers.get(name, (None, None))
-            measured = [f"{values:,}", f"{100 * error:.2f} %"] if values else ["…", "…"]
+            measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
             rows.append([name, describe(layer), answer.setting.weight_bits, *measured])
         html = table(rows, ["layer", "", "bits", "values in use", "output error"], left=2)
         note = SIGN if answer.setting.weight_bits == 1 else ""

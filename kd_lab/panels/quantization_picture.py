@@ -61,8 +61,8 @@ class QuantizationPicture:
         figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
         self._curve = AccuracyCurve(figure.add_axes((0.085, 0.41, 0.4, 0.52)), COLOR, BITS, xlabel="bits of a weight",
                                     title=f"here (orange), and at other bits on {FIRST:,} images (grey)")
-        moving = [*self._curve.moving, self._add_weights(figure.add_axes((0.575, 0.655, 0.41, 0.275)), name),
-                  *self._add_grids(figure.add_axes((0.575, 0.41, 0.41, 0.19)))]
+        moving = [*self._curve.moving, self._add_weights(figure.add_axes((0.575, 0.655, 0.395, 0.275)), name),
+                  *self._add_grids(figure.add_axes((0.575, 0.41, 0.395, 0.19)))]
         figure.text(0.5, 0.235, "Some that only the dense network reads (label → answer of the quantized one):",
                     ha="center", fontsize=9)
         self._canvas = Canvas(figure, moving)

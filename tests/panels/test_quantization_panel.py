@@ -1,0 +1,337 @@
+"""The quantization panel shows what the plain functions give, measured, and the grid of every channel."""
+
+import base64
+import io
+import re
+from itertools import pairwise, product
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.faults import count_widgets, ipython, run_cell
+from kd_lab.checkpoints import load_trained
+from kd_lab.cost import file_bytes
+from kd_lab.data import Mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.models import MODELS, build_model
+from kd_lab.panels import QuantizationPanel
+from kd_lab.panels.quantization_picture import title
+from kd_lab.pruning import prune
+from kd_lab.quantization import (
+    find_grid,
+    fold_batch_norm,
+    output_errors,
+    quantize_activations,
+    quantize_model,
+    quantize_weights,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_trained("mlp128")
+
+
+@pytest.fixture(scope="module")
+def part(mnist):
+    return Mnist(mnist.train[:1000], mnist.validation[:1500], mnist.test[:500])
+
+
+@pytest.fixture
+def panel(model, part):
+    panel = QuantizationPanel(model, part)
+    yield panel
+    panel.close()
+
+
+def answers(panel, **setting):
+    panel.flush()  # one at a time: only its worker measures
+    return [answer for answer in panel.measure(**(panel.setting | setting)) if answer]
+
+
+def plain(model, part, weight_bits, activation_bits, granularity, grid, calibration):
+    folded = fold_batch_norm(model)
+    if activation_bits == "fp32":
+        return quantize_weights(folded, weight_bits, granularity, grid == "symmetric", calibration)
+    return quantize_model(model, part.train.images[:1000], weight_bits, int(activation_bits), granularity=granularity,
+                          symmetric=grid == "symmetric", calibration=calibration)
+
+
+CORNERS = [*product((1, 3), ("fp32", "2"), ("per_tensor", "per_channel"), ("symmetric", "affine"),
+                    ("min_max", "percentile", "least_squares")),
+           (8, "8", "per_channel", "symmetric", "least_squares")]
+NAMES = ("weight_bits", "activation_bits", "granularity", "grid", "calibration")
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+def test_it_measures_what_the_plain_functions_give(panel, model, part, corner):
+    quantized = plain(model, part, *corner)
+    first, everything, *_, last = answers(panel, **dict(zip(NAMES, corner, strict=True)))
+    assert first.comparison.accuracy == accuracy(quantized, part.validation[:1000])
+    assert everything.comparison.accuracy == accuracy(quantized, part.validation)
+    assert everything.comparison.difference == paired_difference(quantized, fold_batch_norm(model), part.validation)
+    errors = output_errors(quantized, fold_batch_norm(model), part.validation.images[:250])
+    for name, (values, error) in last.layers.items():
+        assert values == len(quantized.get_submodule(name).weight.unique())
+        assert error == pytest.approx(errors[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_model_of_the_kit_can_be_quantized(name, mnist):
+    model, few = load_trained(name), Mnist(*(part[:500] for part in mnist))
+    panel = QuantizationPanel(model, few)
+    panel.set(weight_bits=3, granularity="per_tensor")
+    shown = panel.flush()
+    assert title(answers(panel)[-1]) == shown.title
+    for activations in ("fp32", "3"):
+        quantized = plain(model, few, 3, activations, "per_tensor", "symmetric", "min_max")
+        found = answers(panel, activation_bits=activations)[0].comparison.accuracy
+        assert found == accuracy(quantized, few.validation)
+    panel.close()
+
+
+def test_batch_norm_is_folded_in_the_dense_network_too(mnist):
+    model, few = load_trained("resnet"), Mnist(*(part[:100] for part in mnist))
+    panel = QuantizationPanel(model, few)
+    panel.set(weight_bits=8)
+    assert f"{file_bytes(fold_batch_norm(model)):,} bytes" in panel.flush().tables
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in panel._dense.modules())
+    panel.close()
+
+
+def test_the_tables_hold_what_was_measured(panel, model):
+    *_, last = answers(panel, weight_bits=2)
+    tables = panel.draw(last).tables
+    for text in ("1,500", f"{file_bytes(model):,} bytes", f"{last.packed:,} bytes", "not read for this setting",
+                 f"{last.comparison.difference.lost:,}, {last.comparison.difference.gained:,}",
+                 *(f"{values:,}</td>" for values, _ in last.layers.values()),
+                 *(f"{100 * error:.1f}\u00a0%" for _, error in last.layers.values())):
+        assert text in tables
+    assert "…" not in tables and "keeps only its sign" not in tables
+    assert "…" in panel.draw(answers(panel, weight_bits=5)[0]).tables
+    assert "…" not in panel.draw(answers(panel, weight_bits=5)[0]).tables  # known from before
+
+
+def test_at_one_bit_the_panel_says_that_grid_and_calibration_change_nothing(panel):
+    found = [answers(panel, weight_bits=1, grid=grid, calibration=calibration)[1]
+             for grid, calibration in (("symmetric", "min_max"), ("affine", "least_squares"))]
+    assert found[0].comparison.accuracy == found[1].comparison.accuracy
+    assert "keeps only its sign" in panel.draw(found[0]).tables
+
+
+def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
+    *_, last = answers(panel, weight_bits=3)
+    assert list(last.curve) == list(range(1, 9))
+    for bits, value in last.curve.items():
+        assert value == accuracy(quantize_weights(model, bits, calibration="min_max"), part.validation[:1000]).value
+    panel.draw(last)
+    drawing, interval = panel._pictures["1"], last.comparison.accuracy.interval
+    assert drawing._curve.point.get_xydata().tolist() == [[3, last.comparison.accuracy.value]]
+    assert drawing._curve.bar.get_xydata().tolist() == [[3, interval[0]], [3, interval[1]]]
+    assert drawing._curve.curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
+
+
+@pytest.mark.parametrize("changed", [dict(activation_bits="1"), dict(granularity="per_tensor"), dict(grid="affine"),
+                                     dict(calibration="percentile")])
+def test_every_other_setting_has_a_curve_of_its_own(panel, model, part, changed):
+    setting = {name: panel.setting[name] for name in NAMES} | changed | dict(weight_bits=2)
+    *_, last = answers(panel, **changed)
+    assert last.curve[2] == accuracy(plain(model, part, **setting), part.validation[:1000]).value
+    assert last.curve != answers(panel)[-1].curve
+
+
+def test_the_picture_shows_a_grid_for_every_channel_or_for_the_whole_layer(panel, model):
+    panel.draw(answers(panel, weight_bits=3, layer="3", calibration="least_squares")[0])
+    rows = model[3].weight.detach()
+    scale, _ = find_grid(rows, 3, True, "least_squares")
+    expected = [(step * each).item() for each in scale for step in range(-4, 4)]
+    assert ticks(panel, "3")[:, 0, 0].tolist() == pytest.approx(expected)
+    assert len(np.unique(ticks(panel, "3")[:, :, 1], axis=0)) == 10  # a row each
+    panel.draw(answers(panel, weight_bits=3, layer="3", granularity="per_tensor", grid="affine")[0])
+    scale, zero = find_grid(rows.reshape(1, -1), 3, False, "min_max")
+    assert ticks(panel, "3")[:, 0, 0].tolist() == pytest.approx([(step - zero.item()) * scale.item()
+                                                                 for step in range(-4, 4)])
+    assert panel._pictures["3"]._caption.get_text() == "a grid of 8 levels for the whole layer"
+    panel.draw(answers(panel, weight_bits=1, layer="1")[0])
+    sizes = model[1].weight.detach().abs().mean(1)[torch.linspace(0, 127, 16).long()]
+    assert ticks(panel, "1")[:, 0, 0].tolist() == pytest.approx(torch.stack([-sizes, sizes], 1).flatten().tolist())
+    assert panel._pictures["1"]._caption.get_text() == "a grid of 2 levels for each channel (16 of 128)"
+
+
+def ticks(panel, layer):
+    return np.array(panel._pictures[layer]._ticks.get_segments())
+
+
+@pytest.mark.parametrize("bits", [8, 3, 2, 1])
+@pytest.mark.parametrize("grid", ["symmetric", "affine"])
+def test_the_histogram_holds_every_quantized_weight(panel, model, bits, grid):
+    panel.draw(answers(panel, weight_bits=bits, grid=grid, granularity="per_tensor")[0])
+    counts = panel._pictures["1"]._quantized.get_data().values
+    assert counts.sum() == model[1].weight.numel() and (counts > 0).sum() <= 2 ** bits
+
+
+def test_a_sign_of_pruned_weights_has_three_values(part):
+    panel = QuantizationPanel(prune(load_trained("mlp128"), 0.5), part)
+    panel.draw(answers(panel, weight_bits=1, granularity="per_tensor")[0])
+    low, zero, high = ticks(panel, "1")[:, 0, 0]
+    assert low == -high < 0 == zero
+    panel.close()
+
+
+def test_the_picture_moves_and_keeps_its_size(panel):
+    pictures = []
+    for bits in (8, 3, 2, 1):
+        panel.set(weight_bits=bits)
+        pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
+    assert {picture.shape for picture in pictures} == {(400, 800, 3)}
+    for one, other in pairwise(pictures):
+        assert 0.005 < (one != other).any(axis=2).mean() < 0.2
+    for picture in pictures:  # nothing reaches the edge, so nothing is cut off
+        assert all((edge == 255).all() for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]))
+
+
+def test_no_title_is_cut_off(panel):
+    for setting in (dict(weight_bits=8), dict(weight_bits=1, activation_bits="1")):
+        assert len(title(answers(panel, **setting)[1])) < 95
+    assert re.match(r"1-bit weights, 1-bit activations: [\d.]+ % right \(", title(answers(panel, **setting)[1]))
+
+
+def test_a_storm_of_moves_ends_on_the_last(panel):
+    for step in range(100):
+        panel.set(weight_bits=1 + step % 8)
+    panel.set(weight_bits=6, layer="3")
+    assert panel.flush().title.startswith("6-bit weights, fp32 activations: ")
+    assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
+
+
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, part, monkeypatch):
+    reads = []
+    compare = panel._test.compare
+    monkeypatch.setattr(panel._test, "compare", lambda *arguments: reads.append(arguments) or compare(*arguments))
+    panel.set(weight_bits=2)
+    panel.flush()
+    assert reads == []
+    for _ in range(3):
+        button(panel).click()
+        shown = panel.flush()
+    assert len(reads) == 1
+    found = accuracy(quantize_weights(model, 2, calibration="min_max"), part.test)
+    assert f"{100 * found.value:.2f} %" in shown.tables and "of 500" in shown.tables
+    panel.set(layer="3")  # which is no other network
+    assert "of 500" in panel.flush().tables
+    for other in (dict(weight_bits=3), dict(weight_bits=2, grid="affine"), dict(grid="symmetric", activation_bits="8")):
+        panel.set(**other)
+        assert "not read for this setting" in panel.flush().tables and len(reads) == 1
+
+
+def button(panel):
+    return next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
+
+
+def test_an_error_is_shown_in_words_and_the_last_picture_stays(panel, monkeypatch):
+    before = panel.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(panel, "_network", lambda *_: {}["<missing>"])
+        panel.set(weight_bits=3)
+        with pytest.raises(KeyError):
+            panel.flush()
+        assert "KeyError: &#x27;&lt;missing&gt;&#x27;" in panel._message.value
+        assert panel.shown == before and panel._picture.value == before.png
+    panel.set(weight_bits=7)
+    assert panel.flush().title.startswith("7-bit weights") and panel._message.value == ""
+
+
+@pytest.mark.parametrize("value", [0, 9, 4.0, 2.5, float("nan"), True, "4", None])
+def test_a_slider_refuses_bits_that_it_cannot_stand_at(panel, value):
+    before = panel.flush()
+    for change in (lambda: panel.set(weight_bits=value),
+                   lambda: setattr(panel.controls["weight_bits"], "value", value)):
+        with pytest.raises(ParameterError) as error:
+            change()
+        assert f"'weight_bits' must be a whole number in [1, 8]. Got {value!r}." in str(error.value)
+    with pytest.raises(ParameterError):
+        panel.controls["weight_bits"].set_state({"value": value})  # as the browser sends it
+    assert panel.controls["weight_bits"].value == 4 and panel.flush() == before
+
+
+def test_set_checks_everything_before_it_changes_anything(panel):
+    before = panel.setting
+    for values, expected in [(dict(weight_bits=2, activation_bits="9"), "one of fp32, 8, 7"),
+                             (dict(weight_bits=2, activation_bits=8), "Did you mean '8'?"),
+                             (dict(weight_bits=2, granularity="channel"), "Did you mean 'per_channel'?"),
+                             (dict(weight_bits=2, layer="2"), "one of 1, 3"),
+                             (dict(bits=2), "Did you mean 'weight_bits'?")]:
+        with pytest.raises(ParameterError) as error:
+            panel.set(**values)
+        assert expected in str(error.value) and "QuantizationPanel.set()" in str(error.value)
+    assert panel.setting == before == {
+        "weight_bits": 4, "activation_bits": "fp32", "granularity": "per_channel", "grid": "symmetric",
+        "calibration": "min_max", "layer": "1"}
+
+
+def with_nan():
+    model = build_model("mlp128")
+    model[1].bias.data[0] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (("mlp128", None), "Did you mean load_trained(name)?"),
+    ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple."), ((with_nan(), None), "NaN or infinite")])
+def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, expected, part):
+    before = count_widgets()
+    with pytest.raises(ParameterError) as error:
+        QuantizationPanel(arguments[0], arguments[1] or part)
+    assert expected in str(error.value) and str(error.value).startswith("QuantizationPanel()")
+    assert count_widgets() == before
+
+
+def test_a_quantized_model_is_its_own_baseline_and_is_left_as_it_was(model, part):
+    images = part.train.images
+    quantized = quantize_activations(quantize_weights(model, 3, calibration="min_max"), images, 4)
+    state = {name: tensor.clone() for name, tensor in quantized.state_dict().items()}
+    panel = QuantizationPanel(quantized, part)
+    panel.set(weight_bits=3)
+    panel.flush()
+    assert answers(panel, weight_bits=3)[1].comparison.accuracy == accuracy(quantized, part.validation)
+    assert answers(panel, weight_bits=3)[1].comparison.difference.value == 0
+    assert all(torch.equal(state[name], tensor) for name, tensor in quantized.state_dict().items())
+    panel.close()
+
+
+def test_the_random_numbers_of_others_stay_as_they_were(panel):
+    before = torch.get_rng_state()
+    answers(panel, activation_bits="4", calibration="least_squares")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_control_has_a_name_for_a_screen_reader(panel):
+    assert panel.controls["weight_bits"].label == "weight_bits"
+    assert [panel.controls[name].description for name in (*NAMES[1:], "layer")] == [*NAMES[1:], "layer"]
+    assert button(panel).description == "Reveal test"
+
+
+def test_where_no_widgets_are_a_picture_is(panel):
+    bundle = panel._repr_mimebundle_()
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (800, 430)  # the title stands above it
+    assert bundle["text/plain"] == repr(panel) == f"QuantizationPanel: {panel.shown.title}"
+
+
+CELL = "from kd_lab.panels import QuantizationPanel\npanel = QuantizationPanel(model, data)\npanel"
+
+
+def test_a_cell_that_is_run_again_replaces_its_panel_and_closing_leaves_no_widget(model, part):
+    before = count_widgets()
+    with ipython(data=part, model=model) as shell:
+        run_cell(shell, CELL)
+        first, made = shell.user_ns["panel"], count_widgets() - before
+        run_cell(shell, CELL)
+        assert count_widgets() - before == made and "closed" in repr(first)
+        shell.user_ns["panel"].flush()
+        shell.user_ns["panel"].close()
+        assert count_widgets() == before
