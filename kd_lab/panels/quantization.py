@@ -21,6 +21,7 @@ from kd_lab.quantization import (
     Quantizer,
     fold_batch_norm,
     output_errors,
+    packed_bytes,
     quantize_activations,
     quantize_weights,
 )
@@ -111,7 +112,7 @@ class QuantizationPanel(Panel):
             errors = output_errors(self._quantized, self._dense, self._data.validation.images[:ERROR_IMAGES])
             layers = {name: (len(layer.weight.unique()), errors[name])
                       for name, layer in weighted_layers(self._quantized).items()}
-            self._reports[setting] = {"packed": _bytes(self._quantize(setting)), "layers": layers}
+            self._reports[setting] = {"packed": packed_bytes(self._quantize(setting)), "layers": layers}
         return self._reports[setting]
 
     def draw(self, answer: QuantizationAnswer) -> Shown:
@@ -142,9 +143,3 @@ def _dropdown(name: str, options: Iterable[str], value: str) -> widgets.Dropdown
     return widgets.Dropdown(options=list(options), value=value, description=name,
                             style={"description_width": "initial"},
                             layout=widgets.Layout(width="auto", margin="2px 9px 2px 2px"))
-
-
-def _bytes(model: nn.Module) -> int:
-    """Return the bytes of the packed weights (stands in for packed_bytes)."""
-    return sum(layer.weight.numel() * parametrization(layer, Quantizer).num_bits // 8
-               for layer in weighted_layers(model).values())

@@ -21,6 +21,7 @@ from kd_lab.quantization.integer import (
     Requantize,
     to_integer,
 )
+from kd_lab.quantization.mixed_precision import bit_scan, choose_bits
 from kd_lab.quantization.packing import load_quantized, pack_bits, packed_bytes, save_quantized, unpack_bits
 from kd_lab.quantization.weights import (
     GRANULARITIES,

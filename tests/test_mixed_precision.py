@@ -1,0 +1,116 @@
+"""The scan measures what its definition says, and no other choice of bits within the bytes is better."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.errors import ParameterError
+from kd_lab.models import predict
+from kd_lab.parametrizations import weighted_layers
+from kd_lab.quantization import (
+    bit_scan,
+    choose_bits,
+    packed_bytes,
+    quantize_activations,
+    quantize_weights,
+    share_weights,
+)
+
+
+def loss(model, data):
+    return F.cross_entropy(predict(model, data.images), data.labels).item()
+
+
+def test_a_scan_is_the_rise_of_the_loss_with_one_layer_quantized(validation):
+    model = load_trained("mlp128")
+    scan = bit_scan(model, validation, [1, 2, 4])
+    assert list(scan) == ["1", "3"] and all(list(rises) == [1, 2, 4] for rises in scan.values())
+    for name, bits in (("1", 1), ("1", 2), ("3", 4)):
+        alone = copy.deepcopy(model)
+        alone.get_submodule(name).weight.data = quantize_weights(model, bits).get_submodule(name).weight.data
+        assert scan[name][bits] == pytest.approx(loss(alone, validation) - loss(model, validation), abs=1e-6)
+    assert scan["1"][1] > scan["1"][2] > scan["1"][4]
+
+
+def test_quantizers_of_weights_are_lifted_before_a_scan_and_those_of_activations_stay(validation):
+    few = validation[:200]
+    model = quantize_activations(load_trained("mlp128"), few.images, 2)
+    assert bit_scan(share_weights(model, 1), few, [2]) == bit_scan(model, few, [2]) != bit_scan(
+        load_trained("mlp128"), few, [2])
+
+
+COUNTS = {"a": 1001, "b": 33, "c": 205, "d": 3}
+BITS = [1, 2, 4, 8]
+
+
+def taken(choice):
+    return sum(-(-COUNTS[name] * bits // 8) for name, bits in choice.items())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_other_choice_is_better(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scan = {name: dict(zip(BITS, torch.randn(4, generator=generator).tolist(), strict=True)) for name in COUNTS}
+    every = [dict(zip(COUNTS, choice, strict=True)) for choice in itertools.product(BITS, repeat=4)]
+    least, most = taken(every[0]), taken(every[-1])
+    some = every[int(torch.randint(len(every), (), generator=generator))]
+    for budget in (least, taken(some) - 1, taken(some), taken(some) + 1, most, 10 * most):
+        if budget < least:
+            continue
+        chosen = choose_bits(scan, COUNTS, budget)
+        assert list(chosen) == list(COUNTS) and taken(chosen) <= budget
+        rises = [sum(scan[name][choice[name]] for name in COUNTS) for choice in every if taken(choice) <= budget]
+        assert sum(scan[name][bits] for name, bits in chosen.items()) == pytest.approx(min(rises), abs=1e-9)
+
+
+def test_a_byte_less_than_the_fewest_bits_take_is_out_of_reach():
+    scan = {name: {2: 0.5, 4: 0.1} for name in COUNTS}
+    assert choose_bits(scan, COUNTS, 251 + 9 + 52 + 1) == dict.fromkeys(COUNTS, 2)
+    with pytest.raises(ParameterError, match=r"^choose_bits\(\): a budget of 312 bytes is out of reach: with the "
+                                             r"fewest bits of every layer in the scan the codes take 313\. Scan fewer"):
+        choose_bits(scan, COUNTS, 312)
+
+
+def test_it_beats_the_same_bits_for_all_and_keeps_to_the_bytes(validation):
+    model, few = load_trained("lenet5_classic"), validation[:500]
+    counts = {name: layer.weight.numel() for name, layer in weighted_layers(model).items()}
+    budget = sum(-(-count * 2 // 8) for count in counts.values())
+    chosen = choose_bits(bit_scan(model, few, [1, 2, 3, 4, 8]), counts, budget)
+    mixed, even = quantize_weights(model, chosen), quantize_weights(model, 2)
+    assert loss(mixed, few) < 0.3 * loss(even, few)
+    assert packed_bytes(mixed) <= packed_bytes(even) + 100  # the header may be a little longer
+
+
+SCAN = {"1": {2: 0.1, 4: 0.0}}
+
+
+@pytest.mark.parametrize("call, part", [
+    *((lambda model, data, bits=bits: bit_scan(model, data, [4, bits]),
+       f"bit_scan(): 'bits' must be a whole number in [1, 8]. Got {bits!r}.")
+      for bits in (0, 33, 4.5, True, "4", None)),
+    *((lambda model, data, bits=bits: bit_scan(model, data, bits),
+       "bit_scan(): 'bits' must be a list of whole numbers, at least one, as in [2, 4, 8].") for bits in (4, None, [])),
+    (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
+    (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
+    *((lambda *_, budget=budget: choose_bits(SCAN, {"1": 9}, budget),
+       f"choose_bits(): 'budget' must be a whole number in [1, 1e12]. Got {budget!r}.")
+      for budget in (0, 4.5, True, "4", None)),
+    *((lambda *_, scan=scan: choose_bits(scan, {"1": 9}, 9),
+       "choose_bits(): 'scan' must be {layer: {bits: rise}}, as bit_scan() gives it.")
+      for scan in (None, {}, {"1": {}}, {"1": 0.5})),
+    *((lambda *_, bits=bits: choose_bits({"1": {bits: 0.1}}, {"1": 9}, 9),
+       f"choose_bits(): 'bits in the scan' must be a whole number in [1, 8]. Got {bits!r}.")
+      for bits in (0, 33, 4.5, True, "4", None)),
+    (lambda *_: choose_bits({"1": {4: float("nan")}}, {"1": 9}, 9), "'rise in the scan' must be a number"),
+    (lambda *_: choose_bits(SCAN, {"2": 9}, 9), "'layer of the scan' must be one of 2. Got '1'."),
+    (lambda *_: choose_bits(SCAN, {"1": 0}, 9), "counts"),
+    (lambda *_: choose_bits(SCAN, None, 9), "choose_bits(): 'counts' must be a dict"),
+])
+def test_bad_input_gets_one_clear_error(call, part, validation):
+    with pytest.raises(ParameterError) as error:
+        call(load_trained("mlp128"), validation[:50])
+    assert part in str(error.value), str(error.value)
