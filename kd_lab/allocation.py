@@ -1,11 +1,11 @@
 """Give each layer its own setting: scan how much each costs in accuracy, then spend one budget on all."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from scipy.optimize import LinearConstraint, milp
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
@@ -14,6 +14,7 @@ from kd_lab.models import predict
 from kd_lab.parametrizations import weighted_layers
 
 Scan = dict[str, dict[float, float]]
+SMALLEST = np.finfo(float).tiny
 
 
 def check_scannable(function: str, model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any,
@@ -38,18 +39,18 @@ def scan_layers(model: nn.Module, data: tuple[Tensor, Tensor], settings: list[fl
 def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, float] | None:
     """Return one setting for each layer, so that the rises of the scan add up to as little as they can.
 
-    `sizes`, {layer: {setting: size}}, none below 0, add up to no more than the budget; None where they can't. That
-    rises add up is an assumption. One choice for each layer under one budget is a knapsack, solved exactly layer by
-    layer: of the choices so far only those stay that no other one beats in both size and rise.
+    `sizes`, {layer: {setting: size}}, add up to no more than the budget; None where they can't. That rises add up is an
+    assumption. One choice for each layer under one budget is a knapsack, which scipy solves exactly.
     """
-    front = [(0.0, 0.0, ())]  # size, rise, settings
-    for name, rises in scan.items():
-        grown = sorted((size + sizes[name][setting], total + rise, (*chosen, setting))
-                       for size, total, chosen in front for setting, rise in rises.items()
-                       if size + sizes[name][setting] <= budget)
-        lowest = [np.inf, *itertools.accumulate((total for _, total, _ in grown), min)]
-        front = [each for each, low in zip(grown, lowest, strict=False) if each[1] < low]
-    return dict(zip(scan, front[-1][2], strict=True)) if front else None
+    choices = [(name, setting) for name, rises in scan.items() for setting in rises]
+    rises, taken = (np.array([table[name][setting] for name, setting in choices]) for table in (scan, sizes))
+    one_each = [[name == layer for name, _ in choices] for layer in scan]
+    solved = milp(rises / max(np.abs(rises).max(), SMALLEST), integrality=np.ones(len(choices)), bounds=(0, 1),
+                  constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)],
+                  options={"mip_rel_gap": 0})  # else it may stop a little short of the best
+    if solved.x is None:
+        return None
+    return {name: setting for (name, setting), chosen in zip(choices, solved.x, strict=True) if chosen > 0.5}
 
 
 def check_scan(function: str, scan: Scan, counts: dict[str, int], setting: str, scanner: str) -> None:
