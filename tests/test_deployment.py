@@ -62,12 +62,11 @@ def test_the_file_holds_the_same_integers_scales_and_zero_points(integers, tmp_p
                                            (6, {"granularity": "per_tensor", "symmetric": False})])
 def test_other_layers_and_few_bits(bits, options, tmp_path):
     torch.manual_seed(0)
-    relu = nn.ReLU()  # one for all, as many write it
+    relu = nn.ReLU()
     dense = nn.Sequential(
-        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False)), relu,
-        nn.Dropout(), nn.Conv2d(4, 8, 3, padding="same", groups=4), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+        nn.MaxPool2d(2), nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False), relu, nn.Dropout(),
+        nn.Conv2d(4, 8, 3, padding="same", groups=4), nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
         nn.Conv2d(8, 4, 2), nn.Flatten(), nn.Linear(4 * 3 * 8, 20), relu, nn.Linear(20, 5, bias=False), relu)
-    dense = nn.Sequential(*dense[0], *dense[1:])
     images = torch.randn(70, 1, 28, 28)
     whole = to_integer(quantize_model(dense, images, bits, bits, **options))
     assert not whole.left_in_float
@@ -77,16 +76,17 @@ def test_other_layers_and_few_bits(bits, options, tmp_path):
     assert (logits - expected).abs().max() <= 2 * step and (logits - expected).abs().mean() < 0.1 * step
 
 
-def test_a_sequential_in_another_and_affine_channels_of_linear_layers(tmp_path):
+def test_a_sequential_in_another_a_module_used_twice_and_affine_channels_of_linear_layers(tmp_path):
     torch.manual_seed(0)
-    dense = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.ReLU()), nn.Linear(30, 4))
+    pool = nn.MaxPool2d(2)
+    dense = nn.Sequential(pool, pool, nn.Sequential(nn.Flatten(), nn.Linear(49, 30), nn.ReLU()), nn.Linear(30, 4))
     images = torch.rand(40, 1, 28, 28)
     whole = to_integer(quantize_model(dense, images, symmetric=False))
     assert torch.allclose(predict(through_onnx(whole, tmp_path), images), predict(whole, images), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lenet300", "resnet"])
-def test_an_fp32_file_gives_the_logits_of_torch(name, validation, tmp_path, capfd):
+def test_an_fp32_file_gives_the_logits_of_torch(name, validation, tmp_path, capfd, recwarn):
     model = load_trained(name).train()
     deployed = through_onnx(model, tmp_path)
     for count in (1, 7, 1000):  # any batch, whichever one it was exported with
@@ -94,6 +94,7 @@ def test_an_fp32_file_gives_the_logits_of_torch(name, validation, tmp_path, capf
         assert torch.allclose(predict(deployed, images), predict(model, images), atol=1e-3, rtol=1e-4)
     assert accuracy(deployed, validation) == accuracy(model, validation)
     assert model.training and capfd.readouterr().out == ""
+    assert not any("training mode" in str(warning.message) for warning in recwarn)
 
 
 def test_masks_and_grids_of_weights_alone_are_written_as_the_weights_they_give(validation, tmp_path):

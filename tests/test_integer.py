@@ -210,6 +210,7 @@ def test_layers_keep_their_names_and_floats_come_in_once(quantized):
     assert [name for name, layer in whole.named_modules() if isinstance(layer, IntegerLayer)] == ["0", "3", "7", "9"]
     assert [name for name, part in whole.named_modules() if isinstance(part, QuantizeInput)] == ["0.input"]
     assert isinstance(whole[1], IntegerMaxPool2d) and isinstance(whole[2], nn.Identity)
+    assert not to_integer(copy.deepcopy(quantized["cnn"]).train()).training
     assert whole(torch.rand(2, 1, 28, 28)).dtype == torch.float32
 
 
