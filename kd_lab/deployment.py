@@ -22,6 +22,7 @@ from kd_lab.storage import write_safely
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
 FLOAT = 1  # onnx.TensorProto.FLOAT
 
+
 def export_onnx(model: nn.Module, path: Path) -> None:
     """Write an ONNX file, whole or not at all, that takes images (N, 1, 28, 28) and gives logits.
 
