@@ -27,7 +27,6 @@ from kd_lab.quantization import (
 )
 
 CALIBRATION_IMAGES, ERROR_IMAGES = 1000, 250  # from the training and from the validation part
-TABLES_HEIGHT = 240
 SIGN = "At 1 bit a weight keeps only its sign: its grid and calibration change nothing."
 
 
@@ -60,7 +59,7 @@ class QuantizationPanel(Panel):
                     "layer": _dropdown("layer", self._layers, largest)}
         button = widgets.Button(description="Reveal test")
         button.on_click(lambda _button: self.refresh(reveal=True))
-        super().__init__(controls, [button], SIZE, TABLES_HEIGHT)
+        super().__init__(controls, [button], SIZE, max(200, 84 + 22 * len(self._layers)))  # a row for each layer
 
     def measure(self, weight_bits: int, activation_bits: str, granularity: str, grid: str, calibration: str, layer: str,
                 reveal: bool = False) -> Iterator[QuantizationAnswer | None]:

@@ -3,11 +3,12 @@
 import io
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_lab.panels.canvas import Canvas, text_image, with_title
+from kd_lab.panels.canvas import Canvas, digit_strip, text_image, with_title
 
 INSET = np.zeros((10, 20, 3), dtype=np.uint8)
 
@@ -63,3 +64,17 @@ def test_a_line_of_text_fits_its_image():
     assert image.shape == (18, 64, 3) and (image < 128).any()
     border = np.concatenate([image[0].ravel(), image[-1].ravel(), image[:, 0].ravel(), image[:, -1].ravel()])
     assert (border == 255).all()
+
+
+def test_a_strip_holds_the_first_ten_of_the_chosen_digits(mnist):
+    images, labels = mnist.validation[:50]
+    strip = digit_strip(images, labels, 9 - labels, torch.arange(20, 40))
+    assert strip.shape == (74, 640, 3)
+    for place, index in enumerate(range(20, 30)):
+        cell = strip[:, 64 * place:64 * (place + 1)]
+        assert (cell[:18] == text_image(f"{labels[index]} → {9 - labels[index]}", 64, 18, 9)).all()
+        white_on_black = torch.tensor(255 - cell[18::2, 4:60:2, 0].astype(int))
+        pixels = 255 * (images[index, 0] * 0.3081 + 0.1307)
+        assert (white_on_black - pixels).abs().max() <= 1
+    assert (digit_strip(images, labels, labels, torch.tensor([7]))[:, 64:] == 255).all()
+    assert (digit_strip(images, labels, labels, torch.tensor([], dtype=int)) < 128).any()  # says "none"
