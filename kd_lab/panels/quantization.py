@@ -59,7 +59,7 @@ class QuantizationPanel(Panel):
                     "layer": _dropdown("layer", self._layers, largest)}
         button = widgets.Button(description="Reveal test")
         button.on_click(lambda _button: self.refresh(reveal=True))
-        super().__init__(controls, [button], SIZE, max(200, 84 + 22 * len(self._layers)))  # a row for each layer
+        super().__init__(controls, [button], SIZE, max(220, 84 + 22 * len(self._layers)))  # a row for each layer
 
     def measure(self, weight_bits: int, activation_bits: str, granularity: str, grid: str, calibration: str, layer: str,
                 reveal: bool = False) -> Iterator[QuantizationAnswer | None]:
