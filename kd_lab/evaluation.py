@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, stdev
 
-import torch
 from scipy.stats import binomtest, norm, t
 from torch import Tensor, nn
 
@@ -132,7 +131,7 @@ def predict_classes(model: nn.Module, images: Tensor, function: str = "predict_c
     Raises a ParameterError, in the name of `function`, for images or weights that give no finite logits.
     """
     logits = predict(model, images, function)
-    if not torch.isfinite(logits).all():
+    if not all(math.isfinite(end) for end in logits.aminmax()):
         raise ParameterError(f"{function}(): the model answers NaN or infinite logits. Did its training diverge?")
     return logits.argmax(dim=1)
 

@@ -112,10 +112,11 @@ def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tens
 @contextmanager
 def evaluation_mode(model: nn.Module):
     """Set every module to evaluation (no dropout, kept batch statistics) and restore the mode that each had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:  # model.eval() would take a while to set what is set already
+        module.training = False
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module in training:
+            module.training = True
