@@ -1,4 +1,4 @@
-"""The panels of lessons 02 and 03 in JupyterLab and Chromium: hands move them, and all that they show fits."""
+"""The panels of lessons 02 to 04 in JupyterLab and Chromium: hands move them, and all that they show fits."""
 
 import re
 
@@ -12,11 +12,12 @@ from benchmarks._lab import find_cell, lab, run_all, show_cell
 pytestmark = pytest.mark.browser
 LOADED = """from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_mnist
-from kd_lab.panels import LeastSquaresPanel, StructuredPruningPanel
+from kd_lab.panels import LeastSquaresPanel, QuantizationPanel, StructuredPruningPanel
 """
 CELLS = {"StructuredPruningPanel": f'{LOADED}StructuredPruningPanel(load_trained("lenet300"), load_mnist())',
-         "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")'}
-SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity"}
+         "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")',
+         "QuantizationPanel": f'{LOADED}QuantizationPanel(load_trained("lenet300"), load_mnist())'}
+SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity", "QuantizationPanel": "weight_bits"}
 DONE = re.compile(r" of 5,000 validation images$")
 OVERFLOWS = """part => {
   const all = document.createRange();
@@ -58,14 +59,18 @@ def test_the_keyboard_moves_the_slider_and_all_follows(page, output, kind):
         expect(output.locator("img")).not_to_have_attribute("src", picture)
         headline.wait_for()
         before, picture = headline.inner_text(), output.locator("img").get_attribute("src")
-    assert re.match("9[59] % (of|removed)", before)
+    assert re.match("9[59] % (of|removed)|8-bit weights", before)
 
 
-def test_nothing_is_cut_off_or_scrolls(page, output):
+def all_fits(output):
     output.get_by_text(DONE).wait_for()
     expect(output.get_by_text("…", exact=True)).to_have_count(0, timeout=20_000)  # the latency comes last
     for part in output.locator(".widget-html-content").all():
         assert not part.evaluate(OVERFLOWS), part.inner_text()
+
+
+def test_nothing_is_cut_off_or_scrolls(page, output):
+    all_fits(output)
     sizes = output.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight, image.clientWidth, "
                                            "image.clientHeight]")
     assert sizes[:2] == sizes[2:]
@@ -83,3 +88,34 @@ def test_a_layer_has_a_ratio_of_its_own(page):
     expect(output.get_by_role("row", name=re.compile("^3: Linear 300-100 0 % 100 of 100"))).to_be_visible()
     layer.select_option(index=2)
     expect(slider).to_have_value("0")
+
+
+def test_every_number_of_bits_fits(page):
+    output = show_cell(page, find_cell(page.ran, "QuantizationPanel")).locator(".jp-Cell-outputArea")
+    slider = output.get_by_role("slider", name="weight_bits")
+    slider.focus()
+    page.keyboard.press("End")
+    for bits in range(8, 0, -1):
+        expect(output.get_by_text(re.compile(f"^{bits}-bit weights"))).to_be_visible()
+        expect(slider).to_have_attribute("aria-valuetext", f"{bits} bit{'s' * (bits > 1)}")
+        all_fits(output)
+        page.keyboard.press("ArrowLeft")
+    expect(output.get_by_text("At 1 bit a weight keeps only its sign")).to_be_visible()
+
+
+def test_the_choices_of_quantization_change_what_is_measured(page):
+    output = show_cell(page, find_cell(page.ran, "QuantizationPanel")).locator(".jp-Cell-outputArea")
+    slider = output.get_by_role("slider", name="weight_bits")
+    slider.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    for name, choice in {"granularity": "per_tensor", "grid": "affine", "calibration": "least_squares",
+                         "activation_bits": "2"}.items():
+        output.get_by_text(DONE).and_(output.get_by_text(re.compile("^2-bit"))).wait_for()
+        before = output.get_by_text(DONE).inner_text()
+        output.get_by_role("combobox", name=name).select_option(choice)
+        expect(output.get_by_text(DONE)).not_to_have_text(before)
+        all_fits(output)
+    output.get_by_role("button", name="Reveal test").click()
+    expect(output.get_by_role("row", name="settings tested so far 1")).to_be_visible(timeout=20_000)
+    all_fits(output)
