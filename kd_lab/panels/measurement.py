@@ -111,12 +111,13 @@ def scores(comparison: Comparison, costs: dict[str, str], test: Accuracy | None,
     """Return an HTML table: how good the changed network is, what it costs, and what the test part says, if asked."""
     rows = {"images": f"{comparison.accuracy.count:,}",
             "accuracy": percent(comparison.accuracy),
-            "change against dense, points": points(comparison.difference),
+            "against dense, points": points(comparison.difference),
             "images lost, gained": f"{comparison.difference.lost:,}, {comparison.difference.gained:,}",
             **costs,
             "test part": f"{percent(test)} of {test.count:,}" if test else "not read for this setting",
             "settings tested so far": tested}
-    return tabulate(rows.items(), tablefmt="html")
+    html = tabulate(rows.items(), tablefmt="html")
+    return f"<div style='white-space: nowrap'>{html}</div>"  # a longer line would push those below it down
 
 
 def title_of(setting: str, comparison: Comparison) -> str:

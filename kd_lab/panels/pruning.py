@@ -99,7 +99,7 @@ class PruningPanel(Panel):
     def _scores(self, answer: PruningAnswer) -> str:
         dense = f"{self._bytes:,} bytes"
         costs = {"file, dense": dense,
-                 "file, pruned weights as zeros": dense,  # as many numbers as before
+                 "file, with zeros": dense,  # as many numbers as before
                  "the same, zipped": "…" if answer.zipped is None else f"{answer.zipped:,} bytes"}
         return scores(answer.comparison, costs, answer.test, len(self._tests))
 
