@@ -23,6 +23,13 @@ def pytest_configure(config):
     os.environ["IPYTHONDIR"] = str(folder)
 
 
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests, or a lesson's cells, in one process and in order; a lesson run twice stands alone."""
+    for item in items:
+        alone = item.nodeid.startswith("tests/test_notebooks.py::test_running_all_twice")
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.partition("::")[0]))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Fail a notebook cell that printed an error, even if it went on."""
