@@ -131,12 +131,52 @@ def test_bits_that_are_none_are_refused(num_bits):
 
 
 @pytest.mark.parametrize("rows", [torch.tensor([[float("inf")]]), torch.tensor([[float("nan")]]), torch.ones(0, 3),
-                                  torch.ones(2, 2).long(), [[1.0]], None])
+                                  torch.ones(2, 2).long(), torch.ones(2, 2).double(), torch.ones(2, 2).half(), [[1.0]],
+                                  None])
 def test_what_is_no_finite_number_is_refused(rows):
-    with pytest.raises(ParameterError, match=r"find_grid\(\): 'rows' must be a tensor of finite floating-point"):
+    with pytest.raises(ParameterError, match=r"find_grid\(\): 'rows' must be a tensor of finite float32"):
         find_grid(rows, 8)
     with pytest.raises(ParameterError, match=r"quantize\(\): 'x' must be"):
         quantize(rows, torch.ones(1), torch.zeros(1), 8)
+
+
+ONE, ZERO, X = torch.ones(1), torch.zeros(1), torch.ones(2, 3)
+WRONG_SHAPES = [torch.ones(2), torch.ones(4, 1), torch.ones(5, 2, 3), torch.ones(0)]
+
+
+@pytest.mark.parametrize("call, part", [
+    *((lambda scale=scale, function=function: function(X, scale, ZERO, 4), f"(): 'scale' must be {allowed}")
+      for function in (quantize, fake_quantize)
+      for allowed, scales in (("a number or a tensor", [None, "1", [1.0]]),
+                              ("above 0", [0, -1.0, torch.tensor([0.0]), torch.tensor([[1.0], [-1.0]]), float("nan")]))
+      for scale in scales),
+    *((lambda shape=shape: fake_quantize(X, shape, ZERO, 4),
+       "fake_quantize(): 'scale' must have one number, or a shape that broadcasts to (2, 3), that of 'x'.")
+      for shape in WRONG_SHAPES),
+    *((lambda shape=shape: quantize(X, ONE, shape, 4), "quantize(): 'zero_point' must have one number, or a shape")
+      for shape in WRONG_SHAPES),
+    *((lambda shape=shape: dequantize(X.int(), shape, ZERO), "dequantize(): 'scale' must have one number, or a shape")
+      for shape in WRONG_SHAPES),
+    (lambda: quantize(X, ONE, None, 4), "quantize(): 'zero_point' must be a number or a tensor. Got None."),
+    (lambda: fake_quantize([1.0], ONE, ZERO, 4), "fake_quantize(): 'x' must be a tensor. Got [1.0]."),
+    (lambda: dequantize(5, ONE, ZERO), "dequantize(): 'q' must be a tensor. Got 5."),
+    *((lambda shape=shape: find_grid(torch.ones(shape), 4), f"find_grid(): 'rows' must have the shape (rows, n). Got "
+       f"{shape}.") for shape in ((), (3,), (2, 3, 4))),
+    (lambda: find_grid(X, 4, "symmetric"), "'symmetric' must be True or False. Got 'symmetric'."),
+    (lambda: scale_and_zero_point(ONE, torch.ones(2, 3), 4, 1), "scale_and_zero_point(): 'symmetric' must be True or"),
+    (lambda: scale_and_zero_point(torch.ones(2), torch.ones(3), 4, True), "'low' and 'high' must have one shape. Got "
+     "(2,) and (3,)."),
+])
+def test_bad_grids_get_one_clear_error(call, part):
+    with pytest.raises(ParameterError) as error:
+        call()
+    assert part in str(error.value), str(error.value)
+
+
+def test_a_number_does_for_scale_and_zero_point():
+    assert quantize(torch.tensor(0.7), 0.5, 1, 4).item() == 2  # of 1.4 steps one
+    assert torch.equal(fake_quantize(torch.tensor([1, 9]), 1, 0, 4), torch.tensor([1.0, 7.0]))
+    assert dequantize(torch.tensor([1, 2]).int(), 0.5, 1).tolist() == [0.0, 0.5]
 
 
 def test_an_unknown_calibration_names_the_closest():

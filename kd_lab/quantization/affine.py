@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kd_lab.errors import ParameterError, check_choice, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number
 
 BITS = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
@@ -26,8 +26,12 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     1712.05877, section 3.
     """
     smallest, largest = integer_range(num_bits, "scale_and_zero_point")
+    check_kind("scale_and_zero_point", "symmetric", symmetric, bool, "True or False")
     check_finite("scale_and_zero_point", low=low, high=high)
-    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    if low.shape != high.shape:
+        raise ParameterError("scale_and_zero_point(): 'low' and 'high' must have one shape. Got "
+                             f"{tuple(low.shape)} and {tuple(high.shape)}.")
+    low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
         return _usable(scale), torch.zeros_like(scale, dtype=torch.int32)
@@ -43,15 +47,16 @@ def _usable(scale: Tensor) -> Tensor:
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
     """Return the integers (int8, or int16 above 8 bits) nearest to x / scale + zero_point; beyond the ends, the ends.
 
-    `scale` and `zero_point` have one number, or a shape that broadcasts to that of x.
+    `scale`, above 0, and `zero_point` have one number, or a shape that broadcasts to that of x.
     """
     check_finite("quantize", x=x)
-    whole = _steps(x, scale, zero_point, *integer_range(num_bits, "quantize")) + zero_point
+    whole = _steps("quantize", x, scale, zero_point, num_bits) + zero_point
     return whole.to(torch.int8 if num_bits <= 8 else torch.int16)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Return the numbers (float32) that these integers stand for: (q - zero_point) · scale."""
+    _check_shapes("dequantize", "q", q, scale, zero_point)
     return (q.float() - zero_point) * scale
 
 
@@ -61,11 +66,15 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -
     Gradients pass straight through the rounding, and stop where x lies beyond the ends (Bengio et al. 2013, arXiv
     1308.3432); to `scale` they are those of Esser et al. 2020, arXiv 1902.08153.
     """
-    return _steps(x, scale, zero_point, *integer_range(num_bits, "fake_quantize")) * scale
+    return _steps("fake_quantize", x, scale, zero_point, num_bits) * scale
 
 
-def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, smallest: int, largest: int) -> Tensor:
+def _steps(function: str, x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
     """Return how many steps of the grid x lies from 0."""
+    smallest, largest = integer_range(num_bits, function)
+    _check_shapes(function, "x", x, scale, zero_point)
+    if not (torch.as_tensor(scale) > 0).all():
+        raise ParameterError(f"{function}(): 'scale' must be above 0. Got {scale!r:.80}.")
     # times the reciprocal, as torch and integer hardware do: a division would round a few numbers to the other side
     return _Round.apply(x * (1 / scale), smallest - zero_point, largest - zero_point)
 
@@ -84,6 +93,19 @@ class _Round(torch.autograd.Function):
         return gradient * context.saved_tensors[0], None, None
 
 
+def _check_shapes(function: str, name: str, x: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+    """Raise a ParameterError unless x is a tensor, to whose shape the others, if not numbers, broadcast."""
+    check_kind(function, name, x, Tensor, "a tensor")
+    for argument, value in (("scale", scale), ("zero_point", zero_point)):
+        check_kind(function, argument, value, (Tensor, int, float), "a number or a tensor")
+        value = torch.as_tensor(value)
+        try:
+            value.numel() == 1 or value.expand(x.shape)
+        except RuntimeError as error:
+            raise ParameterError(f"{function}(): {argument!r} must have one number, or a shape that broadcasts to "
+                                 f"{tuple(x.shape)}, that of {name!r}. Got {tuple(value.shape)}.") from error
+
+
 def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration: str = "min_max",
               ) -> tuple[Tensor, Tensor]:
     """Return scale and zero point, both (rows,), for each row of numbers (rows, n).
@@ -93,6 +115,8 @@ def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration:
     """
     check_choice("find_grid", "calibration", calibration, list(CALIBRATIONS))
     check_finite("find_grid", rows=rows)
+    if rows.dim() != 2:
+        raise ParameterError(f"find_grid(): 'rows' must have the shape (rows, n). Got {tuple(rows.shape)}.")
     rows = rows.detach()
     low, high = _percentiles(rows) if calibration == "percentile" else rows.aminmax(dim=1)
     if calibration != "least_squares":
@@ -115,10 +139,10 @@ def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_finite(function: str, **tensors: Tensor) -> None:
-    """Raise a ParameterError unless all are tensors of finite floating-point numbers, at least one."""
+    """Raise a ParameterError unless all are tensors of finite numbers, at least one, in float32."""
     for name, tensor in tensors.items():
-        if (not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.numel() == 0
+        if (not isinstance(tensor, Tensor) or tensor.dtype != torch.float32 or tensor.numel() == 0
                 or not torch.isfinite(tensor).all()):
             got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{function}(): {name!r} must be a tensor of finite floating-point numbers, at least "
-                                 f"one. Got {got}.")
+            raise ParameterError(f"{function}(): {name!r} must be a tensor of finite float32 numbers, at least one. "
+                                 f"Got {got}.")
