@@ -22,6 +22,7 @@ from kd_lab.quantization import (
     quantize_activations,
     quantize_model,
     quantize_weights,
+    to_integer,
 )
 from kd_lab.training import train
 
@@ -157,7 +158,7 @@ def test_a_layer_that_gives_only_zeros_has_no_error(validation):
 def test_an_empty_calibration_set_is_refused(images):
     with pytest.raises(ParameterError, match=r"quantize_activations\(\): 'images' must be .* at least one"):
         quantize_activations(build_model("lenet300"), images)
-    with pytest.raises(ParameterError, match=r"'images' must be a tensor of finite .* at least one"):
+    with pytest.raises(ParameterError, match=r"quantize_model\(\): 'images' must be a tensor of finite .*at least one"):
         quantize_model(build_model("lenet300"), images)
 
 
@@ -171,6 +172,8 @@ def test_images_that_are_no_numbers_are_refused(value):
 def test_bits_that_are_none_are_refused(num_bits, few):
     with pytest.raises(ParameterError, match=r"'num_bits' must be a whole number in \[1, 8\]"):
         quantize_activations(build_model("lenet300"), few.images[:10], num_bits)
+    with pytest.raises(ParameterError, match=r"^quantize_model\(\): 'activation_bits' must be a whole number in"):
+        quantize_model(build_model("lenet300"), few.images[:10], 8, num_bits)
 
 
 def test_images_of_another_shape_are_refused():
@@ -179,5 +182,23 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_two_models_of_different_layers_are_not_compared(validation):
-    with pytest.raises(ParameterError, match="both models must have the same layers"):
-        output_errors(build_model("cnn"), build_model("lenet300"), validation.images[:10])
+    cnn, images = build_model("cnn"), validation.images[:10]
+    for other in (build_model("lenet300"), hard_prune(prune_channels(cnn, 0.5))):
+        with pytest.raises(ParameterError, match="both models must have the same layers with outputs of the same"):
+            output_errors(cnn, other, images)
+
+
+def test_a_layer_that_takes_nothing_is_refused(few):
+    empty = nn.Sequential(nn.Flatten(), nn.Linear(784, 0), nn.Linear(0, 10))
+    with pytest.raises(ParameterError, match=r"at least one\. Got torch\.float32, \(1, 0\)"):
+        quantize_activations(empty, few.images[:10])
+
+
+def test_a_layer_that_is_never_run_rounds_nothing(few):
+    class HalfRun(nn.ModuleList):
+        def forward(self, x):
+            return self[0](x.flatten(1))
+
+    quantized = quantize_model(HalfRun([nn.Linear(784, 10), nn.Linear(3, 2)]), few.images[:10])
+    assert quantized[1].input_quantizer is None
+    assert to_integer(quantized).left_in_float["1"] == "Linear 3-2, whose input lies on no grid"

@@ -48,7 +48,7 @@ def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
     for name, values in _record(quantized, images, "quantize_activations", inputs=True).items():
         row = values.reshape(1, -1)
         if calibration == "least_squares":
-            row = row[:, ::-(-row.shape[1] // MOST)]
+            row = row[:, ::1 + row.shape[1] // MOST]
         scale, zero_point = find_grid(row, num_bits, False, calibration)
         set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
     return quantized
@@ -62,6 +62,8 @@ def quantize_model(model: nn.Module, images: Tensor, weight_bits: int | dict[str
     `symmetric` says how the grids of the weights lie; those of the activations are affine, since behind a ReLU half of
     a symmetric one would stay unused.
     """
+    check_finite("quantize_model", images=images)  # before the weights, which take longer
+    check_whole_number("quantize_model", "activation_bits", activation_bits, "[1, 8]")
     weights = quantize_weights(fold_batch_norm(model), weight_bits, granularity, symmetric, calibration)
     return quantize_activations(weights, images, activation_bits, calibration)
 
@@ -69,9 +71,10 @@ def quantize_model(model: nn.Module, images: Tensor, weight_bits: int | dict[str
 def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]:
     """Return for each layer how much of its squared output is wrong, 0 for none, with all errors before it in it."""
     found, expected = (_record(each, images, "output_errors", inputs=False) for each in (model, dense))
-    if list(found) != list(expected):
-        raise ParameterError(f"output_errors(): both models must have the same layers. Got {list(found)} and "
-                             f"{list(expected)}.")
+    shapes, wanted = ({name: tuple(output.shape[1:]) for name, output in each.items()} for each in (found, expected))
+    if list(shapes.items()) != list(wanted.items()):
+        raise ParameterError("output_errors(): both models must have the same layers with outputs of the same shapes. "
+                             f"Got {shapes} and {wanted}.")
     return {name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=SMALLEST)).item()
             for name, output in expected.items()}
 
