@@ -286,6 +286,11 @@ def test_a_weight_that_something_takes_off_its_grid_stays_in_float(validation):
     assert to_integer(simple).left_in_float == {"1": "Linear 784-128, whose weight lies on no grid"}
 
 
+def test_a_model_of_integers_is_refused(quantized):
+    with pytest.raises(ParameterError, match=r"to_integer\(\): 'model' must be .* runs on integers already"):
+        to_integer(to_integer(quantized["mlp128"]))
+
+
 def test_a_model_without_grids_is_refused(validation):
     dense = build_model("mlp128")
     only_inputs = quantize_activations(dense, validation.images[:64])

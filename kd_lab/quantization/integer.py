@@ -128,6 +128,9 @@ def to_integer(model: nn.Module) -> nn.Module:
     gives float32. The attribute `left_in_float` of the new model, a dict, names what stays in fp32 and says why.
     """
     check_model("to_integer", model)
+    if any(isinstance(module, IntegerLayer) for module in model.modules()):
+        raise ParameterError("to_integer(): 'model' must be one that quantize_model() gave. Got one that runs on "
+                             "integers already.")
     left: dict[str, str] = {}
     integer = _convert(copy.deepcopy(model).eval(), "", left)
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
