@@ -20,6 +20,7 @@ SMALLEST = np.finfo(float).tiny
 def check_scannable(function: str, model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any,
                     example: str) -> None:
     """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list."""
+    weighted_layers(model, function)
     check_data(function, model, data)
     check_labels(function, predict(model, data[0][:2]), data[1])
     check_kind(function, argument, settings, (list, tuple, np.ndarray), example)

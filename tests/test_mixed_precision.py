@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
@@ -96,6 +97,7 @@ SCAN = {"1": {2: 0.1, 4: 0.0}}
        "bit_scan(): 'bits' must be a list of whole numbers, at least one, as in [2, 4, 8].") for bits in (4, None, [])),
     (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
     (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
+    (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
     *((lambda *_, budget=budget: choose_bits(SCAN, {"1": 9}, budget),
        f"choose_bits(): 'budget' must be a whole number in [1, 1e12]. Got {budget!r}.")
       for budget in (0, 4.5, True, "4", None)),

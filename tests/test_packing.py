@@ -260,6 +260,8 @@ def test_a_file_that_does_not_fit_together_is_refused(change, path):
     (lambda: unpack_bits(torch.ones(3).byte(), 4, (3,)), "must be 2 bytes (uint8), which is what 3 codes of 4"),
     (lambda: unpack_bits(torch.ones(2).int(), 4, (3,)), "'packed' must be 2 bytes"),
     (lambda: unpack_bits([1, 2], 4, (3,)), "Got [1, 2]."),
+    *((lambda shape=shape: unpack_bits(torch.ones(2).byte(), 4, shape),
+       "unpack_bits(): 'shape' must be a whole number in [0, 1e12].") for shape in ((-1, -3), ("3",), (1.5,), ((3,),))),
     (lambda: unpack_bits(torch.ones(2).byte(), 4, 3), "'shape' must be a tuple of whole numbers. Got 3."),
 ])
 def test_bad_input_gets_one_clear_error(call, part):

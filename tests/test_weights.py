@@ -19,6 +19,7 @@ from kd_lab.quantization import (
     Quantizer,
     TernaryQuantizer,
     quantize_weights,
+    share_weights,
     ternarize_weights,
 )
 from kd_lab.training import train
@@ -172,10 +173,18 @@ def test_bits_that_are_none_are_refused(num_bits):
     ({"num_bits": {"2": 4}}, "'num_bits' must be one of 1, 3, 5"),
     ({"num_bits": 4, "granularity": "channel"}, "Did you mean 'per_channel'"),
     ({"num_bits": 4, "calibration": "max"}, "Did you mean 'min_max'"),
+    ({"num_bits": 1, "calibration": "max"}, r"quantize_weights\(\): 'calibration' must be one of min_max"),
     ({"num_bits": 4, "symmetric": "yes"}, "'symmetric' must be True or False")])
 def test_arguments_that_are_not_allowed_are_named(arguments, message):
     with pytest.raises(ParameterError, match=message):
         quantize_weights(build_model("lenet300"), **arguments)
+
+
+def test_weights_in_another_precision_are_refused():
+    for model in (build_model("mlp128").half(), build_model("mlp128").double()):
+        for change in (*ALL.values(), lambda model: share_weights(model, 2)):
+            with pytest.raises(ParameterError, match=r"'the weight of 1' must be a tensor of finite float32 numbers"):
+                change(model)
 
 
 def test_infinite_weights_name_their_layer():

@@ -35,6 +35,8 @@ def unpack_bits(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor
     """Return the whole numbers (int32) of this shape that `pack_bits` packed."""
     check_whole_number("unpack_bits", "num_bits", num_bits, BITS)
     check_kind("unpack_bits", "shape", shape, (tuple, list), "a tuple of whole numbers")
+    for size in shape:
+        check_whole_number("unpack_bits", "shape", size, "[0, 1e12]")
     count = math.prod(shape)
     size = -(-count * num_bits // 8)
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (size,):

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
 from kd_lab.parametrizations import weighted_layers, without
-from kd_lab.quantization.affine import check_finite, fake_quantize, find_grid, integer_range, quantize
+from kd_lab.quantization.affine import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
 WEIGHT_BITS = "[1, 8]"
@@ -119,6 +119,7 @@ def quantize_weights(model: nn.Module, num_bits: int | dict[str, int], granulari
     """
     wanted = bits_by_layer(model, num_bits, "quantize_weights")
     check_kind("quantize_weights", "symmetric", symmetric, bool, "True or False")
+    check_choice("quantize_weights", "calibration", calibration, list(CALIBRATIONS))
 
     def quantizer(name: str, weight: Tensor) -> Quantizer:
         if wanted[name] == 1:
