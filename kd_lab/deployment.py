@@ -87,7 +87,7 @@ def _float_graph(model: nn.Module) -> Any:
                                  dynamic_shapes=shapes, dynamo=True, verbose=False).model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ParameterError("export_onnx(): 'model' must be one that torch can export. "
-                             f"Got {error!s:.200}.") from error
+                             f"Got: {error.__cause__ or error!s:.200}") from error
 
 
 def _integer_graph(model: nn.Module) -> Any:

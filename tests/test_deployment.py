@@ -141,7 +141,7 @@ def test_a_model_that_torch_can_not_export_is_refused(tmp_path):
         def forward(self, x):
             return x.flatten(1) if x.sum() > 1 else -x.flatten(1)
 
-    refused(Branches(), tmp_path, "must be one that torch can export")
+    refused(Branches(), tmp_path, "must be one that torch can export. Got: Could not guard on data-dependent")
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
