@@ -34,14 +34,11 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
-        return _usable(scale), torch.zeros_like(scale, dtype=torch.int32)
-    steps = largest - smallest
-    scale = _usable(high / steps - low / steps)  # high - low could overflow
-    return scale, (smallest - (low / scale).round()).clamp(smallest, largest).int()
-
-
-def _usable(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST))  # where all is 0, any step will do
+    else:
+        steps = largest - smallest
+        scale = high / steps - low / steps  # high - low could overflow
+    scale = torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST))  # where all is 0, any step will do
+    return scale, (torch.zeros_like(scale) if symmetric else smallest - (low / scale).round()).int()
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
@@ -134,7 +131,7 @@ def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration:
 
 def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
     count = rows.shape[1]
-    place = max(1, round(count * PERCENTILE / 100))
+    place = round(count * PERCENTILE / 100)
     return rows.kthvalue(count - place + 1, dim=1).values, rows.kthvalue(place, dim=1).values
 
 
