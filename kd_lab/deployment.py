@@ -15,12 +15,13 @@ from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageE
 from kd_lab.models import predict
 from kd_lab.parametrizations import make_permanent
 from kd_lab.quantization.affine import integer_range
-from kd_lab.quantization.integer import PASSES, IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
+from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
 from kd_lab.storage import write_safely
 
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
 FLOAT = 1  # onnx.TensorProto.FLOAT
+PADDING = {"same": {"auto_pad": "SAME_UPPER"}, "valid": {}}  # where torch has a word for it
 
 
 def export_onnx(model: nn.Module, path: Path) -> None:
@@ -91,14 +92,11 @@ def _float_graph(model: nn.Module) -> Any:
 
 
 def _integer_graph(model: nn.Module) -> Any:
-    steps = list(_steps(model, ""))
-    wrong = [f"{name} ({why})" for name, module in steps if (why := _obstacle(module))]
+    graph = _Graph()
+    wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module))]
     if wrong:
         raise ParameterError("export_onnx(): 'model' must run on integers from its first layer to its last, as ONNX "
                              f"Runtime can. Got one with {', '.join(wrong)}.")
-    graph = _Graph()
-    for _, module in steps:
-        _add(graph, module)
     return graph.finish()
 
 
@@ -109,17 +107,6 @@ def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     else:
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
             yield from _steps(child, f"{name}.{key}".lstrip("."))
-
-
-def _obstacle(module: nn.Module) -> str:
-    """Say why a module can't be written; nothing where it can."""
-    if isinstance(module, IntegerConv2d):
-        if not isinstance(module.output, Requantize):
-            return "a convolution that gives float32"
-        return "a weight with several zero points" if len(module.weight_zero_point.unique()) > 1 else ""
-    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
-        return str(module)
-    return "" if isinstance(module, (IntegerLayer, *PASSES)) else type(module).__name__
 
 
 class _Graph:
@@ -147,23 +134,32 @@ class _Graph:
         return self.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
 
 
-def _add(graph: _Graph, module: nn.Module) -> None:
-    """Add what a module computes; Identity and Dropout compute nothing."""
+def _add(graph: _Graph, module: nn.Module) -> str:
+    """Add what a module computes; say why that can't be written, nothing where it can."""
     if isinstance(module, IntegerLayer):
-        _add_layer(graph, module)
-    elif isinstance(module, nn.ReLU):
+        return _add_layer(graph, module)
+    if isinstance(module, nn.ReLU):
         graph.node("Relu")
-    elif isinstance(module, nn.Flatten):
+    elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         graph.node("Flatten")
     elif isinstance(module, nn.MaxPool2d):
-        size, stride, padding, dilation = map(_pair, (module.kernel_size, module.stride, module.padding,
-                                                      module.dilation))
+        size, stride, padding, dilation = (np.broadcast_to(part, 2).tolist() for part in (
+            module.kernel_size, module.stride, module.padding, module.dilation))
         graph.node("MaxPool", kernel_shape=size, strides=stride, pads=padding * 2, dilations=dilation,
                    ceil_mode=int(module.ceil_mode))
+    elif not isinstance(module, (nn.Identity, nn.Dropout)):  # which compute nothing
+        return type(module).__name__
+    return ""
 
 
-def _add_layer(graph: _Graph, layer: IntegerLayer) -> None:
+def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
     """Add QGemm, a Linear layer on integers that is Microsoft's, or QLinearConv, and the rounding before it."""
+    given = _grid(layer.output.scale, layer.output.zero_point) if isinstance(layer.output, Requantize) else []
+    if isinstance(layer, IntegerConv2d):
+        if not given:
+            return "a convolution that gives float32"
+        if len(layer.weight_zero_point.unique()) > 1:
+            return "a weight with several zero points"
     taken = _grid(layer.input_scale, layer.input_zero_point)
     if isinstance(layer.input, QuantizeInput):
         graph.node("QuantizeLinear", *taken)
@@ -171,14 +167,14 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> None:
     weight = [layer.weight.detach().numpy(), *(part.numpy().squeeze() for part in (
         layer.weight_scale, layer.weight_zero_point))]
     bias = np.zeros(len(layer.weight), np.int32) if layer.bias is None else layer.bias.detach().numpy()
-    given = _grid(layer.output.scale, layer.output.zero_point) if isinstance(layer.output, Requantize) else []
     if isinstance(layer, IntegerConv2d):
         graph.node("QLinearConv", *taken, *weight, *given, bias, strides=layer.stride, group=layer.groups,
-                   pads=layer.padding * 2)
+                   **PADDING.get(layer.padding, {"pads": layer.padding * 2}))
     else:
         graph.node("QGemm", *taken, *weight, bias, *given, domain="com.microsoft", transB=1)
     if given:
         _clip(graph, *layer.output.ends())
+    return ""
 
 
 def _grid(scale: Tensor, zero_point: Tensor) -> list[np.ndarray]:
@@ -190,6 +186,3 @@ def _clip(graph: _Graph, smallest: int, largest: int) -> None:
     if (smallest, largest) != integer_range(8):  # at which uint8 ends by itself
         graph.node("Clip", *np.array([smallest + 128, largest + 128], np.uint8))
 
-
-def _pair(size: int | tuple[int, int]) -> list[int]:
-    return [size, size] if isinstance(size, int) else list(size)

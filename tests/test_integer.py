@@ -38,6 +38,7 @@ LAYERS = {
     "strided": lambda: nn.Conv2d(4, 6, (5, 3), stride=(2, 1), padding=(2, 1)),
     "grouped": lambda: nn.Conv2d(4, 8, 3, groups=2),
     "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same"),
+    "even": lambda: nn.Conv2d(4, 6, (2, 4), padding="same"),
     "valid": lambda: nn.Conv2d(4, 6, 2, padding="valid", bias=False),
 }
 GRIDS = [(granularity, symmetric) for granularity in ("per_tensor", "per_channel") for symmetric in (True, False)]
@@ -70,7 +71,8 @@ def oracle(layer, simple, x):
     bias = np.zeros(len(w), np.int64) if layer.bias is None else layer.bias.numpy().astype(np.int64)
     if isinstance(simple, nn.Linear):
         return (q - zero_x) @ (w - zero_w).T + bias
-    padding = [(0, 0)] * 2 + [(size, size) for size in layer.padding]
+    words = {"valid": (0, 0), "same": [(size - 1) / 2 for size in w.shape[2:]]}  # one more behind where it is odd
+    padding = [(0, 0)] * 2 + [(math.floor(size), math.ceil(size)) for size in words.get(layer.padding, layer.padding)]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(q, padding, constant_values=zero_x), w.shape[2:], (2, 3))
     windows = windows[:, :, ::simple.stride[0], ::simple.stride[1]] - zero_x
     groups = zip(np.split(windows, simple.groups, 1), np.split(w - zero_w, simple.groups), strict=True)
@@ -253,10 +255,9 @@ def test_layers_used_twice_and_outside_a_sequential():
     assert isinstance(alone, IntegerLinear) and alone.left_in_float == {}
 
 
-@pytest.mark.parametrize("options", [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"},
-                                     {"kernel_size": 2, "padding": "same"}])
+@pytest.mark.parametrize("options", [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"}])
 def test_other_convolutions_stay_in_float(options):
-    dense = nn.Sequential(nn.Conv2d(1, 2, **{"kernel_size": 3, **options}), nn.Flatten(), nn.LazyLinear(3))
+    dense = nn.Sequential(nn.Conv2d(1, 2, 3, **options), nn.Flatten(), nn.LazyLinear(3))
     x = torch.rand(5, 1, 9, 9)
     dense(x)
     simple = quantize_model(dense, x)

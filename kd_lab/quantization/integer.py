@@ -115,7 +115,7 @@ class IntegerConv2d(IntegerLayer):
 
     def __init__(self, layer: nn.Conv2d):
         super().__init__(layer)
-        self.stride, self.padding, self.groups = layer.stride, _padding(layer), layer.groups
+        self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
@@ -166,17 +166,9 @@ def _obstacle(module: nn.Module) -> str:
         return f"{describe(module)}, whose {'input' if weights and not taken else 'weight'} lies on no grid"
     if max(weights.num_bits, taken.num_bits) > 8 or _largest_sum(module) > LARGEST:
         return f"{describe(module)}, whose numbers need more than 8 bits or sums more than 32"
-    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.dilation != (1, 1)
-                                          or _padding(module) is None):
-        return f"{describe(module)}, with dilation, or not padded with as many zeros on either side"
+    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.dilation != (1, 1)):
+        return f"{describe(module)}, with dilation, or padded with other numbers than 0"
     return ""
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, int] | None:
-    """Return the zeros on either side, None where the sides differ."""
-    if layer.padding == "same":
-        return tuple(size // 2 for size in layer.kernel_size) if all(size % 2 for size in layer.kernel_size) else None
-    return (0, 0) if layer.padding == "valid" else layer.padding
 
 
 def _largest_sum(layer: nn.Module) -> float:
