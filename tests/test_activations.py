@@ -68,6 +68,22 @@ def test_a_layer_takes_only_numbers_on_its_grid(num_bits, calibration, few):
     assert len(torch.cat(taken).unique()) <= 2 ** num_bits
 
 
+def test_grids_that_were_there_have_no_part_in_the_new_ones(few):
+    dense, images = load_trained("lenet300"), few.images[:50]
+    direct, again = quantize_activations(dense, images), quantize_activations(quantize_activations(dense, images, 1),
+                                                                              images)
+    assert torch.equal(predict(again, images), predict(direct, images))
+
+
+def test_least_squares_looks_at_every_image(few):
+    images = few.images[:300].clone()  # more numbers than it takes in all
+    scales = []
+    for _ in range(2):
+        scales.append(quantize_activations(load_trained("mlp128"), images)[1].input_quantizer.scale)
+        images[-20:] *= 10
+    assert scales[1] > 3 * scales[0]
+
+
 @pytest.mark.parametrize("name", ["lenet300", "cnn"])
 def test_grids_are_those_of_what_the_layer_took(name, few):
     dense, images = load_trained(name), few.images[:250]

@@ -79,6 +79,19 @@ def test_an_affine_grid_by_hand():
     assert quantize(torch.tensor([-1.0, 0.4, 1.6, 9.0]), scale, zero_point, 2).tolist() == [-2, -1, 1, 1]
 
 
+def test_zero_lies_on_the_integer_that_is_nearest():
+    low, high = torch.tensor([-1.2, -1.3]), torch.tensor([2.3, 2.2])  # 2.4 and 2.6 steps below 0
+    scale, zero_point = scale_and_zero_point(low, high, 3, symmetric=False)
+    torch.testing.assert_close(scale, torch.tensor([0.5, 0.5]))
+    assert zero_point.tolist() == [-4 + 2, -4 + 3]
+
+
+def test_numbers_too_small_for_a_step_of_their_own_are_kept_finite():
+    rows = torch.tensor([[0.0, 1e-40, -1e-40]])
+    for calibration in CALIBRATIONS:
+        assert torch.isfinite(fake_quantize(rows, *find_grid(rows, 8, calibration=calibration), 8)).all()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 @pytest.mark.parametrize("num_bits", [1, 2, 8, 16])
@@ -105,6 +118,8 @@ def test_the_percentile_leaves_an_outlier_out():
     expected = max(-sorted_row[len(sorted_row) - round(0.999 * 4001)], sorted_row[round(0.999 * 4001) - 1]) / 127
     assert scale.item() == pytest.approx(expected)
     assert find_grid(row, 8, True)[0].item() == pytest.approx(100 / 127)
+    scale, zero_point = find_grid(torch.arange(-1000.0, 1000)[None], 8, False, "percentile")  # -998 to 997
+    assert scale.item() == pytest.approx(1995 / 255) and zero_point.item() == -128 + round(998 * 255 / 1995)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

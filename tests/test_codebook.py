@@ -71,6 +71,12 @@ def test_of_a_few_values_the_clusters_are_the_best_there_are(count):
         assert squared_error(values, *kmeans(values, count)) == pytest.approx(best, rel=1e-5)
 
 
+def test_a_cluster_that_loses_all_its_values_is_made_elsewhere():
+    lumps = torch.cat([torch.linspace(-0.1, 0, 2500), torch.linspace(10, 10.1, 2500)])  # no border lies between
+    codebook, codes = kmeans(lumps, 3)
+    assert len(codebook) == 3 and squared_error(lumps, codebook, codes) < 1.01 * 2500 * (0.1 ** 2 + 0.05 ** 2) / 12
+
+
 def test_each_value_has_the_nearest_centroid_and_each_centroid_is_the_mean_of_its_values():
     values = torch.randn(5000, generator=GENERATOR)
     codebook, codes = kmeans(values, 32)

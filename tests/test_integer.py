@@ -130,6 +130,7 @@ def test_a_factor_is_a_whole_number_and_a_shift():
             exact = whole * Fraction(factor)
             near = min(max(math.floor(exact + Fraction(1, 2)) + 3, -128), 127)
             assert got == near or abs(exact % 1 - Fraction(1, 2)) < 1e-6
+    assert 2**30 <= Requantize(torch.tensor([0.3]), grid, False).multiplier.item() < 2**31  # all of its bits are used
     assert Requantize(torch.tensor([0.5]), grid, False)(torch.tensor([-3, -1, 1, 3]).int()).tolist() == [2, 3, 4, 5]
 
 

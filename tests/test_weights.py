@@ -94,6 +94,12 @@ def test_ternary_weights_by_hand(granularity):
     torch.testing.assert_close(found, torch.tensor([row, [0.0] * 4]))
 
 
+def test_ternary_weights_are_cut_at_seven_tenths_of_their_mean():
+    weight = torch.tensor([[0.69, -0.71, 1.3, -1.3]])
+    scale = (0.71 + 1.3 + 1.3) / 3
+    torch.testing.assert_close(TernaryQuantizer("per_channel")(weight), torch.tensor([[0.0, -scale, scale, -scale]]))
+
+
 @pytest.mark.parametrize("change", ALL.values(), ids=ALL)
 def test_the_codes_decode_to_the_weight(change):
     for name in ("lenet300", "cnn"):
