@@ -92,6 +92,19 @@ def check_model(function: str, model: object) -> None:
                          + hint.get(type(model), ""))
 
 
+def check_tensors(function: str, dimensions: int | None = None, dtype: torch.dtype | None = None, /,
+                  **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite numbers, at least one, of these dimensions and dtype."""
+    kind = (f"{dimensions} dimensions and of " if dimensions else "") + "finite numbers, at least one"
+    kind += f", in {dtype}" if dtype else ""
+    for name, tensor in tensors.items():
+        if (not isinstance(tensor, Tensor) or tensor.dim() != (dimensions or tensor.dim()) or tensor.numel() == 0
+                or tensor.dtype != (dtype or tensor.dtype) or tensor.dtype == torch.bool
+                or not torch.isfinite(tensor).all()):
+            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParameterError(f"{function}(): {name!r} must be a tensor of {kind}. Got {got}.")
+
+
 def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tensor:
     """Return the logits (N, classes), computed in evaluation mode and without gradients.
 

@@ -149,7 +149,7 @@ def test_bits_that_are_none_are_refused(num_bits):
                                   torch.ones(2, 2).long(), torch.ones(2, 2).double(), torch.ones(2, 2).half(), [[1.0]],
                                   None])
 def test_what_is_no_finite_number_is_refused(rows):
-    with pytest.raises(ParameterError, match=r"find_grid\(\): 'rows' must be a tensor of finite float32"):
+    with pytest.raises(ParameterError, match=r"find_grid\(\): 'rows' must be a tensor of 2 dimensions and of finite"):
         find_grid(rows, 8)
     with pytest.raises(ParameterError, match=r"quantize\(\): 'x' must be"):
         quantize(rows, torch.ones(1), torch.zeros(1), 8)
@@ -175,8 +175,9 @@ WRONG_SHAPES = [torch.ones(2), torch.ones(4, 1), torch.ones(5, 2, 3), torch.ones
     (lambda: quantize(X, ONE, None, 4), "quantize(): 'zero_point' must be a number or a tensor. Got None."),
     (lambda: fake_quantize([1.0], ONE, ZERO, 4), "fake_quantize(): 'x' must be a tensor. Got [1.0]."),
     (lambda: dequantize(5, ONE, ZERO), "dequantize(): 'q' must be a tensor. Got 5."),
-    *((lambda shape=shape: find_grid(torch.ones(shape), 4), f"find_grid(): 'rows' must have the shape (rows, n). Got "
-       f"{shape}.") for shape in ((), (3,), (2, 3, 4))),
+    *((lambda shape=shape: find_grid(torch.ones(shape), 4), "find_grid(): 'rows' must be a tensor of 2 dimensions and "
+       f"of finite numbers, at least one, in torch.float32. Got torch.float32, {shape}.")
+      for shape in ((), (3,), (2, 3, 4))),
     (lambda: find_grid(X, 4, "symmetric"), "'symmetric' must be True or False. Got 'symmetric'."),
     (lambda: scale_and_zero_point(ONE, torch.ones(2, 3), 4, 1), "scale_and_zero_point(): 'symmetric' must be True or"),
     (lambda: scale_and_zero_point(torch.ones(2), torch.ones(3), 4, True), "'low' and 'high' must have one shape. Got "

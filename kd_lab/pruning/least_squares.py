@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.models import predict
+from kd_lab.models import check_tensors, predict
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_sparsity, check_tensors, rank, set_masks
+from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
 MEMORY = 2 ** 24  # numbers in the inverses of the rows that are worked on side by side, 128 MB

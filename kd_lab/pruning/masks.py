@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
+from kd_lab.models import check_tensors
 from kd_lab.parametrizations import parametrization, weighted_layers
 from kd_lab.pruning.importance import IMPORTANCES, importances
 
@@ -183,16 +184,6 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
         if not mask.any():
             raise EmptyLayerError(f"{problem} in layer {name!r}. Lower it"
                                   + (", or use scope 'per_layer'." if scope == "global" else "."))
-
-
-def check_tensors(function: str, dimensions: int | None = None, /, **tensors: Tensor) -> None:
-    """Raise a ParameterError unless all are tensors of finite numbers, at least one, and of so many dimensions."""
-    kind = f"{dimensions} dimensions and of finite numbers" if dimensions else "finite numbers"
-    for name, tensor in tensors.items():
-        if (not isinstance(tensor, Tensor) or tensor.dim() != (dimensions or tensor.dim()) or tensor.numel() == 0
-                or tensor.dtype == torch.bool or not torch.isfinite(tensor).all()):
-            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{function}(): {name!r} must be a tensor of {kind}, at least one. Got {got}.")
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:

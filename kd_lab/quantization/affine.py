@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number
+from kd_lab.models import check_tensors
 
 BITS = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
@@ -111,9 +112,7 @@ def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration:
     the whole range whose rounding errs least.
     """
     check_choice("find_grid", "calibration", calibration, list(CALIBRATIONS))
-    check_finite("find_grid", rows=rows)
-    if rows.dim() != 2:
-        raise ParameterError(f"find_grid(): 'rows' must have the shape (rows, n). Got {tuple(rows.shape)}.")
+    check_finite("find_grid", 2, rows=rows)
     rows = rows.detach()
     low, high = _percentiles(rows) if calibration == "percentile" else rows.aminmax(dim=1)
     if calibration != "least_squares":
@@ -135,11 +134,6 @@ def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.kthvalue(count - place + 1, dim=1).values, rows.kthvalue(place, dim=1).values
 
 
-def check_finite(function: str, **tensors: Tensor) -> None:
-    """Raise a ParameterError unless all are tensors of finite numbers, at least one, in float32."""
-    for name, tensor in tensors.items():
-        if (not isinstance(tensor, Tensor) or tensor.dtype != torch.float32 or tensor.numel() == 0
-                or not torch.isfinite(tensor).all()):
-            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{function}(): {name!r} must be a tensor of finite float32 numbers, at least one. "
-                                 f"Got {got}.")
+def check_finite(function: str, dimensions: int | None = None, /, **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite numbers in float32, which the kit computes in."""
+    check_tensors(function, dimensions, torch.float32, **tensors)

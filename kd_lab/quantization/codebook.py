@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_whole_number
+from kd_lab.errors import check_whole_number
 from kd_lab.quantization.affine import check_finite
 from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
 
@@ -20,11 +20,9 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     then Lloyd's rounds on all values, twice more with finer borders. `count` is from 1 to 256; of fewer different
     values each is a centroid.
     """
-    check_finite("kmeans", values=values)
+    check_finite("kmeans", 1, values=values)
     check_whole_number("kmeans", "count", count, "[1, 256]")
-    if values.dim() != 1:
-        raise ParameterError(f"kmeans(): 'values' must have one dimension. Got shape {tuple(values.shape)}.")
-    points, places, counts = np.unique(values.detach().float(), return_inverse=True, return_counts=True)
+    points, places, counts = np.unique(values.detach(), return_inverse=True, return_counts=True)
     codebook = points if len(points) <= count else _cluster(points.astype(float), counts, count).astype(np.float32)
     codes = np.searchsorted(_midpoints(codebook.astype(float)), points)
     return torch.from_numpy(codebook), torch.from_numpy(codes.astype(np.uint8)[places])
