@@ -35,10 +35,10 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
                          calibration: str = "least_squares") -> nn.Module:
-    """Return a new model that rounds the input of every Linear layer and convolution to an affine grid.
+    """Return a new model that rounds the input of every Linear layer and convolution to an affine grid of 1 to 8 bits.
 
     `images` (N, 1, 28, 28), from the training part, are run through the model to find each grid (calibration); grids
-    that were there are replaced.
+    that were there are replaced, and a layer that is never run gets none.
     """
     check_whole_number("quantize_activations", "num_bits", num_bits, "[1, 8]")
     check_choice("quantize_activations", "calibration", calibration, list(CALIBRATIONS))
@@ -57,7 +57,7 @@ def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
 def quantize_model(model: nn.Module, images: Tensor, weight_bits: int | dict[str, int] = 8, activation_bits: int = 8, *,
                    granularity: str = "per_channel", symmetric: bool = True, calibration: str = "least_squares",
                    ) -> nn.Module:
-    """Return a new model with BatchNorm folded, quantized weights and quantized activations.
+    """Return a new model with BatchNorm folded, quantized weights and quantized activations, of 1 to 8 bits each.
 
     `symmetric` says how the grids of the weights lie; those of the activations are affine, since behind a ReLU half of
     a symmetric one would stay unused.
@@ -69,7 +69,10 @@ def quantize_model(model: nn.Module, images: Tensor, weight_bits: int | dict[str
 
 
 def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]:
-    """Return for each layer how much of its squared output is wrong, 0 for none, with all errors before it in it."""
+    """Return for each layer the squared error of its output over the squared output, errors of earlier layers included.
+
+    `dense` says what is right; a layer that is never run is left out.
+    """
     found, expected = (_record(each, images, "output_errors", inputs=False) for each in (model, dense))
     shapes, wanted = ({name: tuple(output.shape[1:]) for name, output in each.items()} for each in (found, expected))
     if list(shapes.items()) != list(wanted.items()):

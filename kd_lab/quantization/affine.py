@@ -106,7 +106,7 @@ def _check_shapes(function: str, name: str, x: Tensor, scale: Tensor, zero_point
 
 def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration: str = "min_max",
               ) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point, both (rows,), for each row of numbers (rows, n).
+    """Return scale and zero point, both (rows,), of the grid for each row of numbers, `rows` (rows, n).
 
     "min_max" covers all numbers, "percentile" all but one of a thousand at either end, and "least_squares" the part of
     the whole range whose rounding errs least.
