@@ -73,7 +73,8 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise SetupError(f"{name} is not installed. Run: pip install 'kd_lab[onnx]'") from error
+        raise SetupError(f"{name} is not installed. The extra 'onnx' of the kit has it; or run: pip install onnx "
+                         "onnxruntime onnxscript") from error
 
 
 def _float_graph(model: nn.Module) -> Any:
