@@ -113,6 +113,14 @@ def test_so_does_every_network_with_its_activations_rounded(name, tmp_path):
     assert_comes_back(quantize_weights(load_trained(name), 4), build_model(name), tmp_path / "file")
 
 
+@pytest.mark.parametrize("change", [lambda model: share_weights(model, 2),
+                                    lambda model: quantize_weights(model, 4, "per_tensor", symmetric=False)])
+def test_so_does_a_layer_of_one_value(change, tmp_path):
+    model = build_model("mlp128")
+    model[3].weight.data.fill_(-0.3)  # whose code is 0, which takes a bit all the same
+    assert_comes_back(change(model), build_model("mlp128"), tmp_path / "file")
+
+
 def test_so_does_a_pruned_network(tmp_path):
     save_pruned(tmp_path / "pruned", narrow("cnn"), "cnn")
     assert_comes_back(share_weights(narrow("cnn"), 4), load_pruned(tmp_path / "pruned"), tmp_path / "file")
