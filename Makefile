@@ -24,7 +24,7 @@ lab: setup loopback  # root, as in a container, is refused by Jupyter unless it 
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: setup loopback  # on two cores; conftest.py says what stays together
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup loopback  # needs Chromium
 	$(BIN)/python -m pytest -m browser tests/browser

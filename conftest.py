@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbCell
+from xdist.scheduler import LoadFileScheduling
 
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
@@ -23,11 +24,16 @@ def pytest_configure(config):
     os.environ["IPYTHONDIR"] = str(folder)
 
 
-def pytest_collection_modifyitems(items):
-    """Keep a file's tests, or a lesson's cells, in one process and in order; a lesson run twice stands alone."""
-    for item in items:
-        alone = item.nodeid.startswith("tests/test_notebooks.py::test_running_all_twice")
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.nodeid.partition("::")[0]))
+class LessonScheduling(LoadFileScheduling):
+    """Keep a file's tests, or a lesson's cells, in one process and in order; a lesson that runs twice stands alone."""
+
+    def _split_scope(self, nodeid):
+        return nodeid if "::test_running_all_twice" in nodeid else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Spread the tests over the processes."""
+    return LessonScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
