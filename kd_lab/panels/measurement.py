@@ -116,8 +116,7 @@ def scores(comparison: Comparison, costs: dict[str, str], test: Accuracy | None,
             **costs,
             "test part": f"{percent(test)} of {test.count:,}" if test else "not read for this setting",
             "settings tested so far": tested}
-    html = tabulate(rows.items(), tablefmt="html")
-    return f"<div style='white-space: nowrap'>{html}</div>"  # a longer line would push those below it down
+    return tabulate(rows.items(), tablefmt="html")
 
 
 def title_of(setting: str, comparison: Comparison) -> str:
