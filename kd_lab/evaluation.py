@@ -131,7 +131,7 @@ def predict_classes(model: nn.Module, images: Tensor, function: str = "predict_c
     Raises a ParameterError, in the name of `function`, for images or weights that give no finite logits.
     """
     logits = predict(model, images, function)
-    if not all(math.isfinite(end) for end in logits.aminmax()):
+    if len(logits) and not all(math.isfinite(end) for end in logits.aminmax()):
         raise ParameterError(f"{function}(): the model answers NaN or infinite logits. Did its training diverge?")
     return logits.argmax(dim=1)
 

@@ -8,7 +8,14 @@ from scipy.stats import ttest_1samp
 from torch import nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, mean_interval, paired_difference
+from kd_lab.evaluation import (
+    Accuracy,
+    PairedDifference,
+    accuracy,
+    mean_interval,
+    paired_difference,
+    predict_classes,
+)
 from kd_lab.models import build_model, predict
 
 Z = 1.959963984540054
@@ -189,3 +196,7 @@ def test_the_interval_of_a_mean_is_students():
 def test_a_mean_of_too_little_has_no_interval(values):
     with pytest.raises(ParameterError, match="two or more finite numbers"):
         mean_interval(values)
+
+
+def test_no_images_get_no_answers():
+    assert predict_classes(build_model("mlp128"), torch.zeros(0, 1, 28, 28)).shape == (0,)
