@@ -1,6 +1,6 @@
 """Compute with weights of few bits, while the ones that training changes stay whole (straight-through estimator)."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,8 @@ def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], function: st
     return wanted
 
 
-def set_quantizers(model: nn.Module, quantizer: Any, names: list[str], granularity: str, function: str) -> nn.Module:
+def set_quantizers(model: nn.Module, quantizer: Callable[[str, Tensor], Quantizer], names: list[str], granularity: str,
+                   function: str) -> nn.Module:
     """Return a new model whose named layers compute with `quantizer(name, weight)`, and no other with any."""
     check_choice(function, "granularity", granularity, list(GRANULARITIES))
     quantized = without(model, Quantizer)
