@@ -88,24 +88,42 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
     learned; a loss of NaN ends the training with the best epoch so far and a warning, or raises a TrainingError where
     no epoch was finished.
     """
-    _check_settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
+    _check_settings("train", epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        _check_parts(model, data, validation, loss_fn, penalty)
+        _check_parts("train", model, data, validation, loss_fn, penalty)
     steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
     with torch.random.fork_rng(devices=[]), _progress_bar(epochs * steps, progress) as bar:
         torch.manual_seed(seed)  # for dropout; the batches have a generator of their own
-        fast = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
-        run = _Run(fast, loss_fn, penalty, bar)
+        run = _Run(model, loss_fn, penalty, bar)
         run.set_optimizer(learning_rate, weight_decay, schedule, epochs * steps)
-        run.fit(data, validation, epochs, steps, _batches(len(data[0]), batch_size, seed))
-    return run.finish(learning_rate)
+        for _ in run.fit(data, validation, epochs, steps, _batches(len(data[0]), batch_size, seed)):
+            pass
+    return run.finish("train", learning_rate)
+
+
+def train_live(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epochs: int, steps_per_epoch: int,
+               learning_rate: float = 3e-3, batch_size: int = 256, seed: int = 0,
+               ) -> Iterator[tuple[nn.Module, History]]:
+    """Yield the model and the history after each epoch of a training, for who wants to look on or to stop it.
+
+    The arguments, the loop and the result, which is yielded last, are those of `train`; until then it is one model that
+    changes. No global random numbers are used, so that it may run in the background: it is for networks without
+    dropout.
+    """
+    _check_settings("train_live", epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
+    _check_parts("train_live", model, data, validation, loss_fn, None)
+    run = _Run(model, loss_fn, None, _progress_bar(0, False))
+    run.set_optimizer(learning_rate, 0.0, "one_cycle", epochs * steps_per_epoch)
+    yield from run.fit(data, validation, epochs, steps_per_epoch, _batches(len(data[0]), batch_size, seed))
+    yield run.finish("train_live", learning_rate)
 
 
 class _Run:
     """Hold what a training changes: the model, its optimizer, the history and the best weights so far."""
 
     def __init__(self, model: nn.Module, loss_fn: Loss, penalty: Penalty | None, bar: tqdm):
-        self.model, self.loss_fn, self.penalty, self.bar = model, loss_fn, penalty, bar
+        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
+        self.loss_fn, self.penalty, self.bar = loss_fn, penalty, bar
         self.history, self.kept = History(), None
         self.losses = []  # of the batches of the epoch that has begun
         self.start = time.perf_counter()
@@ -116,11 +134,14 @@ class _Run:
         self.schedule = (OneCycleLR(self.optimizer, learning_rate, total_steps=steps) if schedule == "one_cycle"
                          else ConstantLR(self.optimizer, factor=1))
 
-    def fit(self, data: Data, validation: Data, epochs: int, steps: int, batches: Iterator[Tensor]) -> None:
+    def fit(self, data: Data, validation: Data, epochs: int, steps: int,
+            batches: Iterator[Tensor]) -> Iterator[tuple[nn.Module, History]]:
+        """Train, and yield the model as it is and the history so far after each epoch."""
         try:
             while self.history.stopped == FINISHED and len(self.history.epochs) < epochs:
                 self.train_epoch(data, itertools.islice(batches, steps))
                 self.end_epoch(validation)
+                yield self.model, self.history
         except KeyboardInterrupt:
             self.end_early(validation)
 
@@ -165,17 +186,17 @@ class _Run:
         self.losses = []
         self.bar.set_postfix_str(f"validation loss {epoch.validation_loss:.4f}")
 
-    def finish(self, learning_rate: float) -> tuple[nn.Module, History]:
+    def finish(self, function: str, learning_rate: float) -> tuple[nn.Module, History]:
         if self.history.stopped == "diverged":
-            self.report_divergence(learning_rate)
+            self.report_divergence(function, learning_rate)
         self.model.load_state_dict(self.kept)
         self.history.seconds = time.perf_counter() - self.start
         return self.model.eval(), self.history
 
-    def report_divergence(self, learning_rate: float) -> None:
+    def report_divergence(self, function: str, learning_rate: float) -> None:
         epoch = len(self.history.epochs) + 1
-        message = (f"train(): the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is {learning_rate:g}; "
-                   f"try {learning_rate / 10:g}.")
+        message = (f"{function}(): the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is "
+                   f"{learning_rate:g}; try {learning_rate / 10:g}.")
         if self.kept is None:
             raise TrainingError(message)
         warnings.warn(f"{message} The weights of epoch {self.history.best_epoch} are kept.", stacklevel=4)
@@ -210,43 +231,45 @@ def _progress_bar(steps: int, progress: bool) -> tqdm:
     return tqdm(total=steps, desc="training", unit="batch", file=sys.stdout, disable=not progress, mininterval=0.5)
 
 
-def _check_settings(epochs: int, learning_rate: float, weight_decay: float, batch_size: int, seed: int, schedule: str,
-                    steps_per_epoch: int | None) -> None:
-    check_whole_number("train", "seed", seed, "[0, 1000000]")
-    check_whole_number("train", "epochs", epochs, "[1, 1000]")
-    check_number("train", "learning_rate", learning_rate, "(0, 10]")
-    check_number("train", "weight_decay", weight_decay, "[0, 100]")
-    check_whole_number("train", "batch_size", batch_size, "[1, 60000]")
-    check_choice("train", "schedule", schedule, list(SCHEDULES))
+def _check_settings(function: str, epochs: int, learning_rate: float, weight_decay: float, batch_size: int,
+                    seed: int, schedule: str, steps_per_epoch: int | None) -> None:
+    check_whole_number(function, "seed", seed, "[0, 1000000]")
+    check_whole_number(function, "epochs", epochs, "[1, 1000]")
+    check_number(function, "learning_rate", learning_rate, "(0, 10]")
+    check_number(function, "weight_decay", weight_decay, "[0, 100]")
+    check_whole_number(function, "batch_size", batch_size, "[1, 60000]")
+    check_choice(function, "schedule", schedule, list(SCHEDULES))
     if steps_per_epoch is not None:
-        check_whole_number("train", "steps_per_epoch", steps_per_epoch, "[1, 1000000]")
+        check_whole_number(function, "steps_per_epoch", steps_per_epoch, "[1, 1000000]")
 
 
-def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None) -> None:
+def _check_parts(function: str, model: nn.Module, data: Data, validation: Data, loss_fn: Loss,
+                 penalty: Penalty | None) -> None:
     for part in (data, validation):
-        check_data("train", model, part)
+        check_data(function, model, part)
         if part[1].dim() == 1 and not part[1].is_floating_point():
-            check_labels("train", predict(model, part[0][:2]), part[1])
+            check_labels(function, predict(model, part[0][:2]), part[1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ParameterError("train(): 'model' must have a weight to train. Got one whose weights are all frozen.")
+        raise ParameterError(f"{function}(): 'model' must have a weight to train. "
+                             "Got one whose weights are all frozen.")
 
     def loss_of(x: Tensor, *targets: Tensor) -> Tensor:
         return loss_fn(copy.deepcopy(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
 
     for part in (data, validation):
-        _check_loss("loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
+        _check_loss(function, "loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
     if penalty is not None:
-        _check_loss("penalty", "judge the model", penalty, model)
+        _check_loss(function, "penalty", "judge the model", penalty, model)
 
 
-def _check_loss(argument: str, task: str, function: Callable[..., Tensor], *arguments: object) -> None:
+def _check_loss(function: str, argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> None:
     try:
-        loss = function(*arguments)
+        loss = loss_of(*arguments)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ParameterError(f"train(): {argument!r} can't {task}: {error}") from error
+        raise ParameterError(f"{function}(): {argument!r} can't {task}: {error}") from error
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ParameterError(f"train(): {argument!r} must return a tensor with one number. Got {got}.")
+        raise ParameterError(f"{function}(): {argument!r} must return a tensor with one number. Got {got}.")
     if not loss.requires_grad:
-        raise ParameterError(f"train(): {argument!r} must return a loss that gradients flow through. "
+        raise ParameterError(f"{function}(): {argument!r} must return a loss that gradients flow through. "
                              "Got a detached one.")

@@ -13,7 +13,7 @@ from torch import nn
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import BATCH_SIZE, build_model, predict
-from kd_lab.training import Epoch, History, _batches, train
+from kd_lab.training import Epoch, History, _batches, train, train_live
 
 
 def fit(model, data, validation, loss_fn=F.cross_entropy, **settings):
@@ -329,3 +329,23 @@ def test_a_history_plots_itself():
     assert axes.lines[2].get_xdata() == [2, 2] and axes.get_xlabel() == "epoch"
     assert all(tick == round(tick) for tick in axes.get_xticks())
     plt.close("all")
+
+
+def test_a_live_training_is_the_same_training_seen_epoch_by_epoch(few, validation):
+    settings = {"validation": validation, "epochs": 3, "steps_per_epoch": 4, "seed": 2}
+    model, history = train(build_model("mlp128"), few, F.cross_entropy, progress=False, **settings)
+    random_numbers = torch.get_rng_state()
+    seen = [(live, list(so_far.epochs)) for live, so_far in train_live(build_model("mlp128"), few, F.cross_entropy,
+                                                                       **settings)]
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert [len(epochs) for _, epochs in seen] == [1, 2, 3, 3] and seen[-1][1] == history.epochs
+    torch.testing.assert_close(seen[-1][0].state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_live_training_checks_and_reports_in_its_own_name(few, validation):
+    settings = {"validation": validation, "epochs": 2, "steps_per_epoch": 4}
+    with pytest.raises(ParameterError, match=r"train_live\(\): 'learning_rate'"):
+        next(train_live(build_model("mlp128"), few, F.cross_entropy, learning_rate=0, **settings))
+    loss = lambda logits, labels: F.cross_entropy(logits, labels) / 0
+    with pytest.raises(TrainingError, match=r"train_live\(\): the loss became NaN"):
+        list(train_live(build_model("mlp128"), few, loss, **settings))

@@ -1,0 +1,12 @@
+"""Let a trained network teach another: by its answers, its insides, its parameters; and a tree."""
+
+from kd_lab.distillation.answers import (
+    DistillationLoss,
+    check_teacher,
+    distil,
+    distillation_loss,
+    logit_loss,
+    soft_loss,
+    soft_targets,
+    with_answers,
+)

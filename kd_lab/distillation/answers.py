@@ -1,0 +1,103 @@
+"""Teach a student with a teacher's answers: Hinton, Vinyals & Dean 2015, arXiv 1503.02531."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_number
+from kd_lab.evaluation import accuracy, check_data
+from kd_lab.models import check_tensors, predict
+from kd_lab.training import History, train
+
+TEMPERATURES, ALPHAS = "(0, 1000]", "[0, 1]"
+
+
+def soft_targets(logits: Tensor, temperature: float) -> Tensor:
+    """Return softmax(logits / T), the softened answers (N, classes): the hotter, the more alike the classes."""
+    check_number("soft_targets", "temperature", temperature, TEMPERATURES)
+    check_tensors("soft_targets", logits=logits)
+    return F.softmax(logits / temperature, dim=-1)
+
+
+def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return T²·KL(teacher ‖ student) of the softened answers, the mean over the images; both logits (N, classes).
+
+    T² makes up for the gradients, which shrink as 1/T² (section 2 of the paper). As T grows, the gradient comes to
+    (z - v) / classes for each image, z and v being student's and teacher's logits less their means (section 2.1).
+    """
+    check_number("soft_loss", "temperature", temperature, TEMPERATURES)
+    _check_logits("soft_loss", student_logits, teacher_logits)
+    return temperature ** 2 * F.kl_div(F.log_softmax(student_logits / temperature, dim=1),
+                                       F.log_softmax(teacher_logits / temperature, dim=1),
+                                       reduction="batchmean", log_target=True)
+
+
+def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return the mean squared difference of the logits (N, classes): Ba & Caruana 2014, arXiv 1312.6184."""
+    _check_logits("logit_loss", student_logits, teacher_logits)
+    return F.mse_loss(student_logits, teacher_logits)
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float,
+                      alpha: float) -> Tensor:
+    """Return alpha·(cross-entropy with the labels) + (1 - alpha)·`soft_loss`; alpha is 0 to 1, labels are (N,)."""
+    check_number("distillation_loss", "alpha", alpha, ALPHAS)
+    return (alpha * F.cross_entropy(student_logits, labels)
+            + (1 - alpha) * soft_loss(student_logits, teacher_logits, temperature))
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """Be the loss of `train` on (images, labels, teacher's logits), as `with_answers` gives them."""
+
+    temperature: float
+    alpha: float
+
+    def __post_init__(self):
+        check_number("DistillationLoss", "temperature", self.temperature, TEMPERATURES)
+        check_number("DistillationLoss", "alpha", self.alpha, ALPHAS)
+
+    def __call__(self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the `distillation_loss` of a batch."""
+        return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
+
+
+def with_answers(teacher: nn.Module, data: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (images, labels, logits): the teacher, frozen and in evaluation mode, has answered each image once."""
+    images, labels = data
+    return images, labels, predict(teacher, images, "with_answers")
+
+
+def distil(student: nn.Module, teacher: nn.Module, data: tuple[Tensor, Tensor], *, validation: tuple[Tensor, Tensor],
+           temperature: float = 4.0, alpha: float = 0.1, **settings) -> tuple[nn.Module, History]:
+    """Return a new student, trained by the teacher's answers and the labels, and the history of its losses.
+
+    `settings` are those of `train`. Warns where the student knows more than the teacher before it begins; raises a
+    ParameterError where they have not the same classes.
+    """
+    loss = DistillationLoss(temperature, alpha)
+    check_teacher("distil", student, teacher, validation)
+    return train(student, with_answers(teacher, data), loss, validation=with_answers(teacher, validation), **settings)
+
+
+def check_teacher(function: str, student: nn.Module, teacher: nn.Module, validation: tuple[Tensor, Tensor]) -> None:
+    """Raise a ParameterError unless both answer in the same classes; warn where the student is the better one."""
+    for model in (student, teacher):
+        check_data(function, model, validation)
+    _check_logits(function, *(predict(model, validation[0][:2], function) for model in (student, teacher)))
+    student_knows, teacher_knows = (accuracy(model, validation) for model in (student, teacher))
+    if student_knows.correct > teacher_knows.correct:
+        warnings.warn(f"{function}(): the student reads {100 * student_knows.value:.2f} % of the validation images, "
+                      f"its teacher {100 * teacher_knows.value:.2f} %. Did you swap them?", stacklevel=3)
+
+
+def _check_logits(function: str, student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Look at shapes alone: where a student's logits become NaN, `train` must see a loss of NaN."""
+    shapes = [tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+              for logits in (student_logits, teacher_logits)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        raise ParameterError(f"{function}(): 'student_logits' and 'teacher_logits' must have one shape (N, classes). "
+                             f"Got {shapes[0]} and {shapes[1]}.")
