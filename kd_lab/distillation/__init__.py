@@ -10,3 +10,4 @@ from kd_lab.distillation.answers import (
     soft_targets,
     with_answers,
 )
+from kd_lab.distillation.search import Trial, best_trial, search_settings, try_setting
