@@ -11,3 +11,4 @@ from kd_lab.distillation.answers import (
     with_answers,
 )
 from kd_lab.distillation.search import Trial, best_trial, search_settings, try_setting
+from kd_lab.distillation.student import small_student, student_recipe
