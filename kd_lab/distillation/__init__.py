@@ -12,3 +12,17 @@ from kd_lab.distillation.answers import (
 )
 from kd_lab.distillation.search import Trial, best_trial, search_settings, try_setting
 from kd_lab.distillation.student import small_student, student_recipe
+from kd_lab.distillation.insides import (
+    Hinted,
+    InsidesLoss,
+    attention_loss,
+    attention_map,
+    distil_insides,
+    hint_loss,
+    layer_outputs,
+    regressor,
+    similarity_loss,
+    similarity_map,
+    train_on_hints,
+)
+from kd_lab.distillation.parameters import match_parameters, used_parameters

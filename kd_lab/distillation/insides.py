@@ -1,0 +1,200 @@
+"""Teach a student with what goes on inside a teacher: hints, attention maps, similarity maps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lab.distillation.answers import DistillationLoss, check_teacher
+from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
+from kd_lab.evaluation import check_data, check_labels
+from kd_lab.models import check_model, predict
+from kd_lab.training import Data, History, train
+
+WEIGHTS = "[0, 1e6]"
+
+
+def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
+    """Return the mean squared difference of a layer's output and the hint, both (N, …).
+
+    It is the loss of FitNets (Romero et al. 2015, arXiv 1412.6550, equation 3) but for a factor.
+    """
+    _check_outputs("hint_loss", "of one shape", lambda a, b: a == b, output, hint)
+    return F.mse_loss(output, hint)
+
+
+def attention_map(output: Tensor) -> Tensor:
+    """Return where a convolution's output (N, channels, height, width) is large: (N, height·width), of length one.
+
+    The squares are summed over the channels (Zagoruyko & Komodakis 2017, arXiv 1612.03928, section 3.1).
+    """
+    _check_outputs("attention_map", "(N, channels, height, width)", lambda shape: len(shape) == 4, output)
+    return F.normalize(output.square().sum(dim=1).flatten(1), dim=1)
+
+
+def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Return the squared distance of two attention maps (N, height·width), 0 to 2, the mean over the images."""
+    _check_outputs("attention_loss", "maps of one shape", lambda a, b: a == b, student_map, teacher_map)
+    return (student_map - teacher_map).square().sum(dim=1).mean()
+
+
+def similarity_map(output: Tensor) -> Tensor:
+    """Return how alike a layer's output (N, …) finds the images of a batch: (N, N), every row of length one.
+
+    Row i holds the products of image i with all (Tung & Mori 2019, arXiv 1907.09682, equations 1 to 3).
+    """
+    _check_outputs("similarity_map", "(N, …)", lambda shape: len(shape) > 1, output)
+    return F.normalize(output.flatten(1) @ output.flatten(1).T, dim=1)
+
+
+def similarity_loss(student_output: Tensor, teacher_output: Tensor) -> Tensor:
+    """Return the mean squared difference of the similarity maps of two outputs (N, …), of any widths: equation 4."""
+    _check_outputs("similarity_loss", "(N, …) for the same N images", lambda a, b: a[:1] == b[:1],
+                   student_output, teacher_output)
+    return F.mse_loss(similarity_map(student_output), similarity_map(teacher_output))
+
+
+LOSSES = {"hint": hint_loss, "attention": attention_loss, "similarity": similarity_loss}
+
+
+@dataclass(frozen=True)
+class InsidesLoss:
+    """Be the loss of `train` on (images, labels, teacher's logits, hint) for a `Hinted` student.
+
+    It is the `distillation_loss` plus weight · the loss of this kind: "hint", "attention" or "similarity".
+    """
+
+    kind: str
+    weight: float
+    temperature: float
+    alpha: float
+
+    def __post_init__(self):
+        check_choice("InsidesLoss", "kind", self.kind, list(LOSSES))
+        check_number("InsidesLoss", "weight", self.weight, WEIGHTS)
+        DistillationLoss(self.temperature, self.alpha)  # refuses what it must
+
+    def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
+        """Return the loss of a batch; `outputs` are (N, classes + features)."""
+        logits, inside = outputs.tensor_split([teacher_logits.shape[1]], dim=1)
+        answers = DistillationLoss(self.temperature, self.alpha)(logits, labels, teacher_logits)
+        return answers + self.weight * LOSSES[self.kind](inside, hint)
+
+
+class Hinted(nn.Module):
+    """Answer with the translated output of a model's layer (N, features) or, with `answers`, put its logits before it.
+
+    The logits of a network that learns from hints alone are left out, so that the weights behind the layer rest.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, translate: Callable[[Tensor], Tensor], answers: bool = True):
+        super().__init__()
+        self.model, self.layer, self.translate, self.answers = model, layer, translate, answers
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits, outputs = _listen(self.model, self.layer, lambda: self.model(images))
+        inside = self.translate(*outputs).flatten(1)
+        return torch.cat([logits, inside], dim=1) if self.answers else inside
+
+
+def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0) -> nn.Module:
+    """Return an untrained layer from a student's output to a hint, of these shapes without N.
+
+    For maps of one height and width it is a 1×1 convolution, else a Linear layer on the flattened output; where the
+    shapes are the same, nothing stands between the two.
+    """
+    check_whole_number("regressor", "seed", seed, "[0, 1000000]")
+    if tuple(shape) == tuple(hint_shape):
+        return nn.Identity()
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(seed)
+        if len(shape) == len(hint_shape) == 3 and shape[1:] == hint_shape[1:]:
+            return nn.Conv2d(shape[0], hint_shape[0], 1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), torch.Size(hint_shape).numel()))
+
+
+def layer_outputs(model: nn.Module, layer: str, images: Tensor, function: str = "layer_outputs",
+                  argument: str = "layer") -> Tensor:
+    """Return what a layer, by its name in the model, gives for the images: (N, …), as `predict` runs the model.
+
+    Raises a ParameterError, in the name of `function` and `argument`, for a layer that does not give one tensor (N, …).
+    """
+    check_model(function, model)
+    check_choice(function, argument, layer, [name for name, _ in model.named_modules() if name])
+    _, outputs = _listen(model, layer, lambda: predict(model, images, function))
+    tensors = [output for output in outputs if isinstance(output, Tensor) and output.dim() > 1]
+    if len(tensors) < len(outputs) or sum(map(len, tensors)) != len(images):
+        raise ParameterError(f"{function}(): {argument!r} must be a layer that gives one tensor (N, …) for N images. "
+                             f"Layer {layer!r} does not.")
+    return torch.cat(tensors)
+
+
+def distil_insides(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data, student_layer: str,
+                   teacher_layer: str, kind: str = "hint", weight: float = 1.0, temperature: float = 4.0,
+                   alpha: float = 0.1, seed: int = 0, **settings) -> tuple[nn.Module, History]:
+    """Return a new student, trained by the teacher's answers, its layer and the labels, and the history of its losses.
+
+    The loss is `InsidesLoss`; `kind` is "hint" (through a `regressor`, which is trained along and then left out),
+    "attention" or "similarity"; `settings` are those of `train`. The teacher's layer is read once and kept: a first
+    convolution of 16×14×14 numbers takes 690 MB for 55,000 images; of attention maps only a channel's worth is kept.
+    """
+    loss = InsidesLoss(kind, weight, temperature, alpha)
+    learner, source = _hinted("distil_insides", kind, student, teacher, student_layer, teacher_layer, validation, seed)
+
+    def with_hints(part: Data) -> Data:
+        images, labels, *_ = part
+        return images, labels, *predict(source, images).tensor_split([classes], dim=1)
+
+    classes = predict(teacher, validation[0][:2]).shape[1]
+    check_data("distil_insides", student, data)
+    check_labels("distil_insides", predict(student, data[0][:2]), data[1])
+    trained, history = train(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
+    return trained.model, history
+
+
+def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data, student_layer: str,
+                   teacher_layer: str, kind: str = "hint", seed: int = 0, **settings) -> tuple[nn.Module, History]:
+    """Return a new student that was trained up to a layer by the teacher's alone, and the history of its losses.
+
+    It is the first stage of FitNets; the weights behind the layer stay as they were, and `distil` is the second stage.
+    Neither labels nor the teacher's answers count. The arguments are those of `distil_insides`.
+    """
+    check_choice("train_on_hints", "kind", kind, list(LOSSES))
+    learner, source = _hinted("train_on_hints", kind, student, teacher, student_layer, teacher_layer, validation, seed)
+    learner.answers = source.answers = False
+    check_data("train_on_hints", student, data)
+    parts = [(images, predict(source, images)) for images, *_ in (data, validation)]
+    trained, history = train(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
+    return trained.model, history
+
+
+def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, student_layer: str, teacher_layer: str,
+            validation: Data, seed: int) -> tuple[Hinted, Hinted]:
+    """Return student and teacher, each so that it gives its layer's output in the form that is compared."""
+    check_teacher(function, student, teacher, validation)
+    outputs = [layer_outputs(student, student_layer, validation[0][:2], function, "student_layer"),
+               layer_outputs(teacher, teacher_layer, validation[0][:2], function, "teacher_layer")]
+    shapes = [tuple(output.shape[1:]) for output in outputs]
+    if kind == "attention" and (len(shapes[0]) != 3 or shapes[0][1:] != shapes[1][1:]):
+        raise ParameterError(f"{function}(): attention maps need layers (channels, height, width) of one height and "
+                             f"width. The student's layer {student_layer!r} gives {shapes[0]}, the teacher's "
+                             f"{teacher_layer!r} {shapes[1]}.")
+    keep = attention_map if kind == "attention" else nn.Identity()
+    translate = regressor(*shapes, seed) if kind == "hint" else keep
+    return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
+
+
+def _listen(model: nn.Module, layer: str, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return what `run` returns, and what the layer gave meanwhile, call by call."""
+    outputs = []
+    with model.get_submodule(layer).register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)):
+        return run(), outputs
+
+
+def _check_outputs(function: str, allowed: str, fits: Callable[..., bool], *outputs: Tensor) -> None:
+    """Look at shapes alone: where a student's outputs become NaN, `train` must see a loss of NaN."""
+    shapes = [tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for output in outputs]
+    if str in map(type, shapes) or not fits(*shapes):
+        raise ParameterError(f"{function}(): outputs must be {allowed}. Got {' and '.join(map(str, shapes))}.")

@@ -1,0 +1,70 @@
+"""Hold a student's parameters near its teacher's: a penalty for train(…, penalty=…)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_number
+from kd_lab.models import check_model
+from kd_lab.parametrizations import make_permanent
+from kd_lab.training import Penalty
+
+SHOWN = 5  # of the parameters that don't fit
+
+
+def used_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters by name; of a weight with parametrizations (a mask, rounding) the one that is used."""
+    found = {}
+    for name, module in model.named_modules():
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        own += module.parametrizations if parametrize.is_parametrized(module) else []
+        if "parametrizations" not in name.split("."):
+            found |= {f"{name}.{key}".lstrip("."): getattr(module, key) for key in own}
+    return found
+
+
+def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] | None = None) -> Penalty:
+    """Return the penalty strength·Σ|θ - θᵗ| over the student's parameters θ and the teacher's, copied now, θᵗ.
+
+    `layers` names those that are compared, all unless given: a student with units removed agrees in some only. The
+    penalty raises a ParameterError, which `train` does before it begins, for a student whose parameters have other
+    names or shapes.
+    """
+    function = "match_parameters"
+    check_number(function, "strength", strength, "[0, 1e6]")
+    check_model(function, teacher)
+    targets = {name: parameter.detach() for name, parameter in used_parameters(make_permanent(teacher)).items()}
+    _check_layers(function, layers, sorted({name.rpartition(".")[0] for name in targets}))
+    targets = _chosen(targets, layers)
+
+    def penalty(student: nn.Module) -> Tensor:
+        found = _chosen(used_parameters(student), layers)
+        _check_shapes(function, found, targets)
+        return strength * sum((found[name] - target).abs().sum() for name, target in targets.items())
+
+    return penalty
+
+
+def _chosen(parameters: dict[str, Tensor], layers: Sequence[str] | None) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in parameters.items()
+            if layers is None or name.rpartition(".")[0] in layers}
+
+
+def _check_layers(function: str, layers: Sequence[str] | None, present: list[str]) -> None:
+    if not present:
+        raise ParameterError(f"{function}(): 'teacher' must have parameters. Got a network without any.")
+    check_kind(function, "layers", layers, (list, tuple, type(None)), "a list of names, as in ['1'], or None for all")
+    for name in layers or ([] if layers is None else [layers]):  # an empty list is no choice
+        check_choice(function, "layers", name, present)
+
+
+def _check_shapes(function: str, found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+    """Raise a ParameterError that names the parameters which one has and the other has not, or in another shape."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (found, targets)]
+    others = [f"{name!r}: {' and '.join(str(each.get(name, 'none')) for each in shapes)}"
+              for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]
+    if others:
+        raise ParameterError(f"{function}(): student and teacher must have the same parameters. They differ in "
+                             f"{'; '.join(others[:SHOWN])}{'; …' if len(others) > SHOWN else '.'} 'layers' can name "
+                             "those to compare.")

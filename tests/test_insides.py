@@ -1,0 +1,278 @@
+"""What a teacher's layers say is that of the papers' formulas; only the student learns, and is given back plain."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import Split
+from kd_lab.distillation import (
+    Hinted,
+    InsidesLoss,
+    attention_loss,
+    attention_map,
+    distil,
+    distil_insides,
+    distillation_loss,
+    hint_loss,
+    layer_outputs,
+    regressor,
+    similarity_loss,
+    similarity_map,
+    train_on_hints,
+)
+from kd_lab.errors import ParameterError
+from kd_lab.models import build_model, predict
+from kd_lab.pruning import prune
+
+ONCE = {"epochs": 1, "progress": False}
+
+
+def outputs(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def some(mnist):
+    return mnist.train[:300]
+
+
+@pytest.fixture
+def choose(mnist):
+    return mnist.validation[:250]
+
+
+def thin_cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10))
+
+
+def test_an_attention_map_by_hand():
+    output = outputs(2, 3, 4, 5)
+    for image, found in zip(output, attention_map(output), strict=True):
+        sums = [sum(image[c, h, w].item() ** 2 for c in range(3)) for h in range(4) for w in range(5)]
+        length = sum(each ** 2 for each in sums) ** 0.5
+        assert found.tolist() == pytest.approx([each / length for each in sums])
+
+
+def test_attention_sees_where_and_neither_how_much_nor_in_which_channel():
+    output, other = outputs(2, 3, 4, 5), outputs(2, 7, 4, 5, seed=1)
+    torch.testing.assert_close(attention_map(-9 * output.flip(1)), attention_map(output))
+    left, right = torch.zeros(2, 1, 1, 2), torch.zeros(2, 1, 1, 2)
+    left[..., 0], right[..., 1] = 1, 1
+    assert attention_loss(attention_map(left), attention_map(right)).item() == 2  # the most there is
+    maps = attention_map(output), attention_map(other)
+    by_hand = sum((a - b).norm().item() ** 2 for a, b in zip(*maps, strict=True)) / 2
+    assert attention_loss(*maps).item() == pytest.approx(by_hand)
+
+
+def test_a_similarity_map_by_hand():
+    output = outputs(5, 2, 3)
+    rows = [[sum(a * b for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)) for y in output]
+            for x in output]
+    by_hand = [[each / sum(other ** 2 for other in row) ** 0.5 for each in row] for row in rows]
+    assert similarity_map(output).tolist() == [pytest.approx(row, abs=1e-6) for row in by_hand]
+
+
+def test_similarity_does_not_see_a_rotation_of_the_units_but_a_hint_does():
+    output = outputs(6, 8)
+    turned = output @ torch.linalg.qr(outputs(8, 8, seed=1)).Q
+    assert similarity_loss(output, turned).item() < 1e-10 < 0.1 < hint_loss(output, turned).item()
+    wider = similarity_loss(output, outputs(6, 3, 4, seed=2))
+    gap = similarity_map(output) - similarity_map(outputs(6, 3, 4, seed=2))
+    assert wider.item() == pytest.approx((gap ** 2).sum().item() / 36)
+    assert similarity_loss(output[:1], output[:1] * 3).item() == 0  # an image alone is like itself
+
+
+def test_outputs_of_zeros_have_finite_gradients():
+    for loss in (lambda x: attention_loss(attention_map(x), attention_map(x) + 1), lambda x: similarity_map(x).sum()):
+        output = torch.zeros(2, 3, 4, 5, requires_grad=True)
+        loss(output).backward()
+        assert torch.isfinite(output.grad).all()
+
+
+def test_a_regressor_is_as_small_as_the_shapes_allow():
+    assert isinstance(regressor((4, 7, 7), (4, 7, 7)), nn.Identity)
+    convolution = regressor((4, 7, 7), (16, 7, 7), seed=1)
+    assert convolution(outputs(2, 4, 7, 7)).shape == (2, 16, 7, 7) and convolution.kernel_size == (1, 1)
+    state = torch.random.get_rng_state()
+    for shape, hint in (((4, 7, 7), (16, 5, 5)), ((4, 7, 7), (100,)), ((30,), (4, 7, 7)), ((30,), (100,))):
+        assert regressor(shape, hint)(outputs(2, *shape)).shape == (2, torch.Size(hint).numel())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(convolution.weight, regressor((4, 7, 7), (16, 7, 7), seed=1).weight)
+    assert not torch.equal(convolution.weight, regressor((4, 7, 7), (16, 7, 7), seed=2).weight)
+
+
+def test_layer_outputs_are_those_of_the_network_cut_off_there(some):
+    teacher = load_trained("lenet5").train()
+    for place in (0, 3, 5, 9):
+        with torch.no_grad():
+            by_hand = teacher[:place + 1](some.images)
+        torch.testing.assert_close(layer_outputs(teacher, str(place), some.images), by_hand)
+    assert not layer_outputs(teacher, "0", some.images).requires_grad and teacher.training
+    resnet = load_trained("resnet")
+    found = layer_outputs(resnet, "4.body.2", some.images[:9])  # a layer inside another
+    torch.testing.assert_close(found, resnet[4].body[:3](resnet[:4](some.images[:9])).detach())
+    assert not any(module._forward_hooks for module in resnet.modules())
+
+
+def test_a_hinted_student_answers_logits_and_layer_and_keeps_them_when_copied(some):
+    student = thin_cnn()
+    hinted = copy.deepcopy(Hinted(student, "2", regressor((4, 14, 14), (6, 14, 14))))
+    answers = hinted(some.images[:3])
+    torch.testing.assert_close(answers[:, :10], student(some.images[:3]))
+    torch.testing.assert_close(answers[:, 10:], hinted.translate(student[:3](some.images[:3])).flatten(1))
+    student[0].weight.data.zero_()  # the copy listens to its own layer
+    assert torch.equal(hinted(some.images[:3]), answers)
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
+def test_the_loss_is_the_sum_of_its_parts_and_its_gradients_reach_student_and_regressor_alone(kind, some):
+    teacher, student = load_trained("cnn"), thin_cnn()
+    hint, logits = layer_outputs(teacher, "2", some.images[:20]), predict(teacher, some.images[:20])
+    translate = {"hint": regressor((4, 14, 14), (16, 14, 14)), "attention": attention_map}.get(kind, nn.Identity())
+    kept = attention_map(hint) if kind == "attention" else hint.flatten(1)
+    loss = InsidesLoss(kind, 0.7, 3.0, 0.4)(Hinted(student, "2", translate)(some.images[:20]), some.labels[:20],
+                                            logits, kept)
+    output = student[:3](some.images[:20])
+    part = {"hint": lambda: F.mse_loss(translate(output), hint), "similarity": lambda: similarity_loss(output, hint),
+            "attention": lambda: attention_loss(attention_map(output), kept)}[kind]()
+    answers = distillation_loss(student(some.images[:20]), logits, some.labels[:20], 3.0, 0.4)
+    torch.testing.assert_close(loss, answers + 0.7 * part)
+    loss.backward()
+    learning = [*student.parameters(), *(translate.parameters() if kind == "hint" else ())]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in learning)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
+def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, choose):
+    student, teacher = thin_cnn(), load_trained("cnn")
+    before = copy.deepcopy((student.state_dict(), teacher.state_dict()))
+    calls = []
+    teacher.register_forward_hook(lambda _model, inputs, _output: calls.append(len(inputs[0])))
+    learned, history = distil_insides(student, teacher, some, validation=choose, student_layer="2", teacher_layer="2",
+                                      kind=kind, weight=100, epochs=3, batch_size=50, progress=False)
+    assert type(learned) is nn.Sequential and learned is not student and not learned.training
+    assert list(learned.state_dict()) == list(student.state_dict())
+    torch.testing.assert_close(before, (student.state_dict(), teacher.state_dict()), rtol=0, atol=0)
+    assert len(history.epochs) == 3 and sum(calls) < len(some.images) + 3 * len(choose.images)  # epochs don't ask it
+    if kind != "hint":  # whose regressor is gone
+        compare = similarity_loss if kind == "similarity" else lambda a, b: attention_loss(*map(attention_map, (a, b)))
+        hint, *found = (layer_outputs(model, "2", choose.images) for model in (teacher, learned, student))
+        assert compare(found[0], hint) < compare(found[1], hint)
+
+
+def test_without_weight_it_is_plain_distillation(some, choose):
+    teacher, settings = load_trained("cnn"), {"validation": choose, "epochs": 2, "seed": 3, "progress": False}
+    plain, _ = distil(thin_cnn(), teacher, some, **settings)
+    hinted, history = distil_insides(thin_cnn(), teacher, some, student_layer="2", teacher_layer="2", weight=0,
+                                     **settings)
+    torch.testing.assert_close(hinted.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    by_hand = distillation_loss(predict(hinted, choose.images), predict(teacher, choose.images), choose.labels, 4, 0.1)
+    assert min(history.validation_loss) == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
+def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, choose):
+    student, teacher = thin_cnn(), load_trained("cnn")
+    settings = {"student_layer": "2", "teacher_layer": "2", "kind": kind, "epochs": 2, "batch_size": 50,
+                "weight_decay": 0.1, "progress": False}
+    lower, history = train_on_hints(student, teacher, some, validation=choose, **settings)
+    assert type(lower) is nn.Sequential and list(lower.state_dict()) == list(student.state_dict())
+    assert not torch.equal(lower[0].weight, student[0].weight)
+    torch.testing.assert_close(lower[4].state_dict(), student[4].state_dict(), rtol=0, atol=0)
+    assert history.validation_loss[1] < history.validation_loss[0]
+    again, _ = train_on_hints(student, teacher, Split(some.images, some.labels.flip(0)), validation=choose, **settings)
+    assert torch.equal(again[0].weight, lower[0].weight)
+
+
+def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose):
+    for student_layer, teacher_layer in (("2", "2"), ("2", "7"), ("1", "8")):
+        for kind in ("hint", "similarity"):
+            distil_insides(build_model("mlp128"), load_trained("cnn"), some, validation=choose, kind=kind,
+                           student_layer=student_layer, teacher_layer=teacher_layer, **ONCE)
+
+
+def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
+    masked = prune(build_model("lenet300"), 0.9)
+    learned, _ = distil_insides(masked, load_trained("lenet300"), some, validation=choose, student_layer="2",
+                                teacher_layer="2", **ONCE)
+    assert (learned[1].weight == 0).sum() == (masked[1].weight == 0).sum() > 0
+    lower, _ = train_on_hints(build_model("resnet"), load_trained("cnn"), some, validation=choose, student_layer="2",
+                              teacher_layer="0", kind="attention", **ONCE)
+    assert torch.equal(lower[-1].weight, build_model("resnet")[-1].weight)
+
+
+@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some, choose):
+    name = train_insides.__name__
+    for student_layer, teacher_layer, told in (("22", "2", r"'student_layer' must be one of 0, 1, .* Did you mean '2'"),
+                                               ("", "2", r"'student_layer' must be one of 0, 1.* Got ''"),
+                                               ("2", 2, r"'teacher_layer' must be one of 0, 1.* Got 2\. Did you")):
+        with pytest.raises(ParameterError, match=rf"^{name}\(\): {told}"):
+            train_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer=student_layer,
+                          teacher_layer=teacher_layer, epochs=1)
+
+
+def test_maps_of_other_sizes_are_refused_with_both(some, choose):
+    for layer, shape in (("3", r"\(32, 14, 14\)"), ("7", r"\(128,\)")):
+        with pytest.raises(ParameterError, match=r"^distil_insides\(\): attention maps need .* The student's layer '0' "
+                                                 rf"gives \(4, 28, 28\), the teacher's '{layer}' {shape}"):
+            distil_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="0",
+                           teacher_layer=layer, kind="attention", epochs=1)
+    for call, told in ((lambda: hint_loss(outputs(3, 4), outputs(3, 5)), r"hint_loss\(\): .* \(3, 4\) and \(3, 5\)"),
+                       (lambda: attention_map(outputs(3, 4)), r"attention_map\(\): .* height, width\)\. Got \(3, 4\)"),
+                       (lambda: attention_loss(outputs(3, 4), [1]), r"attention_loss\(\): .* Got \(3, 4\) and list"),
+                       (lambda: similarity_map(outputs(3)), r"similarity_map\(\): .* Got \(3,\)"),
+                       (lambda: similarity_loss(outputs(3, 4), outputs(2, 4)), r"same N images. Got \(3, 4\) and \(2")):
+        with pytest.raises(ParameterError, match=told):
+            call()
+
+
+class Odd(nn.Module):
+    """Give a tuple inside, use one layer twice and another never."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.LSTM(28, 10, batch_first=True)
+        self.twice, self.unused = nn.ReLU(), nn.Linear(10, 10)
+
+    def forward(self, images):
+        return self.twice(self.twice(self.pair(images[:, 0])[0][:, -1]))
+
+
+@pytest.mark.parametrize("layer", ["pair", "twice", "unused"])
+def test_a_layer_that_gives_no_one_tensor_is_refused(layer, some):
+    with pytest.raises(ParameterError, match=rf"^layer_outputs\(\): 'layer' must be .* Layer '{layer}' does not"):
+        layer_outputs(Odd(), layer, some.images[:2])
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "1", None, True])
+def test_weights_are_not_negative(weight, some, choose):
+    with pytest.raises(ParameterError, match=r"InsidesLoss\(\): 'weight' must be a number in \[0, 1e6\]\. Got"):
+        distil_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2",
+                       weight=weight, epochs=1)
+
+
+def test_other_slips_are_refused_at_once(some, choose):
+    layers = {"validation": choose, "student_layer": "2", "teacher_layer": "2", "epochs": 1}
+    for train_insides in (distil_insides, train_on_hints):
+        with pytest.raises(ParameterError, match=r"'kind' must be one of hint, .* Did you mean 'attention'"):
+            train_insides(thin_cnn(), load_trained("cnn"), some, kind="atention", **layers)
+        twelve = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(784, 12))
+        with pytest.raises(ParameterError, match=r"\(2, 10\) and \(2, 12\)"):
+            train_insides(thin_cnn(), twelve, some, **layers)
+        with pytest.raises(ParameterError, match=rf"{train_insides.__name__}\(\): the data must be a tuple"):
+            train_insides(thin_cnn(), load_trained("cnn"), some.images, **layers)
+        with pytest.raises(ParameterError, match=r"'seed' must be a whole number"):
+            train_insides(thin_cnn(), load_trained("cnn"), some, seed=-1, **layers)
+        with pytest.warns(UserWarning, match="Did you swap them"):
+            train_insides(load_trained("cnn"), thin_cnn(), some, progress=False, **layers)
+    with pytest.raises(ParameterError, match=r"distil_insides\(\): the labels must be 0 to 9"):
+        distil_insides(thin_cnn(), load_trained("cnn"), Split(some.images, some.labels + 3), **layers)
+    with pytest.raises(ParameterError, match="'temperature'"):
+        distil_insides(thin_cnn(), load_trained("cnn"), some, temperature=0, **layers)
