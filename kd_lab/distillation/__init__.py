@@ -26,3 +26,5 @@ from kd_lab.distillation.insides import (
     train_on_hints,
 )
 from kd_lab.distillation.parameters import match_parameters, used_parameters
+from kd_lab.distillation.soft_tree import Paths, SingleLeaf, SoftTree, balance_penalty
+from kd_lab.distillation.trees import Trees, fit_trees
