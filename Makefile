@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 lab: setup loopback  # root, as in a container, is refused by Jupyter unless it is told
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
-test: setup loopback  # on two cores; conftest.py says what stays together
+test: setup loopback  # on two cores; a file's tests, or a lesson's cells, stay together and in order
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup loopback  # needs Chromium

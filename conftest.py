@@ -1,4 +1,7 @@
-"""Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback)."""
+"""Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
+
+And run all cells of a notebook twice: the second time must give the same numbers.
+"""
 
 import os
 import re
@@ -8,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbCell
-from xdist.scheduler import LoadFileScheduling
 
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
+TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|.* images?, ms .*")
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 
@@ -24,16 +27,38 @@ def pytest_configure(config):
     os.environ["IPYTHONDIR"] = str(folder)
 
 
-class LessonScheduling(LoadFileScheduling):
-    """Keep a file's tests, or a lesson's cells, in one process and in order; a lesson that runs twice stands alone."""
+class SecondRun(IPyNbCell):
+    """Run a cell again after all cells of its lesson have run: it must give the same text, times apart."""
 
-    def _split_scope(self, nodeid):
-        return nodeid if "::test_running_all_twice" in nodeid else super()._split_scope(nodeid)
+    def runtest(self):
+        super().runtest()
+        if text_of(self.test_outputs) != text_of(self.first.test_outputs):
+            self.raise_cell_error("The cell gave another result when all was run twice", text_of(self.test_outputs))
 
 
-def pytest_xdist_make_scheduler(config, log):
-    """Spread the tests over the processes."""
-    return LessonScheduling(config, log)
+def pytest_collection_modifyitems(items):
+    """Run every notebook twice in its kernel, as with Run All twice."""
+    notebooks = {}
+    for item in items:
+        if isinstance(item, IPyNbCell):
+            notebooks.setdefault(item.parent, []).append(item)
+    for notebook, cells in notebooks.items():
+        after = items.index(cells[-1]) + 1
+        items[after:after] = [run_again(notebook, cell) for cell in cells]
+
+
+def run_again(notebook, cell):
+    """Return the second run of a cell."""
+    again = SecondRun.from_parent(notebook, name=f"{cell.name} again", cell_num=cell.cell_num, cell=cell.cell,
+                                  options=cell.options)
+    again.first = cell
+    return again
+
+
+def text_of(outputs):
+    """Return what a cell printed or showed as text, but for times."""
+    texts = [output["text"] if "text" in output else output["data"].get("text/plain", "") for output in outputs]
+    return "\n".join(TIMES.sub("", text) for text in texts)
 
 
 @pytest.hookimpl(wrapper=True)
