@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.cost import IMAGE
-from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
+from kd_lab.environment import optional
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.models import predict
 from kd_lab.parametrizations import make_permanent
 from kd_lab.quantization.affine import integer_range
@@ -70,11 +71,7 @@ class OnnxModel(nn.Module):
 
 
 def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SetupError(f"{name} is not installed. The extra 'onnx' of the kit has it; or run: pip install onnx "
-                         "onnxruntime onnxscript") from error
+    return optional(name, "onnx", "onnxruntime", "onnxscript")
 
 
 def _float_graph(model: nn.Module) -> Any:

@@ -1,10 +1,12 @@
 """Tell at the start what this machine has, and what to do about what it lacks."""
 
+import importlib
 import os
 import platform
 import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 from kd_lab.errors import SetupError
 
@@ -21,6 +23,14 @@ def check_torch() -> None:
     if _release(installed) < _release(OLDEST_TORCH):
         raise SetupError(f"kd_lab needs torch {OLDEST_TORCH} or newer. Got {installed}. Run "
                          "'pip install --upgrade torch torchvision' (both, together), then restart the kernel.")
+
+
+def optional(module: str, *packages: str) -> ModuleType:
+    """Return a module that not every learner has, or raise a SetupError that says which packages to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SetupError(f"{module} is not installed. Run: pip install {' '.join(packages)}") from error
 
 
 def use_one_thread() -> None:

@@ -150,7 +150,7 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)
-            with pytest.raises(SetupError, match=f"{package} is not installed. The extra 'onnx' of the kit has it"):
+            with pytest.raises(SetupError, match=f"{package} is not installed. Run: pip install onnx onnxruntime"):
                 OnnxModel(tmp_path / "a.onnx") if package == "onnxruntime" else export_onnx(model, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,13 +1,14 @@
 """The search finds what a grid would, within its budget, and takes the better-judged of those that are alike."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from kd_lab.distillation import Trial, best_trial, search_settings, try_setting
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, SetupError
 from kd_lab.evaluation import Accuracy
 
 LABELS = torch.arange(1000) % 10
@@ -74,3 +75,9 @@ def test_among_those_alike_the_smaller_loss_wins():
 def test_a_budget_is_a_number_of_runs(runs):
     with pytest.raises(ParameterError, match=r"search_settings\(\): 'runs' must be a whole number in \[1, 1000\]"):
         search_settings(lambda *_: pytest.fail("no run was allowed"), (IMAGES, LABELS), runs=runs)
+
+
+def test_where_optuna_is_missing_it_is_named_before_any_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SetupError, match="optuna is not installed. Run: pip install optuna"):
+        search_settings(lambda *_: pytest.fail("no run was allowed"), (IMAGES, LABELS), runs=3)

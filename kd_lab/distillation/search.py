@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import optuna
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_lab.environment import optional
 from kd_lab.errors import check_whole_number
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.models import predict
@@ -43,9 +43,10 @@ def search_settings(fit: Callable[[float, float], nn.Module], validation: tuple[
     """
     check_whole_number("search_settings", "runs", runs, "[1, 1000]")
     check_whole_number("search_settings", "seed", seed, "[0, 1000000]")
+    optuna = optional("optuna", "optuna")  # which Colab has not
     trials = []
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial) -> float:
         setting = trial.suggest_float("temperature", 1.0, HOTTEST, log=True), trial.suggest_float("alpha", 0.0, 1.0)
         trials.append(try_setting(fit, *setting, validation))
         return trials[-1].accuracy.value
