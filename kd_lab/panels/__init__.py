@@ -1,5 +1,6 @@
 """Show live what a control does to a really measured network."""
 
+from kd_lab.panels.distillation import DistillationPanel
 from kd_lab.panels.least_squares import LeastSquaresPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.quantization import QuantizationPanel

@@ -119,9 +119,14 @@ def digit_strip(images: Tensor, labels: Tensor, answers: Tensor, chosen: Tensor)
     for place, index in enumerate(chosen[:DIGITS].tolist()):
         cell = strip[:, place * CELL:(place + 1) * CELL]
         cell[:CAPTION] = text_image(f"{labels[index]} → {answers[index]}", CELL, CAPTION, 9)
-        black_on_white = (255 * (1 - images[index, 0] * STD - MEAN)).clamp(0, 255).byte()
-        cell[CAPTION:, 4:60] = black_on_white.numpy().repeat(2, axis=0).repeat(2, axis=1)[..., None]
+        cell[CAPTION:, 4:60] = digit_picture(images[index], 2)
     return strip
+
+
+def digit_picture(image: Tensor, size: int) -> np.ndarray:
+    """Return a digit (1, 28, 28) in black on white, each pixel so many wide: (28·size, 28·size, 3) of uint8."""
+    black_on_white = (255 * (1 - image * STD - MEAN)).clamp(0, 255).byte()
+    return black_on_white.numpy().repeat(size, axis=1).repeat(size, axis=2).transpose(1, 2, 0).repeat(3, axis=2)
 
 
 def with_title(png: bytes, title: str) -> bytes:

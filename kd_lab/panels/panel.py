@@ -3,7 +3,7 @@
 import base64
 import gc
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
@@ -124,6 +124,13 @@ class Panel:
         if self.shown:
             bundle["image/png"] = base64.b64encode(with_title(self.shown.png, self.shown.title)).decode()
         return bundle
+
+
+def dropdown(name: str, options: Iterable[str], value: str) -> widgets.Dropdown:
+    """Return a control of that name, as wide as its options are."""
+    return widgets.Dropdown(options=list(options), value=value, description=name,
+                            style={"description_width": "initial"},
+                            layout=widgets.Layout(width="auto", margin="2px 9px 2px 2px"))
 
 
 def _fixed(width: int, height: int) -> widgets.Layout:

@@ -1,6 +1,6 @@
 """Quantize a network live: what few bits cost in accuracy and save in bytes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.panels.measurement import Measurement, dense_network, quietly, scores, side_by_side, table
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.panel import Panel, Shown, dropdown
 from kd_lab.panels.quantization_picture import BITS, SIZE, Quantization, QuantizationAnswer, QuantizationPicture, title
 from kd_lab.panels.slider import BitSlider
 from kd_lab.parametrizations import describe, parametrization, weighted_layers
@@ -52,11 +52,11 @@ class QuantizationPanel(Panel):
         self._pictures: dict[str, QuantizationPicture] = {}
         largest = max(self._layers, key=lambda name: self._layers[name].weight.numel())
         controls = {"weight_bits": BitSlider(label="weight_bits", value=4),
-                    "activation_bits": _dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))], "fp32"),
-                    "granularity": _dropdown("granularity", GRANULARITIES, "per_channel"),
-                    "grid": _dropdown("grid", ["symmetric", "affine"], "symmetric"),
-                    "calibration": _dropdown("calibration", CALIBRATIONS, "min_max"),
-                    "layer": _dropdown("layer", self._layers, largest)}
+                    "activation_bits": dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))], "fp32"),
+                    "granularity": dropdown("granularity", GRANULARITIES, "per_channel"),
+                    "grid": dropdown("grid", ["symmetric", "affine"], "symmetric"),
+                    "calibration": dropdown("calibration", CALIBRATIONS, "min_max"),
+                    "layer": dropdown("layer", self._layers, largest)}
         button = widgets.Button(description="Reveal test")
         button.on_click(lambda _button: self.refresh(reveal=True))
         super().__init__(controls, [button], SIZE, max(220, 84 + 22 * len(self._layers)))  # a row for each layer
@@ -136,9 +136,3 @@ class QuantizationPanel(Panel):
         html = table(rows, ["layer", "", "bits", "values in use", "output error"], left=2)
         note = SIGN if answer.setting.weight_bits == 1 else ""
         return html.replace("<td>", "<td style='white-space: nowrap'>") + note
-
-
-def _dropdown(name: str, options: Iterable[str], value: str) -> widgets.Dropdown:
-    return widgets.Dropdown(options=list(options), value=value, description=name,
-                            style={"description_width": "initial"},
-                            layout=widgets.Layout(width="auto", margin="2px 9px 2px 2px"))

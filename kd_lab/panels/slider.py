@@ -17,7 +17,7 @@ class _Value(traitlets.TraitType):
 
 
 class Slider(anywidget.AnyWidget):
-    """Choose a number, shown times `factor` and with its `unit`; a subclass says which numbers.
+    """Choose a number from `min` to `max` in steps, shown times `factor` and with its `unit`.
 
     The browser's own range input: ipywidgets' slider has a handle without a name, and silently clamps what a program
     sets.
@@ -35,7 +35,8 @@ class Slider(anywidget.AnyWidget):
       el.append(label);
       const show = () => {
         const number = Number((model.get("factor") * model.get("value")).toFixed(2));
-        const text = number + " " + model.get("unit") + (model.get("unit") === "bit" && number !== 1 ? "s" : "");
+        const unit = model.get("unit") + (model.get("unit") === "bit" && number !== 1 ? "s" : "");
+        const text = (number + " " + unit).trim();
         input.value = model.get("value");
         input.ariaLabel = model.get("label");
         input.ariaValueText = text;
@@ -59,33 +60,33 @@ class Slider(anywidget.AnyWidget):
     .kd-lab-slider input { flex: 1; }
     .kd-lab-slider output { width: 4em; font-variant-numeric: tabular-nums; }
     """
-    label = traitlets.Unicode().tag(sync=True)
+    kind, check_kind = float, staticmethod(check_number)
+    label, unit = (traitlets.Unicode().tag(sync=True) for _ in range(2))
+    min, max, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 1.0, 0.01, 1.0))
+    value = _Value(0.0).tag(sync=True)
 
     def check(self, function: str, value: Any) -> None:
         """Raise a ParameterError, in the name of `function`, for a value that the slider can't stand at."""
-        raise NotImplementedError
+        self.check_kind(function, self.label, value, f"[{self.min:g}, {self.max:g}]")
 
 
 class FractionSlider(Slider):
     """Choose a fraction from 0 to `max`, shown in percent."""
 
-    kind = float
-    min, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 0.01, 100.0))
-    max = traitlets.Float(1.0).tag(sync=True)
+    factor = traitlets.Float(100.0).tag(sync=True)
     unit = traitlets.Unicode("%").tag(sync=True)
-    value = _Value(0.0).tag(sync=True)
-
-    def check(self, function: str, value: Any) -> None:
-        check_number(function, self.label, value, f"[0, {self.max:g}]")
 
 
-class BitSlider(Slider):
+class WholeSlider(Slider):
+    """Choose a whole number from `min` to `max`."""
+
+    kind, check_kind = int, staticmethod(check_whole_number)
+    step = traitlets.Float(1.0).tag(sync=True)
+
+
+class BitSlider(WholeSlider):
     """Choose a whole number of bits from 1 to 8."""
 
-    kind = int
-    min, max, step, factor = (traitlets.Int(number).tag(sync=True) for number in (1, 8, 1, 1))
+    min, max = (traitlets.Float(number).tag(sync=True) for number in (1.0, 8.0))
     unit = traitlets.Unicode("bit").tag(sync=True)
     value = _Value(8).tag(sync=True)
-
-    def check(self, function: str, value: Any) -> None:
-        check_whole_number(function, self.label, value, f"[{self.min}, {self.max}]")
