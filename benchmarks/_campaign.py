@@ -21,11 +21,15 @@ def keep(name: str, part: str, measured: dict) -> None:
     record(name, {**earlier, "seeds": list(SEEDS), "test_images": TEST_IMAGES, part: measured})
 
 
+def scores(model: nn.Module, data: Mnist) -> dict[str, float]:
+    """Return the errors in percent on both parts."""
+    return {"validation_error": error(model, data.validation), "test_error": error(model, data.test)}
+
+
 def answers(model: nn.Module, data: Mnist) -> dict:
     """Return the errors in percent on both parts, and the test images that a model reads wrongly."""
     wrong = (~correct_answers(model, data.test)).nonzero().flatten().tolist()
-    return {"validation_error": error(model, data.validation), "test_error": error(model, data.test),
-            "wrong": " ".join(map(str, wrong))}
+    return {**scores(model, data), "wrong": " ".join(map(str, wrong))}
 
 
 def error(model: nn.Module, data: Split) -> float:
