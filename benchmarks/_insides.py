@@ -1,0 +1,155 @@
+"""Does it help to teach a student by layers and parameters, too? Five seeds, each with other training images.
+
+Settings were chosen on the validation part with seeds 0 to 2 and 500 images; the test part is read once for each
+network reported.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks._campaign import SEEDS, error
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import Mnist, Split
+from kd_lab.digits import load_optical_digits
+from kd_lab.distillation import distil, distil_insides, match_parameters, train_on_hints
+from kd_lab.models import build_model
+from kd_lab.pruning import prune
+from kd_lab.training import train
+
+WATCHED = 1000  # validation images to choose the epoch by
+STEPS = {"epochs": 8, "batch_size": 50, "progress": False}
+PAIRS = {  # the fewer images, the hotter
+    "thin_mlp": {"teacher": "lenet300", "temperatures": {"500": 20.0, "2000": 8.0, "10000": 4.0},
+                 "settings": {**STEPS, "steps_per_epoch": 40, "learning_rate": 5e-3}, "ways": {
+        "hint 2": {"student_layer": "2", "teacher_layer": "2", "weight": 1.0},
+        "hint 4": {"student_layer": "4", "teacher_layer": "4", "weight": 1.0},
+        "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 3000.0},
+        "similarity 4": {"student_layer": "4", "teacher_layer": "4", "kind": "similarity", "weight": 3000.0},
+        "two stages 2": {"student_layer": "2", "teacher_layer": "2"},
+        "two stages 4": {"student_layer": "4", "teacher_layer": "4"}}},
+    "thin_cnn": {"teacher": "cnn", "temperatures": {"500": 20.0},
+                 "settings": {**STEPS, "steps_per_epoch": 60, "learning_rate": 2e-2}, "ways": {
+        "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 3.0},
+        "attention 2": {"student_layer": "2", "teacher_layer": "2", "kind": "attention", "weight": 30.0},
+        "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 30.0},
+        "similarity 5": {"student_layer": "5", "teacher_layer": "5", "kind": "similarity", "weight": 1000.0},
+        "similarity 8": {"student_layer": "5", "teacher_layer": "8", "kind": "similarity", "weight": 1000.0},
+        "two stages 5": {"student_layer": "5", "teacher_layer": "5"}}}}
+ITSELF = {"few": {**STEPS, "steps_per_epoch": 40, "learning_rate": 3e-3},
+          "all": {"epochs": 6, "batch_size": 128, "learning_rate": 3e-3, "weight_decay": 0.2, "progress": False}}
+PRUNED = {**STEPS, "steps_per_epoch": 40, "learning_rate": 1e-3}
+NEW_HAND = {**STEPS, "epochs": 5, "steps_per_epoch": 40}
+SPARSITY, STRENGTHS = 0.95, (0.0, 1e-4, 1e-3, 1e-2)
+TRADES = [(1e-3, strength) for strength in (0.0, 1e-4, 3e-4, 1e-3, 3e-3)] + [(rate, 0.0) for rate in (1e-4, 2e-4, 3e-4)]
+
+
+def thin_mlp(seed: int) -> nn.Module:
+    """Build 784-30-30-10: a tenth of lenet300."""
+    return _seeded(seed, lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 30),
+                                               nn.ReLU(), nn.Linear(30, 10)))
+
+
+def thin_cnn(seed: int) -> nn.Module:
+    """Build a quarter of cnn's channels and none of its 128 units; its layers 0 to 5 have cnn's heights and widths."""
+    return _seeded(seed, lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.MaxPool2d(2),
+        nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 10)))
+
+
+def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+STUDENTS = {"thin_mlp": thin_mlp, "thin_cnn": thin_cnn}
+
+
+def insides_campaign(data: Mnist) -> dict:
+    """Return the settings and, for each seed, the errors of every way to teach."""
+    return {"pairs": PAIRS, "itself": ITSELF, "pruned": {"sparsity": SPARSITY, **PRUNED},
+            "new_hand": NEW_HAND, "watched": WATCHED, "seeds": [insides_seed(seed, data) for seed in SEEDS]}
+
+
+def insides_seed(seed: int, data: Mnist) -> dict:
+    """Return what one seed comes to in every part."""
+    return {**{name: {count: teach(name, seed, int(count), data) for count in pair["temperatures"]}
+               for name, pair in PAIRS.items()},
+            "itself": {"500": itself_few(seed, data), "55000": itself_all(seed, data)},
+            "pruned": pruned(seed, data), "new_hand": new_hand(seed, data)}
+
+
+def errors_of(model: nn.Module, data: Mnist) -> dict[str, float]:
+    """Return the errors in percent; of networks so far apart, lists of wrong images would fill a megabyte."""
+    return {"validation_error": error(model, data.validation), "test_error": error(model, data.test)}
+
+
+def few(seed: int, count: int, data: Mnist) -> Split:
+    """Return the training images of a seed; no two seeds share one."""
+    return data.train[seed * count:(seed + 1) * count]
+
+
+def teach(name: str, seed: int, count: int, data: Mnist) -> dict[str, dict]:
+    """Return how well a thin student reads that learned from labels, from answers, and from insides of each kind."""
+    pair, images = PAIRS[name], few(seed, count, data)
+    student, teacher = STUDENTS[name](seed), load_trained(pair["teacher"])
+    settings = {**pair["settings"], "validation": data.validation[:WATCHED], "seed": seed}
+    asked = {"temperature": pair["temperatures"][str(count)]}
+    answered = partial(distil, teacher=teacher, data=images, **asked, **settings)
+    models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "answers": answered(student)[0]}
+    for way, layers in pair["ways"].items():
+        if way.startswith("two stages"):
+            models[way], _ = answered(train_on_hints(student, teacher, images, **layers, **settings)[0])
+        else:
+            models[way], _ = distil_insides(student, teacher, images, **asked, **layers, **settings)
+    found = {way: errors_of(model, data) for way, model in models.items()}
+    print(name, count, seed, {way: each["validation_error"] for way, each in found.items()}, flush=True)
+    return found
+
+
+def itself_few(seed: int, data: Mnist) -> dict[str, dict]:
+    """Return how well mlp128 reads after 500 images: by labels, taught by one that saw as many, by one that saw all."""
+    images, settings = few(seed, 500, data), {**ITSELF["few"], "validation": data.validation[:WATCHED], "seed": seed}
+    student = build_model("mlp128", seed + 1)  # seed 0 is where the trained one began
+    own, _ = train(build_model("mlp128", seed + 11), images, F.cross_entropy, **settings)
+    models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "teacher": own,
+              "taught by its like": distil(student, own, images, **settings)[0],
+              "taught by one that saw all": distil(student, load_trained("mlp128"), images, **settings)[0]}
+    return {way: errors_of(model, data) for way, model in models.items()}
+
+
+def itself_all(seed: int, data: Mnist) -> dict[str, dict]:
+    """Return how well mlp128 reads after all images, by labels and taught by a trained mlp128."""
+    settings = {**ITSELF["all"], "validation": data.validation, "seed": seed}
+    student, teacher = build_model("mlp128", seed + 1), load_trained("mlp128")
+    models = {"labels": train(student, data.train, F.cross_entropy, **settings)[0], "teacher": teacher,
+              "taught by its like": distil(student, teacher, data.train, **settings)[0]}
+    return {way: errors_of(model, data) for way, model in models.items()}
+
+
+def pruned(seed: int, data: Mnist) -> dict[str, dict]:
+    """Return how well a pruned lenet300 reads when 500 images fine-tune it, held near the unpruned one or not."""
+    teacher = load_trained("lenet300")
+    models = {str(strength): _held(prune(teacher, SPARSITY), teacher, strength, few(seed, 500, data),
+                                   {**PRUNED, "validation": data.validation[:WATCHED], "seed": seed})
+              for strength in STRENGTHS}
+    return {strength: errors_of(model, data) for strength, model in models.items()}
+
+
+def new_hand(seed: int, data: Mnist) -> list[dict]:
+    """Return what lenet300 still reads of MNIST when it learns other hands, held where it was or learning slower."""
+    teacher, hand, found = load_trained("lenet300"), load_optical_digits(), []
+    for rate, strength in TRADES:
+        model = _held(teacher, teacher, strength, hand.train,
+                      {**NEW_HAND, "learning_rate": rate, "validation": hand.validation, "seed": seed})
+        found.append({"learning_rate": rate, "strength": strength, **errors_of(model, data),
+                      **{f"new_{part}": percent for part, percent in errors_of(model, hand).items()}})
+    return found
+
+
+def _held(student: nn.Module, teacher: nn.Module, strength: float, images: Split, settings: dict) -> nn.Module:
+    return train(student, images, F.cross_entropy, penalty=match_parameters(teacher, strength), **settings)[0]
