@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks._campaign import SEEDS, error
+from benchmarks._campaign import SEEDS, scores
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, Split
 from kd_lab.digits import load_optical_digits
@@ -83,11 +83,6 @@ def insides_seed(seed: int, data: Mnist) -> dict:
             "pruned": pruned(seed, data), "new_hand": new_hand(seed, data)}
 
 
-def errors_of(model: nn.Module, data: Mnist) -> dict[str, float]:
-    """Return the errors in percent; of networks so far apart, lists of wrong images would fill a megabyte."""
-    return {"validation_error": error(model, data.validation), "test_error": error(model, data.test)}
-
-
 def few(seed: int, count: int, data: Mnist) -> Split:
     """Return the training images of a seed; no two seeds share one."""
     return data.train[seed * count:(seed + 1) * count]
@@ -106,7 +101,7 @@ def teach(name: str, seed: int, count: int, data: Mnist) -> dict[str, dict]:
             models[way], _ = answered(train_on_hints(student, teacher, images, **layers, **settings)[0])
         else:
             models[way], _ = distil_insides(student, teacher, images, **asked, **layers, **settings)
-    found = {way: errors_of(model, data) for way, model in models.items()}
+    found = {way: scores(model, data) for way, model in models.items()}
     print(name, count, seed, {way: each["validation_error"] for way, each in found.items()}, flush=True)
     return found
 
@@ -119,7 +114,7 @@ def itself_few(seed: int, data: Mnist) -> dict[str, dict]:
     models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "teacher": own,
               "taught by its like": distil(student, own, images, **settings)[0],
               "taught by one that saw all": distil(student, load_trained("mlp128"), images, **settings)[0]}
-    return {way: errors_of(model, data) for way, model in models.items()}
+    return {way: scores(model, data) for way, model in models.items()}
 
 
 def itself_all(seed: int, data: Mnist) -> dict[str, dict]:
@@ -128,7 +123,7 @@ def itself_all(seed: int, data: Mnist) -> dict[str, dict]:
     student, teacher = build_model("mlp128", seed + 1), load_trained("mlp128")
     models = {"labels": train(student, data.train, F.cross_entropy, **settings)[0], "teacher": teacher,
               "taught by its like": distil(student, teacher, data.train, **settings)[0]}
-    return {way: errors_of(model, data) for way, model in models.items()}
+    return {way: scores(model, data) for way, model in models.items()}
 
 
 def pruned(seed: int, data: Mnist) -> dict[str, dict]:
@@ -137,7 +132,7 @@ def pruned(seed: int, data: Mnist) -> dict[str, dict]:
     models = {str(strength): _held(prune(teacher, SPARSITY), teacher, strength, few(seed, 500, data),
                                    {**PRUNED, "validation": data.validation[:WATCHED], "seed": seed})
               for strength in STRENGTHS}
-    return {strength: errors_of(model, data) for strength, model in models.items()}
+    return {strength: scores(model, data) for strength, model in models.items()}
 
 
 def new_hand(seed: int, data: Mnist) -> list[dict]:
@@ -146,8 +141,8 @@ def new_hand(seed: int, data: Mnist) -> list[dict]:
     for rate, strength in TRADES:
         model = _held(teacher, teacher, strength, hand.train,
                       {**NEW_HAND, "learning_rate": rate, "validation": hand.validation, "seed": seed})
-        found.append({"learning_rate": rate, "strength": strength, **errors_of(model, data),
-                      **{f"new_{part}": percent for part, percent in errors_of(model, hand).items()}})
+        found.append({"learning_rate": rate, "strength": strength, **scores(model, data),
+                      **{f"new_{part}": percent for part, percent in scores(model, hand).items()}})
     return found
 
 
