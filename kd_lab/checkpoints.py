@@ -3,6 +3,7 @@
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from kd_lab.training import FINISHED, train
 
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
 SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "checkpoints"
+HINTON_LOGITS = SHIPPED / "hinton_logits.safetensors"
 SEED = 0
 
 
@@ -114,6 +116,22 @@ def load_checkpoint(path: Path, name: str) -> nn.Module:
     check_shapes(path, f"a {name}", model.state_dict(), tensors)
     model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
     return model.eval()
+
+
+class KeptLogits(NamedTuple):
+    """Hold a teacher's logits for the training (55,000, 10) and the validation images (5,000, 10), in their order."""
+
+    train: Tensor
+    validation: Tensor
+
+
+def load_hinton_logits() -> KeptLogits:
+    """Return the kept logits of a 784-1200-1200-10 teacher as in Hinton et al. 2015, which is too large to ship.
+
+    `python -m benchmarks hinton --rerun` trains it, on the 55,000 alone; half precision, so good to a thousandth.
+    """
+    tensors, _ = load_tensors(HINTON_LOGITS)
+    return KeptLogits(tensors["train"].float(), tensors["validation"].float())
 
 
 def main() -> None:

@@ -135,3 +135,10 @@ def test_of_eight_processes_one_trains_and_another_takes_over():
     figures = race_to_train(2)
     assert figures["faults.trainers_max"] == figures["faults.trainers_min"] == 1
     assert figures["faults.takeovers"] == 1
+
+
+def test_the_kept_logits_belong_to_the_images_in_their_order(mnist):
+    kept = checkpoints.load_hinton_logits()
+    for logits, part, wrong in ((kept.train, mnist.train, 0.003), (kept.validation, mnist.validation, 0.009)):
+        assert logits.shape == (len(part.labels), 10) and logits.dtype == torch.float32
+        assert (logits.argmax(1) != part.labels).float().mean() < wrong

@@ -79,5 +79,5 @@ def test_a_budget_is_a_number_of_runs(runs):
 
 def test_where_optuna_is_missing_it_is_named_before_any_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(SetupError, match="optuna is not installed. Run: pip install optuna"):
+    with pytest.raises(SetupError, match=r"optuna is not installed\. Run: pip install optuna"):
         search_settings(lambda *_: pytest.fail("no run was allowed"), (IMAGES, LABELS), runs=3)
