@@ -37,4 +37,4 @@ def student_recipe(images: int) -> dict[str, float]:
             "learning_rate": learning_rate}
 
 
-RECIPES = {1000: (128, 500, 1e-2), 5000: (64, 300, 2e-2), 20_000: (128, 1000, 2e-2), float("inf"): (256, 1080, 1e-2)}
+RECIPES = {1000: (128, 500, 1e-2), 5000: (64, 300, 2e-2), 20_000: (128, 1000, 2e-2), float("inf"): (256, 1080, 2e-2)}

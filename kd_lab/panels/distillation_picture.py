@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_lab.distillation import soft_targets, student_recipe
-from kd_lab.distillation.student import POINTS
 from kd_lab.evaluation import Accuracy
 from kd_lab.panels.canvas import Canvas, digit_picture
 from kd_lab.panels.measurement import percent
@@ -74,11 +73,11 @@ class DistillationPicture:
     def png(self, answer: DistillationAnswer) -> bytes:
         """Return the picture of an answer."""
         recipe = student_recipe(answer.setting.images)
-        steps = recipe["epochs"] * recipe["steps_per_epoch"]
+        points, steps = recipe["epochs"], recipe["epochs"] * recipe["steps_per_epoch"]
         self._caption.set_text(f"training ({steps:,} steps of {recipe['batch_size']} images)" if answer.training
                                else "this view trains nothing")
         for progress, (line, point) in zip((answer.taught, answer.labelled), self._lines, strict=True):
-            shares = np.arange(1, len(progress.accuracies) + 1) / POINTS
+            shares = np.arange(1, len(progress.accuracies) + 1) / points
             line.set_data(shares, progress.accuracies)
             kept = slice(progress.kept - 1, progress.kept) if progress.finished else slice(0)
             point.set_data(shares[kept], progress.accuracies[kept])
@@ -145,7 +144,7 @@ def title(answer: DistillationAnswer, labels: Tensor, teacher_logits: Tensor) ->
         sure = soft_targets(teacher_logits[first_of(labels, answer.digit)], temperature)[answer.digit].item()
         return f"T = {temperature:g}: the teacher gives {100 * sure:.3g} % to {answer.digit}, the rest to the others"
     setting = f"T = {temperature:g}, alpha {alpha:g}"
-    done = len(answer.taught.accuracies) / POINTS
+    done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
     if answer.taught.logits is None:
         return f"{setting}: nothing is trained yet"
     setting += "" if answer.taught.finished else f", {100 * done:.0f} % trained"
