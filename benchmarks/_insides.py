@@ -33,9 +33,9 @@ PAIRS = {  # the fewer images, the hotter
         "two stages 4": {"student_layer": "4", "teacher_layer": "4"}}},
     "thin_cnn": {"teacher": "cnn", "temperatures": {"500": 20.0},
                  "settings": {**STEPS, "steps_per_epoch": 60, "learning_rate": 2e-2}, "ways": {
-        "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 3.0},
-        "attention 2": {"student_layer": "2", "teacher_layer": "2", "kind": "attention", "weight": 30.0},
-        "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 30.0},
+        "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 1.0},
+        "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 3.0},
+        "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 1000.0},
         "similarity 5": {"student_layer": "5", "teacher_layer": "5", "kind": "similarity", "weight": 1000.0},
         "similarity 8": {"student_layer": "5", "teacher_layer": "8", "kind": "similarity", "weight": 1000.0},
         "two stages 5": {"student_layer": "5", "teacher_layer": "5"}}}}
