@@ -24,15 +24,16 @@ WATCHED = 1000  # validation images to choose the epoch by
 STEPS = {"epochs": 8, "batch_size": 50, "progress": False}
 PAIRS = {  # the fewer images, the hotter
     "thin_mlp": {"teacher": "lenet300", "temperatures": {"500": 20.0, "2000": 8.0, "10000": 4.0},
-                 "settings": {**STEPS, "steps_per_epoch": 40, "learning_rate": 5e-3}, "ways": {
+                 "steps_per_epoch": {"500": 40, "2000": 80, "10000": 200}, "settings": {**STEPS, "learning_rate": 5e-3},
+                 "ways": {
         "hint 2": {"student_layer": "2", "teacher_layer": "2", "weight": 1.0},
         "hint 4": {"student_layer": "4", "teacher_layer": "4", "weight": 1.0},
         "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 3000.0},
         "similarity 4": {"student_layer": "4", "teacher_layer": "4", "kind": "similarity", "weight": 3000.0},
         "two stages 2": {"student_layer": "2", "teacher_layer": "2"},
         "two stages 4": {"student_layer": "4", "teacher_layer": "4"}}},
-    "thin_cnn": {"teacher": "cnn", "temperatures": {"500": 20.0},
-                 "settings": {**STEPS, "steps_per_epoch": 60, "learning_rate": 2e-2}, "ways": {
+    "thin_cnn": {"teacher": "cnn", "temperatures": {"500": 20.0}, "steps_per_epoch": {"500": 60},
+                 "settings": {**STEPS, "learning_rate": 2e-2}, "ways": {
         "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 1.0},
         "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 3.0},
         "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 1000.0},
@@ -92,10 +93,12 @@ def teach(name: str, seed: int, count: int, data: Mnist) -> dict[str, dict]:
     """Return how well a thin student reads that learned from labels, from answers, and from insides of each kind."""
     pair, images = PAIRS[name], few(seed, count, data)
     student, teacher = STUDENTS[name](seed), load_trained(pair["teacher"])
-    settings = {**pair["settings"], "validation": data.validation[:WATCHED], "seed": seed}
+    settings = {**pair["settings"], "steps_per_epoch": pair["steps_per_epoch"][str(count)], "seed": seed,
+                "validation": data.validation[:WATCHED]}
     asked = {"temperature": pair["temperatures"][str(count)]}
     answered = partial(distil, teacher=teacher, data=images, **asked, **settings)
-    models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "answers": answered(student)[0]}
+    models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "answers": answered(student)[0],
+              "answers, twice as long": answered(student, epochs=2 * settings["epochs"])[0]}  # two stages are as long
     for way, layers in pair["ways"].items():
         if way.startswith("two stages"):
             models[way], _ = answered(train_on_hints(student, teacher, images, **layers, **settings)[0])
