@@ -1,0 +1,82 @@
+"""The panel of lesson 05 in JupyterLab and Chromium: moved while a student learns, it ends on the last setting."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from benchmarks._lab import find_cell, is_blank, lab, paint, run_all, show_cell
+
+pytestmark = pytest.mark.browser
+LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "05_knowledge_distillation.ipynb"
+WATCH = """output => {
+  const seen = [];
+  const note = () => {
+    const headline = output.querySelector(".widget-html b")?.textContent;
+    if (headline !== seen.at(-1)) seen.push(headline);
+  };
+  new MutationObserver(note).observe(output, { subtree: true, childList: true, characterData: true });
+  return seen;
+}"""
+
+
+@pytest.fixture(scope="module")
+def output():
+    with lab(LESSON) as page:
+        yield show_cell(page, find_cell(run_all(page), "DistillationPanel")).locator(".jp-Cell-outputArea")
+
+
+@pytest.fixture
+def slider(output):
+    return output.get_by_role("slider", name="temperature")
+
+
+def headline(output, start):
+    return output.get_by_text(re.compile(f"^{start}.* of 5,000 validation images$"))
+
+
+def press(slider, *keys):
+    slider.focus()
+    for key in keys:
+        slider.page.keyboard.press(key)
+
+
+def test_moved_from_1_to_20_while_a_student_learns_it_shows_20_and_nothing_else(output, slider):
+    picture = output.locator("img")
+    output.get_by_role("combobox", name="images").select_option("55,000")  # which takes a second or more
+    seen = output.evaluate_handle(WATCH)
+
+    def move():
+        press(slider, "Home", "ArrowRight")
+        headline(output, "T = 1, alpha [0-9.]+, [0-9]+ % trained").wait_for()
+        press(slider, "End")
+        headline(output, "T = 20, alpha [0-9.]+:").wait_for(timeout=60_000)
+
+    frames = paint(picture, move)
+    headlines = seen.json_value()
+    first = next(place for place, line in enumerate(headlines) if line.startswith("T = 20,"))
+    assert all(line.startswith("T = 20,") for line in headlines[first:])
+    assert not any(line.startswith("T = 1, ") and "trained" not in line for line in headlines)  # it was stopped
+    assert len(frames) > 3 and not any(map(is_blank, frames))
+    assert output.get_by_text("Error").count() == 0
+
+    shown = picture.screenshot()
+    press(slider, "Home")
+    headline(output, "T = 0.5,").wait_for()
+    press(slider, "End")  # its student is kept, so this draws it once more
+    headline(output, "T = 20, alpha [0-9.]+:").wait_for()
+    slider.page.wait_for_timeout(500)
+    assert picture.screenshot() == shown
+
+
+def test_the_second_view_follows_at_once_and_trains_nothing(output, slider):
+    output.get_by_role("combobox", name="view").select_option("soft targets only")
+    press(slider, "Home", "ArrowRight")
+    line = output.get_by_text(re.compile("^T = 1: the teacher gives 100 % to 4"))
+    line.wait_for()
+    press(slider, "End")
+    expect(line).to_have_count(0)
+    output.get_by_text(re.compile("^T = 20: the teacher gives [0-9.]+ % to 4")).wait_for()
+    output.get_by_role("combobox", name="view").select_option("train a student")
+    headline(output, "T = 20, alpha [0-9.]+:").wait_for()  # known from before
