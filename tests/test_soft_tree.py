@@ -78,11 +78,12 @@ def test_gradients_agree_with_differences(small):
     assert torch.autograd.gradcheck(mixture, parameters, fast_mode=True)
 
 
-@pytest.mark.parametrize("part", ["filters.weight", "beta", "leaves"])
-def test_extremes_stay_finite_and_so_do_their_gradients(part):
+@pytest.mark.parametrize("parts", [["filters.weight"], ["beta"], ["leaves"], ["beta", "leaves"]])
+def test_extremes_stay_finite_and_so_do_their_gradients(parts):
     tree = SoftTree(6)
     with torch.no_grad():
-        tree.get_parameter(part).mul_(1e4)
+        for part in parts:
+            tree.get_parameter(part).mul_(1e4)
     answers = tree(digits(20))
     F.cross_entropy(answers, torch.arange(20) % 10).backward()
     assert answers.isfinite().all()
