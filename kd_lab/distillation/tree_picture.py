@@ -157,20 +157,20 @@ def _draw_edge(ground: Axes, parent: tuple[float, float, float], child: tuple[fl
 
 
 def _show_digit(axes: Axes, image: Tensor) -> None:
-    axes.imshow(image[0].numpy(), cmap="gray_r")
+    axes.imshow(image[0].numpy(), cmap="gray_r", interpolation="nearest")
     axes.axis("off")
 
 
 def _show_filter(axes: Axes, weights: Tensor, image: Tensor | None) -> None:
     limit = float(weights.abs().max())
-    axes.imshow(weights.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.imshow(weights.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     if image is not None:  # its outline
         axes.contour(image[0].numpy(), levels=[float(image.min() + image.max()) / 2], colors="black", linewidths=0.8)
     axes.set(xticks=[], yticks=[])
 
 
 def _show_question(axes: Axes, images: Tensor, pixel: int) -> None:
-    axes.imshow(images.mean(dim=0)[0].numpy(), cmap="gray_r")
+    axes.imshow(images.mean(dim=0)[0].numpy(), cmap="gray_r", interpolation="nearest")
     axes.plot(pixel % 28, pixel // 28, "s", markersize=6, markerfacecolor="none", markeredgecolor=PATH,
               markeredgewidth=2)
     axes.set(xticks=[], yticks=[])
