@@ -132,7 +132,8 @@ class DistillationPanel(Panel):
                 *([name, f"{teacher:,}", *[f"{student:,}"] * 2] for name, teacher, student in zip(
                     ("parameters", "bytes of the file"), self._costs, _student_costs(answer.setting.width),
                     strict=True))]
-        return table(rows, [f"{len(labels):,} validation images", "teacher", "student, taught", "student, on labels"])
+        headers = [f"{len(labels):,} validation images", "teacher", "student, taught", "student, on labels"]
+        return f"<div style='line-height: 1.4'>{table(rows, headers)}</div>"
 
 
 class Student:

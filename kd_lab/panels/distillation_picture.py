@@ -138,11 +138,12 @@ def first_of(labels: Tensor, digit: int) -> int:
 
 
 def title(answer: DistillationAnswer, labels: Tensor, teacher_logits: Tensor) -> str:
-    """Return the setting and its accuracy in a line; where nothing is trained, how sure the teacher is."""
+    """Return the setting and its accuracy in a line; where nothing is trained, how unsure the teacher is."""
     temperature, alpha, *_ = answer.setting
     if not answer.training:
-        sure = soft_targets(teacher_logits[first_of(labels, answer.digit)], temperature)[answer.digit].item()
-        return f"T = {temperature:g}: the teacher gives {100 * sure:.3g} % to {answer.digit}, the rest to the others"
+        others = soft_targets(teacher_logits[first_of(labels, answer.digit)], temperature)
+        others[answer.digit] = 0  # 1 less this one would be 0 where it is nearly 1
+        return f"T = {temperature:g}: the teacher gives {100 * others.sum():.2g} % to other digits than {answer.digit}"
     setting = f"T = {temperature:g}, alpha {alpha:g}"
     done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
     if answer.taught.logits is None:
