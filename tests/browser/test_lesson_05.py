@@ -1,15 +1,20 @@
 """The panel of lesson 05 in JupyterLab and Chromium: moved while a student learns, it ends on the last setting."""
 
 import re
-from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
 from benchmarks._lab import find_cell, is_blank, lab, paint, run_all, show_cell
 
 pytestmark = pytest.mark.browser
-LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "05_knowledge_distillation.ipynb"
+CELL = """from kd_lab.checkpoints import load_trained
+from kd_lab.data import load_mnist
+from kd_lab.panels import DistillationPanel
+
+DistillationPanel(load_trained("lenet300"), load_mnist())"""
 WATCH = """output => {
   const seen = [];
   const note = () => {
@@ -22,8 +27,11 @@ WATCH = """output => {
 
 
 @pytest.fixture(scope="module")
-def output():
-    with lab(LESSON) as page:
+def output(tmp_path_factory):
+    path = tmp_path_factory.mktemp("panels") / "panel.ipynb"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else JupyterLab asks for one
+    nbformat.write(new_notebook(cells=[new_code_cell(CELL)], metadata={"kernelspec": kernel}), path)
+    with lab(path) as page:
         yield show_cell(page, find_cell(run_all(page), "DistillationPanel")).locator(".jp-Cell-outputArea")
 
 
