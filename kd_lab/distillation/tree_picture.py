@@ -119,7 +119,7 @@ def _nodes(tree: DecisionTreeRegressor, levels: int) -> dict[int, int]:
 def _draw_tree(places: Iterable[int], levels: int, turns: dict[int, float],
                note: str) -> tuple[Figure, dict[int, Axes]]:
     """Return a figure of the edges, those to the places in `turns` with their probability, and Axes for each place."""
-    figure = plt.figure(figsize=(WIDTH, levels * ROW + CELL + 2 * MARGIN))
+    figure = plt.figure(figsize=(WIDTH, levels * ROW + CELL + 2 * MARGIN), dpi=80)
     ground = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))  # in inches
     ground.axis("off")
     ground.text(WIDTH - MARGIN, MARGIN, note, ha="right", va="top", fontsize=9, color=DARK, linespacing=1.5)
