@@ -31,7 +31,7 @@ IMAGES = (500, 1000, 2000, 5000, 10_000, 20_000)  # and all that there are
 CHUNK = 5000  # images that the teacher is asked about at a time, in a tenth of a second
 KEPT = 20  # students; one of 300 units takes up to 5 MB until it is trained
 VIEWS = TRAIN, SOFT_TARGETS = "train a student", "soft targets only"
-TABLES_HEIGHT = 190
+TABLES_HEIGHT = 230
 
 
 class DistillationPanel(Panel):
