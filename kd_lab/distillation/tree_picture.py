@@ -16,7 +16,7 @@ from kd_lab.models import check_tensors, predict
 
 DEEPEST = 4  # as a whole; a deeper tree has more leaves than fit side by side
 WIDTH, ROW, CELL, MARGIN = 11.0, 1.3, 0.8, 0.35  # inches
-PATH, PALE, DARK = "#c2410c", "#c3c8d0", "#374151"
+PATH, PALE, DARK = "#15803d", "#c3c8d0", "#374151"
 
 
 def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
