@@ -35,6 +35,12 @@ RUN_ALL = """(seconds) => Promise.race([
   })(),
   new Promise((_, fail) => setTimeout(() => fail(new Error(`cells still run after ${seconds} s`)), 1000 * seconds)),
 ])"""
+OVERFLOWS = """part => {
+  const all = document.createRange();
+  all.selectNodeContents(part);
+  const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
+  return text.bottom > box.bottom + 1 || text.right > box.right + 1;
+}"""
 SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 'start')"
 
 
@@ -157,3 +163,8 @@ def paint(part: Locator, work: Callable[[], None]) -> list[Image.Image]:
 def is_blank(picture: Image.Image) -> bool:
     """Tell whether nothing dark is on a picture."""
     return picture.getextrema()[0] > 127
+
+
+def cut_off(output: Locator) -> list[str]:
+    """Return the texts below an output that do not fit in their boxes."""
+    return [part.inner_text() for part in output.locator(".widget-html-content").all() if part.evaluate(OVERFLOWS)]

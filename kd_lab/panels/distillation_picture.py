@@ -108,7 +108,7 @@ class DistillationPicture:
         axes.set_yticks(range(10), range(10))
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.tick_params(axis="y", length=0)
-        axes.set_title("softened answer of the teacher (dark)\nand of the student taught (orange)", fontsize=9)
+        axes.set_title("softened answer of the teacher (dark, in %)\nand of the student taught (orange)", fontsize=9)
         self._teacher = axes.barh(np.arange(10) - 0.15, np.ones(10), 0.4, color=DARK)
         self._student = axes.barh(np.arange(10) + 0.25, np.ones(10), 0.2, color=COLOR)
         self._numbers = [axes.text(1.06, place, "", fontsize=8, va="center") for place in range(10)]

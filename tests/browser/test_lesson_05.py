@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from benchmarks._lab import find_cell, is_blank, lab, paint, run_all, show_cell
+from benchmarks._lab import cut_off, find_cell, is_blank, lab, paint, run_all, show_cell
 
 pytestmark = pytest.mark.browser
 CELL = """from kd_lab.checkpoints import load_trained
@@ -88,3 +88,21 @@ def test_the_second_view_follows_at_once_and_trains_nothing(output, slider):
     output.get_by_text(re.compile("^T = 20: the teacher gives 80 % to other digits than 4")).wait_for()
     output.get_by_role("combobox", name="view").select_option("train a student")
     headline(output, "T = 20, alpha [0-9.]+:").wait_for()  # known from before
+
+
+@pytest.mark.parametrize(("images", "width", "temperature"), [("500", "End", "Home"), ("55,000", "Home", "End")])
+def test_nothing_is_cut_off(output, slider, images, width, temperature):
+    output.get_by_role("combobox", name="images").select_option(images)
+    press(output.get_by_role("slider", name="width"), width)
+    press(slider, temperature)
+    headline(output, "T = [0-9.]+, alpha [0-9.]+:").wait_for(timeout=100_000)
+    expect(output.get_by_text("…", exact=True)).to_have_count(0)
+    assert not cut_off(output)
+    output.get_by_role("button", name="Reveal test").click()
+    last = output.get_by_role("row", name="settings tested so far")
+    expect(last).not_to_have_text(re.compile(r"0\s*$"), timeout=20_000)
+    assert not cut_off(output)
+    output.get_by_role("combobox", name="view").select_option("soft targets only")
+    output.get_by_text(re.compile("^T = [0-9.]+: the teacher gives")).wait_for()
+    assert not cut_off(output)
+    output.get_by_role("combobox", name="view").select_option("train a student")

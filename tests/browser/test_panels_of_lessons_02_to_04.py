@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from benchmarks._lab import find_cell, lab, run_all, show_cell
+from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell
 
 pytestmark = pytest.mark.browser
 LOADED = """from kd_lab.checkpoints import load_trained
@@ -19,12 +19,6 @@ CELLS = {"StructuredPruningPanel": f'{LOADED}StructuredPruningPanel(load_trained
          "QuantizationPanel": f'{LOADED}QuantizationPanel(load_trained("lenet300"), load_mnist())'}
 SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity", "QuantizationPanel": "weight_bits"}
 DONE = re.compile(r" of 5,000 validation images$")
-OVERFLOWS = """part => {
-  const all = document.createRange();
-  all.selectNodeContents(part);
-  const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
-  return text.bottom > box.bottom + 1 || text.right > box.right + 1;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +59,7 @@ def test_the_keyboard_moves_the_slider_and_all_follows(page, output, kind):
 def all_fits(output):
     output.get_by_text(DONE).wait_for()
     expect(output.get_by_text("…", exact=True)).to_have_count(0, timeout=20_000)  # the latency comes last
-    for part in output.locator(".widget-html-content").all():
-        assert not part.evaluate(OVERFLOWS), part.inner_text()
+    assert not cut_off(output)
 
 
 def test_nothing_is_cut_off_or_scrolls(page, output):
