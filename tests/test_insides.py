@@ -19,6 +19,7 @@ from kd_lab.distillation import (
     distillation_loss,
     hint_loss,
     layer_outputs,
+    match_parameters,
     regressor,
     similarity_loss,
     similarity_map,
@@ -205,6 +206,17 @@ def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
     lower, _ = train_on_hints(build_model("resnet"), load_trained("cnn"), some, validation=choose, student_layer="2",
                               teacher_layer="0", kind="attention", **ONCE)
     assert torch.equal(lower[-1].weight, build_model("resnet")[-1].weight)
+
+
+@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+def test_a_penalty_judges_the_student(train_insides, some, choose):
+    teacher, found = load_trained("mlp128"), []
+    for strength in (0, 10):
+        learned, _ = train_insides(build_model("mlp128"), teacher, some, validation=choose, student_layer="1",
+                                   teacher_layer="2", penalty=match_parameters(teacher, strength), epochs=2,
+                                   batch_size=50, progress=False)
+        found.append(match_parameters(teacher, 1)(learned).item())
+    assert found[1] < 0.95 * found[0]
 
 
 @pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])

@@ -11,7 +11,7 @@ from kd_lab.distillation.answers import DistillationLoss, check_teacher
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.models import check_model, predict
-from kd_lab.training import Data, History, train
+from kd_lab.training import Data, History, Loss, Penalty, train
 
 WEIGHTS = "[0, 1e6]"
 
@@ -150,8 +150,7 @@ def distil_insides(student: nn.Module, teacher: nn.Module, data: Data, *, valida
     classes = predict(teacher, validation[0][:2]).shape[1]
     check_data("distil_insides", student, data)
     check_labels("distil_insides", predict(student, data[0][:2]), data[1])
-    trained, history = train(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
-    return trained.model, history
+    return _train_hinted(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
 
 
 def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data, student_layer: str,
@@ -166,8 +165,7 @@ def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, valida
     learner.answers = source.answers = False
     check_data("train_on_hints", student, data)
     parts = [(images, predict(source, images)) for images, *_ in (data, validation)]
-    trained, history = train(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
-    return trained.model, history
+    return _train_hinted(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
 
 
 def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, student_layer: str, teacher_layer: str,
@@ -184,6 +182,14 @@ def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, st
     keep = attention_map if kind == "attention" else nn.Identity()
     translate = regressor(*shapes, seed) if kind == "hint" else keep
     return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
+
+
+def _train_hinted(learner: Hinted, data: Data, loss: Loss, *, penalty: Penalty | None = None,
+                  **settings) -> tuple[nn.Module, History]:
+    """Return the trained student alone, and the history; what judges a model judges the student, too."""
+    judge = penalty and (lambda hinted: penalty(hinted.model))
+    trained, history = train(learner, data, loss, penalty=judge, **settings)
+    return trained.model, history
 
 
 def _listen(model: nn.Module, layer: str, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
