@@ -191,6 +191,15 @@ def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, c
     assert torch.equal(again[0].weight, lower[0].weight)
 
 
+def test_batch_statistics_behind_the_layer_stay_too(some, choose):
+    student = build_model("resnet")
+    lower, _ = train_on_hints(student, load_trained("resnet"), some, validation=choose, student_layer="4.body.1",
+                              teacher_layer="4.body.1", **ONCE)
+    moved = {name for name, tensor in lower.state_dict().items() if not torch.equal(tensor, student.state_dict()[name])}
+    before = ("0.weight", "1.", "4.body.0.", "4.body.1.")
+    assert moved == {name for name in student.state_dict() if name.startswith(before)}
+
+
 def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose):
     for student_layer, teacher_layer in (("2", "2"), ("2", "7"), ("1", "8")):
         for kind in ("hint", "similarity"):

@@ -1,6 +1,7 @@
 """Teach a student with what goes on inside a teacher: hints, attention maps, similarity maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ class InsidesLoss:
 class Hinted(nn.Module):
     """Answer with the translated output of a model's layer (N, features) or, with `answers`, put its logits before it.
 
-    The logits of a network that learns from hints alone are left out, so that the weights behind the layer rest.
+    Without, the model runs up to the layer alone, so that weights and batch statistics behind it stay as they are.
     """
 
     def __init__(self, model: nn.Module, layer: str, translate: Callable[[Tensor], Tensor], answers: bool = True):
@@ -94,7 +95,8 @@ class Hinted(nn.Module):
         self.model, self.layer, self.translate, self.answers = model, layer, translate, answers
 
     def forward(self, images: Tensor) -> Tensor:
-        logits, outputs = _listen(self.model, self.layer, lambda: self.model(images))
+        with _listening(self.model, self.layer, enough=not self.answers) as outputs:
+            logits = self.model(images)
         inside = self.translate(*outputs).flatten(1)
         return torch.cat([logits, inside], dim=1) if self.answers else inside
 
@@ -123,7 +125,8 @@ def layer_outputs(model: nn.Module, layer: str, images: Tensor, function: str = 
     """
     check_model(function, model)
     check_choice(function, argument, layer, [name for name, _ in model.named_modules() if name])
-    _, outputs = _listen(model, layer, lambda: predict(model, images, function))
+    with _listening(model, layer) as outputs:
+        predict(model, images, function)
     tensors = [output for output in outputs if isinstance(output, Tensor) and output.dim() > 1]
     if len(tensors) < len(outputs) or sum(map(len, tensors)) != len(images):
         raise ParameterError(f"{function}(): {argument!r} must be a layer that gives one tensor (N, …) for N images. "
@@ -192,11 +195,22 @@ def _train_hinted(learner: Hinted, data: Data, loss: Loss, *, penalty: Penalty |
     return trained.model, history
 
 
-def _listen(model: nn.Module, layer: str, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return what `run` returns, and what the layer gave meanwhile, call by call."""
+class _Enough(Exception):
+    """End the run of a model when its layer has spoken."""
+
+
+@contextmanager
+def _listening(model: nn.Module, layer: str, enough: bool = False) -> Iterator[list[Tensor]]:
+    """Give a list of what the layer gives meanwhile, call by call; the model goes no further where that is enough."""
     outputs = []
-    with model.get_submodule(layer).register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)):
-        return run(), outputs
+
+    def keep(_layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        outputs.append(output)
+        if enough:
+            raise _Enough
+
+    with model.get_submodule(layer).register_forward_hook(keep), suppress(_Enough):
+        yield outputs
 
 
 def _check_outputs(function: str, allowed: str, fits: Callable[..., bool], *outputs: Tensor) -> None:
