@@ -120,6 +120,17 @@ def test_layer_outputs_are_those_of_the_network_cut_off_there(some):
     assert not any(module._forward_hooks for module in resnet.modules())
 
 
+def test_what_the_next_layer_does_in_place_is_not_heard(some):
+    convolution = nn.Conv2d(1, 4, 3)
+    model = nn.Sequential(convolution, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    with torch.no_grad():
+        expected = convolution(some.images)
+    torch.testing.assert_close(layer_outputs(model, "0", some.images), expected)
+    heard = Hinted(model, "0", nn.Identity())(some.images)[:, 10:]
+    torch.testing.assert_close(heard.detach(), expected.flatten(1))
+    heard.sum().backward()  # which a tensor changed in place might refuse
+
+
 def test_a_hinted_student_answers_logits_and_layer_and_keeps_them_when_copied(some):
     student = thin_cnn()
     hinted = copy.deepcopy(Hinted(student, "2", regressor((4, 14, 14), (6, 14, 14))))

@@ -205,7 +205,7 @@ def _listening(model: nn.Module, layer: str, enough: bool = False) -> Iterator[l
     outputs = []
 
     def keep(_layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        outputs.append(output)
+        outputs.append(output.clone() if isinstance(output, Tensor) else output)  # the next may change it in place
         if enough:
             raise _Enough
 
