@@ -283,6 +283,18 @@ def test_a_layer_that_gives_no_one_tensor_is_refused(layer, some):
         layer_outputs(Odd(), layer, some.images[:2])
 
 
+@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+@pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
+def test_a_layer_before_which_nothing_learns_is_refused(train_insides, kind, some, choose):
+    half_frozen = thin_cnn()
+    half_frozen[0].requires_grad_(False)
+    for student, layer in ((nn.Sequential(nn.MaxPool2d(2), *thin_cnn()[:1], *thin_cnn()[2:]), "0"), (half_frozen, "2")):
+        with pytest.raises(ParameterError, match=rf"^{train_insides.__name__}\(\): 'student_layer' must be a layer "
+                                                 rf"whose output depends on weights .* That of '{layer}' does not"):
+            train_insides(student, load_trained("cnn"), some, validation=choose, student_layer=layer,
+                          teacher_layer="2", kind=kind, epochs=1)
+
+
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "1", None, True])
 def test_weights_are_not_negative(weight, some, choose):
     with pytest.raises(ParameterError, match=r"InsidesLoss\(\): 'weight' must be a number in \[0, 1e6\]\. Got"):

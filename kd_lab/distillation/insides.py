@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_lab.distillation.answers import DistillationLoss, check_teacher
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.models import check_model, predict
+from kd_lab.models import check_model, evaluation_mode, predict
 from kd_lab.training import Data, History, Loss, Penalty, train
 
 WEIGHTS = "[0, 1e6]"
@@ -177,6 +177,7 @@ def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, st
     check_teacher(function, student, teacher, validation)
     outputs = [layer_outputs(student, student_layer, validation[0][:2], function, "student_layer"),
                layer_outputs(teacher, teacher_layer, validation[0][:2], function, "teacher_layer")]
+    _check_reach(function, student, student_layer, validation[0][:2])
     shapes = [tuple(output.shape[1:]) for output in outputs]
     if kind == "attention" and (len(shapes[0]) != 3 or shapes[0][1:] != shapes[1][1:]):
         raise ParameterError(f"{function}(): attention maps need layers (channels, height, width) of one height and "
@@ -185,6 +186,15 @@ def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, st
     keep = attention_map if kind == "attention" else nn.Identity()
     translate = regressor(*shapes, seed) if kind == "hint" else keep
     return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
+
+
+def _check_reach(function: str, student: nn.Module, layer: str, images: Tensor) -> None:
+    """Raise a ParameterError where a loss on the layer's output would reach no weight of the student."""
+    with evaluation_mode(student), torch.enable_grad(), _listening(student, layer) as outputs:
+        student(images)
+    if not outputs[0].requires_grad:
+        raise ParameterError(f"{function}(): 'student_layer' must be a layer whose output depends on weights that can "
+                             f"be trained. That of {layer!r} does not.")
 
 
 def _train_hinted(learner: Hinted, data: Data, loss: Loss, *, penalty: Penalty | None = None,
