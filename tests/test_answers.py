@@ -122,7 +122,7 @@ def test_answers_are_kept_once_in_evaluation_mode_and_without_gradients(few):
     images, labels, answers = with_answers(teacher, few)
     assert images is few.images and labels is few.labels and not answers.requires_grad
     assert torch.equal(answers, predict(load_trained("mlp128"), few.images))
-    assert sum(calls) == len(few.images)  # each image once
+    assert sum(calls) == len(few.images) + 2  # each image once, and two to see whether it can
     assert teacher.training and all(module.training for module in teacher)  # as it was found
 
 
@@ -206,3 +206,25 @@ def test_classes_that_differ_are_named(few, validation):
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 12))
     with pytest.raises(ParameterError, match=r"distil\(\): .* Got \(2, 10\) and \(2, 12\)"):
         distil(build_model("mlp128"), teacher, few, validation=validation, epochs=1)
+
+
+@pytest.mark.parametrize("labels, told", [(torch.arange(7) + 4, "the labels must be 0 to 9"),
+                                          (torch.zeros(7), "the labels must be whole numbers"),
+                                          (torch.arange(6), "must be (N,) for logits (N, classes). Got (6,)"),
+                                          (torch.zeros(7, 10), "Got (7, 10) and (7, 10)"),
+                                          ([1] * 7, "Got list and (7, 10)")])
+def test_labels_that_do_not_fit_are_named(pair, labels, told):
+    with pytest.raises(ParameterError) as error:
+        distillation_loss(*pair, labels, 4, 0.5)
+    assert told in str(error.value) and str(error.value).startswith("distillation_loss()")
+    with pytest.raises(ParameterError, match=r"soft_loss\(\): .* one shape .* Got list"):
+        distillation_loss([1], pair[1], torch.arange(7), 4, 0.5)
+
+
+def test_data_that_cannot_be_learned_from_are_named(few, validation):
+    teacher = load_trained("mlp128")
+    for wrong in (few.images, (few.images,), (few.images, few.labels[:-1]), None):
+        with pytest.raises(ParameterError, match=r"^distil\(\): the data must be"):
+            distil(build_model("mlp128"), teacher, wrong, validation=validation, epochs=1)
+        with pytest.raises(ParameterError, match=r"^with_answers\(\): the data must be"):
+            with_answers(teacher, wrong)

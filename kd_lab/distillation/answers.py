@@ -1,16 +1,16 @@
 """Teach a student with a teacher's answers: Hinton, Vinyals & Dean 2015, arXiv 1503.02531."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_number
-from kd_lab.evaluation import accuracy, check_data
+from kd_lab.evaluation import accuracy, check_data, check_labels
 from kd_lab.models import check_tensors, predict
-from kd_lab.training import History, train
+from kd_lab.training import Data, History, train
 
 TEMPERATURES, ALPHAS = "(0, 1000]", "[0, 1]"
 
@@ -45,8 +45,11 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Te
                       alpha: float) -> Tensor:
     """Return alpha·(cross-entropy with the labels) + (1 - alpha)·`soft_loss`; alpha is 0 to 1, labels are (N,)."""
     check_number("distillation_loss", "alpha", alpha, ALPHAS)
-    return (alpha * F.cross_entropy(student_logits, labels)
-            + (1 - alpha) * soft_loss(student_logits, teacher_logits, temperature))
+    soft = soft_loss(student_logits, teacher_logits, temperature)
+    check_shapes("distillation_loss", "'labels' must be (N,) for logits (N, classes)", lambda a, b: a == b[:1],
+                 labels, student_logits)
+    check_labels("distillation_loss", student_logits, labels)
+    return alpha * F.cross_entropy(student_logits, labels) + (1 - alpha) * soft
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ class DistillationLoss:
         return distillation_loss(student_logits, teacher_logits, labels, self.temperature, self.alpha)
 
 
-def with_answers(teacher: nn.Module, data: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def with_answers(teacher: nn.Module, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     """Return (images, labels, logits): the teacher, frozen and in evaluation mode, has answered each image once."""
-    images, labels = data
+    check_data("with_answers", teacher, data)
+    images, labels, *_ = data
     return images, labels, predict(teacher, images, "with_answers")
 
 
-def distil(student: nn.Module, teacher: nn.Module, data: tuple[Tensor, Tensor], *, validation: tuple[Tensor, Tensor],
+def distil(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data,
            temperature: float = 4.0, alpha: float = 0.1, **settings) -> tuple[nn.Module, History]:
     """Return a new student, trained by the teacher's answers and the labels, and the history of its losses.
 
@@ -80,10 +84,11 @@ def distil(student: nn.Module, teacher: nn.Module, data: tuple[Tensor, Tensor], 
     """
     loss = DistillationLoss(temperature, alpha)
     check_teacher("distil", student, teacher, validation)
+    check_data("distil", student, data)
     return train(student, with_answers(teacher, data), loss, validation=with_answers(teacher, validation), **settings)
 
 
-def check_teacher(function: str, student: nn.Module, teacher: nn.Module, validation: tuple[Tensor, Tensor]) -> None:
+def check_teacher(function: str, student: nn.Module, teacher: nn.Module, validation: Data) -> None:
     """Raise a ParameterError unless both answer in the same classes; warn where the student is the better one."""
     for model in (student, teacher):
         check_data(function, model, validation)
@@ -95,9 +100,15 @@ def check_teacher(function: str, student: nn.Module, teacher: nn.Module, validat
 
 
 def _check_logits(function: str, student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Look at shapes alone: where a student's logits become NaN, `train` must see a loss of NaN."""
-    shapes = [tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-              for logits in (student_logits, teacher_logits)]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
-        raise ParameterError(f"{function}(): 'student_logits' and 'teacher_logits' must have one shape (N, classes). "
-                             f"Got {shapes[0]} and {shapes[1]}.")
+    check_shapes(function, "'student_logits' and 'teacher_logits' must have one shape (N, classes)",
+                 lambda a, b: a == b and len(a) == 2, student_logits, teacher_logits)
+
+
+def check_shapes(function: str, rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
+    """Raise a ParameterError unless their shapes fit.
+
+    Only shapes are looked at: where a student's outputs become NaN, `train` must see a loss of NaN.
+    """
+    shapes = [tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]
+    if str in map(type, shapes) or not fits(*shapes):
+        raise ParameterError(f"{function}(): {rule}. Got {' and '.join(map(str, shapes))}.")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.distillation.answers import DistillationLoss, check_teacher
+from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_teacher
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.models import check_model, evaluation_mode, predict
@@ -22,7 +22,7 @@ def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
 
     It is the loss of FitNets (Romero et al. 2015, arXiv 1412.6550, equation 3) but for a factor.
     """
-    _check_outputs("hint_loss", "of one shape", lambda a, b: a == b, output, hint)
+    check_shapes("hint_loss", "outputs must be of one shape", lambda a, b: a == b, output, hint)
     return F.mse_loss(output, hint)
 
 
@@ -31,13 +31,13 @@ def attention_map(output: Tensor) -> Tensor:
 
     The squares are summed over the channels (Zagoruyko & Komodakis 2017, arXiv 1612.03928, section 3.1).
     """
-    _check_outputs("attention_map", "(N, channels, height, width)", lambda shape: len(shape) == 4, output)
+    check_shapes("attention_map", "outputs must be (N, channels, height, width)", lambda shape: len(shape) == 4, output)
     return F.normalize(output.square().sum(dim=1).flatten(1), dim=1)
 
 
 def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Return the squared distance of two attention maps (N, height·width), 0 to 2, the mean over the images."""
-    _check_outputs("attention_loss", "maps of one shape", lambda a, b: a == b, student_map, teacher_map)
+    check_shapes("attention_loss", "outputs must be maps of one shape", lambda a, b: a == b, student_map, teacher_map)
     return (student_map - teacher_map).square().sum(dim=1).mean()
 
 
@@ -46,14 +46,14 @@ def similarity_map(output: Tensor) -> Tensor:
 
     Row i holds the products of image i with all (Tung & Mori 2019, arXiv 1907.09682, equations 1 to 3).
     """
-    _check_outputs("similarity_map", "(N, …)", lambda shape: len(shape) > 1, output)
+    check_shapes("similarity_map", "outputs must be (N, …)", lambda shape: len(shape) > 1, output)
     return F.normalize(output.flatten(1) @ output.flatten(1).T, dim=1)
 
 
 def similarity_loss(student_output: Tensor, teacher_output: Tensor) -> Tensor:
     """Return the mean squared difference of the similarity maps of two outputs (N, …), of any widths: equation 4."""
-    _check_outputs("similarity_loss", "(N, …) for the same N images", lambda a, b: a[:1] == b[:1],
-                   student_output, teacher_output)
+    check_shapes("similarity_loss", "outputs must be (N, …) for the same N images", lambda a, b: a[:1] == b[:1],
+                 student_output, teacher_output)
     return F.mse_loss(similarity_map(student_output), similarity_map(teacher_output))
 
 
@@ -221,10 +221,3 @@ def _listening(model: nn.Module, layer: str, enough: bool = False) -> Iterator[l
 
     with model.get_submodule(layer).register_forward_hook(keep), suppress(_Enough):
         yield outputs
-
-
-def _check_outputs(function: str, allowed: str, fits: Callable[..., bool], *outputs: Tensor) -> None:
-    """Look at shapes alone: where a student's outputs become NaN, `train` must see a loss of NaN."""
-    shapes = [tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__ for output in outputs]
-    if str in map(type, shapes) or not fits(*shapes):
-        raise ParameterError(f"{function}(): outputs must be {allowed}. Got {' and '.join(map(str, shapes))}.")
