@@ -103,6 +103,12 @@ def test_bad_examples_get_one_clear_error(lesson):
         fit_trees(images, soft_targets(answers, 0), max_leaf_nodes=10)
 
 
+def test_answers_that_remember_their_gradients_are_as_good(lesson):
+    images, answers = lesson
+    tree, other = (fit_trees(images, each, max_leaf_nodes=5) for each in (answers, answers.clone().requires_grad_()))
+    assert torch.equal(predict(tree, images), predict(other, images))
+
+
 def test_images_of_another_shape_are_named(forest, few):
     assert isinstance(forest, Trees)
     with pytest.raises(ParameterError, match=r"accuracy\(\): the model can't read images of shape \(1, 14, 14\)"):

@@ -40,7 +40,7 @@ def fit_trees(images: Tensor, answers: Tensor, *, max_leaf_nodes: int, trees: in
     _check_examples("fit_trees", images, answers)
     sampled = {"bootstrap": True, "max_features": "sqrt"} if trees > 1 else {"bootstrap": False, "max_features": 1.0}
     forest = RandomForestRegressor(trees, max_leaf_nodes=max_leaf_nodes, random_state=seed, n_jobs=1, **sampled)
-    return Trees(forest.fit(images.flatten(1).numpy(), answers.numpy()).estimators_)
+    return Trees(forest.fit(images.flatten(1).numpy(), answers.detach().numpy()).estimators_)
 
 
 def _check_examples(function: str, images: Tensor, answers: Tensor) -> None:
