@@ -185,6 +185,11 @@ def test_images_that_are_none_are_named():
     for images in (torch.zeros(2, 1, 14, 14), torch.zeros(2, 784).long()):
         with pytest.raises(ParameterError, match=r"SoftTree\.paths\(\): the model can't read images of shape"):
             tree.paths(images)
+        with pytest.raises(ParameterError, match=r"balance_penalty\(\): the model can't read images of shape"):
+            balance_penalty(tree, images)
+    for images in (None, [1, 2], digits(0), torch.full((2, 1, 28, 28), math.nan)):
+        with pytest.raises(ParameterError, match=r"balance_penalty\(\): 'images' must be a tensor of finite numbers"):
+            balance_penalty(tree, images)
     with pytest.raises(ParameterError, match=r"SoftTree\.paths\(\): 'images' must be a tensor"):
         tree.paths([1, 2])
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import check_kind, check_whole_number
-from kd_lab.models import predict
+from kd_lab.models import check_tensors, predict
 
 PIXELS, DIGITS = 28 * 28, 10
 LEAST = -80  # the logarithm of the smallest probability that float32 still holds well
@@ -102,6 +102,8 @@ def balance_penalty(tree: SoftTree, images: Tensor) -> Tensor:
     each image (N, 1, 28, 28) gets there. Without it, nodes that send all digits one way leave half a tree unused.
     """
     check_soft_tree("balance_penalty", tree)
+    check_tensors("balance_penalty", images=images)
+    predict(tree, images[:1], "balance_penalty")  # names images that it can't read
     turns = tree.log_turns(images)
     reached = torch.cat(tree.log_levels(turns)[:-1], dim=1)  # (N, nodes)
     shares = torch.logsumexp(reached.unsqueeze(2) + turns, dim=0) - torch.logsumexp(reached, dim=0).unsqueeze(1)
