@@ -71,6 +71,17 @@ def test_among_those_alike_the_smaller_loss_wins():
     assert best_trial(alike).temperature == 2  # the third is 0.3 points behind
 
 
+def test_what_gives_no_trial_is_named():
+    for fit, validation, told in (("fit", (IMAGES, LABELS), r"try_setting\(\): 'fit' must be a function"),
+                                  (lambda *_: (nn.ReLU(), 1), (IMAGES, LABELS), "Did you mean model, history"),
+                                  (lambda *_: Guess(9), IMAGES, "the data must be a tuple"),
+                                  (lambda *_: Guess(9), (IMAGES, LABELS + 1), "the labels must be 0 to 9")):
+        with pytest.raises(ParameterError, match=told):
+            try_setting(fit, 4, 0.1, validation)
+    with pytest.raises(ParameterError, match=r"best_trial\(\): 'trials' must be one or more"):
+        best_trial([])
+
+
 @pytest.mark.parametrize("runs", [0, -1, 2.5, True, None])
 def test_a_budget_is_a_number_of_runs(runs):
     with pytest.raises(ParameterError, match=r"search_settings\(\): 'runs' must be a whole number in \[1, 1000\]"):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.environment import optional
-from kd_lab.errors import check_whole_number
+from kd_lab.errors import ParameterError, check_kind, check_whole_number
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.models import predict
 
@@ -28,10 +28,11 @@ class Trial(NamedTuple):
 def try_setting(fit: Callable[[float, float], nn.Module], temperature: float, alpha: float,
                 validation: tuple[Tensor, Tensor]) -> Trial:
     """Return the Trial of the student that `fit(temperature, alpha)` trains."""
-    images, labels = validation
+    check_kind("try_setting", "fit", fit, Callable, "a function of temperature and alpha")
     student = fit(temperature, alpha)
-    loss = F.cross_entropy(predict(student, images, "try_setting"), labels).item()
-    return Trial(temperature, alpha, accuracy(student, validation), loss)
+    found = accuracy(student, validation)  # says what is wrong with either
+    images, labels, *_ = validation
+    return Trial(temperature, alpha, found, F.cross_entropy(predict(student, images), labels).item())
 
 
 def search_settings(fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int,
@@ -59,5 +60,7 @@ def search_settings(fit: Callable[[float, float], nn.Module], validation: tuple[
 
 def best_trial(trials: list[Trial]) -> Trial:
     """Return the one with the smallest loss among those whose accuracy is within 0.25 points of the best."""
+    if not trials:
+        raise ParameterError("best_trial(): 'trials' must be one or more, as search_settings gives them. Got none.")
     best = max(trial.accuracy.value for trial in trials)
     return min((trial for trial in trials if trial.accuracy.value > best - ALIKE), key=lambda trial: trial.loss)
