@@ -120,3 +120,5 @@ def test_layers_that_are_not_there_are_named():
         match_parameters(nn.ReLU(), 1)
     with pytest.raises(ParameterError, match="must be a network"):
         match_parameters("mlp128", 1)
+    with pytest.raises(ParameterError, match=r"used_parameters\(\): 'model' must be a network"):
+        used_parameters("mlp128")

@@ -15,6 +15,7 @@ SHOWN = 5  # of the parameters that don't fit
 
 def used_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters by name; of a weight with parametrizations (a mask, rounding) the one that is used."""
+    check_model("used_parameters", model)
     found = {}
     for name, module in model.named_modules():
         own = [key for key, _ in module.named_parameters(recurse=False)]
