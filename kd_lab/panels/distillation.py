@@ -14,14 +14,7 @@ from kd_lab.data import Mnist, Split
 from kd_lab.distillation import DistillationLoss, check_teacher, small_student, student_recipe, with_answers
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy
 from kd_lab.models import predict
-from kd_lab.panels.distillation_picture import (
-    SIZE,
-    Distillation,
-    DistillationAnswer,
-    DistillationPicture,
-    Progress,
-    title,
-)
+from kd_lab.panels.distillation_picture import SIZE, Distillation, DistillationAnswer, DistillationPicture, Progress
 from kd_lab.panels.measurement import dense_network, percent, points, table
 from kd_lab.panels.panel import Panel, Shown, dropdown
 from kd_lab.panels.slider import Slider, WholeSlider
@@ -117,7 +110,7 @@ class DistillationPanel(Panel):
 
     def draw(self, answer: DistillationAnswer) -> Shown:
         """Draw the picture and write the table."""
-        return Shown(title(answer, *self._validation[1:]), self._drawing.png(answer), self._table(answer))
+        return Shown(self._drawing.title(answer), self._drawing.png(answer), self._table(answer))
 
     def _table(self, answer: DistillationAnswer) -> str:
         """Return how good teacher and students are, and how large."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_lab.distillation import soft_targets, student_recipe
 from kd_lab.evaluation import Accuracy
 from kd_lab.panels.canvas import Canvas, digit_picture
-from kd_lab.panels.measurement import percent
+from kd_lab.panels.measurement import Comparison, title_of
 
 SIZE = (800, 380)  # pixels
 TICKS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # of accuracy
@@ -81,9 +81,29 @@ class DistillationPicture:
             line.set_data(shares, progress.accuracies)
             kept = slice(progress.kept - 1, progress.kept) if progress.finished else slice(0)
             point.set_data(shares[kept], progress.accuracies[kept])
-        place = first_of(self._labels, answer.digit)
+        place = self._place(answer)
         self._set_answers(answer, place)
         return self._canvas.png(digit_picture(self._images[place], DIGIT_SIZE), DIGIT_LEFT, DIGIT_TOP)
+
+    def title(self, answer: DistillationAnswer) -> str:
+        """Return the setting and its accuracy in a line; where nothing is trained, how unsure the teacher is."""
+        temperature, alpha, *_ = answer.setting
+        if not answer.training:
+            others = soft_targets(self._teacher_logits[self._place(answer)], temperature)
+            others[answer.digit] = 0  # 1 less this one would be 0 where it is nearly 1
+            gives = f"gives {100 * others.sum():.2g} % to other digits than {answer.digit}"
+            return f"T = {temperature:g}: the teacher {gives}"
+        setting = f"T = {temperature:g}, alpha {alpha:g}"
+        if answer.taught.logits is None:
+            return f"{setting}: nothing is trained yet"
+        done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
+        setting += "" if answer.taught.finished else f", {100 * done:.0f} % trained"
+        return title_of(setting, Comparison(answer.taught.logits.argmax(1), self._teacher_logits.argmax(1),
+                                            self._labels))
+
+    def _place(self, answer: DistillationAnswer) -> int:
+        """Return the place of the first image of a digit."""
+        return self._labels.tolist().index(answer.digit)
 
     def _add_curves(self, axes: Axes, teacher: float) -> list[Artist]:
         def known(accuracy):  # the errors on a logarithmic scale, upside down: 70 % and 99 % can both be read
@@ -127,27 +147,6 @@ class DistillationPicture:
         for digit in range(10):
             self._teacher[digit].set_width(teacher[digit])
             self._student[digit].set_width(student[digit])
-            percent = 100 * teacher[digit]
-            self._numbers[digit].set_text(f"{percent:.1f} %" if percent >= 0.05 else f"{percent:.0e} %")
+            share = 100 * teacher[digit]  # in percent
+            self._numbers[digit].set_text(f"{share:.1f} %" if share >= 0.05 else f"{share:.0e} %")
             self._numbers[digit].set_fontweight("bold" if digit == answer.digit else "normal")
-
-
-def first_of(labels: Tensor, digit: int) -> int:
-    """Return the place of the first image of a digit."""
-    return labels.tolist().index(digit)
-
-
-def title(answer: DistillationAnswer, labels: Tensor, teacher_logits: Tensor) -> str:
-    """Return the setting and its accuracy in a line; where nothing is trained, how unsure the teacher is."""
-    temperature, alpha, *_ = answer.setting
-    if not answer.training:
-        others = soft_targets(teacher_logits[first_of(labels, answer.digit)], temperature)
-        others[answer.digit] = 0  # 1 less this one would be 0 where it is nearly 1
-        return f"T = {temperature:g}: the teacher gives {100 * others.sum():.2g} % to other digits than {answer.digit}"
-    setting = f"T = {temperature:g}, alpha {alpha:g}"
-    done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
-    if answer.taught.logits is None:
-        return f"{setting}: nothing is trained yet"
-    setting += "" if answer.taught.finished else f", {100 * done:.0f} % trained"
-    found = Accuracy.of(answer.taught.logits.argmax(1) == labels)
-    return f"{setting}: {percent(found, ' right')} of {found.count:,} validation images"

@@ -23,7 +23,6 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.models import build_model
 from kd_lab.panels import DistillationPanel, distillation
-from kd_lab.panels.distillation_picture import title
 from kd_lab.training import train
 
 POINTS, SOFT = 5, "soft targets only"
@@ -331,7 +330,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
 
 def test_no_title_is_cut_off(panel):
     for answer in answers(panel, temperature=19.5, alpha=0.05):
-        assert len(title(answer, *panel._validation[1:])) < 95
+        assert len(panel._drawing.title(answer)) < 95
 
 
 def test_the_random_numbers_of_others_stay_as_they_were(panel):
