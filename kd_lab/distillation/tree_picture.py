@@ -29,12 +29,12 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
     if tree.depth > DEEPEST:
         raise ParameterError(f"draw_soft_tree(): 'tree' must be at most {DEEPEST} deep to be drawn as a whole. "
                              f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?")
-    turns = {} if image is None else _turns("draw_soft_tree", tree, image)
-    figure, cells = _draw_tree(range(2 ** (tree.depth + 1) - 1), tree.depth, turns,
+    path = {} if image is None else _path("draw_soft_tree", tree, image)
+    figure, cells = _draw_tree(range(2 ** (tree.depth + 1) - 1), tree.depth, path,
                                "Red: ink here sends right.\nBlue: ink here sends left.")
     filters, answers = _filters(tree), _answers(tree)
     for node, axes in cells.items():
-        on_path = node in turns or (node == 0 and image is not None)
+        on_path = node in path
         if node < len(filters):
             _show_filter(axes, filters[node], image if on_path else None)
         else:
@@ -52,13 +52,13 @@ def draw_path(tree: SoftTree, image: Tensor) -> Figure:
     have any depth.
     """
     check_soft_tree("draw_path", tree)
-    turns, filters = _turns("draw_path", tree, image), _filters(tree)
+    (_root, *path), filters = _path("draw_path", tree, image).items(), _filters(tree)
     figure, row = plt.subplots(1, tree.depth + 2, figsize=(1.1 * (tree.depth + 2), 1.6), layout="constrained")
     _show_digit(row[0], image)
-    for axes, (child, probability) in zip(row[1:], turns.items(), strict=False):
-        _show_filter(axes, filters[(child - 1) // 2], image)
-        axes.set_title(f"{'left' if child % 2 else 'right'} {100 * probability:.0f} %", fontsize=9, color=PATH)
-    _show_answer(row[-1], _answers(tree)[child - len(filters)], True)
+    for axes, (node, probability) in zip(row[1:-1], path, strict=True):
+        _show_filter(axes, filters[(node - 1) // 2], image)
+        axes.set_title(f"{'left' if node % 2 else 'right'} {100 * probability:.0f} %", fontsize=9, color=PATH)
+    _show_answer(row[-1], _answers(tree)[node - len(filters)], True)
     row[-1].set_box_aspect(1)
     return figure
 
@@ -86,15 +86,15 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     return figure
 
 
-def _turns(function: str, tree: SoftTree, image: Tensor) -> dict[int, float]:
-    """Return the nodes that follow the root on the most probable path of an image, each with how probably it follows.
+def _path(function: str, tree: SoftTree, image: Tensor) -> dict[int, float]:
+    """Return the nodes on the most probable path of an image, each with how probably it follows the one before.
 
     A leaf is counted as if it were the next of the inner nodes.
     """
     check_tensors(function, 3, image=image)
     predict(tree, image.unsqueeze(0), function)  # names an image that it can't read
     nodes, right, probabilities, _leaf = (part[0] for part in tree.paths(image.unsqueeze(0)))
-    return dict(zip((2 * nodes + 1 + right).tolist(), probabilities.tolist(), strict=True))
+    return {0: 1.0} | dict(zip((2 * nodes + 1 + right).tolist(), probabilities.tolist(), strict=True))
 
 
 def _filters(tree: SoftTree) -> Tensor:
@@ -116,9 +116,9 @@ def _nodes(tree: DecisionTreeRegressor, levels: int) -> dict[int, int]:
     return nodes
 
 
-def _draw_tree(places: Iterable[int], levels: int, turns: dict[int, float],
+def _draw_tree(places: Iterable[int], levels: int, path: dict[int, float],
                note: str) -> tuple[Figure, dict[int, Axes]]:
-    """Return a figure of the edges, those to the places in `turns` with their probability, and Axes for each place."""
+    """Return a figure of the edges, those on the path with their probability, and Axes for each place."""
     figure = plt.figure(figsize=(WIDTH, levels * ROW + CELL + 2 * MARGIN), dpi=80)
     ground = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))  # in inches
     ground.axis("off")
@@ -128,7 +128,7 @@ def _draw_tree(places: Iterable[int], levels: int, turns: dict[int, float],
         x, y, size = _square(place)
         cells[place] = figure.add_axes(_rectangle(figure, x - size / 2, y - size / 2, size))
         if place:
-            _draw_edge(ground, _square((place - 1) // 2), (x, y, size), turns.get(place))
+            _draw_edge(ground, _square((place - 1) // 2), (x, y, size), path.get(place))
     return figure, cells
 
 
@@ -148,12 +148,11 @@ def _rectangle(figure: Figure, left: float, top: float, size: float) -> tuple[fl
 def _draw_edge(ground: Axes, parent: tuple[float, float, float], child: tuple[float, float, float],
                probability: float | None) -> None:
     xs, ys = (parent[0], child[0]), (parent[1] + parent[2] / 2, child[1] - child[2] / 2)
-    if probability is None:
-        ground.plot(xs, ys, color=PALE, linewidth=1)
-        return
-    ground.plot(xs, ys, color=PATH, linewidth=2.5)
-    ground.text(sum(xs) / 2, sum(ys) / 2, f"{100 * probability:.0f} %", color=PATH, fontsize=9, ha="center",
-                va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    on_path = probability is not None
+    ground.plot(xs, ys, color=PATH if on_path else PALE, linewidth=2.5 if on_path else 1)
+    if on_path:
+        ground.text(sum(xs) / 2, sum(ys) / 2, f"{100 * probability:.0f} %", color=PATH, fontsize=9, ha="center",
+                    va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
 
 
 def _show_digit(axes: Axes, image: Tensor) -> None:
