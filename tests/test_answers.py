@@ -163,8 +163,9 @@ def test_a_student_that_diverges_is_reported_as_by_train(few, validation):
 
 def test_a_teacher_that_knows_less_is_named_with_both_accuracies(few, validation):
     with pytest.warns(UserWarning, match=r"distil\(\): the student reads 9\d\.\d\d % of the validation images, its "
-                                         r"teacher \d+\.\d\d %"):
+                                         r"teacher \d+\.\d\d %") as told:
         distil(load_trained("mlp128"), build_model("cnn"), few, validation=validation, epochs=1, progress=False)
+    assert told[0].filename == __file__  # the learner's own line
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         distil(load_trained("mlp128"), load_trained("mlp128"), few, validation=validation, epochs=1, progress=False)

@@ -18,6 +18,7 @@ from kd_lab.distillation import (
     distil_insides,
     distillation_loss,
     hint_loss,
+    insides,
     layer_outputs,
     match_parameters,
     regressor,
@@ -202,6 +203,16 @@ def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, c
     assert torch.equal(again[0].weight, lower[0].weight)
 
 
+@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+def test_the_seed_is_that_of_the_regressor_and_of_the_batches(train_insides, some, choose, monkeypatch):
+    seeds, build, learn = [], insides.regressor, insides.train
+    monkeypatch.setattr(insides, "regressor", lambda *shapes: seeds.append(shapes[-1]) or build(*shapes))
+    monkeypatch.setattr(insides, "train", lambda *parts, seed, **rest: seeds.append(seed) or learn(*parts, **rest))
+    train_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2",
+                  seed=7, **ONCE)
+    assert seeds == [7, 7]
+
+
 def test_batch_statistics_behind_the_layer_stay_too(some, choose):
     student = build_model("resnet")
     lower, _ = train_on_hints(student, load_trained("resnet"), some, validation=choose, student_layer="4.body.1",
@@ -251,6 +262,9 @@ def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some
 
 
 def test_maps_of_other_sizes_are_refused_with_both(some, choose):
+    with pytest.raises(ParameterError, match=r"attention maps need .* gives \(128,\), the teacher's '2' \(128,\)"):
+        distil_insides(build_model("mlp128"), load_trained("mlp128"), some, validation=choose, student_layer="2",
+                       teacher_layer="2", kind="attention", epochs=1)
     for layer, shape in (("3", r"\(32, 14, 14\)"), ("7", r"\(128,\)")):
         with pytest.raises(ParameterError, match=r"^distil_insides\(\): attention maps need .* The student's layer '0' "
                                                  rf"gives \(4, 28, 28\), the teacher's '{layer}' {shape}"):
@@ -314,8 +328,9 @@ def test_other_slips_are_refused_at_once(some, choose):
             train_insides(thin_cnn(), load_trained("cnn"), some.images, **layers)
         with pytest.raises(ParameterError, match=r"'seed' must be a whole number"):
             train_insides(thin_cnn(), load_trained("cnn"), some, seed=-1, **layers)
-        with pytest.warns(UserWarning, match="Did you swap them"):
+        with pytest.warns(UserWarning, match="Did you swap them") as told:
             train_insides(load_trained("cnn"), thin_cnn(), some, progress=False, **layers)
+        assert told[0].filename == __file__  # the learner's own line
     with pytest.raises(ParameterError, match=r"distil_insides\(\): the labels must be 0 to 9"):
         distil_insides(thin_cnn(), load_trained("cnn"), Split(some.images, some.labels + 3), **layers)
     with pytest.raises(ParameterError, match="'temperature'"):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_teacher
+from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.models import check_model, evaluation_mode, predict
@@ -80,7 +80,7 @@ class InsidesLoss:
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
         """Return the loss of a batch; `outputs` are (N, classes + features)."""
         logits, inside = outputs.tensor_split([teacher_logits.shape[1]], dim=1)
-        answers = DistillationLoss(self.temperature, self.alpha)(logits, labels, teacher_logits)
+        answers = distillation_loss(logits, teacher_logits, labels, self.temperature, self.alpha)
         return answers + self.weight * LOSSES[self.kind](inside, hint)
 
 
@@ -144,6 +144,7 @@ def distil_insides(student: nn.Module, teacher: nn.Module, data: Data, *, valida
     convolution of 16×14×14 numbers takes 690 MB for 55,000 images; of attention maps only a channel's worth is kept.
     """
     loss = InsidesLoss(kind, weight, temperature, alpha)
+    check_teacher("distil_insides", student, teacher, validation)
     learner, source = _hinted("distil_insides", kind, student, teacher, student_layer, teacher_layer, validation, seed)
 
     def with_hints(part: Data) -> Data:
@@ -164,6 +165,7 @@ def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, valida
     Neither labels nor the teacher's answers count. The arguments are those of `distil_insides`.
     """
     check_choice("train_on_hints", "kind", kind, list(LOSSES))
+    check_teacher("train_on_hints", student, teacher, validation)
     learner, source = _hinted("train_on_hints", kind, student, teacher, student_layer, teacher_layer, validation, seed)
     learner.answers = source.answers = False
     check_data("train_on_hints", student, data)
@@ -174,7 +176,6 @@ def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, valida
 def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, student_layer: str, teacher_layer: str,
             validation: Data, seed: int) -> tuple[Hinted, Hinted]:
     """Return student and teacher, each so that it gives its layer's output in the form that is compared."""
-    check_teacher(function, student, teacher, validation)
     outputs = [layer_outputs(student, student_layer, validation[0][:2], function, "student_layer"),
                layer_outputs(teacher, teacher_layer, validation[0][:2], function, "teacher_layer")]
     _check_reach(function, student, student_layer, validation[0][:2])
