@@ -94,6 +94,9 @@ def test_others_are_refused_before_the_training_with_both_shapes(few, validation
                                              r"'1.bias': \(30,\) and \(300,\); '3.weight': .*; "
                                              r"'5.weight': none and \(10, 100\); … 'layers' can"):
         match_parameters(load_trained("lenet300"), 1)(student)
+    with pytest.raises(ParameterError, match=r"They differ in '1.bias': none and \(10,\)\. 'layers' can name"):
+        match_parameters(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 1)(
+            nn.Sequential(nn.Flatten(), nn.Linear(784, 10, bias=False)))
     with pytest.raises(ParameterError, match=r"'5.weight': \(10, 100\) and none; '5.bias'"):
         match_parameters(nn.Sequential(nn.Flatten(), *load_trained("lenet300")[1:4]), 1)(load_trained("lenet300"))
     with pytest.raises(ParameterError, match=r"^train\(\): 'penalty' .*'3.weight': \(10, 128\) and \(100, 300\)"):

@@ -46,3 +46,8 @@ def test_a_student_learns_by_its_recipe(few, validation):
 @pytest.mark.parametrize("images", [1, 500, 1001, 55_000, 1_000_000])
 def test_every_number_of_images_has_a_recipe(images):
     assert student_recipe(images)["steps_per_epoch"] >= 1
+
+
+@pytest.mark.parametrize("most", [1000, 5000, 20_000])
+def test_a_recipe_reaches_up_to_the_next(most):
+    assert student_recipe(most - 1) == student_recipe(most) != student_recipe(most + 1)

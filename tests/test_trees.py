@@ -44,6 +44,7 @@ def test_a_forest_answers_with_the_mean_of_its_trees(forest, validation):
     torch.testing.assert_close(predict(forest, validation.images).exp(), torch.tensor(mean).float())
     assert len(forest.estimators) == 10
     assert len({tree.tree_.threshold[0] for tree in forest.estimators}) > 1
+    assert {tree.max_features for tree in forest.estimators} == {"sqrt"}  # of the pixels, at each node
 
 
 def test_on_labels_it_is_a_classification_tree(few, validation):
@@ -59,6 +60,7 @@ def test_answers_are_finite_log_probabilities(few, validation):
     answers = predict(pure, validation.images)
     assert answers.shape == (1000, 10) and answers.dtype == torch.float32 and answers.isfinite().all()
     torch.testing.assert_close(answers.exp().sum(dim=1), torch.ones(1000), atol=2e-5, rtol=0)
+    assert answers.min().item() == pytest.approx(math.log(1e-6))  # where a leaf has seen nothing of a digit
     assert predict(pure, validation.images[:0]).shape == (0, 10)
 
 
@@ -96,6 +98,7 @@ def test_bad_examples_get_one_clear_error(lesson):
         "'answers' must be a tensor of 2 dimensions": (images, answers.argmax(1)),
         "'answers' must be probabilities": (images, answers.log()),
         "'answers' must be probabilities .*, as soft_targets": (images, 2 * answers),
+        "'answers' must be probabilities .*, as": (images, answers + torch.tensor([2.0, -2.0] + 8 * [0.0])),
     }.items():
         with pytest.raises(ParameterError, match=rf"fit_trees\(\): {given}"):
             fit_trees(*match, max_leaf_nodes=10)

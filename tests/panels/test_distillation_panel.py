@@ -83,6 +83,14 @@ def test_both_students_are_what_the_one_training_loop_gives(panel, teacher, part
         assert found.finished and found.kept == history.best_epoch and len(found.accuracies) == POINTS
 
 
+def test_the_weights_that_are_kept_need_not_be_the_last(panel, teacher, part, monkeypatch):
+    monkeypatch.setattr(student, "RECIPES", {float("inf"): (32, 400, 5e-2)})  # so long that it learns by heart
+    *_, last = answers(panel, alpha=1, images="500", width=50)
+    expected, history = plainly(F.cross_entropy, teacher, part, 50, 500)
+    assert last.labelled.kept == history.best_epoch < POINTS
+    assert torch.equal(last.labelled.logits.argmax(1), expected(part.validation.images).argmax(1))
+
+
 def test_the_curves_grow_point_by_point_and_side_by_side(panel):
     found = answers(panel, temperature=2, width=7)
     lengths = [(len(answer.taught.accuracies), len(answer.labelled.accuracies)) for answer in found]
