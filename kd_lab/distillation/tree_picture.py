@@ -32,7 +32,7 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
     path = {} if image is None else _path("draw_soft_tree", tree, image)
     figure, cells = _draw_tree(range(2 ** (tree.depth + 1) - 1), tree.depth, path,
                                "Red: ink here sends right.\nBlue: ink here sends left.")
-    filters, answers = _filters(tree), _answers(tree)
+    filters, answers = _filters(tree), tree.log_answers().detach().exp()
     for node, axes in cells.items():
         on_path = node in path
         if node < len(filters):
@@ -58,7 +58,7 @@ def draw_path(tree: SoftTree, image: Tensor) -> Figure:
     for axes, (node, probability) in zip(row[1:-1], path, strict=True):
         _show_filter(axes, filters[(node - 1) // 2], image)
         axes.set_title(f"{'left' if node % 2 else 'right'} {100 * probability:.0f} %", fontsize=9, color=PATH)
-    _show_answer(row[-1], _answers(tree)[node - len(filters)], True)
+    _show_answer(row[-1], tree.log_answers()[node - len(filters)].detach().exp(), True)
     row[-1].set_box_aspect(1)
     return figure
 
@@ -100,10 +100,6 @@ def _path(function: str, tree: SoftTree, image: Tensor) -> dict[int, float]:
 def _filters(tree: SoftTree) -> Tensor:
     """Return by how much ink at a pixel draws a digit right, (nodes, 28, 28); beta may turn the weights' sign."""
     return (tree.beta.unsqueeze(1) * tree.filters.weight).detach().unflatten(1, (28, 28))
-
-
-def _answers(tree: SoftTree) -> Tensor:
-    return tree.log_answers().detach().exp()
 
 
 def _nodes(tree: DecisionTreeRegressor, levels: int) -> dict[int, int]:
