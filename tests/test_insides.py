@@ -222,6 +222,16 @@ def test_batch_statistics_behind_the_layer_stay_too(some, choose):
     assert moved == {name for name in student.state_dict() if name.startswith(before)}
 
 
+@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+def test_the_callers_networks_and_random_numbers_stay_as_they_were(train_insides, some, choose):
+    student, teacher = (nn.Sequential(*load_trained("resnet"), nn.Dropout(0.5)).train() for _ in range(2))
+    before, state = copy.deepcopy((student.state_dict(), teacher.state_dict())), torch.get_rng_state()
+    train_insides(student, teacher, some, validation=choose, student_layer="4", teacher_layer="4", **ONCE)
+    torch.testing.assert_close((student.state_dict(), teacher.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for model in (student, teacher) for module in model.modules())
+
+
 def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose):
     for student_layer, teacher_layer in (("2", "2"), ("2", "7"), ("1", "8")):
         for kind in ("hint", "similarity"):
@@ -259,6 +269,13 @@ def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some
         with pytest.raises(ParameterError, match=rf"^{name}\(\): {told}"):
             train_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer=student_layer,
                           teacher_layer=teacher_layer, epochs=1)
+
+
+def test_what_cannot_be_listened_to_is_named():
+    with pytest.raises(ParameterError, match=r"^Hinted\(\): 'layer' must be one of 0, 1, .* Got '5'"):
+        Hinted(thin_cnn(), "5", nn.Identity())
+    with pytest.raises(ParameterError, match=r"^Hinted\(\): 'model' must be a network"):
+        Hinted("cnn", "0", nn.Identity())
 
 
 def test_maps_of_other_sizes_are_refused_with_both(some, choose):

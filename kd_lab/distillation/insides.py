@@ -92,6 +92,7 @@ class Hinted(nn.Module):
 
     def __init__(self, model: nn.Module, layer: str, translate: Callable[[Tensor], Tensor], answers: bool = True):
         super().__init__()
+        _check_layer("Hinted", "layer", model, layer)
         self.model, self.layer, self.translate, self.answers = model, layer, translate, answers
 
     def forward(self, images: Tensor) -> Tensor:
@@ -123,12 +124,11 @@ def layer_outputs(model: nn.Module, layer: str, images: Tensor, function: str = 
 
     Raises a ParameterError, in the name of `function` and `argument`, for a layer that does not give one tensor (N, …).
     """
-    check_model(function, model)
-    check_choice(function, argument, layer, [name for name, _ in model.named_modules() if name])
+    _check_layer(function, argument, model, layer)
     with _listening(model, layer) as outputs:
         predict(model, images, function)
     tensors = [output for output in outputs if isinstance(output, Tensor) and output.dim() > 1]
-    if len(tensors) < len(outputs) or sum(map(len, tensors)) != len(images):
+    if sum(map(len, tensors)) != len(images):
         raise ParameterError(f"{function}(): {argument!r} must be a layer that gives one tensor (N, …) for N images. "
                              f"Layer {layer!r} does not.")
     return torch.cat(tensors)
@@ -187,6 +187,11 @@ def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, st
     keep = attention_map if kind == "attention" else nn.Identity()
     translate = regressor(*shapes, seed) if kind == "hint" else keep
     return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
+
+
+def _check_layer(function: str, argument: str, model: nn.Module, layer: str) -> None:
+    check_model(function, model)
+    check_choice(function, argument, layer, [name for name, _ in model.named_modules() if name])
 
 
 def _check_reach(function: str, student: nn.Module, layer: str, images: Tensor) -> None:
