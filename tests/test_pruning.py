@@ -11,7 +11,7 @@ from torch.nn.utils import prune as torch_prune
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
-from kd_lab.errors import ParameterError
+from kd_lab.errors import EmptyLayerError, ParameterError
 from kd_lab.models import MODELS, build_model, predict
 from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
 from kd_lab.pruning import (
@@ -21,8 +21,10 @@ from kd_lab.pruning import (
     average_gradients,
     gradient_mask,
     importances,
+    layer_adaptive,
     magnitude_mask,
     prune,
+    prune_layer_adaptive,
     random_mask,
     rank,
     set_masks,
@@ -242,3 +244,31 @@ def test_bad_input_of_the_pure_functions(call, part):
     with pytest.raises(ParameterError) as error:
         call()
     assert part in str(error.value)
+
+
+def test_layer_adaptive_importances_are_those_by_hand():
+    scores = layer_adaptive(torch.tensor([[3.0, -1.0], [2.0, 0.0]]).abs())
+    assert torch.allclose(scores, torch.tensor([[1, 1 / 14], [4 / 13, 0]], dtype=torch.float64))
+    assert layer_adaptive(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_layer_adaptive_pruning_spares_what_a_global_threshold_empties():
+    model = build_model("lenet300")
+    model[5].weight.data *= 0.01  # the whole last layer is smaller than the threshold
+    with pytest.raises(EmptyLayerError, match="'5'"):
+        prune(model, 0.95)
+    masks = {name: layer.weight != 0 for name, layer in weighted_layers(prune_layer_adaptive(model, 0.95)).items()}
+    count = sum(mask.numel() for mask in masks.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == count - round(0.95 * count)
+    assert masks["5"].float().mean() > masks["1"].float().mean()
+    for name, mask in masks.items():  # within a layer it is magnitude that counts
+        weight = model.get_submodule(name).weight.abs()
+        assert weight[mask].min() >= weight[~mask].max()
+
+
+def test_pruning_layer_adaptively_again_gives_the_same():
+    once = prune_layer_adaptive(build_model("mlp128"), 0.9)
+    twice = prune_layer_adaptive(once, 0.9)
+    assert torch.equal(once[1].weight, twice[1].weight)
+    with pytest.raises(ParameterError, match=r"prune_layer_adaptive\(\): 'sparsity' must be a number in \[0, 1\)"):
+        prune_layer_adaptive(once, 1)

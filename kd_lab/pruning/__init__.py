@@ -1,7 +1,7 @@
 """Decide which weights can go, and take them away."""
 
 from kd_lab.pruning.allocation import allocate, sensitivity_scan
-from kd_lab.pruning.importance import IMPORTANCES, average_gradients, importances
+from kd_lab.pruning.importance import IMPORTANCES, average_gradients, importances, layer_adaptive
 from kd_lab.pruning.least_squares import (
     compensated_weight,
     damped_hessian,
@@ -17,6 +17,7 @@ from kd_lab.pruning.masks import (
     magnitude_mask,
     n_m_mask,
     prune,
+    prune_layer_adaptive,
     prune_n_m,
     random_mask,
     rank,

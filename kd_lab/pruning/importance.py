@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.models import BATCH_SIZE, predict
+from kd_lab.models import BATCH_SIZE, check_tensors, predict
 from kd_lab.parametrizations import make_permanent, weighted_layers
 
 Importance = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
@@ -18,6 +18,7 @@ IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss 
     "weight_gradient": lambda weight, gradient, _generator: (weight * gradient).abs(),  # Molchanov et al. 2017
     "random": lambda weight, _gradient, generator: torch.rand(weight.shape, generator=generator),
 }
+TINY = torch.finfo(torch.float64).tiny
 NEED_DATA = ("gradient", "weight_gradient")
 
 
@@ -41,6 +42,19 @@ def importances(model: nn.Module, importance: str, data: tuple[Tensor, Tensor] |
     with torch.no_grad():
         return {name: IMPORTANCES[importance](layer.weight, gradients[name], generator)
                 for name, layer in layers.items()}
+
+
+def layer_adaptive(importance: Tensor) -> Tensor:
+    """Return a layer's importances so that they can be compared with another layer's, in the same shape.
+
+    Each is its square over the sum of the squares of those in the layer that are no less important, so the last weight
+    of a layer has 1: a layer of few weights is spared (LAMP: Lee et al. 2021, arXiv 2010.07611, equation 3).
+    """
+    check_tensors("layer_adaptive", importance=importance)
+    squares, order = importance.double().square().flatten().sort(stable=True)
+    left = squares.flip(0).cumsum(0).flip(0)  # of this one and all behind it
+    scores = torch.empty_like(squares).index_copy_(0, order, squares / left.clamp(min=TINY))
+    return scores.view(importance.shape)
 
 
 def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor],

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
 from kd_lab.models import check_tensors
 from kd_lab.parametrizations import parametrization, weighted_layers
-from kd_lab.pruning.importance import IMPORTANCES, importances
+from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
 ALLOWED = "[0, 1)"  # at 1 nothing would be left
@@ -158,6 +158,21 @@ def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude", function="prune_n_m")
     set_masks(pruned, {name: n_m_mask(size, n, m, "prune_n_m") for name, size in sizes.items()})
+    return pruned
+
+
+def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
+    """Return a new model with masks that keep the weights of largest `layer_adaptive` magnitude, over all layers.
+
+    Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
+    """
+    check_number("prune_layer_adaptive", "sparsity", sparsity, ALLOWED)
+    weighted_layers(model, "prune_layer_adaptive")
+    pruned = lift_masks(model)
+    sizes = importances(pruned, "magnitude", function="prune_layer_adaptive")
+    masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)
+    check_left(f"prune_layer_adaptive(): sparsity {sparsity} leaves no weight", masks, "global")
+    set_masks(pruned, masks)
     return pruned
 
 
