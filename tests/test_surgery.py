@@ -318,7 +318,7 @@ def test_a_checkpoint_is_no_pruned_file_and_says_what_reads_it(tmp_path):
     (lambda tensors, _: tensors.pop("3.weight"), "It has no layer '3'"),
     (lambda tensors, _: tensors.update(more=torch.zeros(1)), "'more' must be absent to fit the others."),
     (lambda tensors, _: tensors.update({"0.weight": torch.zeros(8, 1, 5, 5)}), "'0.weight' must be (8, 1, 3, 3)"),
-    (lambda tensors, _: tensors.update({"0.weight": torch.zeros(17, 1, 3, 3)}), "of different indices from 0 to 15"),
+    (lambda tensors, _: tensors.update({"0.weight": torch.zeros(17, 1, 3, 3)}), "a whole number in [1, 16]. Got 17"),
     (lambda tensors, _: tensors.update({"9.bias": torch.zeros(9)}), "'9.bias' must be (10,)"),
     (lambda _, metadata: metadata.update(model="cn"), "holds no pruned cn. build_model(): 'name' must be one of"),
     (lambda _, metadata: metadata["pruned"].update(removed=["a"]), "must be one of"),

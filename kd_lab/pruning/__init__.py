@@ -27,4 +27,13 @@ from kd_lab.pruning.masks import (
 from kd_lab.pruning.penalties import group_lasso_penalty, l1_penalty, l2_penalty
 from kd_lab.pruning.schedules import Attempt, Outcome, cubic_sparsities, prune_gradually, prune_until, rewind
 from kd_lab.pruning.structure import Group, channel_groups, channel_importances, find_groups, prune_channels
-from kd_lab.pruning.surgery import hard_prune, load_pruned, remove_channels, remove_layers, save_pruned
+from kd_lab.pruning.surgery import (
+    Form,
+    build_form,
+    form_of,
+    hard_prune,
+    load_pruned,
+    remove_channels,
+    remove_layers,
+    save_pruned,
+)

@@ -2,12 +2,13 @@
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_lab.cost import IMAGE
-from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_whole_number
 from kd_lab.models import MODELS, build_model, check_model, predict
 from kd_lab.parametrizations import make_permanent
 from kd_lab.pruning.structure import Group, channel_groups, find_groups, spread
@@ -60,23 +61,53 @@ def remove_layers(model: nn.Module, names: list[str]) -> nn.Module:
     return fewer
 
 
+class Form(NamedTuple):
+    """Say what is left of a network of the kit: which layers are gone, and how many channels each group has."""
+
+    removed: list[str]
+    widths: dict[str, int]
+
+
+def form_of(function: str, model: nn.Module, name: str) -> Form:
+    """Return what is left of the network of this name in `model`, an ordinary one.
+
+    Raises a ParameterError, in the name of `function`, for a model that is no pruned version of that network.
+    """
+    check_choice(function, "name", name, list(MODELS))
+    check_model(function, model)
+    whole, tensors = dict(build_model(name).named_modules()), model.state_dict()
+    removed = [key for key, module in model.named_modules()
+               if isinstance(module, nn.Identity) and not isinstance(whole.get(key), nn.Identity)]
+    try:
+        form = Form(removed, _widths(name, removed, tensors))
+        same = str(_filled(name, form, tensors)) == str(model)
+    except ParameterError as error:
+        raise ParameterError(f"{function}(): 'model' must be a pruned {name}. {error}") from error
+    if not same:
+        raise ParameterError(f"{function}(): 'model' must be a pruned {name}. Got one with other modules.")
+    return form
+
+
+def build_form(name: str, form: Form) -> nn.Module:
+    """Build what is left of the network of this name, with initial weights."""
+    model = remove_layers(build_model(name), form.removed)
+    groups = channel_groups(model)
+    check_kind("build_form", "widths", form.widths, dict, "a dict of channels by group")
+    for group, width in form.widths.items():
+        check_choice("build_form", "name of a group", group, list(groups))
+        check_whole_number("build_form", f"width of {group!r}", width, f"[1, {groups[group].size}]")
+    return remove_channels(model, {group: torch.arange(width) for group, width in form.widths.items()})
+
+
 def save_pruned(path: Path, model: nn.Module, name: str) -> None:
     """Save a network of the kit from which channels or layers were removed; masks are made permanent.
 
     Raises a ParameterError for a model that is no pruned version of the network of this name.
     """
-    check_choice("save_pruned", "name", name, list(MODELS))
     check_model("save_pruned", model)
-    plain, whole = make_permanent(model), dict(build_model(name).named_modules())
-    removed = [key for key, module in plain.named_modules()
-               if isinstance(module, nn.Identity) and not isinstance(whole.get(key), nn.Identity)]
-    try:
-        same = str(_rebuild(name, removed, plain.state_dict())) == str(plain)
-    except ParameterError as error:
-        raise ParameterError(f"save_pruned(): 'model' must be a pruned {name}. {error}") from error
-    if not same:
-        raise ParameterError(f"save_pruned(): 'model' must be a pruned {name}. Got one with other modules.")
-    save_tensors(Path(path), plain.state_dict(), {"model": name, "pruned": {"removed": removed}})
+    plain = make_permanent(model)
+    form = form_of("save_pruned", plain, name)
+    save_tensors(Path(path), plain.state_dict(), {"model": name, "pruned": {"removed": form.removed}})
 
 
 def load_pruned(path: Path) -> nn.Module:
@@ -89,19 +120,24 @@ def load_pruned(path: Path) -> nn.Module:
         raise StorageError(f"{path} was not saved by save_pruned(). Is it a checkpoint? load_checkpoint(path, name) of "
                            "kd_lab.checkpoints reads those.")
     try:
-        return _rebuild(metadata["model"], metadata["pruned"]["removed"], tensors).eval()
+        name, removed = metadata["model"], metadata["pruned"]["removed"]
+        return _filled(name, Form(removed, _widths(name, removed, tensors)), tensors).eval()
     except ParameterError as error:
         raise StorageError(f"{path} holds no pruned {metadata['model']}. {error}") from error
 
 
-def _rebuild(name: str, removed: list[str], tensors: dict[str, Tensor]) -> nn.Module:
-    """Return the network of this name, less what was removed, as wide as these tensors, and with their values."""
-    model = remove_layers(build_model(name), removed)
-    groups = channel_groups(model)
+def _widths(name: str, removed: list[str], tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Return how many channels these tensors have in each group of the network of this name."""
+    groups = channel_groups(remove_layers(build_model(name), removed))
     for group in groups:
         if f"{group}.weight" not in tensors:
             raise ParameterError(f"It has no layer {group!r}; a {name} has {', '.join(groups)}.")
-    model = remove_channels(model, {group: torch.arange(len(tensors[f"{group}.weight"])) for group in groups})
+    return {group: len(tensors[f"{group}.weight"]) for group in groups}
+
+
+def _filled(name: str, form: Form, tensors: dict[str, Tensor]) -> nn.Module:
+    """Return what is left of the network of this name, with the values of these tensors."""
+    model = build_form(name, form)
     expected = model.state_dict()
     for key in expected | tensors:
         shapes = [tuple(state[key].shape) if key in state else "absent" for state in (expected, tensors)]
