@@ -34,7 +34,7 @@ def badge(address: str, lesson: str) -> str:
 def install(address: str) -> str:
     """Return the code that installs the kit in Colab and leaves Colab's own torch and ipywidgets alone."""
     return ('import sys\n\nif "google.colab" in sys.modules:  # elsewhere the kit is installed already\n'
-            f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet optuna")
+            f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet constriction optuna")
 
 
 def stamp(notebook: NotebookNode, address: str, lesson: str) -> None:
@@ -49,7 +49,8 @@ def stamp_readme(text: str, address: str) -> str:
     """Return the README with the way into Colab that the address allows."""
     unset = ("Upload the whole folder to your Drive, mount it, and run in the first cell:\n"
              "`%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own packages alone. "
-             "A section of lesson 05\nneeds `%pip install optuna` as well.\n")
+             "A section of lesson 05\nneeds `%pip install optuna` as well, and a packed file "
+             "`%pip install constriction`.\n")
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
 

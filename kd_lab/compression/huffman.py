@@ -1,0 +1,140 @@
+"""Give common symbols short codes: Huffman 1952, in the canonical form that a table of lengths describes."""
+
+import heapq
+
+import numpy as np
+
+from kd_lab.errors import ParameterError
+
+LONGEST = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
+MOST = 2 ** 24  # symbols in a row
+SKIP = 63  # zeros that the symbol for a long gap stands for
+
+
+def huffman_lengths(counts: np.ndarray) -> np.ndarray:
+    """Return the bits of each symbol's code, 0 for a symbol that never comes, 1 for the only one.
+
+    `counts` (symbols,) says how often each comes. No other code that gives each symbol whole bits is shorter in all;
+    the mean is less than a bit above the entropy.
+    """
+    counts = _check_counts(counts)
+    lengths = np.zeros(len(counts), dtype=int)
+    heap = [(count, symbol, [symbol]) for symbol, count in enumerate(counts.tolist()) if count]
+    if len(heap) == 1:
+        lengths[heap[0][1]] = 1
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        (few, place, left), (more, _, right) = heapq.heappop(heap), heapq.heappop(heap)
+        lengths[left + right] += 1  # they are now one step further from the root
+        heapq.heappush(heap, (few + more, place, left + right))
+    return lengths
+
+
+def canonical_codes(lengths: np.ndarray) -> dict[str, int]:
+    """Return the symbol of each code, text of 0 and 1: counted up in the order of length, then of symbol.
+
+    So the lengths alone say what the codes are, and no code begins like another.
+    """
+    symbols, code, before = {}, 0, 0
+    used = ((length, symbol) for symbol, length in enumerate(np.asarray(lengths).tolist()) if length)
+    for length, symbol in sorted(used):
+        code <<= length - before
+        symbols[f"{code:0{length}b}"] = symbol
+        code, before = code + 1, length
+    return symbols
+
+
+class HuffmanWriter:
+    """Write whole numbers as bits, and matrices as Deep Compression does: the gaps between kept weights, and codes.
+
+    Each of the two has a Huffman code of its own, whose lengths come first (Han et al. 2016, arXiv 1510.00149).
+    """
+
+    def __init__(self):
+        self._bits = []
+
+    def uniform(self, values: np.ndarray, size: int) -> None:
+        """Write whole numbers from 0 to size - 1 in as many bits each as the largest needs."""
+        width = _width(size)
+        self._bits += [f"{value:0{width}b}" for value in values.tolist() if width]
+
+    def matrix(self, codes: np.ndarray, size: int) -> None:
+        """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
+        if size == 1:
+            return
+        kept = codes[codes > 0]
+        gaps = np.diff(codes.ravel().nonzero()[0], prepend=-1) - 1  # zeros before each kept weight
+        self._symbols(_with_skips(gaps), SKIP + 1)
+        self._symbols(kept - 1, size - 1)
+
+    def _symbols(self, symbols: np.ndarray, size: int) -> None:
+        lengths = huffman_lengths(np.bincount(symbols, minlength=size))
+        codes = {symbol: code for code, symbol in canonical_codes(lengths).items()}
+        self.uniform(np.array([len(symbols)]), MOST)
+        self.uniform(lengths, LONGEST + 1)
+        self._bits += [codes[symbol] for symbol in symbols.tolist()]
+
+    def content(self) -> bytes:
+        """Return all bits, zeros filling the last byte."""
+        bits = "".join(self._bits)
+        return np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0")).tobytes()
+
+
+class HuffmanReader:
+    """Read what a HuffmanWriter wrote, in the same order."""
+
+    def __init__(self, content: bytes):
+        self._bits = "".join(map(str, np.unpackbits(np.frombuffer(content, np.uint8)).tolist()))
+        self._place = 0
+
+    def uniform(self, count: int, size: int) -> np.ndarray:
+        """Return so many whole numbers from 0 to size - 1."""
+        width = _width(size)
+        return np.array([int(self._take(width) or "0", 2) for _ in range(count)], dtype=int)
+
+    def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:
+        """Return codes of this shape from 0 to size - 1."""
+        codes = np.zeros(shape, dtype=int)
+        if size == 1:
+            return codes
+        gaps = self._symbols(SKIP + 1)
+        places = np.cumsum(np.where(gaps == SKIP, SKIP, gaps + 1)) - 1  # a skip is SKIP zeros and no weight
+        codes.ravel()[places[gaps < SKIP]] = self._symbols(size - 1) + 1
+        return codes
+
+    def _symbols(self, size: int) -> np.ndarray:
+        (count,) = self.uniform(1, MOST)
+        symbols = canonical_codes(self.uniform(size, LONGEST + 1))
+        return np.array([self._symbol(symbols) for _ in range(count)], dtype=int)
+
+    def _symbol(self, symbols: dict[str, int]) -> int:
+        code = self._take(1)
+        while code not in symbols:
+            code += self._take(1)
+        return symbols[code]
+
+    def _take(self, width: int) -> str:
+        bits = self._bits[self._place:self._place + width]
+        if len(bits) < width:
+            raise ValueError("The bits end too early.")
+        self._place += width
+        return bits
+
+
+def _with_skips(gaps: np.ndarray) -> np.ndarray:
+    """Return gaps of less than SKIP, each after as many skips as the long one had."""
+    row = np.full(len(gaps) + (gaps // SKIP).sum(), SKIP)
+    row[np.cumsum(gaps // SKIP + 1) - 1] = gaps % SKIP
+    return row
+
+
+def _width(size: int) -> int:
+    return (size - 1).bit_length()
+
+
+def _check_counts(counts: np.ndarray) -> np.ndarray:
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or len(counts) == 0 or counts.min() < 0:
+        raise ParameterError("huffman_lengths(): 'counts' must be whole numbers of 0 or more, one for each symbol. "
+                             f"Got {counts!r:.80}.")
+    return counts

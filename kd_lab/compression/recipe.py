@@ -1,0 +1,166 @@
+"""Compress a trained network by a recipe of stages, while the network as it was teaches it: supervised fine-tuning.
+
+Between two stages a network is plain numbers, so each stage can be left out, swapped, or kept in a file; a weight of
+zero stays zero.
+"""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import nn
+
+from kd_lab.compression.packed import load_packed, pack, save_packed
+from kd_lab.compression.stages import FineTuning, Stage
+from kd_lab.cost import count_parameters
+from kd_lab.data import Mnist
+from kd_lab.distillation import DistillationLoss, check_teacher, with_answers
+from kd_lab.errors import DamagedFileError, ParameterError, check_kind, check_number
+from kd_lab.models import check_model
+from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.pruning import form_of, l2_penalty, set_masks
+from kd_lab.scorecard import Scorecard, scorecard
+from kd_lab.storage import cache_key, set_aside
+from kd_lab.training import train
+
+FLOAT32 = 4  # bytes
+ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs", "1 image, ms")
+
+
+@dataclass(frozen=True, repr=False)
+class Outcome:
+    """Hold the network after each stage, the first being the one that it began with; shows itself as a table.
+
+    `card` was measured on the validation part; `bytes` are those of the file that `save_packed` makes.
+    """
+
+    models: dict[str, nn.Module]
+    card: Scorecard
+    bytes: dict[str, int]
+    complete: bool
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the network after the last stage that was finished."""
+        return list(self.models.values())[-1]
+
+    @property
+    def ratio(self) -> float:
+        """Return the bytes of all weights and biases in float32 over those of the last file."""
+        return self._ratio(list(self.bytes)[-1])
+
+    def _ratio(self, stage: str) -> float:
+        return FLOAT32 * count_parameters(next(iter(self.models.values()))) / self.bytes[stage]
+
+    def __repr__(self) -> str:
+        return self._table("simple")
+
+    def _repr_html_(self) -> str:
+        return self._table("html")
+
+    def _table(self, style: str) -> str:
+        rows = [[stage, *(self.card[stage].lines()[row] for row in ROWS if row in self.card[stage].lines()),
+                 f"{self.bytes[stage]:,}", f"{self._ratio(stage):.1f}"] for stage in self.models]
+        headers = ["after", *ROWS, ".kdz, bytes", "ratio"]
+        return tabulate(rows, headers, style, colalign=["left", *["right"] * (len(headers) - 1)], disable_numparse=True)
+
+
+def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, stages: Sequence[Stage], *,
+             temperature: float = 4.0, alpha: float = 0.1, strength: float = 0.0, folder: Path | None = None,
+             **settings) -> Outcome:
+    """Put a network of the kit, of this name, through the stages, and return what each made of it.
+
+    Fine-tuning makes L(teacher's answers, the network's) + strength·Σw² small: L is the `DistillationLoss`, or the
+    cross-entropy with the labels where `teacher` is None. `settings` are those of `train`. With a `folder` each
+    finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
+    recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
+    """
+    _check("compress", model, name, teacher, data, stages)
+    check_number("compress", "strength", strength, "[0, 100]")
+    fine_tune = _teaching(teacher, data, temperature, alpha, strength, settings)
+    keys = _keys(model, teacher, stages, [temperature, alpha, strength, sorted(settings.items())])
+    models = {"start": make_permanent(model).eval()}
+    try:
+        for place, (stage, key) in enumerate(zip(stages, keys, strict=True), 1):
+            path = folder and Path(folder) / f"{place}_{key}.kdz"
+            last = list(models.values())[-1]
+            models[f"{place} {stage}"] = _kept(path) or _finish(stage, last, name, fine_tune, path)
+    except KeyboardInterrupt:
+        print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
+    sizes = {key: len(pack(each, name)) for key, each in models.items()}
+    return Outcome(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
+
+
+def _check(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist,
+           stages: Sequence[Stage]) -> None:
+    check_kind(function, "data", data, Mnist, "what load_mnist() returns")
+    check_model(function, model)
+    form_of(function, make_permanent(model), name)
+    if not isinstance(stages, (list, tuple)) or not stages or not all(map(callable, stages)):
+        raise ParameterError(f"{function}(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. "
+                             f"Got {stages!r:.80}.")
+    if teacher is not None:
+        check_teacher(function, model, teacher, data.validation)
+
+
+def _teaching(teacher: nn.Module | None, data: Mnist, temperature: float, alpha: float, strength: float,
+              settings: dict) -> FineTuning:
+    """Return the function that fine-tunes: zeros are masked, and an interrupt ends it at once."""
+    loss, parts = F.cross_entropy, [tuple(data.train), tuple(data.validation)]
+    if teacher is not None:
+        loss, parts = DistillationLoss(temperature, alpha), [with_answers(teacher, part) for part in parts]
+    penalty = (lambda model: strength * l2_penalty(model)) if strength else None
+
+    def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
+        if epochs == 0:
+            return model
+        tuned, history = train(model, parts[0], loss, validation=parts[1], epochs=epochs, penalty=penalty, **settings)
+        if history.stopped == "interrupted":
+            raise KeyboardInterrupt  # half a stage is none
+        return tuned
+
+    return fine_tune
+
+
+def _keys(model: nn.Module, teacher: nn.Module | None, stages: Sequence[Stage], settings: list) -> list[str]:
+    """Return for each stage a key that changes with whatever came before it."""
+    start = [_digest(each) for each in (model, teacher) if each is not None]
+    return [cache_key({"start": start, "settings": repr(settings), "stages": repr(stages[:place])})
+            for place in range(1, len(stages) + 1)]
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(make_permanent(model).state_dict().items()):
+        digest.update(key.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _kept(path: Path | None) -> nn.Module | None:
+    """Return the network of a stage that was finished before, None where there is none; a damaged file is set aside."""
+    if path is None or not path.exists():
+        return None
+    try:
+        return load_packed(path)
+    except DamagedFileError:
+        set_aside(path)
+        return None
+
+
+def _finish(stage: Stage, model: nn.Module, name: str, fine_tune: FineTuning, path: Path | None) -> nn.Module:
+    finished = make_permanent(stage(with_masks(model), fine_tune)).eval()
+    if path is not None:
+        save_packed(path, finished, name)
+    return finished
+
+
+def with_masks(model: nn.Module) -> nn.Module:
+    """Return a new model whose weights of zero are masked, so that training leaves them zero."""
+    masked = copy.deepcopy(model)
+    set_masks(masked, {name: layer.weight != 0 for name, layer in weighted_layers(masked).items()
+                       if not layer.weight.all()})
+    return masked

@@ -1,0 +1,203 @@
+"""A recipe's stages each do what they say, add up to a small file, and are never lost once they are finished."""
+
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress, load_packed, pack
+from kd_lab.compression import recipe as recipe_module
+from kd_lab.compression.recipe import with_masks
+from kd_lab.cost import count_parameters
+from kd_lab.data import Mnist, load_mnist
+from kd_lab.distillation import DistillationLoss
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import build_model, predict
+from kd_lab.parametrizations import weighted_layers
+
+DATA = load_mnist()
+SMALL = Mnist(DATA.train[:2000], DATA.validation[:500], DATA.test[:500])
+SETTINGS = dict(learning_rate=3e-3, batch_size=100, progress=False)
+STAGES = [Prune(0.9, steps=3, epochs=1), FineTune(2), Share(3, epochs=1)]
+
+
+@pytest.fixture(scope="module")
+def start():
+    return load_trained("mlp128")
+
+
+@pytest.fixture(scope="module")
+def outcome(start):
+    return compress(start, "mlp128", start, SMALL, STAGES, **SETTINGS)
+
+
+def zeros(model):
+    return {name: layer.weight == 0 for name, layer in weighted_layers(model).items()}
+
+
+def test_every_stage_is_a_row_and_each_file_is_smaller(outcome):
+    assert list(outcome.models) == ["start", *(f"{place} {stage}" for place, stage in enumerate(STAGES, 1))]
+    sizes = list(outcome.bytes.values())
+    assert sizes == sorted(sizes, reverse=True) and outcome.complete
+    assert sizes == [len(pack(model, "mlp128")) for model in outcome.models.values()]
+    assert outcome.ratio == 4 * count_parameters(outcome.models["start"]) / sizes[-1] > 20
+    assert "Share(num_bits=3, epochs=1, bias_bits=4)" in repr(outcome) and "<table>" in outcome._repr_html_()
+
+
+def test_what_was_pruned_stays_pruned_through_all_later_stages(outcome):
+    _, pruned, *later = outcome.models.values()
+    count = sum(int(each.sum()) for each in zeros(pruned).values())
+    assert count == round(0.9 * sum(each.numel() for each in zeros(pruned).values()))
+    for model in later:
+        assert all(torch.equal(zeros(model)[name], mask) for name, mask in zeros(pruned).items())
+
+
+def test_shared_weights_and_biases_have_few_values_of_half_precision(outcome):
+    for layer in weighted_layers(outcome.model).values():
+        assert len(layer.weight.unique()) <= 2 ** 3 + 1 and len(layer.bias.unique()) <= 2 ** 4
+        for values in (layer.weight, layer.bias):
+            assert torch.equal(values, values.half().float()) and values.requires_grad
+
+
+def test_the_result_reads_better_than_pruning_alone(outcome, start):
+    alone = compress(start, "mlp128", start, SMALL, [Prune(0.9, steps=1, epochs=0)], **SETTINGS)
+    assert accuracy(outcome.model, SMALL.validation).value > accuracy(alone.model, SMALL.validation).value + 0.01
+
+
+def test_the_teacher_is_heard_and_left_out(start, monkeypatch):
+    heard = []
+    monkeypatch.setattr(recipe_module, "train", lambda model, data, loss, **settings: (
+        heard.append((data, loss, settings)), (model, type("History", (), {"stopped": "finished"})))[1])
+    compress(start, "mlp128", start, SMALL, [FineTune(2)], temperature=3.0, alpha=0.3, strength=0.5, **SETTINGS)
+    compress(start, "mlp128", None, SMALL, [FineTune(2)], **SETTINGS)
+    (taught, loss, settings), (alone, plain, others) = heard
+    assert loss == DistillationLoss(3.0, 0.3) and plain is nn.functional.cross_entropy
+    assert torch.equal(taught[2], predict(start, SMALL.train.images)) and len(alone) == 2
+    by_hand = 0.5 * sum(layer.weight.square().sum() for layer in weighted_layers(start).values())
+    assert torch.isclose(settings["penalty"](start), by_hand) and others["penalty"] is None
+    assert settings["epochs"] == 2 and settings["learning_rate"] == 3e-3
+
+
+def test_units_taken_away_are_gone_and_grids_are_kept(start):
+    outcome = compress(start, "mlp128", start, SMALL, [PruneUnits(0.5, epochs=1), Quantize(4, epochs=1)], **SETTINGS)
+    assert outcome.model[1].weight.shape == (64, 784)
+    assert all(len(row.unique()) <= 16 for row in outcome.model[1].weight)
+
+
+def test_the_model_and_the_teacher_are_left_as_they_are(start):
+    before = {key: value.clone() for key, value in start.state_dict().items()}
+    compress(start.train(), "mlp128", start, SMALL, [Prune(0.5, 1, 1)], **SETTINGS)
+    assert start.training and all(torch.equal(before[key], value) for key, value in start.state_dict().items())
+    start.eval()
+
+
+def test_masks_follow_zeros():
+    model = build_model("mlp128")
+    model[1].weight.data[:, :10] = 0
+    masked = with_masks(model)
+    assert hasattr(masked[1], "parametrizations") and not hasattr(masked[3], "parametrizations")
+
+
+def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monkeypatch):
+    first = compress(start, "mlp128", start, SMALL, STAGES[:2], folder=tmp_path, **SETTINGS)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    calls = []
+    train = recipe_module.train
+    monkeypatch.setattr(recipe_module, "train", lambda *args, **kw: calls.append(1) or train(*args, **kw))
+    second = compress(start, "mlp128", start, SMALL, STAGES, folder=tmp_path, **SETTINGS)
+    assert len(calls) == 1 and len(times) == 2  # only Share was left
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    for result, model in ((outcome, second.model), (first, list(second.models.values())[2])):
+        expected = result.model
+        assert torch.equal(predict(expected, SMALL.test.images), predict(model, SMALL.test.images))
+    (last,) = set(tmp_path.glob("3_*.kdz"))
+    assert torch.equal(predict(load_packed(last), SMALL.test.images), predict(second.model, SMALL.test.images))
+
+
+def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_path):
+    compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
+    other = build_model("mlp128")
+    for model, teacher, stages, more in ((start, start, [FineTune(2)], {}), (other, start, [FineTune(1)], {}),
+                                         (start, None, [FineTune(1)], {}), (start, start, [FineTune(1)], {"seed": 1}),
+                                         (start, start, [FineTune(1)], {"temperature": 2.0})):
+        before = len(list(tmp_path.iterdir()))
+        compress(model, "mlp128", teacher, SMALL, stages, folder=tmp_path, **SETTINGS, **more)
+        assert len(list(tmp_path.iterdir())) == before + 1
+
+
+def test_a_damaged_stage_is_set_aside_and_made_again(start, tmp_path):
+    compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
+    assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+def test_an_interrupt_ends_with_the_stages_that_were_finished(start, tmp_path, capsys):
+    def interrupt(model, fine_tune):
+        raise KeyboardInterrupt
+
+    outcome = compress(start, "mlp128", start, SMALL, [FineTune(1), interrupt, FineTune(1)], **SETTINGS)
+    assert not outcome.complete and len(outcome.models) == 2
+    assert "1 of 3 stages are finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, seed):
+    stages, seen, moments = [FineTune(1)] * 6, {}, random.Random(seed)
+    fork = multiprocessing.get_context("fork")  # a new interpreter would need longer than the recipe
+    for kill in (True, True, False):
+        process = fork.Process(target=compress, args=(start, "mlp128", start, SMALL, stages),
+                               kwargs=dict(folder=tmp_path, **SETTINGS))
+        process.start()
+        if kill:
+            time.sleep(moments.uniform(0.1, 0.8))
+            process.kill()
+        process.join(100)
+        found = {path: path.read_bytes() for path in tmp_path.glob("*.kdz")}
+        assert all(found[path] == content for path, content in seen.items())  # nothing is lost
+        seen = found
+    assert process.exitcode == 0 and len(seen) == len(stages)  # and nothing was made under another name
+
+
+@pytest.mark.parametrize(("change", "part"), [
+    (dict(model="mlp128"), "compress(): 'model' must be a network"),
+    (dict(name="mlp"), "Did you mean 'mlp128'?"),
+    (dict(name="lenet300"), "'model' must be a pruned lenet300"),
+    (dict(data=SMALL.train), "'data' must be what load_mnist() returns"),
+    (dict(stages=[]), "'stages' must be a list of stages"),
+    (dict(stages=Prune(0.5)), "'stages' must be a list of stages"),
+    (dict(stages=["prune"]), "'stages' must be a list of stages"),
+    (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
+    (dict(temperature=0), "'temperature' must be a number in (0, 1000]"),
+    (dict(alpha=50), "'alpha' must be a number in [0, 1]"),
+    (dict(strength=-1), "'strength' must be a number in [0, 100]"),
+    (dict(learning_rate=-1), "'learning_rate' must be a number"),
+])
+def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
+    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=STAGES) | SETTINGS | change
+    with pytest.raises(ParameterError) as error:
+        compress(**arguments, folder=tmp_path)
+    assert part in str(error.value), str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("call", "part"), [
+    (lambda: Prune(50), "Prune(): 'sparsity' must be a number in (0, 1). Got 50. Did you mean 0.5?"),
+    (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
+    (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
+    (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),
+    (lambda: Share(0), "Share(): 'num_bits' must be a whole number in [1, 8]"),
+    (lambda: Share(2, bias_bits=9), "Share(): 'bias_bits' must be a whole number in [1, 8]"),
+    (lambda: Quantize(4.5), "Quantize(): 'num_bits' must be a whole number in [1, 8]"),
+])
+def test_bad_stages_are_named_when_they_are_written(call, part):
+    with pytest.raises(ParameterError) as error:
+        call()
+    assert part in str(error.value), str(error.value)
