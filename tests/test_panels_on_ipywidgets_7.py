@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MEASURING = ("any_", "gives", "measured", "numbers_of_others", "threshold", "kernel_ends", "every_importance", "cut_off",
+             "batch_norm")  # in the names of tests that no version of ipywidgets can change
 BESIDE = ROOT / ".venv" / "ipywidgets7"  # `make setup` puts it there; ahead on the path, it hides the other
 
 
@@ -14,6 +16,7 @@ def test_panels_on_ipywidgets_7():
     version = subprocess.run([sys.executable, "-c", "import ipywidgets; print(ipywidgets.__version__)"],
                              env=environment, capture_output=True, text=True)
     assert version.stdout == "7.7.1\n", version.stderr
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not any_", "tests/panels"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(MEASURING)})",
+               "tests/panels"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
