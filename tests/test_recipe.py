@@ -122,11 +122,12 @@ def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monke
 def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_path):
     compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
     other = build_model("mlp128")
-    for model, teacher, stages, more in ((start, start, [FineTune(2)], {}), (other, start, [FineTune(1)], {}),
-                                         (start, None, [FineTune(1)], {}), (start, start, [FineTune(1)], {"seed": 1}),
-                                         (start, start, [FineTune(1)], {"temperature": 2.0})):
+    fewer = SMALL._replace(train=SMALL.train[:1000])
+    for change in (dict(stages=[FineTune(2)]), dict(model=other), dict(teacher=None), dict(seed=1),
+                   dict(temperature=2.0), dict(data=fewer)):
         before = len(list(tmp_path.iterdir()))
-        compress(model, "mlp128", teacher, SMALL, stages, folder=tmp_path, **SETTINGS, **more)
+        arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(1)]) | SETTINGS
+        compress(**arguments | change, folder=tmp_path)
         assert len(list(tmp_path.iterdir())) == before + 1
 
 

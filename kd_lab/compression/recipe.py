@@ -5,6 +5,7 @@ zero stays zero.
 """
 
 import copy
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lab.compression.packed import load_packed, pack, save_packed
 from kd_lab.compression.stages import FineTuning, Stage
@@ -28,6 +29,7 @@ from kd_lab.storage import cache_key, set_aside
 from kd_lab.training import train
 
 FLOAT32 = 4  # bytes
+SAMPLE = 997  # of so many images one tells whether the data are the same
 ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs", "1 image, ms")
 
 
@@ -82,7 +84,7 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     _check("compress", model, name, teacher, data, stages)
     check_number("compress", "strength", strength, "[0, 100]")
     fine_tune = _teaching(teacher, data, temperature, alpha, strength, settings)
-    keys = _keys(model, teacher, stages, [temperature, alpha, strength, sorted(settings.items())])
+    keys = _keys([model, teacher], data, stages, [temperature, alpha, strength, sorted(settings.items())])
     models = {"start": make_permanent(model).eval()}
     try:
         for place, (stage, key) in enumerate(zip(stages, keys, strict=True), 1):
@@ -109,16 +111,20 @@ def _check(function: str, model: nn.Module, name: str, teacher: nn.Module | None
 
 def _teaching(teacher: nn.Module | None, data: Mnist, temperature: float, alpha: float, strength: float,
               settings: dict) -> FineTuning:
-    """Return the function that fine-tunes: zeros are masked, and an interrupt ends it at once."""
-    loss, parts = F.cross_entropy, [tuple(data.train), tuple(data.validation)]
-    if teacher is not None:
-        loss, parts = DistillationLoss(temperature, alpha), [with_answers(teacher, part) for part in parts]
+    """Return the function that fine-tunes; an interrupt ends it at once."""
+    loss = F.cross_entropy if teacher is None else DistillationLoss(temperature, alpha)
     penalty = (lambda model: strength * l2_penalty(model)) if strength else None
+
+    @functools.cache  # the teacher is asked once, and only if a stage is still to be done
+    def parts() -> list[tuple[Tensor, ...]]:
+        return [tuple(part) if teacher is None else with_answers(teacher, part)
+                for part in (data.train, data.validation)]
 
     def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
         if epochs == 0:
             return model
-        tuned, history = train(model, parts[0], loss, validation=parts[1], epochs=epochs, penalty=penalty, **settings)
+        training, validation = parts()
+        tuned, history = train(model, training, loss, validation=validation, epochs=epochs, penalty=penalty, **settings)
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # half a stage is none
         return tuned
@@ -126,16 +132,17 @@ def _teaching(teacher: nn.Module | None, data: Mnist, temperature: float, alpha:
     return fine_tune
 
 
-def _keys(model: nn.Module, teacher: nn.Module | None, stages: Sequence[Stage], settings: list) -> list[str]:
+def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], settings: list) -> list[str]:
     """Return for each stage a key that changes with whatever came before it."""
-    start = [_digest(each) for each in (model, teacher) if each is not None]
-    return [cache_key({"start": start, "settings": repr(settings), "stages": repr(stages[:place])})
+    start = [_digest(make_permanent(each).state_dict()) for each in models if each is not None]
+    parts = [_digest({"labels": part.labels, "some": part.images[::SAMPLE]}) for part in data]
+    return [cache_key({"start": start, "data": parts, "settings": repr(settings), "stages": repr(stages[:place])})
             for place in range(1, len(stages) + 1)]
 
 
-def _digest(model: nn.Module) -> str:
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for key, tensor in sorted(make_permanent(model).state_dict().items()):
+    for key, tensor in sorted(tensors.items()):
         digest.update(key.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 
