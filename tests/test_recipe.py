@@ -109,7 +109,7 @@ def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monke
     calls = []
     train = recipe_module.train
     monkeypatch.setattr(recipe_module, "train", lambda *args, **kw: calls.append(1) or train(*args, **kw))
-    second = compress(start, "mlp128", start, SMALL, STAGES, folder=tmp_path, **SETTINGS)
+    second = compress(start, "mlp128", start, SMALL, STAGES, folder=tmp_path, **SETTINGS | {"progress": True})
     assert len(calls) == 1 and len(times) == 2  # only Share was left
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     for result, model in ((outcome, second.model), (first, list(second.models.values())[2])):

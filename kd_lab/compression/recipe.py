@@ -81,10 +81,11 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    _check("compress", model, name, teacher, data, stages)
+    _check(model, name, teacher, data, stages)
     check_number("compress", "strength", strength, "[0, 100]")
     fine_tune = _teaching(teacher, data, temperature, alpha, strength, settings)
-    keys = _keys([model, teacher], data, stages, [temperature, alpha, strength, sorted(settings.items())])
+    matters = sorted(item for item in settings.items() if item[0] != "progress")
+    keys = _keys([model, teacher], data, stages, [temperature, alpha, strength, matters])
     models = {"start": make_permanent(model).eval()}
     try:
         for place, (stage, key) in enumerate(zip(stages, keys, strict=True), 1):
@@ -97,16 +98,15 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     return Outcome(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
 
 
-def _check(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist,
-           stages: Sequence[Stage]) -> None:
-    check_kind(function, "data", data, Mnist, "what load_mnist() returns")
-    check_model(function, model)
-    form_of(function, make_permanent(model), name)
+def _check(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, stages: Sequence[Stage]) -> None:
+    check_kind("compress", "data", data, Mnist, "what load_mnist() returns")
+    check_model("compress", model)
+    form_of("compress", make_permanent(model), name)
     if not isinstance(stages, (list, tuple)) or not stages or not all(map(callable, stages)):
-        raise ParameterError(f"{function}(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. "
+        raise ParameterError("compress(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. "
                              f"Got {stages!r:.80}.")
     if teacher is not None:
-        check_teacher(function, model, teacher, data.validation)
+        check_teacher("compress", model, teacher, data.validation)
 
 
 def _teaching(teacher: nn.Module | None, data: Mnist, temperature: float, alpha: float, strength: float,
