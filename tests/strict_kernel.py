@@ -10,6 +10,8 @@ known = set(threading.enumerate())
 def wait_for_new_threads(result):
     """Let the threads that this cell started end, or fail, while its output is still collected."""
     for thread in set(threading.enumerate()) - known:
+        if not thread.is_alive():  # another thread is about to start it, so it is not the cell's: the next one waits
+            continue
         thread.join(timeout=0.2 if thread.daemon else 5)
         known.add(thread)
 
