@@ -86,7 +86,24 @@ def test_the_teacher_is_heard_and_left_out(start, monkeypatch):
 def test_units_taken_away_are_gone_and_grids_are_kept(start):
     outcome = compress(start, "mlp128", start, SMALL, [PruneUnits(0.5, epochs=1), Quantize(4, epochs=1)], **SETTINGS)
     assert outcome.model[1].weight.shape == (64, 784)
-    assert all(len(row.unique()) <= 16 for row in outcome.model[1].weight)
+    assert all(len(layer.weight.unique()) <= 16 for layer in weighted_layers(outcome.model).values())
+
+
+def test_each_layer_has_a_setting_of_its_own(start):
+    stages = [PruneUnits({"1": 0.25}, epochs=0), Prune({"1": 0.9, "3": 0.5}, steps=3, epochs=0),
+              Share({"1": 2, "3": 4}, epochs=0)]
+    outcome = compress(start, "mlp128", start, SMALL, stages, **SETTINGS)
+    first, second = weighted_layers(outcome.model).values()
+    assert first.weight.shape == (96, 784) and second.weight.shape == (10, 96)
+    assert int((first.weight == 0).sum()) == round(0.9 * 96 * 784) and int((second.weight == 0).sum()) == 480
+    assert len(first.weight.unique()) == 2 ** 2 + 1 and 2 ** 3 < len(second.weight.unique()) <= 2 ** 4 + 1
+
+
+def test_layers_are_pruned_in_proportion_at_every_step(start):
+    seen = []
+    Prune({"1": 0.8, "3": 0.4}, steps=2, epochs=1)(start, lambda model, _epochs: seen.append(
+        [zeroed.float().mean().item() for zeroed in zeros(model).values()]) or model)
+    assert seen == [pytest.approx([0.7, 0.35], abs=1e-3), pytest.approx([0.8, 0.4], abs=1e-3)]
 
 
 def test_the_model_and_the_teacher_are_left_as_they_are(start):
@@ -175,6 +192,7 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     (dict(stages=[]), "'stages' must be a list of stages"),
     (dict(stages=Prune(0.5)), "'stages' must be a list of stages"),
     (dict(stages=["prune"]), "'stages' must be a list of stages"),
+    (dict(stages=[Prune(0.5), Share({"2": 4})]), "'layer in num_bits of Share' must be one of 1, 3. Got '2'"),
     (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
     (dict(temperature=0), "'temperature' must be a number in (0, 1000]"),
     (dict(alpha=50), "'alpha' must be a number in [0, 1]"),
@@ -191,6 +209,10 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
 
 @pytest.mark.parametrize(("call", "part"), [
     (lambda: Prune(50), "Prune(): 'sparsity' must be a number in (0, 1). Got 50. Did you mean 0.5?"),
+    (lambda: Prune({"1": 0.5, "3": 1}), "'sparsity['3']' must be a number in (0, 1). Got 1."),
+    (lambda: Prune({}), "Prune(): 'sparsity' must be a number in (0, 1). Got {}."),
+    (lambda: PruneUnits({"1": -1}), "'ratio['1']' must be a number in [0, 1)"),
+    (lambda: Share({"1": 2.5}), "'num_bits['1']' must be a whole number in [1, 8]"),
     (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
     (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
     (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),

@@ -7,7 +7,7 @@ zero stays zero.
 import copy
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,18 @@ from kd_lab.compression.stages import FineTuning, Stage
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, check_teacher, with_answers
-from kd_lab.errors import DamagedFileError, ParameterError, check_kind, check_number
+from kd_lab.errors import DamagedFileError, ParameterError, check_choice, check_kind, check_number
 from kd_lab.models import check_model
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning import form_of, l2_penalty, set_masks
 from kd_lab.scorecard import Scorecard, scorecard
 from kd_lab.storage import cache_key, set_aside
-from kd_lab.training import train
+from kd_lab.training import Loss, train
 
 FLOAT32 = 4  # bytes
 SAMPLE = 997  # of so many images one tells whether the data are the same
-ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs", "1 image, ms")
+ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs")
+LATENCY = "1 image, ms"
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,9 +66,10 @@ class Outcome:
         return self._table("html")
 
     def _table(self, style: str) -> str:
-        rows = [[stage, *(self.card[stage].lines()[row] for row in ROWS if row in self.card[stage].lines()),
-                 f"{self.bytes[stage]:,}", f"{self._ratio(stage):.1f}"] for stage in self.models]
-        headers = ["after", *ROWS, ".kdz, bytes", "ratio"]
+        lines = {stage: self.card[stage].lines() for stage in self.models}
+        rows = [[stage, *map(lines[stage].get, ROWS), f"{lines[stage][LATENCY]} ms", f"{self.bytes[stage]:,}",
+                 f"{self._ratio(stage):.1f}"] for stage in self.models]
+        headers = ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
         return tabulate(rows, headers, style, colalign=["left", *["right"] * (len(headers) - 1)], disable_numparse=True)
 
 
@@ -81,55 +83,78 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    _check(model, name, teacher, data, stages)
+    check_recipe("compress", model, name, teacher, data)
+    _check_stages(model, stages)
     check_number("compress", "strength", strength, "[0, 100]")
-    fine_tune = _teaching(teacher, data, temperature, alpha, strength, settings)
-    matters = sorted(item for item in settings.items() if item[0] != "progress")
-    keys = _keys([model, teacher], data, stages, [temperature, alpha, strength, matters])
     models = {"start": make_permanent(model).eval()}
     try:
-        for place, (stage, key) in enumerate(zip(stages, keys, strict=True), 1):
-            path = folder and Path(folder) / f"{place}_{key}.kdz"
-            last = list(models.values())[-1]
-            models[f"{place} {stage}"] = _kept(path) or _finish(stage, last, name, fine_tune, path)
+        for stage, finished in run_stages(model, name, Teaching(teacher, data), stages, temperature, alpha, strength,
+                                          folder, settings):
+            models[f"{len(models)} {stage}"] = finished
     except KeyboardInterrupt:
         print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
     sizes = {key: len(pack(each, name)) for key, each in models.items()}
     return Outcome(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
 
 
-def _check(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, stages: Sequence[Stage]) -> None:
-    check_kind("compress", "data", data, Mnist, "what load_mnist() returns")
-    check_model("compress", model)
-    form_of("compress", make_permanent(model), name)
+def check_recipe(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist) -> None:
+    """Raise a ParameterError, in the name of `function`, unless these can be put through a recipe."""
+    check_kind(function, "data", data, Mnist, "what load_mnist() returns")
+    check_model(function, model)
+    form_of(function, make_permanent(model), name)
+    if teacher is not None:
+        check_teacher(function, model, teacher, data.validation)
+
+
+def _check_stages(model: nn.Module, stages: Sequence[Stage]) -> None:
     if not isinstance(stages, (list, tuple)) or not stages or not all(map(callable, stages)):
         raise ParameterError("compress(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. "
                              f"Got {stages!r:.80}.")
-    if teacher is not None:
-        check_teacher("compress", model, teacher, data.validation)
+    layers = list(weighted_layers(model))
+    for stage in stages:
+        for argument, value in getattr(stage, "__dict__", {}).items():
+            for layer in value if isinstance(value, dict) else {}:
+                check_choice("compress", f"layer in {argument} of {type(stage).__name__}", layer, layers)
 
 
-def _teaching(teacher: nn.Module | None, data: Mnist, temperature: float, alpha: float, strength: float,
-              settings: dict) -> FineTuning:
-    """Return the function that fine-tunes; an interrupt ends it at once."""
-    loss = F.cross_entropy if teacher is None else DistillationLoss(temperature, alpha)
+class Teaching:
+    """Hold the data and the teacher, None for labels alone; it is asked once, and only if something is fine-tuned."""
+
+    def __init__(self, teacher: nn.Module | None, data: Mnist):
+        self.teacher, self.data = teacher, data
+
+    @functools.cached_property
+    def parts(self) -> list[tuple[Tensor, ...]]:
+        """Return the training and the validation part, with the teacher's answers."""
+        return [tuple(part) if self.teacher is None else with_answers(self.teacher, part)
+                for part in (self.data.train, self.data.validation)]
+
+    def loss(self, temperature: float, alpha: float) -> Loss:
+        """Return what fine-tuning makes small, without the penalty."""
+        return F.cross_entropy if self.teacher is None else DistillationLoss(temperature, alpha)
+
+
+def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence[Stage], temperature: float,
+               alpha: float, strength: float, folder: Path | None, settings: dict) -> Iterator[tuple[Stage, nn.Module]]:
+    """Yield each stage with the network that it made, from the folder where that was finished before."""
+    loss = teaching.loss(temperature, alpha)
     penalty = (lambda model: strength * l2_penalty(model)) if strength else None
-
-    @functools.cache  # the teacher is asked once, and only if a stage is still to be done
-    def parts() -> list[tuple[Tensor, ...]]:
-        return [tuple(part) if teacher is None else with_answers(teacher, part)
-                for part in (data.train, data.validation)]
 
     def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
         if epochs == 0:
             return model
-        training, validation = parts()
+        training, validation = teaching.parts
         tuned, history = train(model, training, loss, validation=validation, epochs=epochs, penalty=penalty, **settings)
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # half a stage is none
         return tuned
 
-    return fine_tune
+    matters = sorted(item for item in settings.items() if item[0] != "progress")
+    keys = _keys([model, teaching.teacher], teaching.data, stages, [temperature, alpha, strength, matters])
+    for place, (stage, key) in enumerate(zip(stages, keys, strict=True), 1):
+        path = folder and Path(folder) / f"{place}_{key}.kdz"
+        model = _kept(path) or _finish(stage, model, name, fine_tune, path)
+        yield stage, model
 
 
 def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], settings: list) -> list[str]:
@@ -159,7 +184,7 @@ def _kept(path: Path | None) -> nn.Module | None:
 
 
 def _finish(stage: Stage, model: nn.Module, name: str, fine_tune: FineTuning, path: Path | None) -> nn.Module:
-    finished = make_permanent(stage(with_masks(model), fine_tune)).eval()
+    finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
     if path is not None:
         save_packed(path, finished, name)
     return finished

@@ -7,7 +7,7 @@ from torch import nn
 
 from kd_lab.errors import check_number, check_whole_number
 from kd_lab.parametrizations import make_permanent, weighted_layers
-from kd_lab.pruning import hard_prune, prune_channels, prune_gradually, prune_layer_adaptive
+from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
 FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for so many epochs
@@ -30,31 +30,44 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Prune:
-    """Prune single weights gradually, by layer-adaptive magnitude, and fine-tune after each step (soft pruning)."""
+    """Prune single weights gradually, and fine-tune after each step (soft pruning).
 
-    sparsity: float
+    `sparsity` is one for the network, shared out by layer-adaptive magnitude, or one for each layer by name.
+    """
+
+    sparsity: float | dict[str, float]
     steps: int = 10
     epochs: int = 2
 
     def __post_init__(self):
-        check_number("Prune", "sparsity", self.sparsity, "(0, 1)")
+        _check_each("Prune", "sparsity", self.sparsity, check_number, "(0, 1)")
         check_whole_number("Prune", "steps", self.steps, "[1, 1000]")
         check_whole_number("Prune", "epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
-        return prune_gradually(model, self.sparsity, self.steps, lambda pruned: fine_tune(pruned, self.epochs),
-                               prune=prune_layer_adaptive)
+        by_layer = isinstance(self.sparsity, dict)
+        return prune_gradually(model, max(self.sparsity.values()) if by_layer else self.sparsity, self.steps,
+                               lambda pruned: fine_tune(pruned, self.epochs),
+                               prune=self._prune_layers if by_layer else prune_layer_adaptive)
+
+    def _prune_layers(self, model: nn.Module, most: float) -> nn.Module:
+        """Prune the layer that is to lose most to the sparsity `most`, and the others in proportion."""
+        share = most / max(self.sparsity.values())
+        return prune(model, {layer: share * sparsity for layer, sparsity in self.sparsity.items()}, scope="per_layer")
 
 
 @dataclass(frozen=True)
 class PruneUnits:
-    """Take units and channels away, fine-tune what is left, and remove what nothing reads any more (hard pruning)."""
+    """Take units and channels away, fine-tune what is left, and remove what nothing reads any more (hard pruning).
 
-    ratio: float
+    `ratio` is one for all layers but the last, or one for each by name.
+    """
+
+    ratio: float | dict[str, float]
     epochs: int = 2
 
     def __post_init__(self):
-        check_number("PruneUnits", "ratio", self.ratio, "[0, 1)")
+        _check_each("PruneUnits", "ratio", self.ratio, check_number, "[0, 1)")
         check_whole_number("PruneUnits", "epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
@@ -63,26 +76,30 @@ class PruneUnits:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Round the weights to a grid of few bits, and fine-tune through it."""
+    """Round the weights of each layer to one grid of few bits, so to few values, and fine-tune through it.
 
-    num_bits: int
+    `num_bits` is one for all layers, or one for each by name.
+    """
+
+    num_bits: int | dict[str, int]
     epochs: int = 2
 
     def __post_init__(self):
         _check_bits("Quantize", self.num_bits, self.epochs)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
-        return fine_tune(quantize_weights(model, self.num_bits), self.epochs)
+        return fine_tune(quantize_weights(model, self.num_bits, "per_tensor"), self.epochs)
 
 
 @dataclass(frozen=True)
 class Share:
     """Let the weights of a layer share 2^num_bits values, and its biases 2^bias_bits; then fine-tune the former.
 
-    All values end as numbers of half precision, which a file keeps in two bytes each.
+    `num_bits` is one for all layers, or one for each by name. All values end as numbers of half precision, which a file
+    keeps in two bytes each.
     """
 
-    num_bits: int
+    num_bits: int | dict[str, int]
     epochs: int = 2
     bias_bits: int = 4
 
@@ -108,6 +125,14 @@ def _halve(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _check_bits(stage: str, num_bits: int, epochs: int) -> None:
-    check_whole_number(stage, "num_bits", num_bits, "[1, 8]")
+def _check_bits(stage: str, num_bits: int | dict[str, int], epochs: int) -> None:
+    _check_each(stage, "num_bits", num_bits, check_whole_number, "[1, 8]")
     check_whole_number(stage, "epochs", epochs, EPOCHS)
+
+
+def _check_each(stage: str, argument: str, value: object, check: Callable, allowed: str) -> None:
+    """Check one number, or those for each layer by name."""
+    if not isinstance(value, dict) or not value:
+        return check(stage, argument, value, allowed)
+    for layer, number in value.items():
+        check(stage, f"{argument}[{layer!r}]", number, allowed)
