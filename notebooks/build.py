@@ -49,8 +49,8 @@ def stamp_readme(text: str, address: str) -> str:
     """Return the README with the way into Colab that the address allows."""
     unset = ("Upload the whole folder to your Drive, mount it, and run in the first cell:\n"
              "`%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own packages alone. "
-             "A section of lesson 05\nneeds `%pip install optuna` as well, and a packed file "
-             "`%pip install constriction`.\n")
+             "Lessons 05,\n07 and 08 need `%pip install optuna "
+             "constriction` as well.\n")
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
 

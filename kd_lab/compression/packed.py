@@ -39,12 +39,22 @@ def load_packed(path: Path) -> nn.Module:
     Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a newer schema. Nothing in
     the file is ever executed, and no more memory is taken than the network of that name needs.
     """
+    return unpack(read_packed(path), str(path))
+
+
+def read_packed(path: Path) -> bytes:
+    """Return the bytes of a file, and no more than one byte above what a file of ours may have."""
     try:
         with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
+            return file.read(LARGEST + 1)
     except OSError as error:
         raise StorageError(f"{path} can't be read: {error.strerror}.") from error
-    return unpack(content, str(path))
+
+
+def network_of(content: bytes, where: str = "network_of()") -> str:
+    """Return the name of the network that the bytes of a file hold; raise as `unpack` does."""
+    _check(content, where)
+    return content[BODY:].partition(b" ")[0].decode("latin")
 
 
 def pack(model: nn.Module, name: str, coder: str = "range", function: str = "pack") -> bytes:

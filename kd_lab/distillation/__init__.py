@@ -24,7 +24,7 @@ from kd_lab.distillation.insides import (
     train_on_hints,
 )
 from kd_lab.distillation.parameters import match_parameters, used_parameters
-from kd_lab.distillation.search import Trial, best_trial, search_settings, try_setting
+from kd_lab.distillation.search import Trial, best_trial, quiet_optuna, search_settings, try_setting
 from kd_lab.distillation.soft_tree import Paths, SingleLeaf, SoftTree, balance_penalty
 from kd_lab.distillation.student import small_student, student_recipe
 from kd_lab.distillation.tree_picture import draw_path, draw_soft_tree, draw_tree

@@ -1,6 +1,7 @@
 """Choose temperature and alpha without a human, within a budget of runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -52,10 +53,22 @@ def search_settings(fit: Callable[[float, float], nn.Module], validation: tuple[
         trials.append(try_setting(fit, *setting, validation))
         return trials[-1].accuracy.value
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=AT_RANDOM)
-    optuna.create_study(sampler=sampler, direction="maximize").optimize(objective, n_trials=runs)
+    with quiet_optuna():
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=AT_RANDOM)
+        optuna.create_study(sampler=sampler, direction="maximize").optimize(objective, n_trials=runs)
     return trials
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Let Optuna say only what went wrong meanwhile, instead of a line on every trial."""
+    logging = optional("optuna", "optuna").logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def best_trial(trials: list[Trial]) -> Trial:

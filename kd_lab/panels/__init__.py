@@ -4,4 +4,5 @@ from kd_lab.panels.distillation import DistillationPanel
 from kd_lab.panels.least_squares import LeastSquaresPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.quantization import QuantizationPanel
+from kd_lab.panels.recipe import RecipePanel
 from kd_lab.panels.structured import StructuredPruningPanel

@@ -1,0 +1,152 @@
+"""Keep the smallest files that read digits, and score them by letting them read."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from tabulate import tabulate
+
+from kd_lab.compression.packed import network_of, read_packed, unpack
+from kd_lab.cost import count_parameters
+from kd_lab.data import Mnist
+from kd_lab.errors import DamagedFileError, ParameterError, check_choice
+from kd_lab.evaluation import Accuracy, accuracy
+from kd_lab.models import MODELS, build_model
+from kd_lab.results import RESULTS
+from kd_lab.storage import cache_folder, set_aside, write_safely
+
+FLOAT32 = 4  # bytes
+SHIPPED = RESULTS / "deep_compression"
+FIRST_SEED = "_0.kdz"  # of each recipe one file, and not its best
+LABEL = r"[A-Za-z0-9][A-Za-z0-9 _-]{0,29}"
+
+
+class Published(NamedTuple):
+    """Hold what a paper reports: test error in percent, float32 bytes over its own, and where that stands."""
+
+    label: str
+    network: str
+    error: float
+    ratio: float
+    source: str
+
+
+PUBLISHED = [
+    Published("Deep Compression", "lenet300", 1.58, 40, "Han et al. 2016, arXiv 1510.00149, table 1"),
+    Published("Soft weight-sharing", "lenet300", 1.94, 64, "Ullrich et al. 2017, arXiv 1702.04008"),
+    Published("Entropy-penalised", "lenet300", 1.9, 124, "Oktay et al. 2019, arXiv 1906.06624"),
+    Published("Deep Compression", "lenet5", 0.74, 39, "Han et al. 2016, arXiv 1510.00149, table 1"),
+    Published("Soft weight-sharing", "lenet5", 0.97, 162, "Ullrich et al. 2017, arXiv 1702.04008"),
+    Published("Entropy-penalised", "lenet5", 1.0, 606, "Oktay et al. 2019, arXiv 1906.06624"),
+    Published("Bayesian Compression", "lenet5", 1.0, 771, "Louizos et al. 2017, arXiv 1705.08665"),
+    Published("MIRACLE", "lenet5", 0.69, 555, "Havasi et al. 2019, arXiv 1810.00440"),
+    Published("MIRACLE", "lenet5", 0.96, 1110, "Havasi et al. 2019, arXiv 1810.00440"),
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Hold one file as it was scored: its bytes, and the accuracy on the test part."""
+
+    label: str
+    network: str
+    bytes: int
+    accuracy: Accuracy
+
+    @property
+    def error(self) -> float:
+        """Return the test error in percent."""
+        return 100 - 100 * self.accuracy.value
+
+
+@dataclass(frozen=True, repr=False)
+class Leaderboard:
+    """Hold the entries for one network, the smallest file first; shows itself as a table."""
+
+    network: str
+    entries: list[Entry]
+
+    def plot(self) -> Axes:
+        """Draw the test error over the bytes, with the intervals, beside what papers report."""
+        axes = plt.subplots(figsize=(7, 4), layout="constrained")[1]
+        papers = [(paper.label, self._dense / paper.ratio, paper.error) for paper in PUBLISHED
+                  if paper.network == self.network]
+        entries = [(entry.label, entry.bytes, entry.error) for entry in self.entries]
+        for points, form, label in ((papers, "x", "published"), (entries, "o", "files here, with 95 % interval")):
+            axes.plot([size for _, size, _ in points], [error for *_, error in points], form, label=label)
+            for text, size, error in points:
+                axes.annotate(text, (size, error), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for entry in self.entries:
+            axes.plot([entry.bytes] * 2, [100 - 100 * end for end in entry.accuracy.interval], color="C1")
+        axes.set(xscale="log", xlabel="bytes of the file", ylabel="test error, %", title=self.network)
+        axes.margins(x=0.2)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        return axes
+
+    @property
+    def _dense(self) -> int:
+        return FLOAT32 * count_parameters(build_model(self.network))
+
+    def __repr__(self) -> str:
+        return self._table("simple")
+
+    def _repr_html_(self) -> str:
+        return self._table("html")
+
+    def _table(self, style: str) -> str:
+        rows = [[entry.label, f"{entry.bytes:,}", f"{self._dense / entry.bytes:.0f}", f"{entry.error:.2f}"]
+                for entry in self.entries]
+        return tabulate(rows, [self.network, "bytes", "ratio", "test error, %"], style, disable_numparse=True,
+                        colalign=["left", "right", "right", "right"])
+
+
+def submit(path: Path, label: str, data: Mnist) -> Entry:
+    """Score a `.kdz` file, keep it in the cache folder under a label, and return its entry.
+
+    Whatever the file's name says, it is loaded and reads the test digits. A file that can't be loaded is refused and
+    not kept; another one under the same label stays beside it.
+    """
+    if not isinstance(label, str) or not re.fullmatch(LABEL, label):
+        raise ParameterError("submit(): 'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. "
+                             f"Got {label!r:.80}.")
+    content = read_packed(Path(path))
+    entry = _score(label, content, str(path), data)
+    write_safely(submissions() / f"{label}.{hashlib.sha256(content).hexdigest()[:8]}.kdz", content)
+    return entry
+
+
+def leaderboard(network: str, data: Mnist) -> Leaderboard:
+    """Score every file for a network of the kit: those that ship with it, and those that were submitted here."""
+    check_choice("leaderboard", "network", network, list(MODELS))
+    shipped = [_score(path.stem, read_packed(path), str(path), data)
+               for path in SHIPPED.glob(f"{network}_*{FIRST_SEED}")]
+    submitted = [_score(path.name.partition(".")[0], content, str(path), data)
+                 for path, content in _submitted() if network_of(content) == network]
+    return Leaderboard(network, sorted(shipped + submitted, key=lambda entry: entry.bytes))
+
+
+def _submitted() -> Iterator[tuple[Path, bytes]]:
+    """Yield every file that was submitted; one that was damaged since is set aside, so that the others still count."""
+    for path in sorted(submissions().glob("*.kdz")):
+        content = read_packed(path)
+        try:
+            network_of(content, str(path))
+            yield path, content
+        except DamagedFileError as error:
+            set_aside(path)
+            print(f"{error} It was set aside.")
+
+
+def submissions() -> Path:
+    """Return the folder of the files that were submitted on this machine."""
+    return cache_folder() / "leaderboard"
+
+
+def _score(label: str, content: bytes, where: str, data: Mnist) -> Entry:
+    return Entry(label, network_of(content, where), len(content), accuracy(unpack(content, where), data.test))

@@ -1,0 +1,253 @@
+"""Find the ratios, bits, temperature and alpha of a recipe without a human, within a budget and a time."""
+
+import functools
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+from kd_lab.compression.packed import pack, unpack
+from kd_lab.compression.recipe import FLOAT32, Teaching, check_recipe, run_stages
+from kd_lab.compression.stages import Prune, Share
+from kd_lab.cost import count_parameters
+from kd_lab.data import Mnist
+from kd_lab.distillation import best_trial, quiet_optuna
+from kd_lab.environment import optional
+from kd_lab.errors import ParameterError, check_number, check_whole_number
+from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
+from kd_lab.models import predict
+from kd_lab.parametrizations import make_permanent, weighted_layers
+
+HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
+MOST_KEPT, LEAST_KEPT, FEWEST = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
+MOST_BITS = 5
+STEPS = 4  # of pruning
+AT_RANDOM = 6  # trials before the first guess
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Hold one setting of a recipe, the file that it made, and how the network in it reads the validation part.
+
+    `lost` are the points of accuracy lost to the network that the recipe began with, `loss` is the cross-entropy.
+    """
+
+    stages: list[Prune | Share]
+    temperature: float
+    alpha: float
+    file: bytes
+    accuracy: Accuracy
+    loss: float
+    lost: float
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the network in the file, a new one at each call."""
+        return unpack(self.file)
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of the file."""
+        return len(self.file)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hold what a file may have at most: so many bytes, or so many points lost; one of the two is None."""
+
+    most_bytes: int | None
+    most_lost: float | None
+
+    def over(self, trial: Trial) -> float:
+        """Return by how much a trial is over the budget: 0 or less if it meets it."""
+        return trial.lost - self.most_lost if self.most_bytes is None else math.log(trial.bytes / self.most_bytes)
+
+    def value(self, trial: Trial) -> float:
+        """Return what is to become small while the budget is met: the bytes, or the error."""
+        return math.log(trial.bytes) if self.most_bytes is None else 1 - trial.accuracy.value
+
+    def __str__(self) -> str:
+        return f"{self.most_lost:g} points lost" if self.most_bytes is None else f"{self.most_bytes:,} bytes"
+
+
+@dataclass(frozen=True, repr=False)
+class Search:
+    """Hold every trial, the hand-set one first, and the budget; shows itself as a table."""
+
+    trials: list[Trial]
+    budget: Budget
+    dense_bytes: int
+
+    @property
+    def met(self) -> bool:
+        """Return whether a trial met the budget."""
+        return any(self.budget.over(trial) <= 0 for trial in self.trials)
+
+    @property
+    def best(self) -> Trial:
+        """Return the best trial that meets the budget; where none does, the nearest to it.
+
+        That is the smallest file or, for a budget of bytes, the lowest loss among those within 0.25 points of the
+        smallest error.
+        """
+        fitting = [trial for trial in self.trials if self.budget.over(trial) <= 0]
+        if not fitting:
+            return min(self.trials, key=self.budget.over)
+        return min(fitting, key=self.budget.value) if self.budget.most_bytes is None else best_trial(fitting)
+
+    @property
+    def frontier(self) -> list[Trial]:
+        """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
+        kept = []
+        for trial in sorted(self.trials, key=lambda trial: (trial.bytes, -trial.accuracy.value)):
+            if not kept or trial.accuracy.value > kept[-1].accuracy.value:
+                kept.append(trial)
+        return kept
+
+    def plot(self) -> Axes:
+        """Draw the error over the bytes of every trial, the frontier, the hand-set trial and the best."""
+        axes = plt.subplots(figsize=(6, 3.5), layout="constrained")[1]
+        for trials, form, label in ((self.trials, ".", "tried"), (self.frontier, "-", "frontier"),
+                                    (self.trials[:1], "s", "hand-set"), ([self.best], "*", "found")):
+            axes.plot(*zip(*((trial.bytes, 100 - 100 * trial.accuracy.value) for trial in trials), strict=True),
+                      form, label=label, markersize=12 if form == "*" else None)
+        if self.budget.most_bytes is not None:
+            axes.axvline(self.budget.most_bytes, linestyle=":", color="grey", label="budget")
+        axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="validation error, %")
+        axes.legend(fontsize=8)
+        return axes
+
+    def __repr__(self) -> str:
+        best = "found" if self.met else "nearest"
+        rows = [[name, f"{trial.bytes:,}", f"{self.dense_bytes / trial.bytes:.1f}", f"{trial.lost:+.2f}",
+                 ", ".join(f"{100 * (1 - each):.2g}" for each in trial.stages[0].sparsity.values()),
+                 ", ".join(map(str, trial.stages[1].num_bits.values())), f"{trial.temperature:.2g}",
+                 f"{trial.alpha:.2f}"] for name, trial in (("hand-set", self.trials[0]), (best, self.best))]
+        headers = ["", "bytes", "ratio", "points lost", "kept, %", "bits", "T", "alpha"]
+        said = "met" if self.met else "met by none: below is the nearest"
+        return (f"{len(self.trials)} trials; the budget of {self.budget} was {said}.\n"
+                + tabulate(rows, headers, disable_numparse=True))
+
+
+def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, *, runs: int, minutes: float,
+                  most_bytes: int | None = None, most_lost: float | None = None, epochs: int = 1, seed: int = 0,
+                  folder: Path | None = None, **settings) -> Search:
+    """Search the smallest file that loses at most so many points, or the best of at most so many bytes.
+
+    A trial prunes each layer to a sparsity of its own in steps, shares its weights in bits of its own, and is taught
+    at a temperature and an alpha, for `epochs` after each step; `settings` are those of `train`. The first is set by
+    hand; after a few at random each next one is where a Gaussian process expects the most within the budget (Optuna's
+    GPSampler). Ends after `runs` trials, or when the next might not end within the minutes; an interrupt keeps those
+    that are done. With a `folder` a call with the same arguments goes on where it was stopped.
+    """
+    check_recipe("search_recipe", model, name, teacher, data)
+    budget = _check_budget(most_bytes, most_lost)
+    check_whole_number("search_recipe", "runs", runs, "[1, 1000]")
+    check_number("search_recipe", "minutes", minutes, "(0, 10000]")
+    check_whole_number("search_recipe", "epochs", epochs, "[1, 1000]")
+    _check_least(model, name, budget)
+    kept = {layer: _least_kept(weights) for layer, weights in _weights(model).items()}
+    try_setting = functools.partial(_try, model, name, Teaching(teacher, data), epochs, folder,
+                                    {"seed": seed, **settings, "progress": False})
+    trials = []
+    try:
+        for trial in _in_time(_propose(kept, budget, try_setting, seed), runs, 60 * minutes):
+            trials.append(trial)
+    except KeyboardInterrupt:
+        print(f"Interrupted; {len(trials)} of {runs} trials are done.")
+        if not trials:
+            raise
+    return Search(trials, budget, FLOAT32 * count_parameters(model))
+
+
+def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
+    if (most_bytes is None) == (most_lost is None):
+        raise ParameterError("search_recipe(): one of 'most_bytes' and 'most_lost' must be given, and they exclude "
+                             f"each other. Got {most_bytes!r} and {most_lost!r}.")
+    if most_bytes is None:
+        check_number("search_recipe", "most_lost", most_lost, "[0, 100]")
+    else:
+        check_whole_number("search_recipe", "most_bytes", most_bytes, "[1, 1000000000]")
+    return Budget(most_bytes, most_lost)
+
+
+def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
+    """Raise a ParameterError that names the nearest budget where even the smallest file would be too large."""
+    smallest = make_permanent(model)
+    for stage in _stages({layer: _least_kept(count) for layer, count in _weights(model).items()},
+                         dict.fromkeys(_weights(model), 1), 0):
+        smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
+    least = len(pack(smallest, name))
+    if budget.most_bytes is not None and budget.most_bytes < least:
+        raise ParameterError(f"search_recipe(): 'most_bytes' can't be met: the smallest file of this search has about "
+                             f"{least:,} bytes. Got {budget.most_bytes:,}.")
+
+
+def _weights(model: nn.Module) -> dict[str, int]:
+    return {layer: each.weight.numel() for layer, each in weighted_layers(model).items()}
+
+
+def _least_kept(weights: int) -> float:
+    return min(MOST_KEPT, max(LEAST_KEPT, FEWEST / weights))
+
+
+def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[Prune | Share]:
+    return [Prune({layer: 1 - share for layer, share in kept.items()}, STEPS, epochs), Share(bits, epochs)]
+
+
+def _try(model: nn.Module, name: str, teaching: Teaching, epochs: int, folder: Path | None, settings: dict,
+         kept: dict[str, float], bits: dict[str, int], temperature: float, alpha: float) -> Trial:
+    """Return what one setting makes."""
+    stages = _stages(kept, bits, epochs)
+    *_, (_last, made) = run_stages(model, name, teaching, stages, temperature, alpha, 0.0, folder, settings)
+    validation = teaching.data.validation
+    right, before = (correct_answers(each, validation) for each in (made, model))
+    loss = F.cross_entropy(predict(made, validation.images), validation.labels).item()
+    return Trial(stages, temperature, alpha, pack(made, name), Accuracy.of(right), loss,
+                 -100 * PairedDifference.of(right, before).value)
+
+
+def _propose(least: dict[str, float], budget: Budget, try_setting: functools.partial, seed: int) -> Iterator[Trial]:
+    """Yield trial after trial, the hand-set one first."""
+    optuna = optional("optuna", "optuna")  # which Colab has not
+    with quiet_optuna():
+        study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=AT_RANDOM))
+        study.enqueue_trial({**{f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()},
+                             **{f"bits {layer}": HAND_SET["num_bits"] for layer in least},
+                             "temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]})
+    while True:
+        with quiet_optuna():
+            asked = study.ask()
+            kept = {layer: asked.suggest_float(f"kept {layer}", share, MOST_KEPT, log=True)
+                    for layer, share in least.items()}
+            bits = {layer: asked.suggest_int(f"bits {layer}", 1, MOST_BITS) for layer in least}
+            setting = asked.suggest_float("temperature", 1.0, 20.0, log=True), asked.suggest_float("alpha", 0.0, 1.0)
+        trial = try_setting(kept, bits, *setting)
+        with quiet_optuna():
+            asked.set_constraint("over", budget.over(trial))
+            study.tell(asked, budget.value(trial))
+        yield trial
+
+
+def _in_time(trials: Iterator[Trial], runs: int, seconds: float) -> Iterator[Trial]:
+    """Yield the first trials: so many, or as many as end in time if each takes no longer than the longest so far."""
+    begun = last = time.perf_counter()
+    longest = 0.0
+    with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout) as bar:
+        for trial in itertools.islice(trials, runs):
+            yield trial
+            bar.update()
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+            if now - begun + longest > seconds:
+                return

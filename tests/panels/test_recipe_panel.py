@@ -1,0 +1,218 @@
+"""The recipe panel makes what compress makes, stage by stage, only as long as it is asked to, and shows it."""
+
+import threading
+import time
+
+import ipywidgets as widgets
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.faults import count_widgets
+from kd_lab.checkpoints import load_trained
+from kd_lab.compression import compress, pack
+from kd_lab.cost import count_nonzeros
+from kd_lab.data import Mnist
+from kd_lab.distillation import DistillationLoss
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.models import build_model
+from kd_lab.panels import RecipePanel
+from kd_lab.panels import recipe as recipe_module
+from kd_lab.panels.recipe import TRAINING, recipe
+from kd_lab.panels.recipe_picture import STAGES
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return load_trained("mlp128")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_trained("lenet300")
+
+
+@pytest.fixture(scope="module")
+def part(mnist):
+    return Mnist(mnist.train[:256], mnist.validation[:200], mnist.test[:300])
+
+
+@pytest.fixture(scope="module")
+def panel(dense, teacher, part):
+    panel = RecipePanel(dense, "mlp128", teacher, part)
+    panel.flush()
+    yield panel
+    panel.close()
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Take what is not zero for the size of a file, which is known at once."""
+    monkeypatch.setattr(recipe_module, "pack", lambda model, name: bytes(count_nonzeros(model)))
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The losses of the trainings that have begun, in turn."""
+    losses, begin = [], recipe_module.train_live
+    monkeypatch.setattr(recipe_module, "train_live", lambda model, data, loss, **settings: losses.append(loss) or begin(
+        model, data, loss, **settings))
+    return losses
+
+
+def answers(panel, **setting):
+    panel.flush()  # one at a time: only its worker measures
+    return list(panel.measure(**(panel.setting | setting)))
+
+
+def test_both_networks_are_what_compress_makes_and_the_table_holds_them(panel, dense, teacher, part):
+    panel.set(ratio=0.9, bits=2, temperature=3, alpha=0.2)
+    tables = panel.flush().tables
+    taught, plain = (compress(dense, "mlp128", each, part, recipe(0.9, 2), temperature=3.0, alpha=0.2, progress=False,
+                              **TRAINING) for each in (teacher, None))
+    *_, last = answers(panel)
+    for step, expected in ((last.taught[-1], taught), (last.plain[-1], plain)):
+        assert torch.equal(step.answers, expected.model(part.validation.images).argmax(1))
+        assert step.bytes == list(expected.bytes.values())[-1] == len(pack(expected.model, "mlp128"))
+        assert step.nonzeros == count_nonzeros(expected.model)
+        assert f"{step.bytes:,}" in tables and f"{step.nonzeros:,}" in tables and f"{expected.ratio:.1f} ×" in tables
+    for model in (dense, taught.model, plain.model):
+        assert f"{100 * accuracy(model, part.validation).value:.2f} % (" in tables
+    for pair in ((taught.model, dense), (plain.model, dense), (taught.model, plain.model)):
+        assert f"{100 * paired_difference(*pair, part.validation).value:+.2f} (" in tables
+    assert "200 validation images" in tables and "not read for this setting" in tables
+
+
+def test_they_go_stage_by_stage_side_by_side_from_the_same_start(panel, fast):
+    found = answers(panel, ratio=0.8)
+    lengths = [(len(answer.taught), len(answer.plain)) for answer in found]
+    assert lengths[:4] == [(1, 1), (2, 1), (2, 2), (3, 2)] and lengths[-1] == (len(STAGES), len(STAGES))
+    assert found[-1].taught[0] is found[-1].plain[0]
+    sizes = [step.nonzeros for step in found[-1].taught]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_was_made_is_kept_and_other_bits_share_the_pruned_network(panel, begun, fast):
+    panel.set(ratio=0.7, bits=4, temperature=4, alpha=0.1)
+    panel.flush()
+    before = len(begun)
+    panel.set(bits=1)
+    panel.flush()
+    assert begun[before:] == [DistillationLoss(4, 0.1), F.cross_entropy]
+    panel.set(bits=4)
+    panel.flush()
+    assert len(begun) == before + 2
+    panel.set(temperature=8)
+    panel.flush()
+    assert begun[before + 2:] == [DistillationLoss(8, 0.1)] * 6  # the one on labels alone stays as it is
+
+
+def test_so_many_networks_are_kept_and_no_more(panel, monkeypatch, fast):
+    monkeypatch.setattr(recipe_module, "KEPT", 5)
+    panel._made.clear()
+    *_, last = answers(panel, ratio=0.6)
+    assert len(panel._made) == 5 and len(last.plain) == len(STAGES)  # a recipe needs none but the one before
+
+
+def test_a_new_setting_stops_the_recipe_and_only_the_newest_is_shown(panel, monkeypatch, fast):
+    reached, opened, shown = threading.Event(), threading.Event(), []
+    after, show = RecipePanel._after, panel._engine._show
+
+    def held(*arguments):
+        reached.set()
+        opened.wait(10)
+        return after(*arguments)
+
+    monkeypatch.setattr(RecipePanel, "_after", held)
+    monkeypatch.setattr(panel._engine, "_show", lambda each: (shown.append(each.title), show(each)))
+    panel.set(ratio=0.55)
+    assert reached.wait(10)
+    panel.set(ratio=0.95)
+    before = len(shown)
+    opened.set()
+    assert panel.flush().title.startswith("95 % pruned")
+    assert all(title.startswith("95 % pruned") for title in shown[before:])
+
+
+def test_closing_ends_the_recipe_soon(dense, teacher, part, fast):
+    panel = RecipePanel(dense, "mlp128", teacher, part)
+    start = time.perf_counter()
+    panel.close()
+    assert time.perf_counter() - start < 2
+
+
+def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, fast):
+    found = answers(panel, ratio=0.85, bits=3)
+    for answer in (found[0], found[5], found[-1]):
+        shown, drawing = panel.draw(answer), panel._drawing
+        done = (len(answer.taught) + len(answer.plain) - 2) / (2 * len(STAGES) - 2)
+        assert drawing._bar.get_width() == pytest.approx(done)
+        for steps, (curve, _ends), line in zip((answer.taught, answer.plain), drawing._errors, drawing._bytes,
+                                               strict=True):
+            errors = [100 * (step.answers != part.validation.labels).float().mean().item() for step in steps]
+            assert curve.get_ydata() == pytest.approx(errors, abs=1e-4)
+            assert list(line.get_ydata()) == [step.bytes for step in steps]
+        assert ("under way" in shown.title) == (answer is not found[-1])
+    assert [text.get_text() for text in panel._drawing._sparsities] == ["49 %", "74 %", "84 %", "85 %"]
+    assert f"in {found[-1].taught[-1].bytes:,} bytes" in shown.title and panel._drawing._said.get_text() == "done"
+
+
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, dense, part, monkeypatch, fast):
+    reads, read = [], recipe_module.accuracy
+    monkeypatch.setattr(recipe_module, "accuracy", lambda model, data: reads.append(data) or read(model, data))
+    button = next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
+    panel.set(ratio=0.75)
+    panel.flush()
+    assert reads == []
+    for _ in range(2):
+        button.click()
+        shown = panel.flush()
+    assert len(reads) == 3 and all(data is part.test for data in reads)  # dense, taught and plain
+    assert f"{100 * accuracy(dense, part.test).value:.2f} % (" in shown.tables
+    panel.set(alpha=0.5)
+    assert "not read for this setting" in panel.flush().tables and len(reads) == 3
+
+
+def test_an_error_in_training_is_shown_and_the_panel_goes_on(panel, monkeypatch, fast):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", lambda *_: {}["<missing>"])
+        panel.set(temperature=10)
+        with pytest.raises(KeyError):
+            panel.flush()
+        assert "KeyError: &#x27;&lt;missing&gt;&#x27;" in panel._message.value
+    panel.set(temperature=11)
+    assert "bytes" in panel.flush().title and panel._message.value == ""
+
+
+@pytest.mark.parametrize("name, value, allowed", [
+    ("ratio", 1, "a number in [0.5, 0.99]"), ("ratio", float("nan"), "a number in [0.5, 0.99]"),
+    ("temperature", 0, "a number in [1, 20]"), ("alpha", 1.1, "a number in [0, 1]"),
+    ("bits", 9, "a whole number in [1, 8]"), ("bits", 2.5, "a whole number in [1, 8]")])
+def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
+    before = panel.setting
+    with pytest.raises(ParameterError) as error:
+        panel.set(**{name: value})
+    assert f"{name!r} must be {allowed}. Got {value!r}." in str(error.value) and panel.setting == before
+
+
+@pytest.mark.parametrize("change, expected", [
+    (dict(name="cnn"), "RecipePanel()"), (dict(data=(1, 2)), "what load_mnist() returns"),
+    (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
+    (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "RecipePanel()")])
+def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(dense, teacher, part, change, expected):
+    before = count_widgets()
+    with pytest.raises(ParameterError) as error:
+        RecipePanel(**dict(model=dense, name="mlp128", teacher=teacher, data=part) | change)
+    assert expected in str(error.value) and str(error.value).startswith("RecipePanel()")
+    assert count_widgets() == before
+
+
+def test_a_network_that_is_pruned_already_begins_as_it_is(teacher, part, fast):
+    model = build_model("mlp128")
+    model[1].weight.data[:, :400] = 0
+    panel = RecipePanel(model, "mlp128", teacher, part)
+    *_, last = answers(panel, ratio=0.5)
+    assert last.taught[-1].nonzeros <= model[1].weight.numel() / 2 + 1280 + 138
+    panel.close()

@@ -1,0 +1,98 @@
+"""The leaderboard believes no name: it loads each file and lets it read the test digits."""
+
+import pytest
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.compression import leaderboard, pack, submit
+from kd_lab.compression.leaderboard import PUBLISHED, SHIPPED, submissions
+from kd_lab.data import Mnist, load_mnist
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError
+from kd_lab.evaluation import accuracy
+from kd_lab.models import MODELS, build_model
+from kd_lab.pruning import prune
+
+DATA = load_mnist()
+SMALL = Mnist(DATA.train[:10], DATA.validation[:10], DATA.test[:500])
+
+
+@pytest.fixture(scope="module")
+def content():
+    return pack(prune(load_trained("mlp128"), 0.9), "mlp128")
+
+
+def test_a_file_is_scored_by_what_it_reads_and_kept(content, tmp_path):
+    path = tmp_path / "cnn_with_one_byte_and_no_error.kdz"
+    path.write_bytes(content)
+    entry = submit(path, "Group 3", SMALL)
+    expected = accuracy(prune(load_trained("mlp128"), 0.9), SMALL.test)
+    assert (entry.label, entry.network, entry.bytes, entry.accuracy) == ("Group 3", "mlp128", len(content), expected)
+    assert entry.error == pytest.approx(100 - 100 * expected.value)
+    assert leaderboard("mlp128", SMALL).entries == [entry] and leaderboard("cnn", SMALL).entries == []
+    assert [kept.read_bytes() for kept in submissions().iterdir()] == [content]
+
+
+def test_it_grows_and_the_smallest_file_stands_first(content, tmp_path):
+    for sparsity in (0.5, 0.9, 0.95):
+        (tmp_path / "a.kdz").write_bytes(pack(prune(load_trained("mlp128"), sparsity), "mlp128"))
+        submit(tmp_path / "a.kdz", "me", SMALL)
+        submit(tmp_path / "a.kdz", "me", SMALL)  # the same again is the same
+    board = leaderboard("mlp128", SMALL)
+    sizes = [entry.bytes for entry in board.entries]
+    assert len(sizes) == 3 and sizes == sorted(sizes) and {entry.label for entry in board.entries} == {"me"}
+    assert all(f"{size:,}" in repr(board) for size in sizes) and "<table>" in board._repr_html_()
+
+
+@pytest.mark.parametrize("damage, error", [
+    (lambda content: content[:-1], DamagedFileError), (lambda content: b"", StorageError),
+    (lambda content: content[:30] + bytes([content[30] ^ 1]) + content[31:], DamagedFileError)])
+def test_a_file_that_cannot_be_loaded_is_not_kept(content, tmp_path, damage, error):
+    (tmp_path / "a.kdz").write_bytes(damage(content))
+    with pytest.raises(error, match=r"a\.kdz"):
+        submit(tmp_path / "a.kdz", "me", SMALL)
+    assert not submissions().exists()
+
+
+def test_a_file_that_was_damaged_since_is_set_aside_and_the_others_stay(content, tmp_path, capsys):
+    (tmp_path / "a.kdz").write_bytes(content)
+    submit(tmp_path / "a.kdz", "me", SMALL)
+    submit(tmp_path / "a.kdz", "you", SMALL)
+    (mine,) = submissions().glob("me.*")
+    mine.write_bytes(content[:-1])
+    assert [entry.label for entry in leaderboard("mlp128", SMALL).entries] == ["you"]
+    assert f"{mine} is damaged" in capsys.readouterr().out and not mine.exists()
+    assert len(list(submissions().iterdir())) == 2  # nothing is lost
+
+
+@pytest.mark.parametrize("label", ["", "a/b", "../up", "x" * 31, None, "a.b", "_0"])
+def test_a_label_is_a_few_letters_and_digits(content, tmp_path, label):
+    (tmp_path / "a.kdz").write_bytes(content)
+    with pytest.raises(ParameterError, match=r"submit.*'label' must be 1 to 30 letters"):
+        submit(tmp_path / "a.kdz", label, SMALL)
+    assert not submissions().exists()
+
+
+def test_the_shipped_files_are_those_of_seed_0_and_stand_beside_the_papers():
+    board = leaderboard("lenet300", SMALL)
+    assert {entry.label for entry in board.entries} == {path.stem for path in SHIPPED.glob("lenet300_*_0.kdz")}
+    axes = board.plot()
+    texts = {text.get_text() for text in axes.texts}
+    assert {entry.label for entry in board.entries} <= texts and "Deep Compression" in texts and "MIRACLE" not in texts
+    assert axes.lines[0].get_ydata().tolist() == [1.58, 1.94, 1.9]
+
+
+def test_a_network_without_files_has_an_empty_board():
+    board = leaderboard("cnn", SMALL)
+    assert board.entries == [] and board.plot().get_title() == "cnn"
+
+
+def test_an_unknown_network_is_named():
+    with pytest.raises(ParameterError, match="Did you mean 'lenet300'"):
+        leaderboard("lenet30", SMALL)
+
+
+def test_published_figures_name_their_source_and_a_network_of_the_kit():
+    for paper in PUBLISHED:
+        assert "arXiv" in paper.source and paper.network in MODELS
+    deep = next(paper for paper in PUBLISHED if paper.label == "Deep Compression" and paper.network == "lenet300")
+    dense = 4 * sum(parameter.numel() for parameter in build_model("lenet300").parameters())
+    assert 26_000 < dense / deep.ratio < 28_000  # 27 KB in the paper

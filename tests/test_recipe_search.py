@@ -1,0 +1,159 @@
+"""The search keeps to its budget and its time, beats the hand-set recipe, and loses no trial."""
+
+import time
+
+import pytest
+import torch
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.compression import load_packed, pack, search_recipe
+from kd_lab.compression import search as search_module
+from kd_lab.compression.search import LEAST_KEPT, MOST_KEPT, Budget, Search, Trial
+from kd_lab.cost import count_parameters
+from kd_lab.data import Mnist, load_mnist
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import Accuracy, accuracy, paired_difference
+from kd_lab.models import build_model, predict
+
+DATA = load_mnist()
+SMALL = Mnist(DATA.train[:1000], DATA.validation[:500], DATA.test[:10])
+SETTINGS = dict(minutes=5, learning_rate=3e-3, batch_size=100)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return load_trained("mlp128")
+
+
+@pytest.fixture(scope="module")
+def search(start):
+    return search_recipe(start, "mlp128", start, SMALL, most_bytes=4000, runs=8, **SETTINGS)
+
+
+def trial(size, correct, loss=0.0):
+    return Trial([], 4.0, 0.1, bytes(size), Accuracy(correct, 1000), loss, lost=95 - correct / 10)
+
+
+def test_every_trial_is_a_file_that_reads_as_it_says(search, start):
+    assert len(search.trials) == 8
+    for each in (search.trials[0], search.best):
+        model = each.model
+        assert pack(model, "mlp128") == each.file and each.bytes == len(each.file)
+        assert accuracy(model, SMALL.validation) == each.accuracy
+        assert each.lost == -100 * paired_difference(model, start, SMALL.validation).value
+        loss = torch.nn.functional.cross_entropy(predict(model, SMALL.validation.images), SMALL.validation.labels)
+        assert each.loss == pytest.approx(loss.item())
+
+
+def test_settings_stay_in_their_ranges_and_the_first_is_set_by_hand(search):
+    first, *others = search.trials
+    prune, share = first.stages
+    assert set(prune.sparsity.values()) == {0.9} and set(share.num_bits.values()) == {4}
+    assert (first.temperature, first.alpha) == (4.0, 0.1)
+    for each in others:
+        prune, share = each.stages
+        assert list(prune.sparsity) == list(share.num_bits) == ["1", "3"]
+        assert all(1 - MOST_KEPT <= sparsity <= 1 - LEAST_KEPT for sparsity in prune.sparsity.values())
+        assert all(1 <= bits <= 5 for bits in share.num_bits.values())
+        assert 1 <= each.temperature <= 20 and 0 <= each.alpha <= 1
+    assert len({str(each.stages) for each in search.trials}) == 8
+
+
+def test_the_budget_is_met_by_the_best_of_those_that_meet_it(search):
+    assert search.met and search.best.bytes <= 4000 < search.trials[0].bytes
+    fitting = [each for each in search.trials if each.bytes <= 4000]
+    assert search.best.accuracy.value > max(each.accuracy.value for each in fitting) - 0.0025
+    assert "budget of 4,000 bytes was met" in repr(search) and f"{search.best.bytes:,}" in repr(search)
+    assert search.dense_bytes == 4 * count_parameters(build_model("mlp128"))
+
+
+def test_of_points_lost_the_smallest_file_is_the_best():
+    search = Search([trial(900, 940), trial(500, 930), trial(300, 900)], Budget(None, 2.5), 10_000)
+    assert search.met and search.best.bytes == 500
+
+
+def test_of_alike_accuracies_the_loss_decides():
+    search = Search([trial(900, 950, 0.2), trial(800, 948, 0.1), trial(700, 940, 0.0)], Budget(1000, None), 10_000)
+    assert search.best.bytes == 800
+
+
+@pytest.mark.parametrize("budget, nearest", [(Budget(200, None), 300), (Budget(None, 0.5), 900)])
+def test_a_budget_that_no_trial_met_names_the_nearest(budget, nearest):
+    search = Search([trial(900, 940), trial(500, 930), trial(300, 900)], budget, 10_000)
+    search.trials[0].stages.extend(search_module._stages({"1": 0.1}, {"1": 4}, 1))
+    for other in search.trials[1:]:
+        other.stages.extend(search.trials[0].stages)
+    assert not search.met and search.best.bytes == nearest
+    assert "met by none: below is the nearest" in repr(search) and "nearest " in repr(search)
+
+
+def test_the_frontier_is_what_nothing_beats():
+    trials = [trial(900, 940), trial(500, 930), trial(600, 920), trial(500, 925), trial(300, 900), trial(950, 940)]
+    frontier = Search(trials, Budget(1000, None), 10_000).frontier
+    assert [(each.bytes, each.accuracy.correct) for each in frontier] == [(300, 900), (500, 930), (900, 940)]
+
+
+def test_the_picture_shows_every_trial_the_hand_set_one_the_best_and_the_budget(search):
+    tried, _frontier, first, best, budget = search.plot().lines
+    assert sorted(tried.get_xdata()) == sorted(each.bytes for each in search.trials)
+    assert first.get_xdata() == [search.trials[0].bytes] and best.get_xdata() == [search.best.bytes]
+    assert list(budget.get_xdata()) == [4000, 4000]
+
+
+def test_it_ends_in_time(start, monkeypatch):
+    def slow(*_arguments):
+        time.sleep(0.3)
+        return trial(100, 900)
+
+    monkeypatch.setattr(search_module, "_try", slow)
+    found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=100, **SETTINGS | {"minutes": 1 / 60})
+    assert 1 <= len(found.trials) <= 3  # of 0.3 s and what the sampler takes, in a second
+
+
+def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys):
+    ends = iter([trial(100, 900), trial(90, 800)])
+
+    def interrupted(*_arguments):
+        try:
+            return next(ends)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(search_module, "_try", interrupted)
+    found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
+    assert [each.bytes for each in found.trials] == [100, 90]
+    assert "Interrupted; 2 of 9 trials are done." in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
+
+
+def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
+    arguments = dict(most_bytes=4000, folder=tmp_path, **SETTINGS)
+    first = search_recipe(start, "mlp128", start, SMALL, runs=2, **arguments)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    second = search_recipe(start, "mlp128", start, SMALL, runs=3, **arguments)
+    assert [each.file for each in first.trials] == [each.file for each in second.trials[:2]]
+    assert all(path.stat().st_mtime_ns == made for path, made in files.items())
+    assert len(list(tmp_path.iterdir())) == 6 and all(load_packed(path) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change, part", [
+    (dict(most_bytes=None), "one of 'most_bytes' and 'most_lost' must be given"),
+    (dict(most_lost=0.2), "they exclude each other. Got 4000 and 0.2"),
+    (dict(most_bytes=0), "'most_bytes' must be a whole number in [1, 1000000000]"),
+    (dict(most_bytes=100), "'most_bytes' can't be met: the smallest file of this search has about"),
+    (dict(most_bytes=None, most_lost=-1), "'most_lost' must be a number in [0, 100]"),
+    (dict(runs=0), "'runs' must be a whole number in [1, 1000]"),
+    (dict(minutes=0), "'minutes' must be a number in (0, 10000]"),
+    (dict(epochs=0), "'epochs' must be a whole number in [1, 1000]"),
+    (dict(teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 7))), "must have one shape"),
+    (dict(name="cnn"), "search_recipe()"),
+    (dict(data=None), "search_recipe(): 'data' must be what load_mnist() returns"),
+])
+def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
+    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, most_bytes=4000, runs=2, folder=tmp_path,
+                     **SETTINGS) | change
+    with pytest.raises(ParameterError) as error:
+        search_recipe(**arguments)
+    assert part in str(error.value), str(error.value)
+    assert not list(tmp_path.iterdir())
