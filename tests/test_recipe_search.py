@@ -54,7 +54,7 @@ def test_settings_stay_in_their_ranges_and_the_first_is_set_by_hand(search):
         prune, share = each.stages
         assert list(prune.sparsity) == list(share.num_bits) == ["1", "3"]
         assert all(1 - MOST_KEPT <= sparsity <= 1 - LEAST_KEPT for sparsity in prune.sparsity.values())
-        assert all(1 <= bits <= 5 for bits in share.num_bits.values())
+        assert all(2 <= bits <= 5 for bits in share.num_bits.values())
         assert 1 <= each.temperature <= 20 and 0 <= each.alpha <= 1
     assert len({str(each.stages) for each in search.trials}) == 8
 

@@ -30,9 +30,9 @@ from kd_lab.parametrizations import make_permanent, weighted_layers
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MOST_KEPT, LEAST_KEPT, FEWEST = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
-MOST_BITS = 5
+LEAST_BITS, MOST_BITS = 2, 5
 STEPS = 4  # of pruning
-AT_RANDOM = 6  # trials before the first guess
+AT_RANDOM = 4  # trials before the first guess
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
     """Raise a ParameterError that names the nearest budget where even the smallest file would be too large."""
     smallest = make_permanent(model)
     for stage in _stages({layer: _least_kept(count) for layer, count in _weights(model).items()},
-                         dict.fromkeys(_weights(model), 1), 0):
+                         dict.fromkeys(_weights(model), LEAST_BITS), 0):
         smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
     least = len(pack(smallest, name))
     if budget.most_bytes is not None and budget.most_bytes < least:
@@ -230,7 +230,7 @@ def _propose(least: dict[str, float], budget: Budget, try_setting: functools.par
             asked = study.ask()
             kept = {layer: asked.suggest_float(f"kept {layer}", share, MOST_KEPT, log=True)
                     for layer, share in least.items()}
-            bits = {layer: asked.suggest_int(f"bits {layer}", 1, MOST_BITS) for layer in least}
+            bits = {layer: asked.suggest_int(f"bits {layer}", LEAST_BITS, MOST_BITS) for layer in least}
             setting = asked.suggest_float("temperature", 1.0, 20.0, log=True), asked.suggest_float("alpha", 0.0, 1.0)
         trial = try_setting(kept, bits, *setting)
         with quiet_optuna():
