@@ -1,0 +1,55 @@
+"""The panel of lesson 07 in JupyterLab and Chromium: the recipe runs anew for every setting, and all of it fits."""
+
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import expect
+
+from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell
+
+pytestmark = pytest.mark.browser
+CELL = """from kd_lab.checkpoints import load_trained
+from kd_lab.data import load_mnist
+from kd_lab.panels import RecipePanel
+
+RecipePanel(load_trained("mlp128"), "mlp128", load_trained("lenet300"), load_mnist())"""
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    path = tmp_path_factory.mktemp("panels") / "panel.ipynb"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else JupyterLab asks for one
+    nbformat.write(new_notebook(cells=[new_code_cell(CELL)], metadata={"kernelspec": kernel}), path)
+    with lab(path) as page:
+        yield show_cell(page, find_cell(run_all(page), "RecipePanel")).locator(".jp-Cell-outputArea")
+
+
+def wait_for(output, setting):
+    output.get_by_text(re.compile(f"^{setting}: .* right .* in [0-9,]+ bytes$")).wait_for(timeout=30_000)
+
+
+def test_the_keyboard_moves_every_slider_and_the_recipe_is_run_anew(output):
+    wait_for(output, "90 % pruned, 3 bits, T = 4, alpha 0.1")
+    for name, key, setting in (("ratio", "End", "99 % pruned, 3 bits, T = 4, alpha 0.1"),
+                               ("bits", "Home", "99 % pruned, 1 bit, T = 4, alpha 0.1"),
+                               ("temperature", "End", "99 % pruned, 1 bit, T = 20, alpha 0.1"),
+                               ("alpha", "Home", "99 % pruned, 1 bit, T = 20, alpha 0")):
+        picture = output.locator("img").get_attribute("src")
+        output.get_by_role("slider", name=name).focus()
+        output.page.keyboard.press(key)
+        wait_for(output, setting)
+        expect(output.locator("img")).not_to_have_attribute("src", picture)
+
+
+def test_nothing_is_cut_off_and_the_test_part_moves_nothing(output):
+    assert not cut_off(output)
+    sizes = output.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight, image.clientWidth, "
+                                           "image.clientHeight]")
+    assert sizes[:2] == sizes[2:]
+    last = output.get_by_role("row", name="settings tested so far")
+    before = last.bounding_box()["y"]
+    output.get_by_role("button", name="Reveal test").click()
+    expect(last).to_have_text(re.compile(r"1\s*$"), timeout=20_000)
+    assert last.bounding_box()["y"] == before and not cut_off(output)
