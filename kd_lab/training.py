@@ -21,7 +21,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
 
-from kd_lab.errors import ParameterError, TrainingError, check_choice, check_number, check_whole_number
+from kd_lab.errors import ParameterError, TrainingError, check_choice, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
 
@@ -88,7 +88,7 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
     learned; a loss of NaN ends the training with the best epoch so far and a warning, or raises a TrainingError where
     no epoch was finished.
     """
-    _check_settings("train", epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
+    check_settings("train", epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         _check_parts("train", model, data, validation, loss_fn, penalty)
     steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
@@ -110,7 +110,7 @@ def train_live(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data,
     changes. No global random numbers are used, so that it may run in the background: it is for networks without
     dropout.
     """
-    _check_settings("train_live", epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
+    check_settings("train_live", epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
     _check_parts("train_live", model, data, validation, loss_fn, None)
     run = _Run(model, loss_fn, None, _progress_bar(0, False))
     run.set_optimizer(learning_rate, 0.0, "one_cycle", epochs * steps_per_epoch)
@@ -231,8 +231,11 @@ def _progress_bar(steps: int, progress: bool) -> tqdm:
     return tqdm(total=steps, desc="training", unit="batch", file=sys.stdout, disable=not progress, mininterval=0.5)
 
 
-def _check_settings(function: str, epochs: int, learning_rate: float, weight_decay: float, batch_size: int,
-                    seed: int, schedule: str, steps_per_epoch: int | None) -> None:
+def check_settings(function: str, epochs: int = 1, learning_rate: float = 3e-3, weight_decay: float = 0.0,
+                   batch_size: int = 256, seed: int = 0, schedule: str = "one_cycle",
+                   steps_per_epoch: int | None = None, progress: bool = True) -> None:
+    """Raise a ParameterError, in the name of `function`, unless these are settings of `train`."""
+    check_kind(function, "progress", progress, bool, "True or False")
     check_whole_number(function, "seed", seed, "[0, 1000000]")
     check_whole_number(function, "epochs", epochs, "[1, 1000]")
     check_number(function, "learning_rate", learning_rate, "(0, 10]")

@@ -4,12 +4,13 @@ import pytest
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import leaderboard, pack, submit
-from kd_lab.compression.leaderboard import PUBLISHED, SHIPPED, submissions
+from kd_lab.compression.leaderboard import PUBLISHED, submissions
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import MODELS, build_model
 from kd_lab.pruning import prune
+from kd_lab.results import RESULTS, load_results
 
 DATA = load_mnist()
 SMALL = Mnist(DATA.train[:10], DATA.validation[:10], DATA.test[:500])
@@ -52,15 +53,26 @@ def test_a_file_that_cannot_be_loaded_is_not_kept(content, tmp_path, damage, err
     assert not submissions().exists()
 
 
-def test_a_file_that_was_damaged_since_is_set_aside_and_the_others_stay(content, tmp_path, capsys):
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: bytes(500)])
+def test_a_file_that_was_damaged_since_is_named_and_the_others_stay(content, tmp_path, capsys, damage):
     (tmp_path / "a.kdz").write_bytes(content)
     submit(tmp_path / "a.kdz", "me", SMALL)
     submit(tmp_path / "a.kdz", "you", SMALL)
     (mine,) = submissions().glob("me.*")
-    mine.write_bytes(content[:-1])
+    mine.write_bytes(damage(content))
     assert [entry.label for entry in leaderboard("mlp128", SMALL).entries] == ["you"]
-    assert f"{mine} is damaged" in capsys.readouterr().out and not mine.exists()
-    assert len(list(submissions().iterdir())) == 2  # nothing is lost
+    assert f"Left out: {mine} is" in capsys.readouterr().out and mine.exists()
+
+
+@pytest.mark.parametrize("call, expected", [
+    (lambda path: submit(None, "me", SMALL), "submit(): 'path' must be the path of a .kdz file"),
+    (lambda path: submit(path, "me", SMALL.test), "submit(): 'data' must be what load_mnist() returns"),
+    (lambda path: leaderboard("cnn", SMALL.test), "leaderboard(): 'data' must be what load_mnist() returns")])
+def test_bad_arguments_are_named(content, tmp_path, call, expected):
+    (tmp_path / "a.kdz").write_bytes(content)
+    with pytest.raises(ParameterError) as error:
+        call(tmp_path / "a.kdz")
+    assert expected in str(error.value) and not submissions().exists()
 
 
 @pytest.mark.parametrize("label", ["", "a/b", "../up", "x" * 31, None, "a.b", "_0"])
@@ -73,10 +85,14 @@ def test_a_label_is_a_few_letters_and_digits(content, tmp_path, label):
 
 def test_the_shipped_files_are_those_of_seed_0_and_stand_beside_the_papers():
     board = leaderboard("lenet300", SMALL)
-    assert {entry.label for entry in board.entries} == {path.stem for path in SHIPPED.glob("lenet300_*_0.kdz")}
+    chosen = {row["files"] for row in load_results("deep_compression")["reached"].values()
+              if row["network"] == "lenet300"}
+    sizes = sorted((RESULTS / "deep_compression" / f"{name}_0.kdz").stat().st_size for name in chosen)
+    assert [entry.bytes for entry in board.entries] == sizes and "taught, within 1.64 %" in repr(board)
     axes = board.plot()
     texts = {text.get_text() for text in axes.texts}
     assert {entry.label for entry in board.entries} <= texts and "Deep Compression" in texts and "MIRACLE" not in texts
+    assert "arXiv 1510.00149" in repr(board)
     assert axes.lines[0].get_ydata().tolist() == [1.58, 1.94, 1.9]
 
 

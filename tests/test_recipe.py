@@ -11,7 +11,7 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress, load_packed, pack
 from kd_lab.compression import recipe as recipe_module
-from kd_lab.compression.recipe import with_masks
+from kd_lab.compression.stages import with_masks
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.distillation import DistillationLoss
@@ -55,6 +55,16 @@ def test_what_was_pruned_stays_pruned_through_all_later_stages(outcome):
     assert count == round(0.9 * sum(each.numel() for each in zeros(pruned).values()))
     for model in later:
         assert all(torch.equal(zeros(model)[name], mask) for name, mask in zeros(pruned).items())
+
+
+@pytest.mark.parametrize("later", [PruneUnits({"1": 0.25}, epochs=1), Prune({"3": 0.5}, 2, 1), Prune(0.5, 2, 1)])
+def test_no_later_pruning_brings_a_weight_back(start, later):
+    outcome = compress(start, "mlp128", start, SMALL, [Prune(0.9, 1, epochs=1), later], **SETTINGS)
+    _, pruned, last = outcome.models.values()
+    before, after = (zeros(model)["1"] for model in (pruned, last))
+    assert after.sum() >= before[before.sum(1).argsort()[-len(after):]].sum() * 0.9 and after.float().mean() > 0.88
+    if len(after) == len(before):
+        assert after[before].all()
 
 
 def test_shared_weights_and_biases_have_few_values_of_half_precision(outcome):
@@ -166,6 +176,34 @@ def test_an_interrupt_ends_with_the_stages_that_were_finished(start, tmp_path, c
     assert "1 of 3 stages are finished" in capsys.readouterr().out
 
 
+def test_a_stage_whose_training_was_interrupted_is_not_kept(start, tmp_path, monkeypatch):
+    train, calls = recipe_module.train, []
+
+    def interrupted(*arguments, **settings):
+        model, history = train(*arguments, **settings)
+        calls.append(1)
+        history.stopped = "interrupted" if len(calls) == 2 else history.stopped
+        return model, history
+
+    monkeypatch.setattr(recipe_module, "train", interrupted)
+    outcome = compress(start, "mlp128", start, SMALL, [FineTune(1), FineTune(1)], folder=tmp_path, **SETTINGS)
+    assert not outcome.complete and len(outcome.models) == 2 and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", [
+    dict(alpha=0.5), dict(strength=0.1), dict(batch_size=50),
+    dict(data=SMALL._replace(train=SMALL.train._replace(images=SMALL.train.images.flip(3)))),
+    dict(data=SMALL._replace(train=SMALL.train._replace(images=torch.cat([
+        SMALL.train.images[:1], SMALL.train.images[1:].flip(0)]))))])
+def test_a_kept_stage_is_only_for_what_it_was_made_of(start, tmp_path, change):
+    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(0)], folder=tmp_path,
+                     **SETTINGS)
+    compress(**arguments)
+    compress(**arguments | change)
+    compress(**arguments | dict(data=SMALL._replace(test=SMALL.test[:5])))  # which changes nothing
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, seed):
     stages, seen, moments = [FineTune(1)] * 6, {}, random.Random(seed)
@@ -191,6 +229,11 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     (dict(data=SMALL.train), "'data' must be what load_mnist() returns"),
     (dict(stages=[]), "'stages' must be a list of stages"),
     (dict(stages=Prune(0.5)), "'stages' must be a list of stages"),
+    (dict(stages=[FineTune]), "'stages' must be a list of stages"),
+    (dict(stages=[FineTune(1), PruneUnits({"3": 0.5})]), "'layer in ratio of PruneUnits' must be one of 1. Got '3'"),
+    (dict(stages=[lambda model, fine_tune: model]), "must have a repr that says what it does"),
+    (dict(lr=1), "'setting' must be one of learning_rate,"),
+    (dict(stages=[Prune(0.5, 1, 0)], learning_rate=-1), "compress(): 'learning_rate' must be a number"),
     (dict(stages=["prune"]), "'stages' must be a list of stages"),
     (dict(stages=[Prune(0.5), Share({"2": 4})]), "'layer in num_bits of Share' must be one of 1, 3. Got '2'"),
     (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
@@ -209,10 +252,10 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
 
 @pytest.mark.parametrize(("call", "part"), [
     (lambda: Prune(50), "Prune(): 'sparsity' must be a number in (0, 1). Got 50. Did you mean 0.5?"),
-    (lambda: Prune({"1": 0.5, "3": 1}), "'sparsity['3']' must be a number in (0, 1). Got 1."),
+    (lambda: Prune({"1": 0.5, "3": 1}), "'sparsity of layer 3' must be a number in (0, 1). Got 1."),
     (lambda: Prune({}), "Prune(): 'sparsity' must be a number in (0, 1). Got {}."),
-    (lambda: PruneUnits({"1": -1}), "'ratio['1']' must be a number in [0, 1)"),
-    (lambda: Share({"1": 2.5}), "'num_bits['1']' must be a whole number in [1, 8]"),
+    (lambda: PruneUnits({"1": -1}), "'ratio of layer 1' must be a number in [0, 1)"),
+    (lambda: Share({"1": 2.5}), "'num_bits of layer 1' must be a whole number in [1, 8]"),
     (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
     (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
     (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),

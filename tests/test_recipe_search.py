@@ -1,7 +1,9 @@
 """The search keeps to its budget and its time, beats the hand-set recipe, and loses no trial."""
 
+import math
 import time
 
+import optuna
 import pytest
 import torch
 
@@ -11,8 +13,8 @@ from kd_lab.compression import search as search_module
 from kd_lab.compression.search import LEAST_KEPT, MOST_KEPT, Budget, Search, Trial
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, load_mnist
-from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, accuracy, paired_difference
+from kd_lab.errors import ParameterError, TrainingError
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
 from kd_lab.models import build_model, predict
 
 DATA = load_mnist()
@@ -31,7 +33,9 @@ def search(start):
 
 
 def trial(size, correct, loss=0.0):
-    return Trial([], 4.0, 0.1, bytes(size), Accuracy(correct, 1000), loss, lost=95 - correct / 10)
+    """Return a trial beside a network that read 950 of 1,000."""
+    difference = PairedDifference(max(0, correct - 950), max(0, 950 - correct), 1000)
+    return Trial([], {}, bytes(size), Accuracy(correct, 1000), difference, loss)
 
 
 def test_every_trial_is_a_file_that_reads_as_it_says(search, start):
@@ -40,7 +44,8 @@ def test_every_trial_is_a_file_that_reads_as_it_says(search, start):
         model = each.model
         assert pack(model, "mlp128") == each.file and each.bytes == len(each.file)
         assert accuracy(model, SMALL.validation) == each.accuracy
-        assert each.lost == -100 * paired_difference(model, start, SMALL.validation).value
+        assert each.difference == paired_difference(model, start, SMALL.validation)
+        assert each.lost == pytest.approx(-100 * each.difference.value)
         loss = torch.nn.functional.cross_entropy(predict(model, SMALL.validation.images), SMALL.validation.labels)
         assert each.loss == pytest.approx(loss.item())
 
@@ -49,13 +54,13 @@ def test_settings_stay_in_their_ranges_and_the_first_is_set_by_hand(search):
     first, *others = search.trials
     prune, share = first.stages
     assert set(prune.sparsity.values()) == {0.9} and set(share.num_bits.values()) == {4}
-    assert (first.temperature, first.alpha) == (4.0, 0.1)
+    assert first.teaching == {"temperature": 4.0, "alpha": 0.1}
     for each in others:
         prune, share = each.stages
         assert list(prune.sparsity) == list(share.num_bits) == ["1", "3"]
         assert all(1 - MOST_KEPT <= sparsity <= 1 - LEAST_KEPT for sparsity in prune.sparsity.values())
         assert all(2 <= bits <= 5 for bits in share.num_bits.values())
-        assert 1 <= each.temperature <= 20 and 0 <= each.alpha <= 1
+        assert 1 <= each.teaching["temperature"] <= 20 and 0 <= each.teaching["alpha"] <= 1
     assert len({str(each.stages) for each in search.trials}) == 8
 
 
@@ -65,6 +70,13 @@ def test_the_budget_is_met_by_the_best_of_those_that_meet_it(search):
     assert search.best.accuracy.value > max(each.accuracy.value for each in fitting) - 0.0025
     assert "budget of 4,000 bytes was met" in repr(search) and f"{search.best.bytes:,}" in repr(search)
     assert search.dense_bytes == 4 * count_parameters(build_model("mlp128"))
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.7, 1.4, 2.5])
+def test_a_trial_that_loses_just_the_budget_meets_it(lost):
+    each = trial(500, 950 - round(10 * lost))
+    assert each.lost == lost and str(each.lost) == str(lost)  # and not -0.0
+    assert Budget(None, lost).over(each) == 0 < Budget(None, lost - 0.1).over(each)
 
 
 def test_of_points_lost_the_smallest_file_is_the_best():
@@ -127,6 +139,38 @@ def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys)
         search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
 
 
+def test_a_trial_that_diverges_is_left_out_and_the_search_goes_on(start, monkeypatch, capsys):
+    made = iter([trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800)])
+
+    def sometimes(*_arguments):
+        found = next(made)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(search_module, "_try", sometimes)
+    found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=3, **SETTINGS)
+    assert [each.bytes for each in found.trials] == [100, 90] and "the loss became NaN" in capsys.readouterr().out
+    made = iter([TrainingError("NaN")] * 2)
+    with pytest.raises(TrainingError, match="every trial diverged"):
+        search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=2, **SETTINGS)
+
+
+def test_the_sampler_is_told_the_error_and_by_how_much_the_budget_is_missed(start, monkeypatch):
+    told = []
+    monkeypatch.setattr(optuna.trial.Trial, "set_constraint", lambda _trial, _key, value: told.append(value))
+    monkeypatch.setattr(optuna.study.Study, "tell", lambda _study, _trial, value: told.append(value))
+    ends = iter([trial(100, 900), trial(300, 800)])
+    monkeypatch.setattr(search_module, "_try", lambda *_arguments: next(ends))
+    search_recipe(start, "mlp128", None, SMALL, most_bytes=2000, runs=2, **SETTINGS)
+    assert told == pytest.approx([math.log(0.05), 0.1, math.log(0.15), 0.2])
+
+
+def test_without_a_teacher_there_is_nothing_to_ask_of_it(start):
+    found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=2, **SETTINGS)
+    assert [each.teaching for each in found.trials] == [{}, {}] and "temperature" not in repr(found)
+
+
 def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
     arguments = dict(most_bytes=4000, folder=tmp_path, **SETTINGS)
     first = search_recipe(start, "mlp128", start, SMALL, runs=2, **arguments)
@@ -143,6 +187,9 @@ def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
     (dict(most_bytes=0), "'most_bytes' must be a whole number in [1, 1000000000]"),
     (dict(most_bytes=100), "'most_bytes' can't be met: the smallest file of this search has about"),
     (dict(most_bytes=None, most_lost=-1), "'most_lost' must be a number in [0, 100]"),
+    (dict(seed=-1), "'seed' must be a whole number in [0, 1000000]"),
+    (dict(lr=3), "'setting' must be one of learning_rate,"),
+    (dict(learning_rate=-1), "search_recipe(): 'learning_rate' must be a number"),
     (dict(runs=0), "'runs' must be a whole number in [1, 1000]"),
     (dict(minutes=0), "'minutes' must be a number in (0, 10000]"),
     (dict(epochs=0), "'epochs' must be a whole number in [1, 1000]"),

@@ -11,18 +11,16 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
-from kd_lab.compression.packed import network_of, read_packed, unpack
+from kd_lab.compression.packed import FLOAT32, network_of, read_packed, unpack
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
-from kd_lab.errors import DamagedFileError, ParameterError, check_choice
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.models import MODELS, build_model
-from kd_lab.results import RESULTS
-from kd_lab.storage import cache_folder, set_aside, write_safely
+from kd_lab.results import RESULTS, load_results
+from kd_lab.storage import cache_folder, write_safely
 
-FLOAT32 = 4  # bytes
-SHIPPED = RESULTS / "deep_compression"
-FIRST_SEED = "_0.kdz"  # of each recipe one file, and not its best
+CAMPAIGN = "deep_compression"  # whose files ship with the kit
 LABEL = r"[A-Za-z0-9][A-Za-z0-9 _-]{0,29}"
 
 
@@ -74,8 +72,7 @@ class Leaderboard:
     def plot(self) -> Axes:
         """Draw the test error over the bytes, with the intervals, beside what papers report."""
         axes = plt.subplots(figsize=(7, 4), layout="constrained")[1]
-        papers = [(paper.label, self._dense / paper.ratio, paper.error) for paper in PUBLISHED
-                  if paper.network == self.network]
+        papers = [(paper.label, self._dense / paper.ratio, paper.error) for paper in self._papers]
         entries = [(entry.label, entry.bytes, entry.error) for entry in self.entries]
         for points, form, label in ((papers, "x", "published"), (entries, "o", "files here, with 95 % interval")):
             axes.plot([size for _, size, _ in points], [error for *_, error in points], form, label=label)
@@ -90,6 +87,10 @@ class Leaderboard:
         return axes
 
     @property
+    def _papers(self) -> list[Published]:
+        return [paper for paper in PUBLISHED if paper.network == self.network]
+
+    @property
     def _dense(self) -> int:
         return FLOAT32 * count_parameters(build_model(self.network))
 
@@ -100,10 +101,13 @@ class Leaderboard:
         return self._table("html")
 
     def _table(self, style: str) -> str:
-        rows = [[entry.label, f"{entry.bytes:,}", f"{self._dense / entry.bytes:.0f}", f"{entry.error:.2f}"]
+        rows = [[entry.label, f"{entry.bytes:,}", f"{self._dense / entry.bytes:.0f}", f"{entry.error:.2f}",
+                 "{1:.2f} to {0:.2f}".format(*(100 - 100 * end for end in entry.accuracy.interval))]
                 for entry in self.entries]
-        return tabulate(rows, [self.network, "bytes", "ratio", "test error, %"], style, disable_numparse=True,
-                        colalign=["left", "right", "right", "right"])
+        rows += [[f"{paper.label} ({paper.source})", f"{self._dense / paper.ratio:,.0f}", f"{paper.ratio:g}",
+                  f"{paper.error:.2f}", ""] for paper in self._papers]
+        headers = [self.network, "bytes", "ratio", "test error, %", "95 % interval"]
+        return tabulate(rows, headers, style, disable_numparse=True, colalign=["left", *["right"] * 4])
 
 
 def submit(path: Path, label: str, data: Mnist) -> Entry:
@@ -115,6 +119,8 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
     if not isinstance(label, str) or not re.fullmatch(LABEL, label):
         raise ParameterError("submit(): 'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. "
                              f"Got {label!r:.80}.")
+    check_kind("submit", "path", path, (str, Path), "the path of a .kdz file")
+    check_kind("submit", "data", data, Mnist, "what load_mnist() returns")
     content = read_packed(Path(path))
     entry = _score(label, content, str(path), data)
     write_safely(submissions() / f"{label}.{hashlib.sha256(content).hexdigest()[:8]}.kdz", content)
@@ -124,23 +130,33 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
 def leaderboard(network: str, data: Mnist) -> Leaderboard:
     """Score every file for a network of the kit: those that ship with it, and those that were submitted here."""
     check_choice("leaderboard", "network", network, list(MODELS))
-    shipped = [_score(path.stem, read_packed(path), str(path), data)
-               for path in SHIPPED.glob(f"{network}_*{FIRST_SEED}")]
+    check_kind("leaderboard", "data", data, Mnist, "what load_mnist() returns")
+    shipped = [_score(label, read_packed(path), str(path), data) for path, label in _shipped(network).items()]
     submitted = [_score(path.name.partition(".")[0], content, str(path), data)
                  for path, content in _submitted() if network_of(content) == network]
     return Leaderboard(network, sorted(shipped + submitted, key=lambda entry: entry.bytes))
 
 
+def _shipped(network: str) -> dict[Path, str]:
+    """Return the file of seed 0, which need not be the best, of each recipe that the campaign chose, and its label."""
+    labels = {}
+    for row in load_results(CAMPAIGN).get("reached", {}).values():
+        if row["network"] == network:
+            path = RESULTS / CAMPAIGN / f"{row['files']}_0.kdz"
+            said = f"{row['way']}, {'within' if row['met'] else 'misses'} {row['limit']} %"
+            labels[path] = f"{labels[path]} and {row['limit']} %" if path in labels else said
+    return labels
+
+
 def _submitted() -> Iterator[tuple[Path, bytes]]:
-    """Yield every file that was submitted; one that was damaged since is set aside, so that the others still count."""
+    """Yield every file that was submitted; one that can't be read any more is named, so that the others still count."""
     for path in sorted(submissions().glob("*.kdz")):
-        content = read_packed(path)
         try:
+            content = read_packed(path)
             network_of(content, str(path))
             yield path, content
-        except DamagedFileError as error:
-            set_aside(path)
-            print(f"{error} It was set aside.")
+        except StorageError as error:
+            print(f"Left out: {error}")
 
 
 def submissions() -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_lab.compression.huffman import HuffmanReader, HuffmanWriter
 from kd_lab.compression.range_coder import RangeReader, RangeWriter
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice
-from kd_lab.models import check_model
+from kd_lab.models import MODELS, check_model
 from kd_lab.parametrizations import make_permanent
 from kd_lab.pruning import Form, build_form, form_of
 from kd_lab.storage import write_safely
@@ -25,6 +25,7 @@ DIGEST = 16  # bytes of the SHA-256
 BODY = len(MAGIC + SCHEMA) + DIGEST
 LARGEST = 64_000_000  # bytes of a file; those of the kit's networks as they are have at most a few millions
 CODERS = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
+FLOAT32 = 4  # bytes of a number as it is
 TABLE = 256  # values; of more, each weight has its own
 
 
@@ -54,7 +55,10 @@ def read_packed(path: Path) -> bytes:
 def network_of(content: bytes, where: str = "network_of()") -> str:
     """Return the name of the network that the bytes of a file hold; raise as `unpack` does."""
     _check(content, where)
-    return content[BODY:].partition(b" ")[0].decode("latin")
+    name = content[BODY:].partition(b" ")[0].decode("latin")
+    if name not in MODELS:
+        raise StorageError(f"{where} holds no network of the kit: its name is {name!r:.80}.")
+    return name
 
 
 def pack(model: nn.Module, name: str, coder: str = "range", function: str = "pack") -> bytes:

@@ -4,32 +4,31 @@ Between two stages a network is plain numbers, so each stage can be left out, sw
 zero stays zero.
 """
 
-import copy
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.compression.packed import load_packed, pack, save_packed
-from kd_lab.compression.stages import FineTuning, Stage
+from kd_lab.compression.packed import FLOAT32, load_packed, pack, save_packed
+from kd_lab.compression.stages import FineTuning, PruneUnits, Stage, with_masks
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, check_teacher, with_answers
 from kd_lab.errors import DamagedFileError, ParameterError, check_choice, check_kind, check_number
 from kd_lab.models import check_model
 from kd_lab.parametrizations import make_permanent, weighted_layers
-from kd_lab.pruning import form_of, l2_penalty, set_masks
+from kd_lab.pruning import channel_groups, form_of, l2_penalty
 from kd_lab.scorecard import Scorecard, scorecard
 from kd_lab.storage import cache_key, set_aside
-from kd_lab.training import Loss, train
+from kd_lab.training import Loss, check_settings, train
 
-FLOAT32 = 4  # bytes
-SAMPLE = 997  # of so many images one tells whether the data are the same
+SETTINGS = ["learning_rate", "weight_decay", "batch_size", "seed", "progress", "schedule", "steps_per_epoch"]
 ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs")
 LATENCY = "1 image, ms"
 
@@ -83,8 +82,8 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    check_recipe("compress", model, name, teacher, data)
-    _check_stages(model, stages)
+    check_recipe("compress", model, name, teacher, data, settings)
+    _check_stages(model, stages, folder)
     check_number("compress", "strength", strength, "[0, 100]")
     models = {"start": make_permanent(model).eval()}
     try:
@@ -97,24 +96,32 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     return Outcome(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
 
 
-def check_recipe(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist) -> None:
+def check_recipe(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist,
+                 settings: dict) -> None:
     """Raise a ParameterError, in the name of `function`, unless these can be put through a recipe."""
     check_kind(function, "data", data, Mnist, "what load_mnist() returns")
     check_model(function, model)
     form_of(function, make_permanent(model), name)
+    for setting in settings:
+        check_choice(function, "setting", setting, SETTINGS)
+    check_settings(function, **settings)
     if teacher is not None:
         check_teacher(function, model, teacher, data.validation)
 
 
-def _check_stages(model: nn.Module, stages: Sequence[Stage]) -> None:
-    if not isinstance(stages, (list, tuple)) or not stages or not all(map(callable, stages)):
+def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None) -> None:
+    if (not isinstance(stages, (list, tuple)) or not stages or not all(map(callable, stages))
+            or any(isinstance(stage, type) for stage in stages)):
         raise ParameterError("compress(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. "
                              f"Got {stages!r:.80}.")
-    layers = list(weighted_layers(model))
     for stage in stages:
-        for argument, value in getattr(stage, "__dict__", {}).items():
-            for layer in value if isinstance(value, dict) else {}:
-                check_choice("compress", f"layer in {argument} of {type(stage).__name__}", layer, layers)
+        if folder is not None and " at 0x" in repr(stage):
+            raise ParameterError("compress(): a stage that is to be kept in 'folder' must have a repr that says what "
+                                 f"it does, as a dataclass has. Got {stage!r:.80}.")
+        for argument, value in vars(stage).items() if is_dataclass(stage) else ():
+            layers = channel_groups(model) if isinstance(stage, PruneUnits) else weighted_layers(model)
+            for layer in value if isinstance(value, dict) else ():
+                check_choice("compress", f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
 
 
 class Teaching:
@@ -160,7 +167,7 @@ def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence
 def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], settings: list) -> list[str]:
     """Return for each stage a key that changes with whatever came before it."""
     start = [_digest(make_permanent(each).state_dict()) for each in models if each is not None]
-    parts = [_digest({"labels": part.labels, "some": part.images[::SAMPLE]}) for part in data]
+    parts = [_digest(part._asdict()) for part in (data.train, data.validation)]
     return [cache_key({"start": start, "data": parts, "settings": repr(settings), "stages": repr(stages[:place])})
             for place in range(1, len(stages) + 1)]
 
@@ -168,7 +175,8 @@ def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], 
 def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
-        digest.update(key.encode() + tensor.numpy().tobytes())
+        digest.update(key.encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()))  # not tobytes: all images take a gigabyte, and again
     return digest.hexdigest()
 
 
@@ -188,11 +196,3 @@ def _finish(stage: Stage, model: nn.Module, name: str, fine_tune: FineTuning, pa
     if path is not None:
         save_packed(path, finished, name)
     return finished
-
-
-def with_masks(model: nn.Module) -> nn.Module:
-    """Return a new model whose weights of zero are masked, so that training leaves them zero."""
-    masked = copy.deepcopy(model)
-    set_masks(masked, {name: layer.weight != 0 for name, layer in weighted_layers(masked).items()
-                       if not layer.weight.all()})
-    return masked

@@ -5,7 +5,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +13,17 @@ import matplotlib.pyplot as plt
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from kd_lab.compression.packed import pack, unpack
-from kd_lab.compression.recipe import FLOAT32, Teaching, check_recipe, run_stages
+from kd_lab.compression.packed import FLOAT32, pack, unpack
+from kd_lab.compression.recipe import Teaching, check_recipe, run_stages
 from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import best_trial, quiet_optuna
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError, check_number, check_whole_number
+from kd_lab.errors import ParameterError, TrainingError, check_number, check_whole_number
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
 from kd_lab.models import predict
 from kd_lab.parametrizations import make_permanent, weighted_layers
@@ -31,6 +31,7 @@ from kd_lab.parametrizations import make_permanent, weighted_layers
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MOST_KEPT, LEAST_KEPT, FEWEST = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
 LEAST_BITS, MOST_BITS = 2, 5
+TEACHING = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}
 STEPS = 4  # of pruning
 AT_RANDOM = 4  # trials before the first guess
 
@@ -39,16 +40,16 @@ AT_RANDOM = 4  # trials before the first guess
 class Trial:
     """Hold one setting of a recipe, the file that it made, and how the network in it reads the validation part.
 
-    `lost` are the points of accuracy lost to the network that the recipe began with, `loss` is the cross-entropy.
+    `difference` is to the network that the recipe began with, `loss` is the cross-entropy. Without a teacher there is
+    no temperature and no alpha.
     """
 
     stages: list[Prune | Share]
-    temperature: float
-    alpha: float
+    teaching: dict[str, float]
     file: bytes
     accuracy: Accuracy
+    difference: PairedDifference
     loss: float
-    lost: float
 
     @property
     def model(self) -> nn.Module:
@@ -60,6 +61,11 @@ class Trial:
         """Return the bytes of the file."""
         return len(self.file)
 
+    @property
+    def lost(self) -> float:
+        """Return the points of accuracy lost; where some were gained, less than 0."""
+        return round(-100 * self.difference.value, 6) + 0.0  # as a learner would write it, and never -0
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -70,7 +76,9 @@ class Budget:
 
     def over(self, trial: Trial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""
-        return trial.lost - self.most_lost if self.most_bytes is None else math.log(trial.bytes / self.most_bytes)
+        if self.most_bytes is None:
+            return round(trial.lost - self.most_lost, 6)
+        return math.log(trial.bytes / self.most_bytes)
 
     def value(self, trial: Trial) -> float:
         """Return what is to become small while the budget is met: the bytes, or the error."""
@@ -129,14 +137,21 @@ class Search:
 
     def __repr__(self) -> str:
         best = "found" if self.met else "nearest"
-        rows = [[name, f"{trial.bytes:,}", f"{self.dense_bytes / trial.bytes:.1f}", f"{trial.lost:+.2f}",
+        rows = [[name, f"{trial.bytes:,}", f"{self.dense_bytes / trial.bytes:.1f}", _with_interval(trial),
                  ", ".join(f"{100 * (1 - each):.2g}" for each in trial.stages[0].sparsity.values()),
-                 ", ".join(map(str, trial.stages[1].num_bits.values())), f"{trial.temperature:.2g}",
-                 f"{trial.alpha:.2f}"] for name, trial in (("hand-set", self.trials[0]), (best, self.best))]
-        headers = ["", "bytes", "ratio", "points lost", "kept, %", "bits", "T", "alpha"]
+                 ", ".join(map(str, trial.stages[1].num_bits.values())),
+                 *(f"{value:.2g}" for value in trial.teaching.values())]
+                for name, trial in (("hand-set", self.trials[0]), (best, self.best))]
+        headers = ["", "bytes", "ratio", "points lost (95 %)", "kept, %", "bits", *self.trials[0].teaching]
         said = "met" if self.met else "met by none: below is the nearest"
         return (f"{len(self.trials)} trials; the budget of {self.budget} was {said}.\n"
+                f"On the {self.best.accuracy.count:,} validation images that chose it:\n"
                 + tabulate(rows, headers, disable_numparse=True))
+
+
+def _with_interval(trial: Trial) -> str:
+    low, high = sorted(-100 * end for end in trial.difference.interval)
+    return f"{trial.lost:.2f} ({low:.2f} to {high:.2f})"
 
 
 def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, *, runs: int, minutes: float,
@@ -148,9 +163,11 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
     at a temperature and an alpha, for `epochs` after each step; `settings` are those of `train`. The first is set by
     hand; after a few at random each next one is where a Gaussian process expects the most within the budget (Optuna's
     GPSampler). Ends after `runs` trials, or when the next might not end within the minutes; an interrupt keeps those
-    that are done. With a `folder` a call with the same arguments goes on where it was stopped.
+    that are done, and a training that diverges counts as a trial and is left out. With a `folder` a call with the same
+    arguments goes on where it was stopped.
     """
-    check_recipe("search_recipe", model, name, teacher, data)
+    settings = {"seed": seed, **settings}
+    check_recipe("search_recipe", model, name, teacher, data, settings)
     budget = _check_budget(most_bytes, most_lost)
     check_whole_number("search_recipe", "runs", runs, "[1, 1000]")
     check_number("search_recipe", "minutes", minutes, "(0, 10000]")
@@ -158,15 +175,18 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
     _check_least(model, name, budget)
     kept = {layer: _least_kept(weights) for layer, weights in _weights(model).items()}
     try_setting = functools.partial(_try, model, name, Teaching(teacher, data), epochs, folder,
-                                    {"seed": seed, **settings, "progress": False})
+                                    settings | {"progress": False}, correct_answers(model, data.validation))
+    proposed = _propose(kept, budget, try_setting, teacher is not None, seed)
     trials = []
     try:
-        for trial in _in_time(_propose(kept, budget, try_setting, seed), runs, 60 * minutes):
-            trials.append(trial)
+        for trial in _in_time(proposed, runs, 60 * minutes, settings.get("progress", True)):
+            trials += [trial] if trial else []
     except KeyboardInterrupt:
         print(f"Interrupted; {len(trials)} of {runs} trials are done.")
         if not trials:
             raise
+    if not trials:
+        raise TrainingError("search_recipe(): every trial diverged. Try a smaller 'learning_rate'.")
     return Search(trials, budget, FLOAT32 * count_parameters(model))
 
 
@@ -183,12 +203,14 @@ def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
 
 def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
     """Raise a ParameterError that names the nearest budget where even the smallest file would be too large."""
+    if budget.most_bytes is None:
+        return
     smallest = make_permanent(model)
     for stage in _stages({layer: _least_kept(count) for layer, count in _weights(model).items()},
                          dict.fromkeys(_weights(model), LEAST_BITS), 0):
         smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
     least = len(pack(smallest, name))
-    if budget.most_bytes is not None and budget.most_bytes < least:
+    if budget.most_bytes < least:
         raise ParameterError(f"search_recipe(): 'most_bytes' can't be met: the smallest file of this search has about "
                              f"{least:,} bytes. Got {budget.most_bytes:,}.")
 
@@ -206,44 +228,52 @@ def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[P
 
 
 def _try(model: nn.Module, name: str, teaching: Teaching, epochs: int, folder: Path | None, settings: dict,
-         kept: dict[str, float], bits: dict[str, int], temperature: float, alpha: float) -> Trial:
-    """Return what one setting makes."""
-    stages = _stages(kept, bits, epochs)
-    *_, (_last, made) = run_stages(model, name, teaching, stages, temperature, alpha, 0.0, folder, settings)
+         before: Tensor, kept: dict[str, float], bits: dict[str, int], taught: dict[str, float]) -> Trial:
+    """Return what one setting makes; `before` says which validation images the model reads as it is."""
+    stages, how = _stages(kept, bits, epochs), taught or HAND_SET  # without a teacher neither of the two matters
+    *_, (_last, made) = run_stages(model, name, teaching, stages, how["temperature"], how["alpha"], 0.0, folder,
+                                   settings)
     validation = teaching.data.validation
-    right, before = (correct_answers(each, validation) for each in (made, model))
+    right = correct_answers(made, validation)
     loss = F.cross_entropy(predict(made, validation.images), validation.labels).item()
-    return Trial(stages, temperature, alpha, pack(made, name), Accuracy.of(right), loss,
-                 -100 * PairedDifference.of(right, before).value)
+    return Trial(stages, taught, pack(made, name), Accuracy.of(right), PairedDifference.of(right, before), loss)
 
 
-def _propose(least: dict[str, float], budget: Budget, try_setting: functools.partial, seed: int) -> Iterator[Trial]:
-    """Yield trial after trial, the hand-set one first."""
+def _propose(least: dict[str, float], budget: Budget, try_setting: Callable[..., Trial], taught: bool,
+             seed: int) -> Iterator[Trial | None]:
+    """Yield trial after trial, the hand-set one first, and None for one that diverged."""
     optuna = optional("optuna", "optuna")  # which Colab has not
     with quiet_optuna():
         study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=AT_RANDOM))
-        study.enqueue_trial({**{f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()},
-                             **{f"bits {layer}": HAND_SET["num_bits"] for layer in least},
-                             "temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]})
+    teaching = {"temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]} if taught else {}
+    study.enqueue_trial({**{f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()},
+                         **{f"bits {layer}": HAND_SET["num_bits"] for layer in least}, **teaching})
     while True:
         with quiet_optuna():
             asked = study.ask()
             kept = {layer: asked.suggest_float(f"kept {layer}", share, MOST_KEPT, log=True)
                     for layer, share in least.items()}
             bits = {layer: asked.suggest_int(f"bits {layer}", LEAST_BITS, MOST_BITS) for layer in least}
-            setting = asked.suggest_float("temperature", 1.0, 20.0, log=True), asked.suggest_float("alpha", 0.0, 1.0)
-        trial = try_setting(kept, bits, *setting)
+            for name, (low, high) in TEACHING.items() if taught else ():
+                teaching[name] = asked.suggest_float(name, low, high, log=low > 0)
+        try:
+            trial = try_setting(kept, bits, dict(teaching))
+        except TrainingError as error:
+            print(error)
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            yield None
+            continue
         with quiet_optuna():
             asked.set_constraint("over", budget.over(trial))
             study.tell(asked, budget.value(trial))
         yield trial
 
 
-def _in_time(trials: Iterator[Trial], runs: int, seconds: float) -> Iterator[Trial]:
+def _in_time(trials: Iterator[Trial | None], runs: int, seconds: float, progress: bool) -> Iterator[Trial | None]:
     """Yield the first trials: so many, or as many as end in time if each takes no longer than the longest so far."""
     begun = last = time.perf_counter()
     longest = 0.0
-    with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout) as bar:
+    with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar:
         for trial in itertools.islice(trials, runs):
             yield trial
             bar.update()

@@ -1,13 +1,14 @@
 """The stages of a recipe: each takes a network of plain numbers and a way to fine-tune it, and returns a new one."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
 from kd_lab.parametrizations import make_permanent, weighted_layers
-from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive
+from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
 FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for so many epochs
@@ -45,10 +46,12 @@ class Prune:
         check_whole_number("Prune", "epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
+        kept = {name: layer.weight != 0 for name, layer in weighted_layers(model).items()}
         by_layer = isinstance(self.sparsity, dict)
+        prune_to = self._prune_layers if by_layer else prune_layer_adaptive
         return prune_gradually(model, max(self.sparsity.values()) if by_layer else self.sparsity, self.steps,
                                lambda pruned: fine_tune(pruned, self.epochs),
-                               prune=self._prune_layers if by_layer else prune_layer_adaptive)
+                               prune=lambda pruned, step: _without_others(prune_to(pruned, step), kept))
 
     def _prune_layers(self, model: nn.Module, most: float) -> nn.Module:
         """Prune the layer that is to lose most to the sparsity `most`, and the others in proportion."""
@@ -71,7 +74,7 @@ class PruneUnits:
         check_whole_number("PruneUnits", "epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
-        return hard_prune(fine_tune(hard_prune(prune_channels(model, self.ratio)), self.epochs))
+        return hard_prune(fine_tune(with_masks(hard_prune(prune_channels(model, self.ratio))), self.epochs))
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Quantize:
 class Share:
     """Let the weights of a layer share 2^num_bits values, and its biases 2^bias_bits; then fine-tune the former.
 
-    `num_bits` is one for all layers, or one for each by name. All values end as numbers of half precision, which a file
+    `num_bits` is one for all layers, or one for each by name. Weights and biases end in half precision, which a file
     keeps in two bytes each.
     """
 
@@ -117,6 +120,19 @@ class Share:
         return _halve(fine_tune(shared, self.epochs))
 
 
+def with_masks(model: nn.Module) -> nn.Module:
+    """Return a new model whose weights of zero are masked, so that training leaves them zero."""
+    return _without_others(copy.deepcopy(model), {name: layer.weight != 0
+                                                  for name, layer in weighted_layers(model).items()})
+
+
+def _without_others(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
+    """Return the model with all weights masked but those that are kept and are not zero now."""
+    set_masks(model, {name: mask & (weighted_layers(model)[name].weight != 0) for name, mask in kept.items()
+                      if not mask.all()})
+    return model
+
+
 def _halve(model: nn.Module) -> nn.Module:
     plain = make_permanent(model)
     for parameter in plain.parameters():
@@ -135,4 +151,4 @@ def _check_each(stage: str, argument: str, value: object, check: Callable, allow
     if not isinstance(value, dict) or not value:
         return check(stage, argument, value, allowed)
     for layer, number in value.items():
-        check(stage, f"{argument}[{layer!r}]", number, allowed)
+        check(stage, f"{argument} of layer {layer}", number, allowed)

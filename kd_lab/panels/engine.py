@@ -31,6 +31,11 @@ class Engine:
                 worker.start()  # it waits for us before it takes anything
                 self._worker = worker
 
+    @property
+    def stale(self) -> bool:
+        """Return whether a newer setting waits, or nobody any more, so that what is being measured is of no use."""
+        return self._waiting is not None or not threading.main_thread().is_alive()  # Python ends and waits for us
+
     def wait(self) -> None:
         """Return when the newest setting has been measured to the end, or has failed."""
         with self._changed:
@@ -72,7 +77,7 @@ class Engine:
 
     def _follow(self, setting: Setting) -> None:
         for answer in self._measure(setting):
-            if self._waiting is not None or not threading.main_thread().is_alive():  # Python ends and waits for us
+            if self.stale:
                 return
             if answer is not None:
                 drawn = self._draw(answer)

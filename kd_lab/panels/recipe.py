@@ -1,6 +1,7 @@
 """Run a whole recipe live, prune, fine-tune with the teacher, share, pack; beside it the same without the teacher."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import ipywidgets as widgets
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.compression import FineTune, Prune, Share, pack
-from kd_lab.compression.recipe import FLOAT32, check_recipe, with_masks
-from kd_lab.compression.stages import Stage
+from kd_lab.compression.packed import FLOAT32
+from kd_lab.compression.recipe import check_recipe
+from kd_lab.compression.stages import FineTuning, Stage, with_masks
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.data import Mnist, Split
 from kd_lab.distillation import DistillationLoss, with_answers
@@ -24,8 +26,13 @@ from kd_lab.training import train_live
 
 IMAGES = 10_000  # the recipe is to take seconds
 TRAINING = {"batch_size": 128, "learning_rate": 2e-3}
+PARTS = 4  # of a time through the images: after each the training may be stopped, or be kept
 KEPT = 60  # networks after a stage; one of lenet300 takes a megabyte
 TABLES_HEIGHT = 230
+
+
+class Stopped(Exception):
+    """Tell that a training was given up for a newer setting."""
 
 
 class RecipePanel(Panel):
@@ -38,13 +45,13 @@ class RecipePanel(Panel):
     """
 
     def __init__(self, model: nn.Module, name: str, teacher: nn.Module, data: Mnist):
-        check_recipe("RecipePanel", model, name, teacher, data)
+        check_recipe("RecipePanel", model, name, teacher, data, {})
         self._dense, self._name = dense_network("RecipePanel", model, data), name
         self._teacher, self._data = teacher, data
         self._taught = [with_answers(teacher, part)
                         for part in (Split(*(part[:IMAGES] for part in data.train)), data.validation)]
         self._start = self._step(self._dense)
-        self._made: dict[tuple, nn.Module] = {}  # the one used last stands last
+        self._made: dict[tuple, tuple[nn.Module, Step]] = {}  # the one used last stands last
         self._tests: dict[RecipeSetting, tuple[Accuracy, ...]] = {}
         answers = self._taught[1][2].argmax(1)
         self._drawing = RecipePicture(data.validation.labels, self._start,
@@ -66,33 +73,45 @@ class RecipePanel(Panel):
         networks, stages = [self._dense, self._dense], recipe(ratio, bits)
         answer = RecipeAnswer(setting, (self._start,), (self._start,), self._tests.get(setting))
         yield answer
-        for place in range(len(stages)):
-            networks[0] = self._after(losses[0], stages[:place + 1], networks[0])
-            answer = replace(answer, taught=(*answer.taught, self._step(networks[0])))
-            yield answer
-            networks[1] = self._after(losses[1], stages[:place + 1], networks[1])
-            answer = replace(answer, plain=(*answer.plain, self._step(networks[1])))
-            yield answer
-        if reveal and setting not in self._tests:
-            self._tests[setting] = tuple(accuracy(each, self._data.test) for each in (self._dense, *networks))
-            yield replace(answer, test=self._tests[setting])
+        with suppress(Stopped):
+            for place in range(len(stages)):
+                networks[0], step = self._after(losses[0], stages[:place + 1], networks[0])
+                answer = replace(answer, taught=(*answer.taught, step))
+                yield answer
+                networks[1], step = self._after(losses[1], stages[:place + 1], networks[1])
+                answer = replace(answer, plain=(*answer.plain, step))
+                yield answer
+            if reveal and setting not in self._tests:
+                self._tests[setting] = tuple(accuracy(each, self._data.test) for each in (self._dense, *networks))
+                yield replace(answer, test=self._tests[setting])
 
-    def _after(self, loss: Callable[..., Tensor], stages: tuple[Stage, ...], network: nn.Module) -> nn.Module:
-        """Return the network after the last of these stages; `network` is the one before it."""
-        def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
-            parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no answers
-            training, validation = (part[parts] for part in self._taught)
-            steps = len(training[0]) // TRAINING["batch_size"]
-            *_, (tuned, _history) = train_live(model, training, loss, validation=validation, epochs=epochs,
-                                               steps_per_epoch=steps, **TRAINING)
-            return tuned
-
+    def _after(self, loss: Callable[..., Tensor], stages: tuple[Stage, ...],
+               network: nn.Module) -> tuple[nn.Module, Step]:
+        """Return the network after the last of these stages, and its step; `network` is the one before it."""
         key = loss, stages
-        made = self._made.pop(key, None) or make_permanent(stages[-1](with_masks(network), fine_tune)).eval()
-        self._made[key] = made
+        if key not in self._made:
+            made = make_permanent(stages[-1](with_masks(network), self._teaching(loss))).eval()
+            self._made[key] = made, self._step(made)
+        self._made[key] = self._made.pop(key)
         if len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
-        return made
+        return self._made[key]
+
+    def _teaching(self, loss: Callable[..., Tensor]) -> FineTuning:
+        """Return the function that fine-tunes, and raises Stopped once a newer setting waits."""
+        parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no answers
+        training, validation = (part[parts] for part in self._taught)
+        steps = max(1, len(training[0]) // TRAINING["batch_size"] // PARTS)
+
+        def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
+            run = train_live(model, training, loss, validation=validation, epochs=epochs, steps_per_epoch=steps,
+                             **TRAINING)
+            for tuned, _history in run:  # noqa: B007 the last one is what it is all for
+                if self._engine.stale:
+                    raise Stopped
+            return tuned
+
+        return fine_tune
 
     def _step(self, network: nn.Module) -> Step:
         return Step(predict_classes(network, self._data.validation.images), len(pack(network, self._name)),
@@ -105,7 +124,8 @@ class RecipePanel(Panel):
     def _table(self, answer: RecipeAnswer) -> str:
         """Return what the dense network and both others are by now."""
         labels = self._data.validation.labels
-        dense, taught, plain = steps = self._start, answer.taught[-1], answer.plain[-1]
+        last = min(len(answer.taught), len(answer.plain)) - 1  # the stage that both have behind them
+        dense, taught, plain = steps = self._start, answer.taught[last], answer.plain[last]
         to_dense = [Comparison(step.answers, dense.answers, labels) for step in steps]
         to_plain = Comparison(taught.answers, plain.answers, labels).difference
         whole = FLOAT32 * count_parameters(self._dense)
@@ -122,5 +142,6 @@ class RecipePanel(Panel):
 
 
 def recipe(ratio: float, bits: int) -> tuple[Stage, ...]:
-    """Return the stages of the panel; each trains for one epoch."""
-    return (*(Prune(sparsity, 1, 1) for sparsity in cubic_sparsities(ratio, PRUNINGS)), FineTune(1), Share(bits, 1))
+    """Return the stages of the panel; each goes through the images once."""
+    return (*(Prune(sparsity, 1, PARTS) for sparsity in cubic_sparsities(ratio, PRUNINGS)), FineTune(PARTS),
+            Share(bits, PARTS))

@@ -1,7 +1,6 @@
 """The recipe panel makes what compress makes, stage by stage, only as long as it is asked to, and shows it."""
 
 import threading
-import time
 
 import ipywidgets as widgets
 import pytest
@@ -20,8 +19,10 @@ from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.models import build_model
 from kd_lab.panels import RecipePanel
 from kd_lab.panels import recipe as recipe_module
-from kd_lab.panels.recipe import TRAINING, recipe
+from kd_lab.panels.recipe import PARTS, TRAINING, recipe
 from kd_lab.panels.recipe_picture import STAGES
+
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def part(mnist):
-    return Mnist(mnist.train[:256], mnist.validation[:200], mnist.test[:300])
+    return Mnist(mnist.train[:STEPS * PARTS * 128], mnist.validation[:200], mnist.test[:300])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_both_networks_are_what_compress_makes_and_the_table_holds_them(panel, d
     panel.set(ratio=0.9, bits=2, temperature=3, alpha=0.2)
     tables = panel.flush().tables
     taught, plain = (compress(dense, "mlp128", each, part, recipe(0.9, 2), temperature=3.0, alpha=0.2, progress=False,
-                              **TRAINING) for each in (teacher, None))
+                              steps_per_epoch=STEPS, **TRAINING) for each in (teacher, None))
     *_, last = answers(panel)
     for step, expected in ((last.taught[-1], taught), (last.plain[-1], plain)):
         assert torch.equal(step.answers, expected.model(part.validation.images).argmax(1))
@@ -136,11 +137,33 @@ def test_a_new_setting_stops_the_recipe_and_only_the_newest_is_shown(panel, monk
     assert all(title.startswith("95 % pruned") for title in shown[before:])
 
 
-def test_closing_ends_the_recipe_soon(dense, teacher, part, fast):
-    panel = RecipePanel(dense, "mlp128", teacher, part)
-    start = time.perf_counter()
-    panel.close()
-    assert time.perf_counter() - start < 2
+def test_a_training_is_stopped_in_the_middle_of_a_stage(panel, monkeypatch, fast):
+    parts, train_live = [], recipe_module.train_live
+    reached, opened = threading.Event(), threading.Event()
+
+    def held(*arguments, **settings):
+        parts.append(0)
+        for state in train_live(*arguments, **settings):
+            parts[-1] += 1
+            reached.set()
+            opened.wait(10)
+            yield state
+
+    panel.flush()
+    monkeypatch.setattr(recipe_module, "train_live", held)
+    panel.set(ratio=0.61)
+    assert reached.wait(10)
+    panel.set(ratio=0.9)
+    opened.set()
+    panel.flush()
+    assert parts[0] == 1 and set(parts[1:]) <= {PARTS + 1}  # and at last what was best
+
+
+def test_the_table_compares_the_same_stage(panel, fast):
+    for answer in answers(panel, ratio=0.65)[1:]:
+        last = min(len(answer.taught), len(answer.plain)) - 1
+        for step in (answer.taught[last], answer.plain[last]):
+            assert f"{step.nonzeros:,}" in panel.draw(answer).tables
 
 
 def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, fast):
@@ -214,5 +237,7 @@ def test_a_network_that_is_pruned_already_begins_as_it_is(teacher, part, fast):
     model[1].weight.data[:, :400] = 0
     panel = RecipePanel(model, "mlp128", teacher, part)
     *_, last = answers(panel, ratio=0.5)
-    assert last.taught[-1].nonzeros <= model[1].weight.numel() / 2 + 1280 + 138
+    first, *_, end = last.taught
+    assert first.nonzeros == 128 * 384 + 1280 + 138 and end.nonzeros <= first.nonzeros
+    assert not any(made[1].weight[:, :400].any() for made, _step in panel._made.values())
     panel.close()
