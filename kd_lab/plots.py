@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from kd_lab.errors import ParameterError
@@ -33,6 +35,13 @@ def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Seq
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")  # in percent
     axes.grid(axis="x", alpha=0.3)
     return axes
+
+
+def plain_log(axis: Axis) -> None:
+    """Give an axis that is scaled logarithmically numbers as one says them: 2,000 and not 2 × 10³."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _check_lengths(function: str, **arguments: Sequence) -> None:

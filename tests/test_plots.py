@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from kd_lab.errors import ParameterError
-from kd_lab.plots import plot_digits, plot_intervals
+from kd_lab.plots import plain_log, plot_digits, plot_intervals
+
+
+def test_a_logarithmic_axis_has_plain_numbers():
+    axes = plt.subplots()[1]
+    axes.set(xscale="log", xlim=(900, 30_000))
+    plain_log(axes.xaxis)
+    axes.figure.canvas.draw()
+    texts = [label.get_text() for label in axes.get_xticklabels()]
+    assert [text for text in texts if text] == texts and {"1,000", "2,000", "5,000", "10,000", "20,000"} <= set(texts)
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
 
 
 def test_digits_stand_in_one_row_under_their_titles():

@@ -17,6 +17,7 @@ from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.models import MODELS, build_model
+from kd_lab.plots import plain_log
 from kd_lab.results import RESULTS, load_results
 from kd_lab.storage import cache_folder, write_safely
 
@@ -81,7 +82,8 @@ class Leaderboard:
         for entry in self.entries:
             axes.plot([entry.bytes] * 2, [100 - 100 * end for end in entry.accuracy.interval], color="C1")
         axes.set(xscale="log", xlabel="bytes of the file", ylabel="test error, %", title=self.network)
-        axes.margins(x=0.2)
+        plain_log(axes.xaxis)
+        axes.margins(x=0.3, y=0.1)  # for the text to the right of each point
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         return axes

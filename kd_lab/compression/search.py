@@ -27,6 +27,7 @@ from kd_lab.errors import ParameterError, TrainingError, check_number, check_who
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
 from kd_lab.models import predict
 from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.plots import plain_log
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MOST_KEPT, LEAST_KEPT, FEWEST = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
@@ -132,6 +133,8 @@ class Search:
         if self.budget.most_bytes is not None:
             axes.axvline(self.budget.most_bytes, linestyle=":", color="grey", label="budget")
         axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="validation error, %")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
         axes.legend(fontsize=8)
         return axes
 
