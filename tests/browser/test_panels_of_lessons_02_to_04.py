@@ -74,9 +74,10 @@ def test_a_layer_has_a_ratio_of_its_own(page):
     slider, layer = output.get_by_role("slider", name="ratio"), output.get_by_role("combobox", name="layer")
     slider.focus()
     page.keyboard.press("Home")
-    page.wait_for_timeout(1000)
+    expect(output.get_by_role("row", name=re.compile("^3: Linear 300-100 0 % 100 of 100"))).to_be_visible()
+    all_fits(output)  # so nothing is being measured
     layer.select_option(index=1)
-    page.wait_for_timeout(2000)  # the kernel answers with the layer's own ratio, which would undo a key pressed before
+    page.wait_for_timeout(2000)  # nothing on the page tells when the kernel has heard of the layer
     slider.focus()
     page.keyboard.press("End")
     row = output.get_by_role("row", name=re.compile("^1: Linear 784-300 95 % 15 of 300"))
