@@ -13,7 +13,7 @@ import pytest
 from nbval.plugin import IPyNbCell
 
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
-TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|.* images?, ms .*")
+TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*")
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 

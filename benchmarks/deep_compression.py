@@ -1,8 +1,9 @@
 """How small can a file be that still reads digits? Recipes of stages over five seeds, taught and plain.
 
 For each target the files of one recipe are chosen by their validation errors alone: the smallest whose mean is at most
-the target. The files are kept in results/deep_compression/, and scored again by loading each and letting it read the
-test part. --rerun makes those that are missing, seed by seed, and goes on where it was stopped.
+the target or, where none is, those of the smallest mean. The files are kept in results/deep_compression/, and scored
+again by loading each and letting it read the test part. --rerun makes those that are missing, seed by seed, and goes on
+where it was stopped.
 """
 
 import time
@@ -14,58 +15,97 @@ from tabulate import tabulate
 
 from benchmarks._campaign import SEEDS, answers, error, gain, keep
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import FineTune, Prune, PruneUnits, Share, compress, load_packed, save_packed
+from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress, load_packed, save_packed
+from kd_lab.compression.stages import Stage
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, Split, load_mnist
+from kd_lab.errors import ParameterError
 from kd_lab.models import build_model
 from kd_lab.results import RESULTS, load_results
 from kd_lab.storage import cache_folder, lock
 
 NAME = "deep_compression"
 MOVES = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]  # pixels
-TEACHER = "cnn"
-SETTINGS = {"temperature": 2.0, "alpha": 0.1, "learning_rate": 3e-3, "batch_size": 128, "steps_per_epoch": 430}
-TARGETS = {"lenet300": {"1_64": 1.64, "1_90": 1.90}}  # test error, %
-RECIPES = {("lenet300", "taught"): [
-    [PruneUnits(0.5, 8), Prune(0.967, 12, 8), FineTune(60), Share(num_bits, 20)] for num_bits in (2, 3, 4)]}
+TEACHERS = {"lenet300": "cnn", "lenet5": "resnet"}
+SETTINGS = {"temperature": 2.0, "alpha": 0.1, "batch_size": 128, "steps_per_epoch": 430}
+RATES = {"lenet300": 3e-3, "lenet5": 5e-3}  # of learning
+TARGETS = {"lenet300": {"1_64": 1.64, "1_90": 1.90}, "lenet5": {"0_80": 0.80, "1_00": 1.00}}  # test error, %
+
+
+def by_layer(*bits: int) -> dict[str, int]:
+    """Return bits for each layer of lenet300 or lenet5: few in the large layers, more in the small ones."""
+    return dict(zip("135" if len(bits) == 3 else "0379", bits, strict=True))
+
+
+BEGIN = {"lenet300": [PruneUnits(0.5, 8), Prune(0.967, 12, 8), FineTune(60)],
+         "lenet5": [PruneUnits({"0": 0.7, "3": 0.76, "7": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)]}
+
+
+def rounded(*bits: int) -> list[Stage]:
+    """Return the ends that round to a grid while they train, and then share what the grid has left."""
+    return [Quantize(by_layer(*bits), 20), Share(by_layer(*bits), 10, 2)]
+
+
+ENDS = {"lenet300": [[Share(2, 20)], [Share(3, 20)], [Share(4, 20)], *([Share(by_layer(*bits), 30, 2)] for bits in (
+            (2, 2, 4), (2, 3, 4), (3, 4, 4))), rounded(2, 3, 4), rounded(3, 3, 4)],
+        "lenet5": [rounded(4, 3, 3, 4), rounded(5, 4, 4, 5)]}
+WAYS = [("lenet300", "taught", 0), ("lenet300", "plain", 2),  # without the first two ends, which are not chosen
+        ("lenet5", "taught", 0)]
+RECIPES = {(network, way): [[*BEGIN[network], *end] for end in ENDS[network][first:]] for network, way, first in WAYS}
 
 
 def run(rerun: bool) -> dict[str, float]:
-    """Print a table of all targets and return the figures; with `rerun`, make what is missing first."""
+    """Print a table of all targets and return the figures; with `rerun`, make what is missing first and record both."""
     data = load_mnist()
     if rerun:
         for network, way in RECIPES:
             for seed in SEEDS:
                 make(network, way, seed, data)
-    recorded, figures, rows = load_results(NAME), {}, []
+    reached, figures = {}, {}
     for network, way in RECIPES:
-        made = [recorded[f"{network}_{way}_{seed}"] for seed in SEEDS]
+        made = [load_results(NAME)[f"{network}_{way}_{seed}"] for seed in SEEDS]
         for target, most in TARGETS[network].items():
             found = score(network, way, choose(made, most), made, data)
-            rows.append([network, way, most, *found.values()])
+            reached[f"{network}_{way}_{target}"] = {"network": network, "way": way, "limit": most,
+                                                    "met": found["error"] <= most, **found}
             figures |= named(network, way, target, found)
-    print(tabulate(rows, ["network", "way", "target, %", *found], floatfmt=".4g"), flush=True)
+    if rerun:
+        keep(NAME, "settings", {**SETTINGS, "learning_rate": RATES, "teacher": TEACHERS, "moves": MOVES})
+        keep(NAME, "reached", reached)
+    headers = ["network", "way", "limit, %", "met", *found]
+    print(tabulate([row.values() for row in reached.values()], headers, floatfmt=".4g"), flush=True)
     return figures
 
 
 def make(network: str, way: str, seed: int, data: Mnist) -> None:
-    """Make the files of one seed, and record their bytes and validation errors, unless that is done."""
-    part = f"{network}_{way}_{seed}"
-    if (RESULTS / f"{NAME}.json").exists() and part in load_results(NAME):
+    """Make the files of one seed that are missing, and record their bytes and validation errors."""
+    part, recipes = f"{network}_{way}_{seed}", RECIPES[network, way]
+    found = _recorded(part)
+    if len(found) == len(recipes):
         return
-    start, more, found = load_trained(network, seed), moved(data), []
-    teacher = load_trained(TEACHER) if way == "taught" else None
-    for place, stages in enumerate(RECIPES[network, way]):
+    start, more = load_trained(network, seed), moved(data)
+    teacher = load_trained(TEACHERS[network]) if way == "taught" else None
+    for place, stages in enumerate(recipes[len(found):], len(found)):
         begun = time.process_time()
         outcome = compress(start, network, teacher, more, stages, folder=cache_folder() / NAME / part, seed=seed,
-                           progress=False, **SETTINGS)
+                           progress=False, learning_rate=RATES[network], **SETTINGS)
         save_packed(path_of(network, way, place, seed), outcome.model, network)
         found.append({"stages": [[name, size, error(outcome.models[name], data.validation)]
                                  for name, size in outcome.bytes.items()],
                       "cpu_minutes": round((time.process_time() - begun) / 60, 2)})
         print(part, found[-1], flush=True)
-    with lock(cache_folder() / f"{NAME}.json"):  # seeds may be made side by side
-        keep(NAME, part, {"dense": answers(start, data), "recipes": found})
+        with lock(cache_folder() / f"{NAME}.json"):  # seeds may be made side by side
+            keep(NAME, part, {"dense": answers(start, data), "recipes": found})
+
+
+def _recorded(part: str) -> list[dict]:
+    """Return what was recorded of a seed: one recipe after another, as far as it came; refuse that of other stages."""
+    known = load_results(NAME) if (RESULTS / f"{NAME}.json").exists() else {}
+    found = known[part]["recipes"] if part in known else []
+    for place, stages in enumerate(RECIPES[tuple(part.split("_")[:2])][:len(found)]):
+        if [name for name, *_ in found[place]["stages"][1:]] != [f"{nth} {each}" for nth, each in enumerate(stages, 1)]:
+            raise ParameterError(f"results/{NAME}.json has other stages for recipe {place} of {part}. Delete it there.")
+    return found
 
 
 def moved(data: Mnist) -> Mnist:
@@ -96,11 +136,17 @@ def score(network: str, way: str, place: int, made: list[dict], data: Mnist) -> 
     found = [answers(load_packed(path), data) for path in paths]
     sizes, errors = [path.stat().st_size for path in paths], [each["test_error"] for each in found]
     center, (low, high) = gain(found, [each["dense"] for each in made])
-    return {"ratio": 4 * count_parameters(build_model(network)) / mean(sizes), "bytes": mean(sizes),
+    return {"files": path_of(network, way, place, 0).stem.removesuffix("_0"),
+            "ratio": 4 * count_parameters(build_model(network)) / mean(sizes), "bytes": mean(sizes),
             "error": mean(errors), "range": f"{min(errors):.2f} to {max(errors):.2f}",
             "validation error": mean(each["validation_error"] for each in found),
             "points to dense": f"{center:+.2f} ({low:+.2f} to {high:+.2f})",
-            "CPU-minutes": max(sum(recipe["cpu_minutes"] for recipe in seed["recipes"]) for seed in made)}
+            "CPU-minutes": max(_minutes(seed["recipes"], place) for seed in made)}
+
+
+def _minutes(recipes: list[dict], place: int) -> float:
+    """Return what a recipe took: the stages before its last were made, and timed, with the first recipe."""
+    return recipes[0]["cpu_minutes"] + (recipes[place]["cpu_minutes"] if place else 0)
 
 
 def named(network: str, way: str, target: str, found: dict[str, float | str]) -> dict[str, float]:

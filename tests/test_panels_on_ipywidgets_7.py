@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURING = ("any_", "gives", "measured", "numbers_of_others", "threshold", "kernel_ends", "every_importance",
-             "cut_off", "batch_norm", "compress_makes")  # in names of tests that no version of ipywidgets can change
+             "cut_off", "batch_norm", "compress_makes",
+             "stage", "what_was_made", "so_many")  # in names of tests that no version of ipywidgets can change
 BESIDE = ROOT / ".venv" / "ipywidgets7"  # `make setup` puts it there; ahead on the path, it hides the other
 
 
