@@ -140,12 +140,12 @@ def leaderboard(network: str, data: Mnist) -> Leaderboard:
 
 
 def _shipped(network: str) -> dict[Path, str]:
-    """Return the file of seed 0, which need not be the best, of each recipe that the campaign chose, and its label."""
+    """Return the file of seed 0, which need not be the best, of each taught recipe that was chosen, and its label."""
     labels = {}
     for row in load_results(CAMPAIGN).get("reached", {}).values():
-        if row["network"] == network:
+        if row["network"] == network and row["way"] == "taught":
             path = RESULTS / CAMPAIGN / f"{row['files']}_0.kdz"
-            said = f"{row['way']}, {'within' if row['met'] else 'misses'} {row['limit']} %"
+            said = f"kd_lab, {'within' if row['met'] else 'misses'} {row['limit']} %"
             labels[path] = f"{labels[path]} and {row['limit']} %" if path in labels else said
     return labels
 
