@@ -27,7 +27,7 @@ test: setup loopback  # on two cores; a file's tests, or a lesson's cells, stay 
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup loopback  # needs Chromium
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -m browser --numprocesses 2 --dist loadfile tests/browser
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true
