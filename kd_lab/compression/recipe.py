@@ -157,9 +157,11 @@ def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence
         return tuned
 
     matters = sorted(item for item in settings.items() if item[0] != "progress")
-    keys = _keys([model, teaching.teacher], teaching.data, stages, [temperature, alpha, strength, matters])
-    for place, (stage, key) in enumerate(zip(stages, keys, strict=True), 1):
-        path = folder and Path(folder) / f"{place}_{key}.kdz"
+    paths = [None] * len(stages)
+    if folder is not None:
+        keys = _keys([model, teaching.teacher], teaching.data, stages, [temperature, alpha, strength, matters])
+        paths = [Path(folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
+    for stage, path in zip(stages, paths, strict=True):
         model = _kept(path) or _finish(stage, model, name, fine_tune, path)
         yield stage, model
 

@@ -13,7 +13,7 @@ from kd_lab.compression.packed import FLOAT32
 from kd_lab.compression.recipe import check_recipe
 from kd_lab.compression.stages import FineTuning, Stage, with_masks
 from kd_lab.cost import count_nonzeros, count_parameters
-from kd_lab.data import Mnist, Split
+from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import Accuracy, accuracy, predict_classes
 from kd_lab.panels.measurement import Comparison, dense_network, percent, points, table
@@ -47,9 +47,8 @@ class RecipePanel(Panel):
     def __init__(self, model: nn.Module, name: str, teacher: nn.Module, data: Mnist):
         check_recipe("RecipePanel", model, name, teacher, data, {})
         self._dense, self._name = dense_network("RecipePanel", model, data), name
-        self._teacher, self._data = teacher, data
-        self._taught = [with_answers(teacher, part)
-                        for part in (Split(*(part[:IMAGES] for part in data.train)), data.validation)]
+        self._data = data
+        self._taught = [with_answers(teacher, part) for part in (data.train[:IMAGES], data.validation)]
         self._start = self._step(self._dense)
         self._made: dict[tuple, tuple[nn.Module, Step]] = {}  # the one used last stands last
         self._tests: dict[RecipeSetting, tuple[Accuracy, ...]] = {}
