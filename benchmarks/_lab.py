@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbformat
 import psutil
 from jupyter_server.serverapp import list_running_servers
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
@@ -128,6 +130,14 @@ def find_browser() -> str:
 def run_all(page: Page) -> dict:
     """Run every cell, wait for the last, and return the notebook as it is then."""
     return page.evaluate(RUN_ALL, RUN)
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    """Write a notebook of these cells that JupyterLab opens without asking for a kernel, and return its path."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [new_code_cell(source) for source in sources]
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
 
 
 def find_cell(notebook: dict, kind: str) -> int:

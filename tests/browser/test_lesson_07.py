@@ -2,12 +2,10 @@
 
 import re
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell
+from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell, write_notebook
 
 pytestmark = pytest.mark.browser
 CELL = """from kd_lab.checkpoints import load_trained
@@ -19,9 +17,7 @@ RecipePanel(load_trained("mlp128"), "mlp128", load_trained("lenet300"), load_mni
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    path = tmp_path_factory.mktemp("panels") / "panel.ipynb"
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else JupyterLab asks for one
-    nbformat.write(new_notebook(cells=[new_code_cell(CELL)], metadata={"kernelspec": kernel}), path)
+    path = write_notebook(tmp_path_factory.mktemp("panels") / "panel.ipynb", CELL)
     with lab(path) as page:
         yield show_cell(page, find_cell(run_all(page), "RecipePanel")).locator(".jp-Cell-outputArea")
 

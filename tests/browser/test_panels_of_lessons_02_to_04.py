@@ -2,12 +2,10 @@
 
 import re
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell
+from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell, write_notebook
 
 pytestmark = pytest.mark.browser
 LOADED = """from kd_lab.checkpoints import load_trained
@@ -23,10 +21,7 @@ DONE = re.compile(r" of 5,000 validation images$")
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    path = tmp_path_factory.mktemp("panels") / "panels.ipynb"
-    cells = [new_code_cell(source) for source in CELLS.values()]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else JupyterLab asks for one
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    path = write_notebook(tmp_path_factory.mktemp("panels") / "panels.ipynb", *CELLS.values())
     with lab(path) as page:
         page.ran = run_all(page)
         yield page
