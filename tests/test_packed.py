@@ -98,7 +98,7 @@ def test_500_bit_flips_and_every_truncation_are_refused():
             unpack(content[:length])
 
 
-def sealed(line, coded=b"", schema=b"1"):
+def sealed(line, coded=b"", schema=b"2"):
     body = line + coded
     return MAGIC + schema + hashlib.sha256(body).digest()[:16] + body
 
@@ -107,7 +107,7 @@ def sealed(line, coded=b"", schema=b"1"):
     (b"", StorageError, "is no .kdz file"),
     (b"PK\x03\x04", StorageError, "is no .kdz file"),
     (MAGIC, DamagedFileError, "is damaged"),
-    (sealed(b"lenet300 range\n", schema=b"2"), StorageError, "has schema '2'; this kd_lab reads schema '1'. Update"),
+    (sealed(b"lenet300 range\n", schema=b"3"), StorageError, "has schema '3'; this kd_lab reads schema '2'. Update"),
     (sealed(b"lenet30 range\n"), StorageError, "Did you mean 'lenet300'?"),
     (sealed(b"lenet300 rang\n"), StorageError, "Did you mean 'range'?"),
     (sealed(b"lenet300\n"), StorageError, "holds no network of the kit"),

@@ -74,11 +74,11 @@ def test_counts_are_whole_so_that_every_machine_has_the_same():
         seen.append(counts.copy())
         return symbols.astype(int)
 
-    counts = Counts((20, 1), 3)
+    counts = Counts(2, 3)
     for _ in range(5):
         counts.code(code, np.array([0, 1, 1]), np.array([0, 1, 1]))
     assert all(np.array_equal(each, each.astype(int)) for each in seen)
-    assert seen[1].tolist() == [[23, 1], [20, 7], [20, 7]]
+    assert seen[1].tolist() == [[65, 90], [60, 100], [60, 100]]
 
 
 def test_all_zero_and_all_kept_are_cheap(coder):
@@ -88,3 +88,19 @@ def test_all_zero_and_all_kept_are_cheap(coder):
         writer.matrix(codes, size)
         assert len(writer.content()) < codes.size / 4 + 100
         assert np.array_equal(read(writer.content()).matrix(codes.shape, size), codes)
+
+
+def test_a_context_that_has_seen_nothing_is_judged_by_all():
+    likely = []
+
+    def code(symbols, counts):
+        likely.append(counts[0] / counts[0].sum())
+        return symbols
+
+    counts = Counts(2, 2)
+    counts.code(code, np.array([0] * 8 + [1] * 2), 0)
+    counts.code(code, np.array([0]), 1)
+    counts.code(code, np.array([0]), 0)
+    assert likely[0] == pytest.approx([1 / 2, 1 / 2])
+    assert likely[1] == pytest.approx([9 / 12, 3 / 12])
+    assert likely[2] == pytest.approx([(8 + 30 * 10 / 13) / 40, (2 + 30 * 3 / 13) / 40])

@@ -20,7 +20,7 @@ from kd_lab.parametrizations import make_permanent
 from kd_lab.pruning import Form, build_form, form_of
 from kd_lab.storage import write_safely
 
-MAGIC, SCHEMA = b"kdz", b"1"
+MAGIC, SCHEMA = b"kdz", b"2"
 DIGEST = 16  # bytes of the SHA-256
 BODY = len(MAGIC + SCHEMA) + DIGEST
 LARGEST = 64_000_000  # bytes of a file; those of the kit's networks as they are have at most a few millions
@@ -104,7 +104,7 @@ def _check(content: bytes, where: str) -> None:
     schema = content[len(MAGIC):BODY - DIGEST].decode("latin")
     if schema != SCHEMA.decode():
         raise StorageError(f"{where} has schema {schema!r}; this kd_lab reads schema {SCHEMA.decode()!r}. "
-                           "Update kd_lab.")
+                           "Update kd_lab, or pack the network again.")
 
 
 def _describe(name: str, coder: str, form: Form) -> bytes:

@@ -11,8 +11,7 @@ from kd_lab.environment import optional
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
 LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])  # kept weights above, or to the left: as many contexts each, and one more
-SPARSE = (20, 1)  # counts at first: pruned and kept
-STEP = 3  # what one more counts for
+PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -69,14 +68,15 @@ class RangeReader:
 class Counts:
     """Count how often each symbol came in each context, which says how likely it is to come next."""
 
-    def __init__(self, first: tuple[int, ...], contexts: int = 1):
-        self._counts = np.tile(np.array(first, dtype=float), (contexts, 1))
+    def __init__(self, symbols: int, contexts: int = 1):
+        self._counts, self._all = np.zeros((contexts, symbols)), np.ones(symbols)
 
     def code(self, code: Code, symbols: np.ndarray, context: np.ndarray | int = 0) -> np.ndarray:
         """Code symbols (n,) in their contexts (n,), or all in one, count them, and return them."""
-        context = np.broadcast_to(context, len(symbols))
-        found = code(symbols, self._counts[context])
-        np.add.at(self._counts, (context, found), STEP)
+        context = context + np.zeros(len(symbols), dtype=int)
+        found = code(symbols, self._counts[context] * self._all.sum() + PRIOR * self._all)  # whole numbers
+        np.add.at(self._counts, (context, found), 1)
+        self._all += np.bincount(found, minlength=len(self._all))
         return found
 
 
@@ -87,7 +87,7 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
     """
     if size == 1:
         return
-    kept, values = Counts(SPARSE, (len(LEVELS) + 1) ** 2), Counts((1,) * (size - 1))
+    kept, values = Counts(2, (len(LEVELS) + 1) ** 2), Counts(size - 1)
     above = np.zeros(codes.shape[1], dtype=int)
     for row in codes:
         before = 0
@@ -101,4 +101,4 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
 
 
 def _level(count: np.ndarray | int) -> np.ndarray:
-    return np.searchsorted(LEVELS, count, "right")
+    return LEVELS.searchsorted(count, "right")
