@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from scipy.optimize import LinearConstraint, milp
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.evaluation import check_data, check_labels
+from kd_lab.evaluation import check_data, check_labels, mean_cross_entropy
 from kd_lab.models import predict
 from kd_lab.parametrizations import weighted_layers
 
@@ -32,8 +31,8 @@ def scan_layers(model: nn.Module, data: tuple[Tensor, Tensor], settings: list[fl
 
     `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole.
     """
-    whole = _loss(change(model, {}), data)
-    return {name: {setting: _loss(change(model, {name: setting}), data) - whole for setting in settings}
+    whole = mean_cross_entropy(change(model, {}), data)
+    return {name: {setting: mean_cross_entropy(change(model, {name: setting}), data) - whole for setting in settings}
             for name in weighted_layers(model)}
 
 
@@ -66,7 +65,3 @@ def check_scan(function: str, scan: Scan, counts: dict[str, int], setting: str, 
         check_choice(function, "layer of the scan", name, list(counts))
         for rise in rises.values():
             check_number(function, "rise in the scan", rise, "(-inf, inf)")
-
-
-def _loss(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    return F.cross_entropy(predict(model, data[0]), data[1]).item()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, stdev
 
+import torch.nn.functional as F
 from scipy.stats import binomtest, norm, t
 from torch import Tensor, nn
 
@@ -90,6 +91,11 @@ class PairedDifference:
         low, high = self.interval
         return (f"{100 * self.value:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
                 f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,})")
+
+
+def mean_cross_entropy(model: nn.Module, data: tuple[Tensor, ...]) -> float:
+    """Return the mean cross-entropy of a model's answers to (images, labels, …)."""
+    return F.cross_entropy(predict(model, data[0]), data[1]).item()
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from tabulate import tabulate
 from torch import Tensor, nn
@@ -24,8 +23,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import best_trial, quiet_optuna
 from kd_lab.environment import optional
 from kd_lab.errors import ParameterError, TrainingError, check_number, check_whole_number
-from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
-from kd_lab.models import predict
+from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, mean_cross_entropy
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.plots import plain_log
 
@@ -238,8 +236,8 @@ def _try(model: nn.Module, name: str, teaching: Teaching, epochs: int, folder: P
                                    settings)
     validation = teaching.data.validation
     right = correct_answers(made, validation)
-    loss = F.cross_entropy(predict(made, validation.images), validation.labels).item()
-    return Trial(stages, taught, pack(made, name), Accuracy.of(right), PairedDifference.of(right, before), loss)
+    return Trial(stages, taught, pack(made, name), Accuracy.of(right), PairedDifference.of(right, before),
+                 mean_cross_entropy(made, validation))
 
 
 def _propose(least: dict[str, float], budget: Budget, try_setting: Callable[..., Trial], taught: bool,

@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.environment import optional
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
-from kd_lab.evaluation import Accuracy, accuracy
-from kd_lab.models import predict
+from kd_lab.evaluation import Accuracy, accuracy, mean_cross_entropy
 
 HOTTEST = 20.0  # the temperatures tried are 1 to this, evenly on a log scale; alphas are 0 to 1
 AT_RANDOM = 4  # runs before the first guess
@@ -32,8 +30,7 @@ def try_setting(fit: Callable[[float, float], nn.Module], temperature: float, al
     check_kind("try_setting", "fit", fit, Callable, "a function of temperature and alpha")
     student = fit(temperature, alpha)
     found = accuracy(student, validation)  # says what is wrong with either
-    images, labels, *_ = validation
-    return Trial(temperature, alpha, found, F.cross_entropy(predict(student, images), labels).item())
+    return Trial(temperature, alpha, found, mean_cross_entropy(student, validation))
 
 
 def search_settings(fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int,

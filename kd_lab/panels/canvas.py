@@ -22,6 +22,11 @@ DIGITS, CELL, CAPTION = 10, 64, 18  # of a strip: how many, how wide, and how hi
 STRIP_WIDTH, STRIP_HEIGHT = DIGITS * CELL, CAPTION + 2 * 28
 
 
+def new_figure(width: int, height: int) -> Figure:
+    """Return an empty figure of so many pixels."""
+    return Figure(figsize=(width / 100, height / 100), dpi=100)
+
+
 class Canvas:
     """Hold a figure whose axes stay while the artists in `moving` change."""
 
@@ -101,7 +106,7 @@ class _Palette:
 @functools.lru_cache(256)
 def text_image(text: str, width: int, height: int, size: float) -> np.ndarray:
     """Return a line of text in the middle of a white image (height, width, 3) of uint8; `size` in points."""
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure = new_figure(width, height)
     agg = FigureCanvasAgg(figure)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size)
     agg.draw()

@@ -54,9 +54,7 @@ class DistillationPanel(Panel):
                     "images": dropdown("images", counts, counts[min(2, len(counts) - 1)]),
                     "digit": dropdown("digit", map(str, range(10)), "4"),
                     "view": dropdown("view", VIEWS, TRAIN)}
-        button = widgets.Button(description="Reveal test")
-        button.on_click(lambda _button: self.refresh(reveal=True))
-        super().__init__(controls, [button], SIZE, TABLES_HEIGHT)
+        super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
 
     def measure(self, temperature: float, alpha: float, width: int, images: str, digit: str, view: str,
                 reveal: bool = False) -> Iterator[DistillationAnswer | None]:

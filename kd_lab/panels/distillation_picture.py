@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_lab.distillation import soft_targets, student_recipe
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.canvas import Canvas, digit_picture
+from kd_lab.panels.canvas import Canvas, digit_picture, new_figure
 from kd_lab.panels.measurement import Comparison, title_of
 
 SIZE = (800, 380)  # pixels
@@ -64,7 +63,7 @@ class DistillationPicture:
 
     def __init__(self, images: Tensor, labels: Tensor, teacher_logits: Tensor):
         self._images, self._labels, self._teacher_logits = images, labels, teacher_logits
-        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        figure = new_figure(*SIZE)
         teacher = Accuracy.of(teacher_logits.argmax(1) == labels)
         moving = [*self._add_curves(figure.add_axes((0.1, 0.135, 0.41, 0.76)), teacher.value),
                   *self._add_answers(figure.add_axes((0.725, 0.135, 0.17, 0.76)))]

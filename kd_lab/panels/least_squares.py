@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
 from kd_lab.evaluation import PairedDifference
-from kd_lab.panels.canvas import Canvas
+from kd_lab.panels.canvas import Canvas, new_figure
 from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network, percent, points, quietly
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.slider import FractionSlider
@@ -68,7 +67,7 @@ class LeastSquaresPanel(Panel):
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
         self._curves = {method: {} for method in STYLES}
         self._drawing = LeastSquaresPicture(self._weight, inputs)
-        super().__init__({"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.95)}, [], SIZE, TABLE_HEIGHT)
+        super().__init__({"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.95)}, SIZE, TABLE_HEIGHT)
 
     def measure(self, sparsity: float) -> Iterator[LeastSquaresAnswer | float | None]:
         """Yield how far the ranking is, then what this sparsity gives on 1,000 images, on all, and with the curves."""
@@ -143,7 +142,7 @@ class LeastSquaresPicture:
         self._row = int((inputs @ weight.T).var(dim=0).argmax())  # the liveliest output
         by_size = weight[self._row].abs().argsort(descending=True)
         self._bars = by_size[_spread(len(by_size), BARS)]
-        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        figure = new_figure(*SIZE)
         self._add_curves(figure.add_axes((0.1, 0.5, 0.385, 0.44)))
         self._add_outputs(figure.add_axes((0.58, 0.5, 0.405, 0.44)))
         self._add_weights(figure.add_axes((0.1, 0.075, 0.885, 0.29)), weight[self._row, self._bars])

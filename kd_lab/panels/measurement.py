@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist, Split
-from kd_lab.errors import ParameterError
+from kd_lab.errors import check_kind
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, predict_classes
 from kd_lab.models import BATCH_SIZE
 from kd_lab.parametrizations import make_permanent, weighted_layers
@@ -21,8 +21,7 @@ FIRST = 1000  # images of the first answer; they are balanced, since the parts g
 def dense_network(function: str, model: nn.Module, data: Mnist) -> nn.Module:
     """Return an ordinary copy of a panel's network; refuse, in the name of `function`, what can't be measured."""
     weighted_layers(model, function)
-    if not isinstance(data, Mnist):
-        raise ParameterError(f"{function}(): 'data' must be what load_mnist() gives. Got {type(data).__name__}.")
+    check_kind(function, "data", data, Mnist, "what load_mnist() gives")
     dense = make_permanent(model)
     correct_answers(dense, data.validation[:10], function)  # which hold every label
     importances(dense, "magnitude", function=function)  # says so where weights are no numbers

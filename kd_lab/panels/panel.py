@@ -30,12 +30,12 @@ class Panel:
     """Show live what its controls do; a subclass measures and draws.
 
     `controls` are widgets by the name of the setting. `measure(**setting)` yields answers, each better than the one
-    before, or None where it may be stopped; `draw(answer)` gives what is Shown. Run again, a cell closes the panels
-    that it made before.
+    before, or None where it may be stopped; `draw(answer)` gives what is Shown. With `reveals` there is a button that
+    measures with `reveal=True`, once. Run again, a cell closes the panels that it made before.
     """
 
-    def __init__(self, controls: dict[str, widgets.Widget], buttons: list[widgets.Widget], size: tuple[int, int],
-                 tables_height: int):
+    def __init__(self, controls: dict[str, widgets.Widget], size: tuple[int, int], tables_height: int,
+                 reveals: bool = False):
         self.controls = controls
         self.shown: Shown | None = None
         self._engine = Engine(lambda setting: self.measure(**setting), self.draw, self._show, self._fail)
@@ -45,7 +45,10 @@ class Panel:
         self._tables = widgets.HTML(layout=_fixed(size[0], tables_height))
         slider, *others = controls.values()
         slider.layout.width = f"{size[0]}px"
-        row = widgets.HBox([*others, *buttons], layout=widgets.Layout(width=f"{size[0]}px", flex_flow="row wrap"))
+        if reveals:
+            others.append(widgets.Button(description="Reveal test"))
+            others[-1].on_click(lambda _button: self.refresh(reveal=True))
+        row = widgets.HBox(others, layout=widgets.Layout(width=f"{size[0]}px", flex_flow="row wrap"))
         self._box = widgets.VBox([slider, row, self._title, self._picture, self._tables, self._message])
         _replace_earlier(self)
         for control in controls.values():

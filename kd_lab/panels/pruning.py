@@ -45,9 +45,7 @@ class PruningPanel(Panel):
         controls = {"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.5),
                     "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
                     "scope": widgets.Dropdown(options=list(SCOPES), description="scope")}
-        button = widgets.Button(description="Reveal test")
-        button.on_click(lambda _button: self.refresh(reveal=True))
-        super().__init__(controls, [button], SIZE, TABLES_HEIGHT)
+        super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
 
     def measure(self, sparsity: float, importance: str, scope: str, reveal: bool = False,
                 ) -> Iterator[PruningAnswer | None]:

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.canvas import STRIP_HEIGHT, STRIP_WIDTH, AccuracyCurve, Canvas, digit_strip
+from kd_lab.panels.canvas import STRIP_HEIGHT, STRIP_WIDTH, AccuracyCurve, Canvas, digit_strip, new_figure
 from kd_lab.panels.measurement import FIRST, Comparison, title_of
 
 SIZE = (800, 380)  # all sizes are in pixels
@@ -45,7 +44,7 @@ class PruningPicture:
 
     def __init__(self, weights: Tensor, images: Tensor):
         self._images = images
-        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        figure = new_figure(*SIZE)
         self._curve = AccuracyCurve(figure.add_axes((0.085, 0.39, 0.4, 0.54)), COLOR, xlabel="sparsity",
                                     title=f"here (orange), and elsewhere on {FIRST:,} images (grey)")
         moving = [*self._curve.moving, *self._add_weights(figure.add_axes((0.575, 0.39, 0.41, 0.54)), weights)]

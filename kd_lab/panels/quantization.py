@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import ipywidgets as widgets
 import torch
 from torch import nn
 
@@ -57,9 +56,7 @@ class QuantizationPanel(Panel):
                     "grid": dropdown("grid", ["symmetric", "affine"], "symmetric"),
                     "calibration": dropdown("calibration", CALIBRATIONS, "min_max"),
                     "layer": dropdown("layer", self._layers, largest)}
-        button = widgets.Button(description="Reveal test")
-        button.on_click(lambda _button: self.refresh(reveal=True))
-        super().__init__(controls, [button], SIZE, max(220, 84 + 22 * len(self._layers)))  # a row for each layer
+        super().__init__(controls, SIZE, max(220, 84 + 22 * len(self._layers)), reveals=True)  # a row for each layer
 
     def measure(self, weight_bits: int, activation_bits: str, granularity: str, grid: str, calibration: str, layer: str,
                 reveal: bool = False) -> Iterator[QuantizationAnswer | None]:

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.canvas import STRIP_HEIGHT, STRIP_WIDTH, AccuracyCurve, Canvas, digit_strip
+from kd_lab.panels.canvas import STRIP_HEIGHT, STRIP_WIDTH, AccuracyCurve, Canvas, digit_strip, new_figure
 from kd_lab.panels.measurement import FIRST, Comparison, title_of
 from kd_lab.quantization import Quantizer
 
@@ -58,7 +57,7 @@ class QuantizationPicture:
     def __init__(self, name: str, weight: Tensor, images: Tensor):
         self._weight, self._images = weight, images
         self._limit = MARGIN * (weight.abs().max().item() or 1.0)
-        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        figure = new_figure(*SIZE)
         self._curve = AccuracyCurve(figure.add_axes((0.085, 0.41, 0.4, 0.52)), COLOR, BITS, xlabel="bits of a weight",
                                     title=f"here (orange), and at other bits on {FIRST:,} images (grey)")
         moving = [*self._curve.moving, self._add_weights(figure.add_axes((0.575, 0.655, 0.395, 0.275)), name),

@@ -60,9 +60,7 @@ class RecipePanel(Panel):
                     "temperature": Slider(label="temperature", min=1, max=20, step=0.5, value=4, **small),
                     "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
                     "bits": BitSlider(label="bits", value=3, **small)}
-        button = widgets.Button(description="Reveal test")
-        button.on_click(lambda _button: self.refresh(reveal=True))
-        super().__init__(controls, [button], SIZE, TABLES_HEIGHT)
+        super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
 
     def measure(self, ratio: float, temperature: float, alpha: float, bits: int,
                 reveal: bool = False) -> Iterator[RecipeAnswer]:

@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.canvas import Canvas
+from kd_lab.panels.canvas import Canvas, new_figure
 from kd_lab.panels.measurement import percent
 from kd_lab.pruning import cubic_sparsities
 
@@ -55,7 +54,7 @@ class RecipePicture:
 
     def __init__(self, labels: Tensor, dense: Step, teacher: Accuracy):
         self._labels = labels
-        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        figure = new_figure(*SIZE)
         left, right = figure.add_axes((0.08, 0.2, 0.5, 0.66)), figure.add_axes((0.685, 0.2, 0.3, 0.66))
         self._canvas = Canvas(figure, [*self._add_errors(left, teacher), *self._add_bytes(right, dense),
                                        *self._add_progress(figure.add_axes((0.08, 0.03, 0.905, 0.035)))])

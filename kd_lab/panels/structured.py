@@ -50,7 +50,7 @@ class StructuredPruningPanel(Panel):
                     "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance")}
         controls["layer"].observe(self._choose, names="value")  # before the panel looks at its setting
         controls["ratio"].observe(self._set_ratio, names="value")
-        super().__init__(controls, [], SIZE, TABLES_HEIGHT)
+        super().__init__(controls, SIZE, TABLES_HEIGHT)
 
     @property
     def setting(self) -> dict[str, Any]:

@@ -7,10 +7,9 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from kd_lab.panels.canvas import AccuracyCurve, Canvas
+from kd_lab.panels.canvas import AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.measurement import FIRST, Comparison, title_of
 from kd_lab.parametrizations import weighted_layers
 from kd_lab.pruning import Group
@@ -50,7 +49,7 @@ class StructuredPicture:
                        *("units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values())]
         self._groups = [None, *(next((name for name, group in groups.items() if layer in group.producers), None)
                                 for layer in layers)]
-        figure = Figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100)
+        figure = new_figure(*SIZE)
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.9)), ["input", *layers])
         self._curve = AccuracyCurve(figure.add_axes((0.69, 0.15, 0.285, 0.73)), COLOR,
                                     xlabel="channels and units removed",
