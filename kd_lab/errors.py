@@ -57,7 +57,7 @@ def check_choice(function: str, argument: str, value: object, choices: list[str]
     """Raise a ParameterError, naming the closest choice, unless `value` is one of `choices`."""
     if isinstance(value, str) and value in choices:
         return
-    close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4) if isinstance(value, str) else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ParameterError(_sentence(function, argument, f"one of {', '.join(choices)}", value) + hint)
 
@@ -81,11 +81,13 @@ def _contains(interval: str, value: float) -> bool:
 
 def _guess(value: object, allowed: str) -> str:
     """Guess the number behind text ("0.5") and behind a percentage (50), the two commonest slips."""
+    if isinstance(value, bool) or not isinstance(value, (str, Real)):
+        return ""
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return ""
-    if isinstance(value, bool) or not math.isfinite(number):
+    if not math.isfinite(number):
         return ""
     candidates = [number, number / 100] if isinstance(value, str) else [number / 100]
     fitting = [candidate for candidate in candidates if _contains(allowed, candidate)]

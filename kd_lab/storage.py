@@ -1,6 +1,7 @@
 """Save files that are whole or absent, refuse damaged ones, and let one process at a time make a file."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -71,7 +72,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _temporaries(path: Path) -> Iterable[Path]:
-    return path.parent.glob(f".{path.name}.*.tmp")
+    return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
 
 
 def sweep(strays: Iterable[Path], older_than: float = 0) -> None:

@@ -93,7 +93,7 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
         _check_parts("train", model, data, validation, loss_fn, penalty)
     steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
     with torch.random.fork_rng(devices=[]), _progress_bar(epochs * steps, progress) as bar:
-        torch.manual_seed(seed)  # for dropout; the batches have a generator of their own
+        torch.manual_seed(int(seed))  # for dropout; the batches have a generator of their own
         run = _Run(model, loss_fn, penalty, bar)
         run.set_optimizer(learning_rate, weight_decay, schedule, epochs * steps)
         for _ in run.fit(data, validation, epochs, steps, _batches(len(data[0]), batch_size, seed)):
@@ -131,7 +131,7 @@ class _Run:
     def set_optimizer(self, learning_rate: float, weight_decay: float, schedule: str, steps: int) -> None:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(trainable, learning_rate, weight_decay=weight_decay, fused=True)
-        self.schedule = (OneCycleLR(self.optimizer, learning_rate, total_steps=steps) if schedule == "one_cycle"
+        self.schedule = (OneCycleLR(self.optimizer, learning_rate, total_steps=int(steps)) if schedule == "one_cycle"
                          else ConstantLR(self.optimizer, factor=1))
 
     def fit(self, data: Data, validation: Data, epochs: int, steps: int,
@@ -216,7 +216,7 @@ def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
     A single image left over joins the last batch, since it has no spread.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     while True:
         order = torch.randperm(count, generator=generator)
         yield from order.tensor_split([batch_size * batch for batch in range(1, _count_batches(count, batch_size))])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_lab.compression import canonical_codes, huffman_lengths
-from kd_lab.compression.huffman import SKIP, HuffmanReader, HuffmanWriter
+from kd_lab.compression.huffman import LONGEST, SKIP, HuffmanReader, HuffmanWriter
 from kd_lab.errors import ParameterError
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=60).filter(any).map(np.array)
@@ -52,7 +52,19 @@ def test_no_code_begins_like_another(counts):
     assert not any(after.startswith(before) for before, after in pairwise(codes))
 
 
-@pytest.mark.parametrize("counts", [[], [[1, 2]], [0.5, 1], [-1, 2], "ab"])
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 2, 2, 5], [LONGEST + 1]])
+def test_lengths_that_no_code_has_are_named(lengths):
+    with pytest.raises(ParameterError, match="'lengths' must be those of codes of which none begins like another"):
+        canonical_codes(lengths)
+
+
+@pytest.mark.parametrize("lengths", [None, [-1, 2], [1.5], [1, "a"], [[1], [1, 2]], [True]])
+def test_lengths_that_are_none_are_named(lengths):
+    with pytest.raises(ParameterError, match="'lengths' must be whole numbers from 0 to 31"):
+        canonical_codes(lengths)
+
+
+@pytest.mark.parametrize("counts", [[], [[1, 2]], [[1], [1, 2]], [0.5, 1], [-1, 2], "ab"])
 def test_counts_that_are_none_are_named(counts):
     with pytest.raises(ParameterError, match="'counts' must be whole numbers"):
         huffman_lengths(counts)

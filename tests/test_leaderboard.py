@@ -1,5 +1,7 @@
 """The leaderboard believes no name: it loads each file and lets it read the test digits."""
 
+import hashlib
+
 import pytest
 
 from kd_lab.checkpoints import load_trained
@@ -62,6 +64,15 @@ def test_a_file_that_was_damaged_since_is_named_and_the_others_stay(content, tmp
     mine.write_bytes(damage(content))
     assert [entry.label for entry in leaderboard("mlp128", SMALL).entries] == ["you"]
     assert f"Left out: {mine} is" in capsys.readouterr().out and mine.exists()
+
+
+def test_a_submission_that_is_no_network_is_named_and_the_others_stay(content, tmp_path, capsys):
+    (tmp_path / "a.kdz").write_bytes(content)
+    submit(tmp_path / "a.kdz", "me", SMALL)
+    body = b"mlp128 zip\n"
+    (submissions() / "you.kdz").write_bytes(content[:4] + hashlib.sha256(body).digest()[:16] + body)
+    assert [entry.label for entry in leaderboard("mlp128", SMALL).entries] == ["me"]
+    assert "you.kdz holds no network of the kit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("call, expected", [

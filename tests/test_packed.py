@@ -10,14 +10,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.prune import l1_unstructured
 
 from kd_lab.checkpoints import SHIPPED, load_trained
 from kd_lab.compression import load_packed, pack, save_packed, unpack
-from kd_lab.compression.packed import CODERS, MAGIC
+from kd_lab.compression.packed import CODERS, MAGIC, _write
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError
 from kd_lab.models import MODELS, build_model, predict
-from kd_lab.parametrizations import weighted_layers
+from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_layers
 from kd_lab.quantization import quantize_weights, share_weights, ternarize_weights
 
@@ -118,6 +119,13 @@ def sealed(line, coded=b"", schema=b"2"):
     (sealed(b"lenet300 range 9=3\n"), StorageError, "must be one of 1, 3"),
     (sealed(b"lenet300 range -1\n"), StorageError, "must give the shape that it takes"),
     (sealed(b"\xff\xfe\n"), StorageError, "holds no network of the kit"),
+    (sealed(b"resnet range" + b" -4" * 20_000 + b"\n"), StorageError, "holds no network of the kit"),
+    (sealed(b"mlp128 " + b"r" * 5_000_000 + b"\n"), StorageError, "must be one of range, huffman"),
+    (sealed(b"mlp128 range\n"), StorageError, "Packing it again gives another file"),
+    (sealed(b"mlp128 huffman\n", bytes(2_000_000)), StorageError, "Packing it again gives another file"),
+    (sealed(b"mlp128 huffman\n", np.packbits(np.frombuffer(
+        b"000000010" + f"{1:024b}".encode() + b"0" * 327, np.uint8) - ord("0")).tobytes() + bytes(40_000)),
+     StorageError, "The bits are no code"),
 ])
 def test_a_file_that_is_not_ours_is_refused_in_words_within_a_second(content, kind, part, tmp_path):
     (tmp_path / "model.kdz").write_bytes(content)
@@ -136,15 +144,54 @@ def test_noise_behind_a_right_digest_never_hangs_or_crashes():
                 unpack(sealed(b"mlp128 " + coder + b"\n", generator.bytes(400)))
 
 
+@pytest.mark.parametrize("change", [lambda body: body + bytes(8), lambda body: body[:-400], lambda body: body[:-4]])
+@pytest.mark.parametrize("coder", CODERS)
+def test_what_is_too_long_or_too_short_behind_a_right_digest_is_refused(coder, change):
+    line, _, coded = pack(shared("mlp128"), "mlp128", coder)[20:].partition(b"\n")
+    assert_same(shared("mlp128"), unpack(sealed(line + b"\n", coded)))
+    with pytest.raises(StorageError, match="holds no network of the kit"):
+        unpack(sealed(line + b"\n", change(coded)))
+
+
+def test_weights_that_are_no_numbers_behind_a_right_digest_are_refused():
+    model = make_permanent(shared("mlp128"))
+    model[3].weight.data[0, 0] = torch.inf
+    writer = CODERS["range"][0]()
+    for _key, tensor in sorted(model.state_dict().items()):
+        _write(writer, tensor)
+    with pytest.raises(StorageError, match=r"'3\.weight' of 'model' must be finite"):
+        unpack(sealed(b"mlp128 range\n", writer.content()))
+
+
 def test_a_gigabyte_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "model.kdz"
     with open(path, "wb") as file:
         file.write(MAGIC)
         file.truncate(2 ** 30)
-    with pytest.raises(StorageError, match="more than 64,000,000 bytes"):
+    with pytest.raises(StorageError, match="more than 8,000,000 bytes"):
         load_packed(path)
     with pytest.raises(StorageError, match="can't be read"):
         load_packed(tmp_path / "absent.kdz")
+
+
+def torch_pruned():
+    model = build_model("mlp128")
+    l1_unstructured(model[1], "weight", 0.5)
+    predict(model, IMAGES)
+    return model
+
+
+@pytest.mark.parametrize("path", [None, 3.5, "", "a\0b", "absent.kdz"])
+def test_what_is_no_file_is_named(path):
+    with pytest.raises(StorageError, match="can't be read"):
+        load_packed(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_too_large_for_half_precision_stay_as_they_are():
+    model = build_model("mlp128")
+    model[1].weight.data[0, 0] = 1e30
+    assert_same(model, unpack(pack(model, "mlp128")))
 
 
 @pytest.mark.parametrize(("call", "part"), [
@@ -153,6 +200,9 @@ def test_a_gigabyte_is_refused_before_it_is_read(tmp_path):
     (lambda: pack(build_model("cnn"), "lenet300"), "pack(): 'model' must be a pruned lenet300"),
     (lambda: pack(build_model("cnn"), "cnn", "rang"), "Did you mean 'range'?"),
     (lambda: save_packed("file", build_model("cnn"), "cnn", "rang"), "save_packed(): 'coder' must be one of"),
+    (lambda: pack(build_model("cnn").double(), "cnn"), "'0.weight' must be of torch.float32. Got torch.float64."),
+    (lambda: pack(build_model("mlp128").bfloat16(), "mlp128"), "must be of torch.float32. Got torch.bfloat16."),
+    (lambda: pack(torch_pruned(), "mlp128"), "Did torch.nn.utils.prune mask it? Call its remove() first."),
 ])
 def test_bad_arguments_are_named(call, part):
     with pytest.raises(ParameterError) as error:

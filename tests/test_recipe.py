@@ -1,9 +1,12 @@
 """A recipe's stages each do what they say, add up to a small file, and are never lost once they are finished."""
 
+import hashlib
 import multiprocessing
 import random
 import time
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +22,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.models import build_model, predict
 from kd_lab.parametrizations import weighted_layers
+from kd_lab.pruning import remove_layers
 
 DATA = load_mnist()
 SMALL = Mnist(DATA.train[:2000], DATA.validation[:500], DATA.test[:500])
@@ -173,6 +177,43 @@ def test_a_damaged_stage_is_set_aside_and_made_again(start, tmp_path):
     assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
 
 
+@pytest.mark.parametrize("content", [b"", bytes(500), b"kdz0" + hashlib.sha256(b"").digest()[:16]])
+def test_a_stage_that_is_empty_or_of_another_schema_is_made_again(start, tmp_path, content):
+    compress(start, "mlp128", None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    compress(start, "mlp128", None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
+    assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore:compress")  # one of the teachers is a poor one
+def test_networks_of_the_same_weights_but_other_layers_are_not_the_same(start, tmp_path):
+    for model, teacher in ((start, start), (remove_layers(start, ["2"]), start), (start, remove_layers(start, ["2"]))):
+        found = compress(model, "mlp128", teacher, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS).model
+        assert str(found) == str(model)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(start):
+    numbers = dict(seed=np.int64(3), batch_size=np.int64(50), steps_per_epoch=np.int64(2))
+    settings = {"progress": False, "learning_rate": 2e-3}
+    by_numpy = compress(start, "mlp128", None, SMALL, [FineTune(np.int64(1))], **numbers, **settings)
+    plain = compress(start, "mlp128", None, SMALL, [FineTune(1)], seed=3, batch_size=50, steps_per_epoch=2, **settings)
+    assert torch.equal(by_numpy.model[1].weight, plain.model[1].weight)
+
+
+def test_a_stage_of_ones_own_may_have_a_dict(start):
+    @dataclass(frozen=True)
+    class Own:
+        options: dict
+
+        def __call__(self, model, fine_tune):
+            return model
+
+    assert compress(start, "mlp128", None, SMALL, [Own({"rate": 3})], **SETTINGS).complete
+
+
 def test_an_interrupt_ends_with_the_stages_that_were_finished(start, tmp_path, capsys):
     def interrupt(model, fine_tune):
         raise KeyboardInterrupt
@@ -243,15 +284,21 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     (dict(stages=["prune"]), "'stages' must be a list of stages"),
     (dict(stages=[Prune(0.5), Share({"2": 4})]), "'layer in num_bits of Share' must be one of 1, 3. Got '2'"),
     (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
+    (dict(teacher="mlp128"), "compress(): 'teacher' must be a network, or None. Got 'mlp128'."),
+    (dict(teacher=None, temperature="hot"), "'temperature' must be a number in (0, 1000]"),
+    (dict(model=build_model("mlp128").double()), "must be of torch.float32. Got torch.float64."),
+    (dict(folder=5), "compress(): 'folder' must be the path of a folder, or None. Got 5."),
+    (dict(folder=__file__), "compress(): 'folder' must be one that can be written, or be made. Got "),
+    (dict(folder=f"{__file__}/below"), "compress(): 'folder' must be one that can be written, or be made. Got "),
     (dict(temperature=0), "'temperature' must be a number in (0, 1000]"),
     (dict(alpha=50), "'alpha' must be a number in [0, 1]"),
     (dict(strength=-1), "'strength' must be a number in [0, 100]"),
     (dict(learning_rate=-1), "'learning_rate' must be a number"),
 ])
 def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
-    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=STAGES) | SETTINGS | change
+    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=STAGES, folder=tmp_path)
     with pytest.raises(ParameterError) as error:
-        compress(**arguments, folder=tmp_path)
+        compress(**arguments | SETTINGS | change)
     assert part in str(error.value), str(error.value)
     assert not list(tmp_path.iterdir())
 

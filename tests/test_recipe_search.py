@@ -13,7 +13,7 @@ from kd_lab.compression import search as search_module
 from kd_lab.compression.search import LEAST_KEPT, MOST_KEPT, Budget, Search, Trial
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, load_mnist
-from kd_lab.errors import ParameterError, TrainingError
+from kd_lab.errors import ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
 from kd_lab.models import build_model, predict
 
@@ -139,6 +139,21 @@ def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys)
         search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
 
 
+def test_a_full_disk_ends_the_search_with_the_trials_that_are_done(start, monkeypatch, capsys):
+    ends = iter([trial(100, 900), StorageError("1 MB is needed")])
+
+    def full(*_arguments):
+        found = next(ends)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(search_module, "_try", full)
+    found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
+    assert [each.bytes for each in found.trials] == [100]
+    assert "1 MB is needed; 1 of 9 trials are done." in capsys.readouterr().out
+
+
 def test_a_trial_that_diverges_is_left_out_and_the_search_goes_on(start, monkeypatch, capsys):
     made = iter([trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800)])
 
@@ -195,6 +210,7 @@ def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
     (dict(epochs=0), "'epochs' must be a whole number in [1, 1000]"),
     (dict(teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 7))), "must have one shape"),
     (dict(name="cnn"), "search_recipe()"),
+    (dict(folder=__file__), "search_recipe(): 'folder' must be one that can be written, or be made."),
     (dict(data=None), "search_recipe(): 'data' must be what load_mnist() returns"),
 ])
 def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):

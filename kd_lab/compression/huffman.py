@@ -1,6 +1,7 @@
 """Give common symbols short codes: Huffman 1952, in the canonical form that a table of lengths describes."""
 
 import heapq
+from contextlib import suppress
 
 import numpy as np
 
@@ -17,7 +18,7 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
     `counts` (symbols,) says how often each comes. No other code that gives each symbol whole bits is shorter in all;
     the mean is less than a bit above the entropy.
     """
-    counts = _check_counts(counts)
+    counts = _whole("huffman_lengths", "counts", counts, "of 0 or more")
     lengths = np.zeros(len(counts), dtype=int)
     heap = [(count, symbol, [symbol]) for symbol, count in enumerate(counts.tolist()) if count]
     if len(heap) == 1:
@@ -33,11 +34,12 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
 def canonical_codes(lengths: np.ndarray) -> dict[str, int]:
     """Return the symbol of each code, text of 0 and 1: counted up in the order of length, then of symbol.
 
-    So the lengths alone say what the codes are, and no code begins like another.
+    So the lengths alone say what the codes are, and no code begins like another. Raises a ParameterError where there
+    are no such codes, that is where Σ 2^-length is above 1 (Kraft 1949).
     """
+    used = sorted((length, symbol) for symbol, length in enumerate(_lengths(lengths).tolist()) if length)
     symbols, code, before = {}, 0, 0
-    used = ((length, symbol) for symbol, length in enumerate(np.asarray(lengths).tolist()) if length)
-    for length, symbol in sorted(used):
+    for length, symbol in used:
         code <<= length - before
         symbols[f"{code:0{length}b}"] = symbol
         code, before = code + 1, length
@@ -84,7 +86,7 @@ class HuffmanReader:
     """Read what a HuffmanWriter wrote, in the same order."""
 
     def __init__(self, content: bytes):
-        self._bits = "".join(map(str, np.unpackbits(np.frombuffer(content, np.uint8)).tolist()))
+        self._bits = (np.unpackbits(np.frombuffer(content, np.uint8)) + ord("0")).tobytes().decode()
         self._place = 0
 
     def uniform(self, count: int, size: int) -> np.ndarray:
@@ -110,6 +112,8 @@ class HuffmanReader:
     def _symbol(self, symbols: dict[str, int]) -> int:
         code = self._take(1)
         while code not in symbols:
+            if len(code) == LONGEST:
+                raise ValueError("The bits are no code.")
             code += self._take(1)
         return symbols[code]
 
@@ -132,9 +136,19 @@ def _width(size: int) -> int:
     return (size - 1).bit_length()
 
 
-def _check_counts(counts: np.ndarray) -> np.ndarray:
-    counts = np.asarray(counts)
-    if counts.ndim != 1 or counts.dtype.kind not in "iu" or len(counts) == 0 or counts.min() < 0:
-        raise ParameterError("huffman_lengths(): 'counts' must be whole numbers of 0 or more, one for each symbol. "
-                             f"Got {counts!r:.80}.")
-    return counts
+def _lengths(lengths: np.ndarray) -> np.ndarray:
+    lengths = _whole("canonical_codes", "lengths", lengths, f"from 0 to {LONGEST}")
+    if lengths.max() > LONGEST or (0.5 ** lengths[lengths > 0]).sum() > 1:
+        raise ParameterError("canonical_codes(): 'lengths' must be those of codes of which none begins like another. "
+                             f"Got {lengths!r:.80}.")
+    return lengths
+
+
+def _whole(function: str, argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
+    """Return whole numbers (symbols,) of 0 or more, or raise a ParameterError."""
+    with suppress(ValueError):  # lists of several lengths
+        found = np.asarray(values)
+        if found.ndim == 1 and found.dtype.kind in "iu" and len(found) and found.min() >= 0:
+            return found
+    raise ParameterError(f"{function}(): {argument!r} must be whole numbers {allowed}, one for each symbol. "
+                         f"Got {values!r:.80}.")

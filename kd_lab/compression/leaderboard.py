@@ -14,7 +14,7 @@ from tabulate import tabulate
 from kd_lab.compression.packed import FLOAT32, network_of, read_packed, unpack
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
-from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind
+from kd_lab.errors import KdLabError, ParameterError, check_choice, check_kind
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.models import MODELS, build_model
 from kd_lab.plots import plain_log
@@ -134,9 +134,7 @@ def leaderboard(network: str, data: Mnist) -> Leaderboard:
     check_choice("leaderboard", "network", network, list(MODELS))
     check_kind("leaderboard", "data", data, Mnist, "what load_mnist() returns")
     shipped = [_score(label, read_packed(path), str(path), data) for path, label in _shipped(network).items()]
-    submitted = [_score(path.name.partition(".")[0], content, str(path), data)
-                 for path, content in _submitted() if network_of(content) == network]
-    return Leaderboard(network, sorted(shipped + submitted, key=lambda entry: entry.bytes))
+    return Leaderboard(network, sorted([*shipped, *_submitted(network, data)], key=lambda entry: entry.bytes))
 
 
 def _shipped(network: str) -> dict[Path, str]:
@@ -150,14 +148,14 @@ def _shipped(network: str) -> dict[Path, str]:
     return labels
 
 
-def _submitted() -> Iterator[tuple[Path, bytes]]:
-    """Yield every file that was submitted; one that can't be read any more is named, so that the others still count."""
+def _submitted(network: str, data: Mnist) -> Iterator[Entry]:
+    """Score what was submitted for a network; a file that can't be is named, so that the others still count."""
     for path in sorted(submissions().glob("*.kdz")):
         try:
             content = read_packed(path)
-            network_of(content, str(path))
-            yield path, content
-        except StorageError as error:
+            if network_of(content, str(path)) == network:
+                yield _score(path.name.partition(".")[0], content, str(path), data)
+        except KdLabError as error:
             print(f"Left out: {error}")
 
 

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from kd_lab.compression.huffman import HuffmanReader, HuffmanWriter
 from kd_lab.compression.range_coder import RangeReader, RangeWriter
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice
-from kd_lab.models import MODELS, check_model
-from kd_lab.parametrizations import make_permanent
+from kd_lab.models import MODELS
+from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning import Form, build_form, form_of
 from kd_lab.storage import write_safely
 
 MAGIC, SCHEMA = b"kdz", b"2"
 DIGEST = 16  # bytes of the SHA-256
 BODY = len(MAGIC + SCHEMA) + DIGEST
-LARGEST = 64_000_000  # bytes of a file; those of the kit's networks as they are have at most a few millions
+LARGEST = 8_000_000  # bytes of a file; those of the kit's networks as they are have at most two millions
+LINE = 500  # bytes of the line of text; ours have less than a hundred
 CODERS = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
 FLOAT32 = 4  # bytes of a number as it is
 TABLE = 256  # values; of more, each weight has its own
@@ -37,6 +38,8 @@ def save_packed(path: Path, model: nn.Module, name: str, coder: str = "range") -
 def load_packed(path: Path) -> nn.Module:
     """Return a new network in evaluation mode that predicts as the one that `save_packed` saved.
 
+    Digit for digit, where that had the memory layout of the kit's networks (channels_last for convolutions).
+
     Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a newer schema. Nothing in
     the file is ever executed, and no more memory is taken than the network of that name needs.
     """
@@ -46,10 +49,10 @@ def load_packed(path: Path) -> nn.Module:
 def read_packed(path: Path) -> bytes:
     """Return the bytes of a file, and no more than one byte above what a file of ours may have."""
     try:
-        with open(path, "rb") as file:
+        with open(Path(path), "rb") as file:
             return file.read(LARGEST + 1)
-    except OSError as error:
-        raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def network_of(content: bytes, where: str = "network_of()") -> str:
@@ -68,8 +71,8 @@ def pack(model: nn.Module, name: str, coder: str = "range", function: str = "pac
     ParameterError for a model that is no version of that network, and for weights of NaN.
     """
     check_choice(function, "coder", coder, list(CODERS))
-    check_model(function, model)
-    plain = make_permanent(model)
+    weighted_layers(model, function)  # says so where it is no network, or torch.nn.utils.prune masked it
+    plain = make_permanent(model).cpu()
     form = form_of(function, plain, name)
     writer = CODERS[coder][0]()
     for key, tensor in sorted(plain.state_dict().items()):  # a parametrization changes their order
@@ -83,12 +86,14 @@ def pack(model: nn.Module, name: str, coder: str = "range", function: str = "pac
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
     """Return the network in the bytes of a file; `where` names it in errors."""
     _check(content, where)
-    line, _, coded = content[BODY:].partition(b"\n")
+    line = content[BODY:BODY + LINE].partition(b"\n")[0]
     try:
         name, coder, form = _understand(line.decode())
         model = build_form(name, form)
-        reader = CODERS[coder][1](coded)
+        reader = CODERS[coder][1](content[BODY + len(line) + 1:])
         model.load_state_dict({key: _read(reader, tensor) for key, tensor in sorted(model.state_dict().items())})
+        if pack(model, name, coder) != content:
+            raise ValueError("Packing it again gives another file.")
     except (ParameterError, ValueError, LookupError, AssertionError) as error:
         raise StorageError(f"{where} holds no network of the kit: {error}") from error
     return model.eval()
@@ -131,7 +136,8 @@ def _write(writer: RangeWriter | HuffmanWriter, tensor: Tensor) -> None:
     writer.uniform(np.array([len(table) if shared else TABLE + 1]), TABLE + 2)
     writer.matrix(codes, 1 + len(table) if shared else 2)
     kept = table if shared else values[values != 0]
-    halved = kept.dtype == np.float32 and np.array_equal(kept, kept.astype(np.float16).astype(np.float32))
+    with np.errstate(over="ignore"):  # what is too large for half precision becomes infinite, so it differs
+        halved = kept.dtype == np.float32 and np.array_equal(kept, kept.astype(np.float16).astype(np.float32))
     writer.uniform(np.array([int(halved)]), 2)
     writer.uniform(np.frombuffer(kept.astype(np.float16 if halved else kept.dtype).tobytes(), np.uint8), 256)
 
@@ -144,7 +150,9 @@ def _read(reader: RangeReader | HuffmanReader, like: Tensor) -> Tensor:
     count = count if shared else (codes > 0).sum()
     (halved,) = reader.uniform(1, 2)
     dtype = np.dtype(np.float16 if halved else like.numpy().dtype)
-    kept = reader.uniform(count * dtype.itemsize, 256).astype(np.uint8).view(dtype).astype(like.numpy().dtype)
+    kept = reader.uniform(count * dtype.itemsize, 256).astype(np.uint8).view(dtype)
+    with np.errstate(invalid="ignore"):  # a count that is said to be NaN becomes another, and so is found out
+        kept = kept.astype(like.numpy().dtype)
     values = np.zeros(codes.shape, kept.dtype)
     values[codes > 0] = kept[codes[codes > 0] - 1] if shared else kept
     return torch.from_numpy(values).view(like.shape)

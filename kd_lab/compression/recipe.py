@@ -7,7 +7,7 @@ zero stays zero.
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,15 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.compression.packed import FLOAT32, load_packed, pack, save_packed
-from kd_lab.compression.stages import FineTuning, PruneUnits, Stage, with_masks
+from kd_lab.compression.stages import BY_LAYER, FineTuning, PruneUnits, Stage, with_masks
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, check_teacher, with_answers
-from kd_lab.errors import DamagedFileError, ParameterError, check_choice, check_kind, check_number
-from kd_lab.models import check_model
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning import channel_groups, form_of, l2_penalty
 from kd_lab.scorecard import Scorecard, scorecard
-from kd_lab.storage import cache_key, set_aside
+from kd_lab.storage import cache_key, set_aside, writable
 from kd_lab.training import Loss, check_settings, train
 
 SETTINGS = ["learning_rate", "weight_decay", "batch_size", "seed", "progress", "schedule", "steps_per_epoch"]
@@ -82,7 +81,7 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    check_recipe("compress", model, name, teacher, data, settings)
+    check_recipe("compress", model, name, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
     check_number("compress", "strength", strength, "[0, 100]")
     models = {"start": make_permanent(model).eval()}
@@ -97,15 +96,19 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
 
 
 def check_recipe(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist,
-                 settings: dict) -> None:
+                 settings: dict, folder: Path | None = None) -> None:
     """Raise a ParameterError, in the name of `function`, unless these can be put through a recipe."""
+    check_kind(function, "folder", folder, (str, Path, type(None)), "the path of a folder, or None")
+    if folder is not None and not writable(Path(folder)):
+        raise ParameterError(f"{function}(): 'folder' must be one that can be written, or be made. Got {folder!r:.80}.")
     check_kind(function, "data", data, Mnist, "what load_mnist() returns")
-    check_model(function, model)
+    weighted_layers(model, function)
     form_of(function, make_permanent(model), name)
     for setting in settings:
         check_choice(function, "setting", setting, SETTINGS)
     check_settings(function, **settings)
     if teacher is not None:
+        check_kind(function, "teacher", teacher, nn.Module, "a network, or None")
         check_teacher(function, model, teacher, data.validation)
 
 
@@ -118,7 +121,7 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
         if folder is not None and " at 0x" in repr(stage):
             raise ParameterError("compress(): a stage that is to be kept in 'folder' must have a repr that says what "
                                  f"it does, as a dataclass has. Got {stage!r:.80}.")
-        for argument, value in vars(stage).items() if is_dataclass(stage) else ():
+        for argument, value in vars(stage).items() if isinstance(stage, BY_LAYER) else ():
             layers = channel_groups(model) if isinstance(stage, PruneUnits) else weighted_layers(model)
             for layer in value if isinstance(value, dict) else ():
                 check_choice("compress", f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
@@ -138,7 +141,8 @@ class Teaching:
 
     def loss(self, temperature: float, alpha: float) -> Loss:
         """Return what fine-tuning makes small, without the penalty."""
-        return F.cross_entropy if self.teacher is None else DistillationLoss(temperature, alpha)
+        taught = DistillationLoss(temperature, alpha)  # which says what is wrong with them, with or without a teacher
+        return F.cross_entropy if self.teacher is None else taught
 
 
 def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence[Stage], temperature: float,
@@ -159,7 +163,8 @@ def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence
     matters = sorted(item for item in settings.items() if item[0] != "progress")
     paths = [None] * len(stages)
     if folder is not None:
-        keys = _keys([model, teaching.teacher], teaching.data, stages, [temperature, alpha, strength, matters])
+        plain = [each and make_permanent(each) for each in (model, teaching.teacher)]
+        keys = _keys(plain, teaching.data, stages, [temperature, alpha, strength, matters])
         paths = [Path(folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
     for stage, path in zip(stages, paths, strict=True):
         model = _kept(path) or _finish(stage, model, name, fine_tune, path)
@@ -168,7 +173,7 @@ def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence
 
 def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], settings: list) -> list[str]:
     """Return for each stage a key that changes with whatever came before it."""
-    start = [_digest(make_permanent(each).state_dict()) for each in models if each is not None]
+    start = [[str(each), _digest(each.state_dict())] for each in models if each is not None]
     parts = [_digest(part._asdict()) for part in (data.train, data.validation)]
     return [cache_key({"start": start, "data": parts, "settings": repr(settings), "stages": repr(stages[:place])})
             for place in range(1, len(stages) + 1)]
@@ -183,12 +188,12 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _kept(path: Path | None) -> nn.Module | None:
-    """Return the network of a stage that was finished before, None where there is none; a damaged file is set aside."""
+    """Return the network of a stage that was finished before, None where there is none; another file is set aside."""
     if path is None or not path.exists():
         return None
     try:
         return load_packed(path)
-    except DamagedFileError:
+    except StorageError:  # damaged, empty, of another schema
         set_aside(path)
         return None
 

@@ -22,7 +22,7 @@ from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import best_trial, quiet_optuna
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError, TrainingError, check_number, check_whole_number
+from kd_lab.errors import ParameterError, StorageError, TrainingError, check_number, check_whole_number
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, mean_cross_entropy
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.plots import plain_log
@@ -168,7 +168,7 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
     arguments goes on where it was stopped.
     """
     settings = {"seed": seed, **settings}
-    check_recipe("search_recipe", model, name, teacher, data, settings)
+    check_recipe("search_recipe", model, name, teacher, data, settings, folder)
     budget = _check_budget(most_bytes, most_lost)
     check_whole_number("search_recipe", "runs", runs, "[1, 1000]")
     check_number("search_recipe", "minutes", minutes, "(0, 10000]")
@@ -182,8 +182,8 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
     try:
         for trial in _in_time(proposed, runs, 60 * minutes, settings.get("progress", True)):
             trials += [trial] if trial else []
-    except KeyboardInterrupt:
-        print(f"Interrupted; {len(trials)} of {runs} trials are done.")
+    except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
+        print(f"{str(error) or 'Interrupted'}; {len(trials)} of {runs} trials are done.")
         if not trials:
             raise
     if not trials:

@@ -120,6 +120,9 @@ class Share:
         return _halve(fine_tune(shared, self.epochs))
 
 
+BY_LAYER = Prune, PruneUnits, Quantize, Share  # whose settings may be a dict, by the names of layers
+
+
 def with_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose weights of zero are masked, so that training leaves them zero."""
     return _without_others(copy.deepcopy(model), {name: layer.weight != 0

@@ -143,6 +143,8 @@ def _filled(name: str, form: Form, tensors: dict[str, Tensor]) -> nn.Module:
         shapes = [tuple(state[key].shape) if key in state else "absent" for state in (expected, tensors)]
         if shapes[0] != shapes[1]:
             raise ParameterError(f"Its tensor {key!r} must be {shapes[0]} to fit the others. Got {shapes[1]}.")
+        if tensors[key].dtype != expected[key].dtype:
+            raise ParameterError(f"Its tensor {key!r} must be of {expected[key].dtype}. Got {tensors[key].dtype}.")
     model.load_state_dict(tensors)
     return model
 
