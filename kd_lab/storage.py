@@ -16,6 +16,7 @@ import pooch
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import Tensor
 
 from kd_lab.errors import DamagedFileError, StorageError
@@ -41,6 +42,8 @@ def write_safely(path: Path, content: bytes) -> None:
 
     A StorageError says how much room is missing where the disk is full; the old file is then untouched.
     """
+    if not path.name or "\0" in str(path):
+        raise StorageError(f"{str(path)!r:.80} can't be the path of a file.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,9 +171,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise StorageError(f"{path} can't be read: {error.strerror}.") from error
     _check_digest(content, header["sha256"], path)  # first, since its rule is the same in every schema
     _check_schema(header, path)
-    tensors = safetensors.torch.load(content)
+    try:
+        tensors, metadata = safetensors.torch.load(content), json.loads(header["metadata"])
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise StorageError(f"{path} was not saved by kd_lab: its tensors or metadata can't be read.") from error
+    if not isinstance(metadata, dict):
+        raise StorageError(f"{path} was not saved by kd_lab: its metadata is {metadata!r:.40}, no dict.")
     _refuse_non_finite(path, tensors)
-    return tensors, json.loads(header["metadata"])
+    return tensors, metadata
 
 
 def check_shapes(path: Path, what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
@@ -207,7 +215,7 @@ def _check_schema(header: dict, path: Path) -> None:
 
 
 def _check_digest(content: bytes, digest: str, path: Path) -> None:
-    blank = content.replace(str(digest).encode(), NO_DIGEST.encode(), 1)
+    blank = content.replace(str(digest).encode(errors="replace"), NO_DIGEST.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != digest:
         raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one it was saved with.")
 

@@ -200,6 +200,7 @@ def test_weights_too_large_for_half_precision_stay_as_they_are():
     (lambda: pack(build_model("cnn"), "lenet300"), "pack(): 'model' must be a pruned lenet300"),
     (lambda: pack(build_model("cnn"), "cnn", "rang"), "Did you mean 'range'?"),
     (lambda: save_packed("file", build_model("cnn"), "cnn", "rang"), "save_packed(): 'coder' must be one of"),
+    (lambda: save_packed(None, build_model("cnn"), "cnn"), "'path' must be the path of a file. Got None."),
     (lambda: pack(build_model("cnn").double(), "cnn"), "'0.weight' must be of torch.float32. Got torch.float64."),
     (lambda: pack(build_model("mlp128").bfloat16(), "mlp128"), "must be of torch.float32. Got torch.bfloat16."),
     (lambda: pack(torch_pruned(), "mlp128"), "Did torch.nn.utils.prune mask it? Call its remove() first."),

@@ -1,12 +1,14 @@
 """Files are whole or absent, damage is refused, and one process at a time makes a file."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import struct
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -15,7 +17,7 @@ import torch
 from benchmarks.faults import fork, kill_during_saves
 from kd_lab import storage
 from kd_lab.errors import DamagedFileError, StorageError
-from kd_lab.storage import cache_key, load_tensors, lock, save_tensors, set_aside, writable, write_safely
+from kd_lab.storage import NO_DIGEST, cache_key, load_tensors, lock, save_tensors, set_aside, writable, write_safely
 
 TENSORS = {"weight": torch.randn(20, 30), "steps": torch.tensor(7)}
 
@@ -91,6 +93,50 @@ def test_a_foreign_safetensors_file_is_named_as_such(tmp_path):
     safetensors.torch.save_file(TENSORS, tmp_path / "other.safetensors")
     with pytest.raises(DamagedFileError, match="was not saved by kd_lab"):
         load_tensors(tmp_path / "other.safetensors")
+
+
+def forged(path, tensors, metadata):
+    """Write a file with a right digest, whatever else it says."""
+    header = {"__metadata__": {"schema": "1", "sha256": NO_DIGEST, "metadata": metadata}, **tensors}
+    text = json.dumps(header).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(8)
+    digest = hashlib.sha256(content).hexdigest()
+    path.write_bytes(content.replace(NO_DIGEST.encode(), digest.encode(), 1))
+
+
+FINE = {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(("tensors", "metadata", "part"), [
+    ({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "{}", "can't be read"),
+    ({"x": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}, "{}", "can't be read"),
+    (FINE, "{", "can't be read"), (FINE, "[" * 100_000, "can't be read"), (FINE, "null", "its metadata is None"),
+])
+def test_nonsense_behind_a_right_digest_is_refused(path, tensors, metadata, part):
+    forged(path, FINE, '{"seed": 3}')
+    assert load_tensors(path)[1] == {"seed": 3}
+    forged(path, tensors, metadata)
+    with pytest.raises(StorageError, match=part):
+        load_tensors(path)
+
+
+def test_a_digest_that_is_no_text_is_refused(path):
+    content = path.read_bytes()
+    start = content.index(b'"sha256":"') + len(b'"sha256":"')
+    path.write_bytes(content[:start] + b"\\ud800" + b"0" * 58 + content[start + 64:])
+    with pytest.raises(DamagedFileError):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b"])
+def test_what_is_no_path_of_a_file_is_named(name):
+    with pytest.raises(StorageError, match="can't be the path of a file"):
+        write_safely(Path(name), b"")
+
+
+def test_any_name_is_fine(tmp_path):
+    write_safely(tmp_path / "a**[b.kdz", b"x")
+    assert [each.name for each in tmp_path.iterdir()] == ["a**[b.kdz"]
 
 
 def test_a_newer_schema_names_both_versions(tmp_path, monkeypatch):

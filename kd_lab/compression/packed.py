@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_lab.compression.huffman import HuffmanReader, HuffmanWriter
 from kd_lab.compression.range_coder import RangeReader, RangeWriter
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind
 from kd_lab.models import MODELS
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning import Form, build_form, form_of
@@ -32,6 +32,7 @@ TABLE = 256  # values; of more, each weight has its own
 
 def save_packed(path: Path, model: nn.Module, name: str, coder: str = "range") -> None:
     """Save a network of the kit, pruned, quantized, shared or not, in as few bytes as `pack` finds for it."""
+    check_kind("save_packed", "path", path, (str, Path), "the path of a file")
     write_safely(Path(path), pack(model, name, coder, "save_packed"))
 
 
