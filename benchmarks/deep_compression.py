@@ -48,9 +48,9 @@ def rounded(*bits: int) -> list[Stage]:
 
 ENDS = {"lenet300": [[Share(2, 20)], [Share(3, 20)], [Share(4, 20)], *([Share(by_layer(*bits), 30, 2)] for bits in (
             (2, 2, 4), (2, 3, 4), (3, 4, 4))), rounded(2, 3, 4), rounded(3, 3, 4)],
-        "lenet5": [rounded(4, 3, 3, 4), rounded(5, 4, 4, 5)]}
+        "lenet5": [rounded(4, 3, 3, 4), rounded(5, 4, 4, 5), rounded(4, 3, 4, 4)]}
 WAYS = [("lenet300", "taught", 0), ("lenet300", "plain", 2),  # without the first two ends, which are not chosen
-        ("lenet5", "taught", 0)]
+        ("lenet5", "taught", 0), ("lenet5", "plain", 0)]
 RECIPES = {(network, way): [[*BEGIN[network], *end] for end in ENDS[network][first:]] for network, way, first in WAYS}
 
 

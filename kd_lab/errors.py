@@ -57,7 +57,7 @@ def check_choice(function: str, argument: str, value: object, choices: list[str]
     """Raise a ParameterError, naming the closest choice, unless `value` is one of `choices`."""
     if isinstance(value, str) and value in choices:
         return
-    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4) if isinstance(value, str) else []
+    close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4) if value is not None else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ParameterError(_sentence(function, argument, f"one of {', '.join(choices)}", value) + hint)
 

@@ -148,7 +148,7 @@ def test_an_error_is_shown_in_words(panel, monkeypatch):
 @pytest.mark.parametrize("arguments, part", [
     (("model", None, "1"), "LeastSquaresPanel(): 'model' must be a network"),
     ((nn.ReLU(), None, "1"), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), "mnist", "1"), "'data' must be what load_mnist() gives. Got str."),
+    ((build_model("mlp128"), "mnist", "1"), "'data' must be what load_mnist() gives. Got 'mnist'."),
     ((build_model("mlp128"), None, "2"), "'layer' must be one of 1, 3. Got '2'"),
     ((nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), None, "1"), "the labels must be 0 to 4"),
 ])

@@ -293,7 +293,7 @@ def with_nan():
 @pytest.mark.parametrize("arguments, expected", [
     (("mlp128", None), "Did you mean load_trained(name)?"),
     ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple."), ((with_nan(), None), "NaN or infinite")])
+    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."), ((with_nan(), None), "NaN or infinite")])
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, expected, part):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:

@@ -196,7 +196,7 @@ def with_nan():
 
 @pytest.mark.parametrize("arguments, part", [
     (("mlp128", None), "Did you mean load_trained(name)?"), ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got tuple."), ((with_nan(), None), "NaN or infinite"),
+    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."), ((with_nan(), None), "NaN or infinite"),
     ((nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), None), "they are the network's answers")])
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part, mnist):
     before = count_widgets()
