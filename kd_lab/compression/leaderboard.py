@@ -77,8 +77,9 @@ class Leaderboard:
         entries = [(entry.label, entry.bytes, entry.error) for entry in self.entries]
         for points, form, label in ((papers, "x", "published"), (entries, "o", "files here, with 95 % interval")):
             axes.plot([size for _, size, _ in points], [error for *_, error in points], form, label=label)
-            for text, size, error in points:
-                axes.annotate(text, (size, error), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for place, (text, size, error) in enumerate(sorted(papers, key=lambda point: point[1]) + entries):
+            up = 4 if place % 2 and place < len(papers) else -11  # so that neighbours don't cover each other
+            axes.annotate(text, (size, error), xytext=(5, up), textcoords="offset points", fontsize=8)
         for entry in self.entries:
             axes.plot([entry.bytes] * 2, [100 - 100 * end for end in entry.accuracy.interval], color="C1")
         axes.set(xscale="log", xlabel="bytes of the file", ylabel="test error, %", title=self.network)
