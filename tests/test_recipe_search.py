@@ -122,16 +122,21 @@ def test_it_ends_in_time(start, monkeypatch):
     assert 1 <= len(found.trials) <= 3  # of 0.3 s and what the sampler takes, in a second
 
 
+def in_turn(*ends):
+    """Return what stands for `_try`: it returns or raises one after another."""
+    left = iter(ends)
+
+    def try_next(*_arguments):
+        found = next(left)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return try_next
+
+
 def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys):
-    ends = iter([trial(100, 900), trial(90, 800)])
-
-    def interrupted(*_arguments):
-        try:
-            return next(ends)
-        except StopIteration:
-            raise KeyboardInterrupt from None
-
-    monkeypatch.setattr(search_module, "_try", interrupted)
+    monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), trial(90, 800), *[KeyboardInterrupt()] * 2))
     found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
     assert [each.bytes for each in found.trials] == [100, 90]
     assert "Interrupted; 2 of 9 trials are done." in capsys.readouterr().out
@@ -140,33 +145,18 @@ def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys)
 
 
 def test_a_full_disk_ends_the_search_with_the_trials_that_are_done(start, monkeypatch, capsys):
-    ends = iter([trial(100, 900), StorageError("1 MB is needed")])
-
-    def full(*_arguments):
-        found = next(ends)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    monkeypatch.setattr(search_module, "_try", full)
+    monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), StorageError("1 MB is needed")))
     found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
     assert [each.bytes for each in found.trials] == [100]
     assert "1 MB is needed; 1 of 9 trials are done." in capsys.readouterr().out
 
 
 def test_a_trial_that_diverges_is_left_out_and_the_search_goes_on(start, monkeypatch, capsys):
-    made = iter([trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800)])
-
-    def sometimes(*_arguments):
-        found = next(made)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    monkeypatch.setattr(search_module, "_try", sometimes)
+    monkeypatch.setattr(search_module, "_try",
+                        in_turn(trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800)))
     found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=3, **SETTINGS)
     assert [each.bytes for each in found.trials] == [100, 90] and "the loss became NaN" in capsys.readouterr().out
-    made = iter([TrainingError("NaN")] * 2)
+    monkeypatch.setattr(search_module, "_try", in_turn(*[TrainingError("NaN")] * 2))
     with pytest.raises(TrainingError, match="every trial diverged"):
         search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=2, **SETTINGS)
 
