@@ -112,6 +112,18 @@ def test_the_picture_shows_every_trial_the_hand_set_one_the_best_and_the_budget(
     assert list(budget.get_xdata()) == [4000, 4000]
 
 
+def test_each_trial_is_taught_as_it_says(start, monkeypatch):
+    asked, run_stages = [], search_module.run_stages
+
+    def listened(*arguments):
+        asked.append(dict(temperature=arguments[4], alpha=arguments[5]))
+        return run_stages(*arguments)
+
+    monkeypatch.setattr(search_module, "run_stages", listened)
+    found = search_recipe(start, "mlp128", start, SMALL, most_bytes=4000, runs=3, steps_per_epoch=1, **SETTINGS)
+    assert [each.teaching for each in found.trials] == asked and asked[0] != asked[1] != asked[2]
+
+
 def test_it_ends_in_time(start, monkeypatch):
     def slow(*_arguments):
         time.sleep(0.3)

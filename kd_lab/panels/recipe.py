@@ -121,7 +121,7 @@ class RecipePanel(Panel):
     def _table(self, answer: RecipeAnswer) -> str:
         """Return what the dense network and both others are by now."""
         labels = self._data.validation.labels
-        last = min(len(answer.taught), len(answer.plain)) - 1  # the stage that both have behind them
+        last = len(answer.plain) - 1  # the stage that both have behind them, since the taught one goes first
         dense, taught, plain = steps = self._start, answer.taught[last], answer.plain[last]
         to_dense = [Comparison(step.answers, dense.answers, labels) for step in steps]
         to_plain = Comparison(taught.answers, plain.answers, labels).difference
