@@ -12,6 +12,7 @@ from kd_lab.evaluation import (
     Accuracy,
     PairedDifference,
     accuracy,
+    mean_cross_entropy,
     mean_interval,
     paired_difference,
     predict_classes,
@@ -29,6 +30,12 @@ def test_the_accuracy_interval_is_wilsons(correct, count):
     result = Accuracy(correct, count)
     assert result.value == p
     assert result.interval == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+def test_the_mean_cross_entropy_is_minus_the_log_of_what_the_label_was_given():
+    model, images, labels = build_model("mlp128"), torch.randn(300, 1, 28, 28), torch.randint(10, (300,))
+    given = predict(model, images).double().softmax(1)[range(300), labels]
+    assert mean_cross_entropy(model.train(), (images, labels, labels)) == pytest.approx(-given.log().mean().item())
 
 
 def test_wilson_agrees_with_newcombes_example():

@@ -126,6 +126,9 @@ def sealed(line, coded=b"", schema=b"2"):
     (sealed(b"mlp128 huffman\n", np.packbits(np.frombuffer(
         b"000000010" + f"{1:024b}".encode() + b"0" * 327, np.uint8) - ord("0")).tobytes() + bytes(40_000)),
      StorageError, "The bits are no code"),
+    (sealed(b"mlp128 huffman\n", np.packbits(np.frombuffer(
+        b"000000001" + b"1" * 24 + b"00001" + b"0" * 322, np.uint8) - ord("0")).tobytes() + bytes(3_000_000)),
+     StorageError, "more symbols than places"),
 ])
 def test_a_file_that_is_not_ours_is_refused_in_words_within_a_second(content, kind, part, tmp_path):
     (tmp_path / "model.kdz").write_bytes(content)

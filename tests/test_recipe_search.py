@@ -151,16 +151,16 @@ def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys)
     monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), trial(90, 800), *[KeyboardInterrupt()] * 2))
     found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
     assert [each.bytes for each in found.trials] == [100, 90]
-    assert "Interrupted; 2 of 9 trials are done." in capsys.readouterr().out
+    assert "Interrupted. 2 of 9 trials are done." in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
 
 
 def test_a_full_disk_ends_the_search_with_the_trials_that_are_done(start, monkeypatch, capsys):
-    monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), StorageError("1 MB is needed")))
+    monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), StorageError("1 MB is needed.")))
     found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
     assert [each.bytes for each in found.trials] == [100]
-    assert "1 MB is needed; 1 of 9 trials are done." in capsys.readouterr().out
+    assert "1 MB is needed. 1 of 9 trials are done." in capsys.readouterr().out
 
 
 def test_a_trial_that_diverges_is_left_out_and_the_search_goes_on(start, monkeypatch, capsys):

@@ -99,13 +99,15 @@ class HuffmanReader:
         codes = np.zeros(shape, dtype=int)
         if size == 1:
             return codes
-        gaps = self._symbols(SKIP + 1)
+        gaps = self._symbols(SKIP + 1, codes.size)
         places = np.cumsum(np.where(gaps == SKIP, SKIP, gaps + 1)) - 1  # a skip is SKIP zeros and no weight
-        codes.ravel()[places[gaps < SKIP]] = self._symbols(size - 1) + 1
+        codes.ravel()[places[gaps < SKIP]] = self._symbols(size - 1, codes.size) + 1
         return codes
 
-    def _symbols(self, size: int) -> np.ndarray:
+    def _symbols(self, size: int, most: int) -> np.ndarray:
         (count,) = self.uniform(1, MOST)
+        if count > most:
+            raise ValueError("There are more symbols than places.")
         symbols = canonical_codes(self.uniform(size, LONGEST + 1))
         return np.array([self._symbol(symbols) for _ in range(count)], dtype=int)
 

@@ -183,7 +183,7 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
         for trial in _in_time(proposed, runs, 60 * minutes, settings.get("progress", True)):
             trials += [trial] if trial else []
     except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
-        print(f"{str(error) or 'Interrupted'}; {len(trials)} of {runs} trials are done.")
+        print(f"{str(error) or 'Interrupted.'} {len(trials)} of {runs} trials are done.")
         if not trials:
             raise
     if not trials:
