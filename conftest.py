@@ -50,8 +50,9 @@ def pytest_collection_modifyitems(items):
 
 def run_again(notebook, cell):
     """Return the second run of a cell."""
-    again = SecondRun.from_parent(notebook, name=f"{cell.name} again", cell_num=cell.cell_num, cell=cell.cell,
-                                  options=cell.options)
+    again = SecondRun.from_parent(
+        notebook, name=f"{cell.name} again", cell_num=cell.cell_num, cell=cell.cell, options=cell.options
+    )
     again.first = cell
     return again
 

@@ -32,8 +32,13 @@ GRID = [(temperature, alpha) for temperature in TEMPERATURES for alpha in (0.0, 
 
 def gains(data: Mnist) -> dict:
     """Return for each number of images and each seed the errors of a student on labels and at each temperature."""
-    return {"teacher": TEACHER, "width": WIDTH, "temperatures": TEMPERATURES, "alpha": ALPHA,
-            "images": {str(images): [gains_of(images, seed, data) for seed in SEEDS] for images in IMAGES}}
+    return {
+        "teacher": TEACHER,
+        "width": WIDTH,
+        "temperatures": TEMPERATURES,
+        "alpha": ALPHA,
+        "images": {str(images): [gains_of(images, seed, data) for seed in SEEDS] for images in IMAGES},
+    }
 
 
 def gains_of(images: int, seed: int, data: Mnist) -> dict[str, dict]:
@@ -51,23 +56,36 @@ def student_of(images: int, seed: int, data: Mnist) -> Callable[[float, float], 
     part, validation = with_answers(teacher, data.train[:images]), with_answers(teacher, data.validation)
 
     def fit(temperature: float, alpha: float) -> nn.Module:
-        return train(small_student(WIDTH, seed), part, DistillationLoss(temperature, alpha), validation=validation,
-                     seed=seed, progress=False, **student_recipe(images))[0]
+        return train(
+            small_student(WIDTH, seed),
+            part,
+            DistillationLoss(temperature, alpha),
+            validation=validation,
+            seed=seed,
+            progress=False,
+            **student_recipe(images),
+        )[0]
 
     return fit
 
 
 def search(data: Mnist) -> dict:
     """Return for each seed the setting that a grid and a search choose on validation images, and its errors."""
-    return {"images": SEARCHED_IMAGES, "grid_runs": len(GRID), "search_runs": RUNS,
-            "seeds": [search_of(seed, data) for seed in SEEDS]}
+    return {
+        "images": SEARCHED_IMAGES,
+        "grid_runs": len(GRID),
+        "search_runs": RUNS,
+        "seeds": [search_of(seed, data) for seed in SEEDS],
+    }
 
 
 def search_of(seed: int, data: Mnist) -> dict[str, dict]:
     """Return what one seed chooses in both ways."""
     fit = student_of(SEARCHED_IMAGES, seed, data)
-    found = {"grid": [try_setting(fit, *setting, data.validation) for setting in GRID],
-             "searched": search_settings(fit, data.validation, runs=RUNS, seed=seed)}
+    found = {
+        "grid": [try_setting(fit, *setting, data.validation) for setting in GRID],
+        "searched": search_settings(fit, data.validation, runs=RUNS, seed=seed),
+    }
     chosen = {way: choice(best_trial(trials), fit, data) for way, trials in found.items()}
     print(f"seed {seed}: {chosen}", flush=True)
     return chosen
@@ -75,8 +93,11 @@ def search_of(seed: int, data: Mnist) -> dict[str, dict]:
 
 def choice(trial: Trial, fit: Callable[[float, float], nn.Module], data: Mnist) -> dict[str, float]:
     """Return a setting and the errors of its student."""
-    return {"temperature": round(trial.temperature, 2), "alpha": round(trial.alpha, 2),
-            **scores(fit(trial.temperature, trial.alpha), data)}
+    return {
+        "temperature": round(trial.temperature, 2),
+        "alpha": round(trial.alpha, 2),
+        **scores(fit(trial.temperature, trial.alpha), data),
+    }
 
 
 def score_gains(recorded: dict) -> dict[str, float]:
@@ -87,8 +108,11 @@ def score_gains(recorded: dict) -> dict[str, float]:
         best = min(found, key=partial(validation_error, seeds))
         rows += [[images, t, *interval, "chosen" if t == best else ""] for t, interval in found.items()]
         name = "all" if int(images) == max(IMAGES) else images
-        figures |= {f"distillation.gain_points_{name}": found[best][0], f"distillation.gain_low_{name}": found[best][1],
-                    f"distillation.temperature_{name}": float(best)}
+        figures |= {
+            f"distillation.gain_points_{name}": found[best][0],
+            f"distillation.gain_low_{name}": found[best][1],
+            f"distillation.temperature_{name}": float(best),
+        }
     print(tabulate(rows, ["images", "T", "points gained", "from", "to (95 %)", "on validation images"], floatfmt=".2f"))
     return figures
 
@@ -107,6 +131,8 @@ def gain(seeds: list[dict], way: str) -> tuple[float, float, float]:
 def score_search(recorded: dict) -> dict[str, float]:
     """Print and return the mean test error of the settings that the grid and the search chose."""
     found = {way: mean(seed[way]["test_error"] for seed in recorded["seeds"]) for way in ("grid", "searched")}
-    print(f"test error of what {recorded['grid_runs']} runs on a grid chose: {found['grid']:.2f} %; "
-          f"{recorded['search_runs']} runs of a search: {found['searched']:.2f} %")
+    print(
+        f"test error of what {recorded['grid_runs']} runs on a grid chose: {found['grid']:.2f} %; "
+        f"{recorded['search_runs']} runs of a search: {found['searched']:.2f} %"
+    )
     return {f"distillation.{way}_error": error for way, error in found.items()}

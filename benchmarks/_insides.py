@@ -23,25 +23,39 @@ from kd_lab.training import train
 WATCHED = 1000  # validation images to choose the epoch by
 STEPS = {"epochs": 8, "batch_size": 50, "progress": False}
 PAIRS = {  # the fewer images, the hotter
-    "thin_mlp": {"teacher": "lenet300", "temperatures": {"500": 20.0, "2000": 8.0, "10000": 4.0},
-                 "steps_per_epoch": {"500": 40, "2000": 80, "10000": 200}, "settings": {**STEPS, "learning_rate": 5e-3},
-                 "ways": {
-        "hint 2": {"student_layer": "2", "teacher_layer": "2", "weight": 1.0},
-        "hint 4": {"student_layer": "4", "teacher_layer": "4", "weight": 1.0},
-        "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 3000.0},
-        "similarity 4": {"student_layer": "4", "teacher_layer": "4", "kind": "similarity", "weight": 3000.0},
-        "two stages 2": {"student_layer": "2", "teacher_layer": "2"},
-        "two stages 4": {"student_layer": "4", "teacher_layer": "4"}}},
-    "thin_cnn": {"teacher": "cnn", "temperatures": {"500": 20.0}, "steps_per_epoch": {"500": 60},
-                 "settings": {**STEPS, "learning_rate": 2e-2}, "ways": {
-        "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 1.0},
-        "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 3.0},
-        "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 1000.0},
-        "similarity 5": {"student_layer": "5", "teacher_layer": "5", "kind": "similarity", "weight": 1000.0},
-        "similarity 8": {"student_layer": "5", "teacher_layer": "8", "kind": "similarity", "weight": 1000.0},
-        "two stages 5": {"student_layer": "5", "teacher_layer": "5"}}}}
-ITSELF = {"few": {**STEPS, "steps_per_epoch": 40, "learning_rate": 3e-3},
-          "all": {"epochs": 6, "batch_size": 128, "learning_rate": 3e-3, "weight_decay": 0.2, "progress": False}}
+    "thin_mlp": {
+        "teacher": "lenet300",
+        "temperatures": {"500": 20.0, "2000": 8.0, "10000": 4.0},
+        "steps_per_epoch": {"500": 40, "2000": 80, "10000": 200},
+        "settings": {**STEPS, "learning_rate": 5e-3},
+        "ways": {
+            "hint 2": {"student_layer": "2", "teacher_layer": "2", "weight": 1.0},
+            "hint 4": {"student_layer": "4", "teacher_layer": "4", "weight": 1.0},
+            "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 3000.0},
+            "similarity 4": {"student_layer": "4", "teacher_layer": "4", "kind": "similarity", "weight": 3000.0},
+            "two stages 2": {"student_layer": "2", "teacher_layer": "2"},
+            "two stages 4": {"student_layer": "4", "teacher_layer": "4"},
+        },
+    },
+    "thin_cnn": {
+        "teacher": "cnn",
+        "temperatures": {"500": 20.0},
+        "steps_per_epoch": {"500": 60},
+        "settings": {**STEPS, "learning_rate": 2e-2},
+        "ways": {
+            "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 1.0},
+            "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 3.0},
+            "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 1000.0},
+            "similarity 5": {"student_layer": "5", "teacher_layer": "5", "kind": "similarity", "weight": 1000.0},
+            "similarity 8": {"student_layer": "5", "teacher_layer": "8", "kind": "similarity", "weight": 1000.0},
+            "two stages 5": {"student_layer": "5", "teacher_layer": "5"},
+        },
+    },
+}
+ITSELF = {
+    "few": {**STEPS, "steps_per_epoch": 40, "learning_rate": 3e-3},
+    "all": {"epochs": 6, "batch_size": 128, "learning_rate": 3e-3, "weight_decay": 0.2, "progress": False},
+}
 PRUNED = {**STEPS, "steps_per_epoch": 40, "learning_rate": 1e-3}
 NEW_HAND = {**STEPS, "epochs": 5, "steps_per_epoch": 40}
 SPARSITY, STRENGTHS = 0.95, (0.0, 1e-4, 1e-3, 1e-2)
@@ -50,15 +64,29 @@ TRADES = [(1e-3, strength) for strength in (0.0, 1e-4, 3e-4, 1e-3, 3e-3)] + [(ra
 
 def thin_mlp(seed: int) -> nn.Module:
     """Build 784-30-30-10: a tenth of lenet300."""
-    return _seeded(seed, lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 30),
-                                               nn.ReLU(), nn.Linear(30, 10)))
+    return _seeded(
+        seed,
+        lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 10)
+        ),
+    )
 
 
 def thin_cnn(seed: int) -> nn.Module:
     """Build a quarter of cnn's channels and none of its 128 units; its layers 0 to 5 have cnn's heights and widths."""
-    return _seeded(seed, lambda: nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.MaxPool2d(2),
-        nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 10)))
+    return _seeded(
+        seed,
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(4, 8, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 7 * 7, 10),
+        ),
+    )
 
 
 def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
@@ -72,33 +100,51 @@ STUDENTS = {"thin_mlp": thin_mlp, "thin_cnn": thin_cnn}
 
 def insides_campaign(data: Mnist) -> dict:
     """Return the settings and, for each seed, the errors of every way to teach."""
-    return {"pairs": PAIRS, "itself": ITSELF, "pruned": {"sparsity": SPARSITY, **PRUNED},
-            "new_hand": NEW_HAND, "watched": WATCHED, "seeds": [insides_seed(seed, data) for seed in SEEDS]}
+    return {
+        "pairs": PAIRS,
+        "itself": ITSELF,
+        "pruned": {"sparsity": SPARSITY, **PRUNED},
+        "new_hand": NEW_HAND,
+        "watched": WATCHED,
+        "seeds": [insides_seed(seed, data) for seed in SEEDS],
+    }
 
 
 def insides_seed(seed: int, data: Mnist) -> dict:
     """Return what one seed comes to in every part."""
-    return {**{name: {count: teach(name, seed, int(count), data) for count in pair["temperatures"]}
-               for name, pair in PAIRS.items()},
-            "itself": {"500": itself_few(seed, data), "55000": itself_all(seed, data)},
-            "pruned": pruned(seed, data), "new_hand": new_hand(seed, data)}
+    return {
+        **{
+            name: {count: teach(name, seed, int(count), data) for count in pair["temperatures"]}
+            for name, pair in PAIRS.items()
+        },
+        "itself": {"500": itself_few(seed, data), "55000": itself_all(seed, data)},
+        "pruned": pruned(seed, data),
+        "new_hand": new_hand(seed, data),
+    }
 
 
 def few(seed: int, count: int, data: Mnist) -> Split:
     """Return the training images of a seed; no two seeds share one."""
-    return data.train[seed * count:(seed + 1) * count]
+    return data.train[seed * count : (seed + 1) * count]
 
 
 def teach(name: str, seed: int, count: int, data: Mnist) -> dict[str, dict]:
     """Return how well a thin student reads that learned from labels, from answers, and from insides of each kind."""
     pair, images = PAIRS[name], few(seed, count, data)
     student, teacher = STUDENTS[name](seed), load_trained(pair["teacher"])
-    settings = {**pair["settings"], "steps_per_epoch": pair["steps_per_epoch"][str(count)], "seed": seed,
-                "validation": data.validation[:WATCHED]}
+    settings = {
+        **pair["settings"],
+        "steps_per_epoch": pair["steps_per_epoch"][str(count)],
+        "seed": seed,
+        "validation": data.validation[:WATCHED],
+    }
     asked = {"temperature": pair["temperatures"][str(count)]}
     answered = partial(distil, teacher=teacher, data=images, **asked, **settings)
-    models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "answers": answered(student)[0],
-              "answers, twice as long": answered(student, epochs=2 * settings["epochs"])[0]}  # two stages are as long
+    models = {
+        "labels": train(student, images, F.cross_entropy, **settings)[0],
+        "answers": answered(student)[0],
+        "answers, twice as long": answered(student, epochs=2 * settings["epochs"])[0],
+    }  # two stages are as long
     for way, layers in pair["ways"].items():
         if way.startswith("two stages"):
             models[way], _ = answered(train_on_hints(student, teacher, images, **layers, **settings)[0])
@@ -114,9 +160,12 @@ def itself_few(seed: int, data: Mnist) -> dict[str, dict]:
     images, settings = few(seed, 500, data), {**ITSELF["few"], "validation": data.validation[:WATCHED], "seed": seed}
     student = build_model("mlp128", seed + 1)  # seed 0 is where the trained one began
     own, _ = train(build_model("mlp128", seed + 11), images, F.cross_entropy, **settings)
-    models = {"labels": train(student, images, F.cross_entropy, **settings)[0], "teacher": own,
-              "taught by its like": distil(student, own, images, **settings)[0],
-              "taught by one that saw all": distil(student, load_trained("mlp128"), images, **settings)[0]}
+    models = {
+        "labels": train(student, images, F.cross_entropy, **settings)[0],
+        "teacher": own,
+        "taught by its like": distil(student, own, images, **settings)[0],
+        "taught by one that saw all": distil(student, load_trained("mlp128"), images, **settings)[0],
+    }
     return {way: scores(model, data) for way, model in models.items()}
 
 
@@ -124,17 +173,27 @@ def itself_all(seed: int, data: Mnist) -> dict[str, dict]:
     """Return how well mlp128 reads after all images, by labels and taught by a trained mlp128."""
     settings = {**ITSELF["all"], "validation": data.validation, "seed": seed}
     student, teacher = build_model("mlp128", seed + 1), load_trained("mlp128")
-    models = {"labels": train(student, data.train, F.cross_entropy, **settings)[0], "teacher": teacher,
-              "taught by its like": distil(student, teacher, data.train, **settings)[0]}
+    models = {
+        "labels": train(student, data.train, F.cross_entropy, **settings)[0],
+        "teacher": teacher,
+        "taught by its like": distil(student, teacher, data.train, **settings)[0],
+    }
     return {way: scores(model, data) for way, model in models.items()}
 
 
 def pruned(seed: int, data: Mnist) -> dict[str, dict]:
     """Return how well a pruned lenet300 reads when 500 images fine-tune it, held near the unpruned one or not."""
     teacher = load_trained("lenet300")
-    models = {str(strength): _held(prune(teacher, SPARSITY), teacher, strength, few(seed, 500, data),
-                                   {**PRUNED, "validation": data.validation[:WATCHED], "seed": seed})
-              for strength in STRENGTHS}
+    models = {
+        str(strength): _held(
+            prune(teacher, SPARSITY),
+            teacher,
+            strength,
+            few(seed, 500, data),
+            {**PRUNED, "validation": data.validation[:WATCHED], "seed": seed},
+        )
+        for strength in STRENGTHS
+    }
     return {strength: scores(model, data) for strength, model in models.items()}
 
 
@@ -142,10 +201,21 @@ def new_hand(seed: int, data: Mnist) -> list[dict]:
     """Return what lenet300 still reads of MNIST when it learns other hands, held where it was or learning slower."""
     teacher, hand, found = load_trained("lenet300"), load_optical_digits(), []
     for rate, strength in TRADES:
-        model = _held(teacher, teacher, strength, hand.train,
-                      {**NEW_HAND, "learning_rate": rate, "validation": hand.validation, "seed": seed})
-        found.append({"learning_rate": rate, "strength": strength, **scores(model, data),
-                      **{f"new_{part}": percent for part, percent in scores(model, hand).items()}})
+        model = _held(
+            teacher,
+            teacher,
+            strength,
+            hand.train,
+            {**NEW_HAND, "learning_rate": rate, "validation": hand.validation, "seed": seed},
+        )
+        found.append(
+            {
+                "learning_rate": rate,
+                "strength": strength,
+                **scores(model, data),
+                **{f"new_{part}": percent for part, percent in scores(model, hand).items()},
+            }
+        )
     return found
 
 

@@ -25,8 +25,13 @@ from kd_lab.panels.panel import VIEW
 
 START, RUN = 60, 120  # seconds, at most
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-           "--no-proxy-server"]
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-proxy-server",
+]
 # Lab's own command and model, since cells out of view are not in the page, and so neither are their prompts.
 RUN_ALL = """(seconds) => Promise.race([
   (async () => {
@@ -63,8 +68,17 @@ def lab(notebook: Path) -> Iterator[Page]:
 def server(root: Path, home: Path) -> Iterator[tuple[str, str]]:
     """Start JupyterLab on a free port, away from the user's settings and layout, and give its address and token."""
     token = secrets.token_hex()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root",
-               f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--allow-root",
+        f"--ServerApp.root_dir={root}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, env=environment(home, token), stdout=log, stderr=log)
         try:
@@ -78,8 +92,13 @@ def server(root: Path, home: Path) -> Iterator[tuple[str, str]]:
 
 def environment(home: Path, token: str) -> dict[str, str]:
     """Return the environment with the user's folders of Jupyter below `home`; the interpreter's own stay in use."""
-    names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
-             "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    names = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    }
     folders = {name: str(home / folder) for name, folder in names.items()}
     return {"IPYTHONDIR": str(home / "ipython"), **os.environ, **folders, "JUPYTER_TOKEN": token}
 
@@ -123,8 +142,10 @@ def find_browser() -> str:
     for name in BROWSERS:
         if path := shutil.which(name):
             return path
-    raise SetupError(f"No browser was found: none of {', '.join(BROWSERS)} is on the PATH. Install Chromium, on "
-                     "Debian and Ubuntu with: apt-get install chromium")
+    raise SetupError(
+        f"No browser was found: none of {', '.join(BROWSERS)} is on the PATH. Install Chromium, on "
+        "Debian and Ubuntu with: apt-get install chromium"
+    )
 
 
 def run_all(page: Page) -> dict:
@@ -142,9 +163,12 @@ def write_notebook(path: Path, *sources: str) -> Path:
 
 def find_cell(notebook: dict, kind: str) -> int:
     """Return the place of the first cell that shows a widget of this kind, as its text says."""
-    return next(place for place, cell in enumerate(notebook["cells"])
-                for data in (output.get("data", {}) for output in cell.get("outputs", []))
-                if VIEW in data and "".join(data["text/plain"]).startswith(kind))
+    return next(
+        place
+        for place, cell in enumerate(notebook["cells"])
+        for data in (output.get("data", {}) for output in cell.get("outputs", []))
+        if VIEW in data and "".join(data["text/plain"]).startswith(kind)
+    )
 
 
 def show_cell(page: Page, place: int) -> Locator:

@@ -15,8 +15,15 @@ from kd_lab.models import predict
 from kd_lab.training import Data, train
 
 SETTINGS = {"learning_rate": 2e-2, "weight_decay": 0.1, "batch_size": 512}
-RECIPE = {"depth": 8, "balance": 0.1, "balance_images": 128, "teacher": "cnn", "temperature": 2, "settings": SETTINGS,
-          "epochs": {"labels": 16, "moved": 8, "distilled": 8}}
+RECIPE = {
+    "depth": 8,
+    "balance": 0.1,
+    "balance_images": 128,
+    "teacher": "cnn",
+    "temperature": 2,
+    "settings": SETTINGS,
+    "epochs": {"labels": 16, "moved": 8, "distilled": 8},
+}
 MOVES = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels down and right
 
 
@@ -42,10 +49,18 @@ def tree_seed(seed: int, parts: dict[str, tuple[Data, Data]], data: Mnist) -> di
 
 def grow(seed: int, training: Data, validation: Data, epochs: int) -> nn.Module:
     """Return a soft tree that was trained on labels, or on probabilities."""
-    some = training[0][:RECIPE["balance_images"]]
-    return train(SoftTree(RECIPE["depth"], seed), training, F.cross_entropy, validation=validation, epochs=epochs,
-                 seed=seed, penalty=lambda tree: RECIPE["balance"] * balance_penalty(tree, some), progress=False,
-                 **SETTINGS)[0]
+    some = training[0][: RECIPE["balance_images"]]
+    return train(
+        SoftTree(RECIPE["depth"], seed),
+        training,
+        F.cross_entropy,
+        validation=validation,
+        epochs=epochs,
+        seed=seed,
+        penalty=lambda tree: RECIPE["balance"] * balance_penalty(tree, some),
+        progress=False,
+        **SETTINGS,
+    )[0]
 
 
 def transfer_sets(data: Mnist) -> dict[str, tuple[Data, Data]]:
@@ -55,7 +70,12 @@ def transfer_sets(data: Mnist) -> dict[str, tuple[Data, Data]]:
     """
     teacher = load_trained(RECIPE["teacher"])
     moved = torch.cat([data.train.images.roll(move, dims=(2, 3)) for move in MOVES])
-    answered = [(images, soft_targets(predict(teacher, images), RECIPE["temperature"]))
-                for images in (moved, data.validation.images)]
-    return {"labels": (data.train, data.validation), "distilled": tuple(answered),
-            "moved": ((moved, data.train.labels.repeat(len(MOVES))), data.validation)}
+    answered = [
+        (images, soft_targets(predict(teacher, images), RECIPE["temperature"]))
+        for images in (moved, data.validation.images)
+    ]
+    return {
+        "labels": (data.train, data.validation),
+        "distilled": tuple(answered),
+        "moved": ((moved, data.train.labels.repeat(len(MOVES))), data.validation),
+    }

@@ -29,11 +29,16 @@ def run() -> dict[str, float]:
     """Print the table, record it, and return mean, lowest and highest test error in percent."""
     networks = {name: measure(name) for name in RECIPES}
     record("baselines", {"seeds": list(SEEDS), "test_images": TEST_IMAGES, "networks": networks})
-    rows = [[name, mean(errors := network["test_error"]), min(errors), max(errors), network["published"],
-             network["source"]] for name, network in networks.items()]
+    rows = [
+        [name, mean(errors := network["test_error"]), min(errors), max(errors), network["published"], network["source"]]
+        for name, network in networks.items()
+    ]
     print(tabulate(rows, ["network", "mean error, %", "lowest", "highest", "published", "source"], floatfmt=".2f"))
-    return {f"baselines.{row[0]}.{figure}": value for row in rows
-            for figure, value in zip(("mean_error", "lowest_error", "highest_error"), row[1:4], strict=True)}
+    return {
+        f"baselines.{row[0]}.{figure}": value
+        for row in rows
+        for figure, value in zip(("mean_error", "lowest_error", "highest_error"), row[1:4], strict=True)
+    }
 
 
 def measure(name: str) -> dict:

@@ -163,11 +163,16 @@ def measure(panel: Watched) -> dict[str, float]:
     seconds, right = zip(*(settle(panel, key) for key in ROUNDS), strict=True)
     frames = paint(panel.picture, lambda: dance(panel))  # apart, since looking at every frame takes time
     log = panel.log
-    return {"browser.median_ms": median(times), "browser.p95_ms": quantiles(times, n=20)[-1],
-            "browser.settle_s": median(seconds), "browser.longest_settle_s": max(seconds),
-            "browser.wrong_answers": right.count(False), "browser.painted_frames": len(frames),
-            "browser.blank_frames": sum(map(is_blank, frames)) + log["resized"],
-            "browser.loading_frames": log["loading"]}
+    return {
+        "browser.median_ms": median(times),
+        "browser.p95_ms": quantiles(times, n=20)[-1],
+        "browser.settle_s": median(seconds),
+        "browser.longest_settle_s": max(seconds),
+        "browser.wrong_answers": right.count(False),
+        "browser.painted_frames": len(frames),
+        "browser.blank_frames": sum(map(is_blank, frames)) + log["resized"],
+        "browser.loading_frames": log["loading"],
+    }
 
 
 def dance(panel: Watched) -> None:

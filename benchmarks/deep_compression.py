@@ -37,8 +37,10 @@ def by_layer(*bits: int) -> dict[str, int]:
     return dict(zip("135" if len(bits) == 3 else "0379", bits, strict=True))
 
 
-BEGIN = {"lenet300": [PruneUnits(0.5, 8), Prune(0.967, 12, 8), FineTune(60)],
-         "lenet5": [PruneUnits({"0": 0.7, "3": 0.76, "7": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)]}
+BEGIN = {
+    "lenet300": [PruneUnits(0.5, 8), Prune(0.967, 12, 8), FineTune(60)],
+    "lenet5": [PruneUnits({"0": 0.7, "3": 0.76, "7": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)],
+}
 
 
 def rounded(*bits: int) -> list[Stage]:
@@ -46,11 +48,23 @@ def rounded(*bits: int) -> list[Stage]:
     return [Quantize(by_layer(*bits), 20), Share(by_layer(*bits), 10, 2)]
 
 
-ENDS = {"lenet300": [[Share(2, 20)], [Share(3, 20)], [Share(4, 20)], *([Share(by_layer(*bits), 30, 2)] for bits in (
-            (2, 2, 4), (2, 3, 4), (3, 4, 4))), rounded(2, 3, 4), rounded(3, 3, 4)],
-        "lenet5": [rounded(4, 3, 3, 4), rounded(5, 4, 4, 5), rounded(4, 3, 4, 4)]}
-WAYS = [("lenet300", "taught", 0), ("lenet300", "plain", 2),  # without the first two ends, which are not chosen
-        ("lenet5", "taught", 0), ("lenet5", "plain", 0)]
+ENDS = {
+    "lenet300": [
+        [Share(2, 20)],
+        [Share(3, 20)],
+        [Share(4, 20)],
+        *([Share(by_layer(*bits), 30, 2)] for bits in ((2, 2, 4), (2, 3, 4), (3, 4, 4))),
+        rounded(2, 3, 4),
+        rounded(3, 3, 4),
+    ],
+    "lenet5": [rounded(4, 3, 3, 4), rounded(5, 4, 4, 5), rounded(4, 3, 4, 4)],
+}
+WAYS = [
+    ("lenet300", "taught", 0),
+    ("lenet300", "plain", 2),  # without the first two ends, which are not chosen
+    ("lenet5", "taught", 0),
+    ("lenet5", "plain", 0),
+]
 RECIPES = {(network, way): [[*BEGIN[network], *end] for end in ENDS[network][first:]] for network, way, first in WAYS}
 
 
@@ -66,8 +80,13 @@ def run(rerun: bool) -> dict[str, float]:
         made = [load_results(NAME)[f"{network}_{way}_{seed}"] for seed in SEEDS]
         for target, most in TARGETS[network].items():
             found = score(network, way, choose(made, most), made, data)
-            reached[f"{network}_{way}_{target}"] = {"network": network, "way": way, "limit": most,
-                                                    "met": found["error"] <= most, **found}
+            reached[f"{network}_{way}_{target}"] = {
+                "network": network,
+                "way": way,
+                "limit": most,
+                "met": found["error"] <= most,
+                **found,
+            }
             figures |= named(network, way, target, found)
     if rerun:
         keep(NAME, "settings", {**SETTINGS, "learning_rate": RATES, "teacher": TEACHERS, "moves": MOVES})
@@ -85,14 +104,29 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
         return
     start, more = load_trained(network, seed), moved(data)
     teacher = load_trained(TEACHERS[network]) if way == "taught" else None
-    for place, stages in enumerate(recipes[len(found):], len(found)):
+    for place, stages in enumerate(recipes[len(found) :], len(found)):
         begun = time.process_time()
-        outcome = compress(start, network, teacher, more, stages, folder=cache_folder() / NAME / part, seed=seed,
-                           progress=False, learning_rate=RATES[network], **SETTINGS)
+        outcome = compress(
+            start,
+            network,
+            teacher,
+            more,
+            stages,
+            folder=cache_folder() / NAME / part,
+            seed=seed,
+            progress=False,
+            learning_rate=RATES[network],
+            **SETTINGS,
+        )
         save_packed(path_of(network, way, place, seed), outcome.model, network)
-        found.append({"stages": [[name, size, error(outcome.models[name], data.validation)]
-                                 for name, size in outcome.bytes.items()],
-                      "cpu_minutes": round((time.process_time() - begun) / 60, 2)})
+        found.append(
+            {
+                "stages": [
+                    [name, size, error(outcome.models[name], data.validation)] for name, size in outcome.bytes.items()
+                ],
+                "cpu_minutes": round((time.process_time() - begun) / 60, 2),
+            }
+        )
         print(part, found[-1], flush=True)
         with lock(cache_folder() / f"{NAME}.json"):  # seeds may be made side by side
             keep(NAME, part, {"dense": answers(start, data), "recipes": found})
@@ -102,7 +136,7 @@ def _recorded(part: str) -> list[dict]:
     """Return what was recorded of a seed: one recipe after another, as far as it came; refuse that of other stages."""
     known = load_results(NAME) if (RESULTS / f"{NAME}.json").exists() else {}
     found = known[part]["recipes"] if part in known else []
-    for place, stages in enumerate(RECIPES[tuple(part.split("_")[:2])][:len(found)]):
+    for place, stages in enumerate(RECIPES[tuple(part.split("_")[:2])][: len(found)]):
         if [name for name, *_ in found[place]["stages"][1:]] != [f"{nth} {each}" for nth, each in enumerate(stages, 1)]:
             raise ParameterError(f"results/{NAME}.json has other stages for recipe {place} of {part}. Delete it there.")
     return found
@@ -136,12 +170,16 @@ def score(network: str, way: str, place: int, made: list[dict], data: Mnist) -> 
     found = [answers(load_packed(path), data) for path in paths]
     sizes, errors = [path.stat().st_size for path in paths], [each["test_error"] for each in found]
     center, (low, high) = gain(found, [each["dense"] for each in made])
-    return {"files": path_of(network, way, place, 0).stem.removesuffix("_0"),
-            "ratio": 4 * count_parameters(build_model(network)) / mean(sizes), "bytes": mean(sizes),
-            "error": mean(errors), "range": f"{min(errors):.2f} to {max(errors):.2f}",
-            "validation error": mean(each["validation_error"] for each in found),
-            "points to dense": f"{center:+.2f} ({low:+.2f} to {high:+.2f})",
-            "CPU-minutes": max(_minutes(seed["recipes"], place) for seed in made)}
+    return {
+        "files": path_of(network, way, place, 0).stem.removesuffix("_0"),
+        "ratio": 4 * count_parameters(build_model(network)) / mean(sizes),
+        "bytes": mean(sizes),
+        "error": mean(errors),
+        "range": f"{min(errors):.2f} to {max(errors):.2f}",
+        "validation error": mean(each["validation_error"] for each in found),
+        "points to dense": f"{center:+.2f} ({low:+.2f} to {high:+.2f})",
+        "CPU-minutes": max(_minutes(seed["recipes"], place) for seed in made),
+    }
 
 
 def _minutes(recipes: list[dict], place: int) -> float:
@@ -152,7 +190,15 @@ def _minutes(recipes: list[dict], place: int) -> float:
 def named(network: str, way: str, target: str, found: dict[str, float | str]) -> dict[str, float]:
     """Return the figures of a target under their names."""
     plain = "" if way == "taught" else "plain_"
-    return {f"{NAME}.{network}.{plain}ratio_at_{target}": found["ratio"],
-            **{f"{NAME}.{network}.{plain}at_{target}.{name}": value for name, value in {
-                "error": found["error"], "bytes": found["bytes"], "cpu_minutes": found["CPU-minutes"],
-                "seeds": len(SEEDS)}.items()}}
+    return {
+        f"{NAME}.{network}.{plain}ratio_at_{target}": found["ratio"],
+        **{
+            f"{NAME}.{network}.{plain}at_{target}.{name}": value
+            for name, value in {
+                "error": found["error"],
+                "bytes": found["bytes"],
+                "cpu_minutes": found["CPU-minutes"],
+                "seeds": len(SEEDS),
+            }.items()
+        },
+    }

@@ -58,14 +58,20 @@ def live_figures(data: Mnist) -> dict[str, float]:
     return {f"distillation.{name}": value for name, value in figures.items()}
 
 
-def measure(panel: DistillationPanel, teacher: nn.Module, usual: DataLoader, data: Mnist,
-            temperature: float) -> dict[str, float]:
+def measure(
+    panel: DistillationPanel, teacher: nn.Module, usual: DataLoader, data: Mnist, temperature: float
+) -> dict[str, float]:
     """Return the seconds and the validation accuracies of both ways at one temperature."""
     student = small_student(WIDTH)
     usual_s = seconds(lambda: usual_distillation(student, teacher, usual, temperature))
     first_point_s, full_s, percent = move(panel, temperature)
-    return {"first_point_s": first_point_s, "full_s": full_s, "usual_s": usual_s, "accuracy": percent,
-            "usual_accuracy": 100 * accuracy(student, data.validation).value}
+    return {
+        "first_point_s": first_point_s,
+        "full_s": full_s,
+        "usual_s": usual_s,
+        "accuracy": percent,
+        "usual_accuracy": 100 * accuracy(student, data.validation).value,
+    }
 
 
 def move(panel: DistillationPanel, temperature: float) -> tuple[float, float, float]:
@@ -90,6 +96,6 @@ def usual_distillation(student: nn.Module, teacher: nn.Module, loader: DataLoade
                 targets = F.softmax(teacher(images) / temperature, dim=-1)
             logits = student(images)
             soft = F.kl_div(F.log_softmax(logits / temperature, dim=-1), targets, reduction="batchmean")
-            loss = ALPHA * F.cross_entropy(logits, labels) + (1 - ALPHA) * temperature ** 2 * soft
+            loss = ALPHA * F.cross_entropy(logits, labels) + (1 - ALPHA) * temperature**2 * soft
             loss.backward()
             optimizer.step()

@@ -104,7 +104,7 @@ def damage(content: bytes, attempt: int) -> bytes:
     place = random.randrange(len(content))
     if attempt % 2:
         return content[:place]
-    return content[:place] + bytes([content[place] ^ 1 << random.randrange(8)]) + content[place + 1:]
+    return content[:place] + bytes([content[place] ^ 1 << random.randrange(8)]) + content[place + 1 :]
 
 
 @contextmanager
@@ -114,8 +114,11 @@ def only_data_in(folder: Path):
     shutil.copytree(data.mnist_folder(), raw, dirs_exist_ok=True)
     for name, _ in MNIST.resources:
         shutil.copy(data.REPOSITORY_DATA / "MNIST" / "raw" / name, raw)
-    with (empty_cache(folder), mock.patch.object(data, "REPOSITORY_DATA", folder / "data"),
-          mock.patch.object(MNIST, "mirrors", ["http://127.0.0.1:9/"])):
+    with (
+        empty_cache(folder),
+        mock.patch.object(data, "REPOSITORY_DATA", folder / "data"),
+        mock.patch.object(MNIST, "mirrors", ["http://127.0.0.1:9/"]),
+    ):
         yield raw
 
 
@@ -123,8 +126,11 @@ def only_data_in(folder: Path):
 def one_epoch_recipe(folder: Path, mnist: data.Mnist):
     """Let mlp128 be trained for one epoch, on data that is loaded already, into an empty cache."""
     quick = {"mlp128": checkpoints.Recipe(epochs=1, learning_rate=3e-3, weight_decay=0.0, batch_size=128)}
-    with (empty_cache(folder), mock.patch.dict(checkpoints.RECIPES, quick),
-          mock.patch.object(checkpoints, "load_mnist", lambda: mnist)):
+    with (
+        empty_cache(folder),
+        mock.patch.dict(checkpoints.RECIPES, quick),
+        mock.patch.object(checkpoints, "load_mnist", lambda: mnist),
+    ):
         yield
 
 
@@ -193,8 +199,12 @@ def race_to_train(rounds: int) -> dict[str, int]:
             assert all(status == 0 for child, status in ended.items() if child != killed), ended
             trainers.append(len(trained))
             takeovers += killed is not None
-    return {"faults.rounds": rounds, "faults.trainers_max": max(trainers), "faults.trainers_min": min(trainers),
-            "faults.takeovers": takeovers}
+    return {
+        "faults.rounds": rounds,
+        "faults.trainers_max": max(trainers),
+        "faults.trainers_min": min(trainers),
+        "faults.takeovers": takeovers,
+    }
 
 
 def ask(seed: int, log: Path) -> None:

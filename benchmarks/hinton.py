@@ -59,6 +59,7 @@ class Jitter(nn.Module):
 
 def network(seed: int, width: int, *between: nn.Module) -> nn.Module:
     """Build two hidden layers of `width` units and ten outputs; `between` are what a hidden layer has beside ReLU."""
+
     def hidden(inputs: int) -> list[nn.Module]:
         return [nn.Linear(inputs, width), *copy.deepcopy(between), nn.ReLU()]
 
@@ -79,8 +80,9 @@ def run(rerun: bool) -> dict[str, float]:
 
 def everything(data: Mnist) -> Split:
     """Return all 60,000 images: those to learn from and those to choose with."""
-    return Split(torch.cat([data.train.images, data.validation.images]),
-                 torch.cat([data.train.labels, data.validation.labels]))
+    return Split(
+        torch.cat([data.train.images, data.validation.images]), torch.cat([data.train.labels, data.validation.labels])
+    )
 
 
 def teacher_network() -> nn.Module:
@@ -104,8 +106,12 @@ def teacher(data: Mnist) -> dict:
     model = train_teacher(everything(data), data)
     minutes = (time.process_time() - start) / 60
     save_tensors(kept_teacher(), model.state_dict(), {})
-    return {"recipe": recipe(), "cpu_minutes": round(minutes, 1), "validation_errors_of_55000": wrong,
-            **answers(model, data)}
+    return {
+        "recipe": recipe(),
+        "cpu_minutes": round(minutes, 1),
+        "validation_errors_of_55000": wrong,
+        **answers(model, data),
+    }
 
 
 def recipe() -> dict:
@@ -129,16 +135,27 @@ def students(data: Mnist) -> dict:
     """Return for each seed what the student reads wrongly: on labels, distilled, without 3s, with its bias mended."""
     model, offset = load_teacher(), choose_offset(data)
     part, validation = with_answers(model, everything(data)), with_answers(model, data.validation)
-    return {"recipe": {"width": STUDENT_WIDTH, "training": STUDENT_TRAINING, "epochs": EPOCHS,
-                       "temperature": TEMPERATURE, "alpha": ALPHA, "left_out": LEFT_OUT, "offset": offset},
-            "seeds": [student_answers(seed, part, validation, offset, data) for seed in SEEDS]}
+    return {
+        "recipe": {
+            "width": STUDENT_WIDTH,
+            "training": STUDENT_TRAINING,
+            "epochs": EPOCHS,
+            "temperature": TEMPERATURE,
+            "alpha": ALPHA,
+            "left_out": LEFT_OUT,
+            "offset": offset,
+        },
+        "seeds": [student_answers(seed, part, validation, offset, data) for seed in SEEDS],
+    }
 
 
 def student_answers(seed: int, part: Data, validation: Data, offset: float, data: Mnist) -> dict:
     """Train the student of one seed in each of the ways, always from the same initial weights."""
-    models = {"hard": distil_student(seed, "hard", part, validation),
-              "distilled": distil_student(seed, "distilled", part, validation),
-              "no3": distil_student(seed, "no3", without_digit(part), without_digit(validation))}
+    models = {
+        "hard": distil_student(seed, "hard", part, validation),
+        "distilled": distil_student(seed, "distilled", part, validation),
+        "no3": distil_student(seed, "no3", without_digit(part), without_digit(validation)),
+    }
     models["no3_fixed"] = mended(models["no3"], offset)
     found = {way: {**answers(model, data), "errors_on_3": missed(model, data.test)} for way, model in models.items()}
     print(f"seed {seed}: done", flush=True)  # these validation images were seen in training
@@ -148,8 +165,16 @@ def student_answers(seed: int, part: Data, validation: Data, offset: float, data
 def distil_student(seed: int, way: str, part: Data, validation: Data) -> nn.Module:
     """Return the student after training on images, labels and the teacher's logits."""
     loss = DistillationLoss(TEMPERATURE, 1.0 if way == "hard" else ALPHA)
-    return train(network(seed, STUDENT_WIDTH), part, loss, validation=validation, seed=seed, progress=False,
-                 epochs=EPOCHS[way], **STUDENT_TRAINING)[0]
+    return train(
+        network(seed, STUDENT_WIDTH),
+        part,
+        loss,
+        validation=validation,
+        seed=seed,
+        progress=False,
+        epochs=EPOCHS[way],
+        **STUDENT_TRAINING,
+    )[0]
 
 
 def without_digit(part: Data) -> Data:
@@ -185,12 +210,23 @@ def widths(data: Mnist) -> dict:
     part, validation = (*data.train, kept.train), (*data.validation, kept.validation)
 
     def fit(width: int, temperature: float, seed: int) -> dict:
-        student, _ = train(network(seed, width), part, DistillationLoss(temperature, 0.0), validation=validation,
-                           seed=seed, progress=False, **WIDTH_TRAINING)
+        student, _ = train(
+            network(seed, width),
+            part,
+            DistillationLoss(temperature, 0.0),
+            validation=validation,
+            seed=seed,
+            progress=False,
+            **WIDTH_TRAINING,
+        )
         return scores(student, data)
 
-    found = {str(width): {str(temperature): [fit(width, temperature, seed) for seed in SEEDS]
-                          for temperature in TEMPERATURES} for width in WIDTHS}
+    found = {
+        str(width): {
+            str(temperature): [fit(width, temperature, seed) for seed in SEEDS] for temperature in TEMPERATURES
+        }
+        for width in WIDTHS
+    }
     return {"recipe": WIDTH_TRAINING, "temperatures": TEMPERATURES, **found}
 
 
@@ -203,30 +239,58 @@ def score_experiment(recorded: dict) -> dict[str, float]:
     on_3 = {way: [seed[way]["errors_on_3"] for seed in seeds] for way in counts if way != "teacher"}
     print(f"recipes: {recorded['teacher']['recipe']}\n{recorded['students']['recipe']}")
     print(f"the teacher took {recorded['teacher']['cpu_minutes']} minutes of one core")
-    print(tabulate([[way, mean(found), min(found), max(found), mean(on_3.get(way, [math.nan])), PUBLISHED[way]]
-                    for way, found in counts.items()],
-                   ["test errors of 10,000", "mean", "lowest", "highest", "on 1,010 threes", "published"],
-                   floatfmt=".1f"))
+    print(
+        tabulate(
+            [
+                [way, mean(found), min(found), max(found), mean(on_3.get(way, [math.nan])), PUBLISHED[way]]
+                for way, found in counts.items()
+            ],
+            ["test errors of 10,000", "mean", "lowest", "highest", "on 1,010 threes", "published"],
+            floatfmt=".1f",
+        )
+    )
     return {f"hinton.{way}_errors": mean(found) for way, found in counts.items()}
 
 
 def score_widths(recorded: dict) -> dict[str, float]:
     """Print and return the mean test errors in percent by width and temperature."""
-    found = {width: {temperature: mean(seed["test_error"] for seed in seeds)
-                     for temperature, seeds in recorded["widths"][str(width)].items()} for width in WIDTHS}
-    print(tabulate([[f"twice {width} units", *row.values()] for width, row in found.items()],
-                   ["test error, %, at T =", *TEMPERATURES], floatfmt=".2f"))
-    return {f"hinton.width_{width}_t_{temperature}_error": value
-            for width, row in found.items() for temperature, value in row.items()}
+    found = {
+        width: {
+            temperature: mean(seed["test_error"] for seed in seeds)
+            for temperature, seeds in recorded["widths"][str(width)].items()
+        }
+        for width in WIDTHS
+    }
+    print(
+        tabulate(
+            [[f"twice {width} units", *row.values()] for width, row in found.items()],
+            ["test error, %, at T =", *TEMPERATURES],
+            floatfmt=".2f",
+        )
+    )
+    return {
+        f"hinton.width_{width}_t_{temperature}_error": value
+        for width, row in found.items()
+        for temperature, value in row.items()
+    }
 
 
 def score_trees(recorded: dict) -> dict[str, float]:
     """Print and return the test accuracies in percent of the soft trees, by the single leaf, as the paper predicts."""
-    accuracies = {way: [100 - error for error in errors([seed[way] for seed in recorded["trees"]["seeds"]])]
-                  for way in recorded["trees"]["seeds"][0]}
-    print(tabulate([[way, mean(found), min(found), max(found)] for way, found in accuracies.items()],
-                   ["soft tree, test accuracy, %", "mean", "lowest", "highest"], floatfmt=".2f"))
+    accuracies = {
+        way: [100 - error for error in errors([seed[way] for seed in recorded["trees"]["seeds"]])]
+        for way in recorded["trees"]["seeds"][0]
+    }
+    print(
+        tabulate(
+            [[way, mean(found), min(found), max(found)] for way, found in accuracies.items()],
+            ["soft tree, test accuracy, %", "mean", "lowest", "highest"],
+            floatfmt=".2f",
+        )
+    )
     print("published (Frosst & Hinton 2017): 94.45 on labels, 96.76 distilled")
-    return {"hinton.tree_hard_accuracy": mean(accuracies["labels_single_leaf"]),
-            "hinton.tree_distilled_accuracy": mean(accuracies["distilled_single_leaf"]),
-            **{f"hinton.tree_{way}": mean(found) for way, found in accuracies.items()}}
+    return {
+        "hinton.tree_hard_accuracy": mean(accuracies["labels_single_leaf"]),
+        "hinton.tree_distilled_accuracy": mean(accuracies["distilled_single_leaf"]),
+        **{f"hinton.tree_{way}": mean(found) for way, found in accuracies.items()},
+    }

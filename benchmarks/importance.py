@@ -25,20 +25,36 @@ def run() -> dict[str, float]:
     """Print the table, record everything, and return mean losses in points."""
     data = load_mnist()
     networks = {name: {"lost": measure(name, data), "scan": scan(name, data)} for name in NETWORKS}
-    record("importance", {"seeds": list(SEEDS), "test_images": len(data.test.labels), "sparsities": SPARSITIES,
-                          "gradient_images": GRADIENT_IMAGES, "scanned": SCANNED, "networks": networks})
-    rows = [[name, importance, scope, sparsity, mean(lost), min(lost), max(lost)]
-            for name in NETWORKS for (importance, scope, sparsity, lost) in lines(networks[name]["lost"])]
+    record(
+        "importance",
+        {
+            "seeds": list(SEEDS),
+            "test_images": len(data.test.labels),
+            "sparsities": SPARSITIES,
+            "gradient_images": GRADIENT_IMAGES,
+            "scanned": SCANNED,
+            "networks": networks,
+        },
+    )
+    rows = [
+        [name, importance, scope, sparsity, mean(lost), min(lost), max(lost)]
+        for name in NETWORKS
+        for (importance, scope, sparsity, lost) in lines(networks[name]["lost"])
+    ]
     headers = ["network", "importance", "scope", "sparsity", "points lost", "least", "most"]
     print(tabulate(rows, headers, floatfmt=".2f"))
-    return {f"importance.{name}.{importance}.{scope}.{sparsity}": lost for name, importance, scope, sparsity, lost, *_
-            in rows}
+    return {
+        f"importance.{name}.{importance}.{scope}.{sparsity}": lost
+        for name, importance, scope, sparsity, lost, *_ in rows
+    }
 
 
 def measure(name: str, data: Mnist) -> dict:
     """Return the points of test accuracy that each importance, scope and sparsity loses, one for each seed."""
-    lost = {importance: {scope: {str(sparsity): [] for sparsity in SPARSITIES} for scope in SCOPES}
-            for importance in IMPORTANCES}
+    lost = {
+        importance: {scope: {str(sparsity): [] for sparsity in SPARSITIES} for scope in SCOPES}
+        for importance in IMPORTANCES
+    }
     for seed in SEEDS:
         model = load_trained(name, seed)
         baseline = accuracy(model, data.test).value
@@ -51,13 +67,25 @@ def measure(name: str, data: Mnist) -> dict:
 
 def lines(lost: dict) -> list[tuple]:
     """Return importance, scope, sparsity and the figures of the seeds, for each combination."""
-    return [(importance, scope, float(sparsity), found) for importance, scopes in lost.items()
-            for scope, sparsities in scopes.items() for sparsity, found in sparsities.items()]
+    return [
+        (importance, scope, float(sparsity), found)
+        for importance, scopes in lost.items()
+        for scope, sparsities in scopes.items()
+        for sparsity, found in sparsities.items()
+    ]
 
 
 def scan(name: str, data: Mnist) -> dict[str, list[float]]:
     """Return the points of validation accuracy lost where one layer alone is pruned by magnitude, for each seed."""
     models = [load_trained(name, seed) for seed in SEEDS]
-    return {layer: [round(-100 * paired_difference(prune(model, {layer: SCANNED}, scope="per_layer"), model,
-                                                   data.validation).value, 2) for model in models]
-            for layer in weighted_layers(models[0])}
+    return {
+        layer: [
+            round(
+                -100
+                * paired_difference(prune(model, {layer: SCANNED}, scope="per_layer"), model, data.validation).value,
+                2,
+            )
+            for model in models
+        ]
+        for layer in weighted_layers(models[0])
+    }

@@ -21,23 +21,23 @@ from kd_lab.data import Mnist, load_mnist
 from kd_lab.evaluation import mean_interval
 from kd_lab.models import build_model
 from kd_lab.parametrizations import weighted_layers
-from kd_lab.pruning import (
-    hard_prune,
-    prune,
-    prune_channels,
-    prune_gradually,
-    prune_least_squares,
-    rewind,
-)
+from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_least_squares, rewind
 from kd_lab.results import load_results
 from kd_lab.training import History, train
 
 NO_LOSS = 0.3  # points: the most that the bad end of the interval may lie below the dense networks
 RECIPES = {  # last_epochs are those at each factor, times fewer parameters
-    "lenet300": {"steps": 6, "last_epochs": {"12": 6, "30": 20, "50": 20},
-                 "settings": {"learning_rate": 2e-3, "weight_decay": 0.2, "batch_size": 128}},
-    "lenet5": {"steps": 4, "last_epochs": {"12": 4, "30": 4, "50": 4},
-               "settings": {"learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128}}}
+    "lenet300": {
+        "steps": 6,
+        "last_epochs": {"12": 6, "30": 20, "50": 20},
+        "settings": {"learning_rate": 2e-3, "weight_decay": 0.2, "batch_size": 128},
+    },
+    "lenet5": {
+        "steps": 4,
+        "last_epochs": {"12": 4, "30": 4, "50": 4},
+        "settings": {"learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128},
+    },
+}
 HALF_RECIPE = {"epochs": 1, "learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128}
 LAYOUTS, TURNS = ("channels_last", "contiguous_format"), 5
 EVERY_LAYER = 0.8  # the sparsity at which least squares is set against magnitude
@@ -61,8 +61,10 @@ def run(rerun: bool) -> dict[str, float]:
 
 def compress(data: Mnist) -> dict:
     """Return for each network, seed and factor which test images are read wrongly, and how many parameters are left."""
-    return {name: {"recipe": RECIPES[name], "seeds": [compress_seed(name, seed, data) for seed in SEEDS]}
-            for name in RECIPES}
+    return {
+        name: {"recipe": RECIPES[name], "seeds": [compress_seed(name, seed, data) for seed in SEEDS]}
+        for name in RECIPES
+    }
 
 
 def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
@@ -80,9 +82,18 @@ def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
 
 def fine_tuning(name: str, seed: int, data: Mnist) -> Callable[[nn.Module, int], nn.Module]:
     """Return the function that trains a pruned network of this name for some epochs, one if nothing is said."""
+
     def fine_tune(model: nn.Module, epochs: int = 1) -> nn.Module:
-        return train(model, data.train, F.cross_entropy, validation=data.validation, epochs=epochs, seed=seed,
-                     progress=False, **RECIPES[name]["settings"])[0]
+        return train(
+            model,
+            data.train,
+            F.cross_entropy,
+            validation=data.validation,
+            epochs=epochs,
+            seed=seed,
+            progress=False,
+            **RECIPES[name]["settings"],
+        )[0]
 
     return fine_tune
 
@@ -116,10 +127,18 @@ def score(model: nn.Module, dense: nn.Module, data: Mnist) -> dict:
 
 def half_cnn(data: Mnist) -> dict:
     """Return for each seed the test answers of the CNN and of one with half its channels, fine-tuned for one epoch."""
+
     def halve(seed: int) -> dict:
         dense = load_trained("cnn", seed)
-        model, _ = train(half_channels(dense), data.train, F.cross_entropy, validation=data.validation, seed=seed,
-                         progress=False, **HALF_RECIPE)
+        model, _ = train(
+            half_channels(dense),
+            data.train,
+            F.cross_entropy,
+            validation=data.validation,
+            seed=seed,
+            progress=False,
+            **HALF_RECIPE,
+        )
         return {"dense": score(dense, dense, data), "half": score(model, dense, data)}
 
     return {"recipe": HALF_RECIPE, "seeds": [halve(seed) for seed in SEEDS]}
@@ -135,8 +154,10 @@ def least_squares(data: Mnist) -> dict:
     lost = {"magnitude": [], "least_squares": []}
     for seed in SEEDS:
         dense = load_trained("lenet300", seed)
-        pruned = {"magnitude": prune(dense, EVERY_LAYER, scope="per_layer"),
-                  "least_squares": prune_least_squares(dense, EVERY_LAYER, data.train.images[:CALIBRATION])}
+        pruned = {
+            "magnitude": prune(dense, EVERY_LAYER, scope="per_layer"),
+            "least_squares": prune_least_squares(dense, EVERY_LAYER, data.train.images[:CALIBRATION]),
+        }
         for method, model in pruned.items():
             lost[method].append(round(error(model, data.test) - error(dense, data.test), 2))
         print(f"least squares, seed {seed}: {lost['magnitude'][-1]} and {lost['least_squares'][-1]} lost", flush=True)
@@ -147,17 +168,23 @@ def tickets(data: Mnist) -> dict:
     """Return for each seed the validation losses, every hundred steps, of dense network, ticket and control."""
     found = []
     for seed in SEEDS:
-        found.append({name: [round(loss, 4) for loss in history.validation_loss]
-                      for name, history in ticket_histories(seed, data).items()})
+        found.append(
+            {
+                name: [round(loss, 4) for loss in history.validation_loss]
+                for name, history in ticket_histories(seed, data).items()
+            }
+        )
         print(f"tickets, seed {seed}: {reached(found[-1])}", flush=True)
     return {"recipe": TICKET, "sparsity": TICKET_SPARSITY, "seeds": found}
 
 
 def ticket_histories(seed: int, data: Mnist) -> dict[str, History]:
     """Train, prune and rewind; then train the ticket, and its masks on other initial weights."""
+
     def fit(model: nn.Module) -> tuple[nn.Module, History]:
-        return train(model, data.train, F.cross_entropy, validation=data.validation, seed=seed, progress=False,
-                     **TICKET)
+        return train(
+            model, data.train, F.cross_entropy, validation=data.validation, seed=seed, progress=False, **TICKET
+        )
 
     initial, other = build_model("lenet300", seed), build_model("lenet300", seed + len(SEEDS))
     model, dense = fit(initial)
@@ -167,8 +194,13 @@ def ticket_histories(seed: int, data: Mnist) -> dict[str, History]:
 
 def reached(losses: dict[str, list[float]]) -> dict[str, int | None]:
     """Return after how many steps each came down to the dense network's best validation loss, None if it never did."""
-    return {name: next((TICKET["steps_per_epoch"] * (epoch + 1) for epoch, loss in enumerate(row)
-                        if loss <= min(losses["dense"])), None) for name, row in losses.items()}
+    return {
+        name: next(
+            (TICKET["steps_per_epoch"] * (epoch + 1) for epoch, loss in enumerate(row) if loss <= min(losses["dense"])),
+            None,
+        )
+        for name, row in losses.items()
+    }
 
 
 def score_compressed(recorded: dict) -> dict[str, float]:
@@ -180,16 +212,38 @@ def score_compressed(recorded: dict) -> dict[str, float]:
         for factor in found["recipe"]["last_epochs"]:
             pruned = [seed[factor] for seed in found["seeds"]]
             more, (low, high) = gain(pruned, dense)
-            rows.append([name, f"{factor}×", mean_interval(errors(dense))[0], mean_interval(errors(pruned))[0],
-                         min(errors(pruned)), max(errors(pruned)), more, low, high])
-            figures |= {f"pruning.{name}.x{factor}_error": rows[-1][3], f"pruning.{name}.x{factor}_gain": more,
-                        f"pruning.{name}.x{factor}_gain_low": low}
+            rows.append(
+                [
+                    name,
+                    f"{factor}×",
+                    mean_interval(errors(dense))[0],
+                    mean_interval(errors(pruned))[0],
+                    min(errors(pruned)),
+                    max(errors(pruned)),
+                    more,
+                    low,
+                    high,
+                ]
+            )
+            figures |= {
+                f"pruning.{name}.x{factor}_error": rows[-1][3],
+                f"pruning.{name}.x{factor}_gain": more,
+                f"pruning.{name}.x{factor}_gain_low": low,
+            }
             if low >= -NO_LOSS:
                 best[name] = int(factor)
-    print(tabulate(rows, ["network", "smaller", "dense error, %", "mean", "lowest", "highest", "gain, points",
-                          "from", "to (95 %)"], floatfmt=".2f"))
-    return figures | {f"pruning.{name}.max_ratio_at_no_loss": factor for name, factor in best.items()} | {
-        "pruning.max_ratio_at_no_loss": max(best.values(), default=1)}
+    print(
+        tabulate(
+            rows,
+            ["network", "smaller", "dense error, %", "mean", "lowest", "highest", "gain, points", "from", "to (95 %)"],
+            floatfmt=".2f",
+        )
+    )
+    return (
+        figures
+        | {f"pruning.{name}.max_ratio_at_no_loss": factor for name, factor in best.items()}
+        | {"pruning.max_ratio_at_no_loss": max(best.values(), default=1)}
+    )
 
 
 def score_at_once(recorded: dict) -> dict[str, float]:
@@ -208,13 +262,17 @@ def score_half_cnn(recorded: dict) -> dict[str, float]:
     for batch_size in (1, 256):
         dense, half = halved_times(batch_size)
         print(f"cnn, {batch_size} images, ms by layout: {dense} dense, {half} with half its channels")
-        speedups |= {f"speedup_b{batch_size}": min(dense.values()) / min(half.values()),
-                     f"speedup_b{batch_size}_channels_last": dense["channels_last"] / half["channels_last"]}
+        speedups |= {
+            f"speedup_b{batch_size}": min(dense.values()) / min(half.values()),
+            f"speedup_b{batch_size}_channels_last": dense["channels_last"] / half["channels_last"],
+        }
     seeds = recorded["half_cnn"]["seeds"]
     more, (low, high) = gain([seed["half"] for seed in seeds], [seed["dense"] for seed in seeds])
     print(f"after one epoch it gains {more:+.2f} points ({low:+.2f} to {high:+.2f})")
-    return {f"pruning.cnn_half.{key}": value for key, value in
-            {**speedups, "error_delta": -more, "error_delta_high": -low}.items()}
+    return {
+        f"pruning.cnn_half.{key}": value
+        for key, value in {**speedups, "error_delta": -more, "error_delta_high": -low}.items()
+    }
 
 
 def halved_times(batch_size: int) -> list[dict[str, float]]:
@@ -237,8 +295,9 @@ def score_least_squares(recorded: dict) -> dict[str, float]:
     recorded = recorded["least_squares"]
     lost = {method: mean_interval(points) for method, points in recorded["lost"].items()}
     for method, (center, (low, high)) in lost.items():
-        print(f"{recorded['sparsity']:.0%} of every layer by {method}: {center:.2f} points lost "
-              f"({low:.2f} to {high:.2f})")
+        print(
+            f"{recorded['sparsity']:.0%} of every layer by {method}: {center:.2f} points lost ({low:.2f} to {high:.2f})"
+        )
     return {"pruning.obs_loss_ratio": lost["least_squares"][0] / lost["magnitude"][0]}
 
 

@@ -34,8 +34,10 @@ CALIBRATION_IMAGES = 1000  # of the training part
 EIGHT_BITS = {"weight_bits": 8, "activation_bits": 8, "calibration": "min_max"}
 FOUR_BITS = {"num_bits": 4, "symmetric": False}
 TWO_BITS = {"num_bits": 2}
-TRAINING = {"lenet300": {"epochs": 3, "learning_rate": 1e-3, "batch_size": 128},
-            "cnn": {"epochs": 4, "learning_rate": 2e-3, "batch_size": 128}}
+TRAINING = {
+    "lenet300": {"epochs": 3, "learning_rate": 1e-3, "batch_size": 128},
+    "cnn": {"epochs": 4, "learning_rate": 2e-3, "batch_size": 128},
+}
 BINARY_WIDTHS = (800, 400)
 BINARY_TRAINING = {"epochs": 18, "learning_rate": 3e-3, "batch_size": 128}
 BITS, BATCH_SIZE = range(1, 9), 64  # of the slider; of the DataLoader, as in PyTorch's quickstart
@@ -53,17 +55,30 @@ def run(rerun: bool) -> dict[str, float]:
 
 def networks(data: Mnist) -> dict:
     """Return for each network and seed the test answers dense, at 8, 4 and 2 bits, and at 2 bits after training."""
-    return {"settings": {"w8a8": EIGHT_BITS, "w4": FOUR_BITS, "w2": TWO_BITS, "training": TRAINING},
-            **{name: [quantized(name, seed, data) for seed in SEEDS] for name in NETWORKS}}
+    return {
+        "settings": {"w8a8": EIGHT_BITS, "w4": FOUR_BITS, "w2": TWO_BITS, "training": TRAINING},
+        **{name: [quantized(name, seed, data) for seed in SEEDS] for name in NETWORKS},
+    }
 
 
 def quantized(name: str, seed: int, data: Mnist) -> dict[str, dict]:
     """Return the answers of one network from one seed, quantized in each of the ways."""
     dense = load_trained(name, seed)
-    models = {"dense": dense, "w8a8": quantize_model(dense, data.train.images[:CALIBRATION_IMAGES], **EIGHT_BITS),
-              "w4": quantize_weights(dense, **FOUR_BITS), "w2": quantize_weights(dense, **TWO_BITS)}
-    models["w2_qat"] = train(models["w2"], data.train, F.cross_entropy, validation=data.validation, seed=seed,
-                             progress=False, **TRAINING[name])[0]
+    models = {
+        "dense": dense,
+        "w8a8": quantize_model(dense, data.train.images[:CALIBRATION_IMAGES], **EIGHT_BITS),
+        "w4": quantize_weights(dense, **FOUR_BITS),
+        "w2": quantize_weights(dense, **TWO_BITS),
+    }
+    models["w2_qat"] = train(
+        models["w2"],
+        data.train,
+        F.cross_entropy,
+        validation=data.validation,
+        seed=seed,
+        progress=False,
+        **TRAINING[name],
+    )[0]
     found = {way: answers(model, data) for way, model in models.items()}
     print(f"{name}, seed {seed}: {[each['validation_error'] for each in found.values()]} % on validation", flush=True)
     return found
@@ -74,8 +89,15 @@ def binary(data: Mnist) -> dict:
     found = []
     for seed in SEEDS:
         start = time.process_time()
-        model, _ = train(quantize_weights(binary_network(seed), 1), data.train, F.cross_entropy,
-                         validation=data.validation, seed=seed, progress=False, **BINARY_TRAINING)
+        model, _ = train(
+            quantize_weights(binary_network(seed), 1),
+            data.train,
+            F.cross_entropy,
+            validation=data.validation,
+            seed=seed,
+            progress=False,
+            **BINARY_TRAINING,
+        )
         found.append({"cpu_seconds": round(time.process_time() - start), **answers(model, data)})
         print(f"binary, seed {seed}: {found[-1]['validation_error']} % on validation", flush=True)
     return {"widths": list(BINARY_WIDTHS), "training": BINARY_TRAINING, "seeds": found}
@@ -86,9 +108,11 @@ def binary_network(seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         widths = (784, *BINARY_WIDTHS)
-        hidden = [module for inputs, outputs in zip(widths, BINARY_WIDTHS, strict=False)
-                  for module in (nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(),
-                                 nn.Dropout(0.2))]
+        hidden = [
+            module
+            for inputs, outputs in zip(widths, BINARY_WIDTHS, strict=False)
+            for module in (nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(), nn.Dropout(0.2))
+        ]
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.1), *hidden, nn.Linear(widths[-1], 10))
 
 
@@ -102,8 +126,13 @@ def score_networks(recorded: dict) -> dict[str, float]:
             more, (low, high) = gain(found, dense)
             rows.append([name, way, *(mean_interval(errors(each))[0] for each in (dense, found)), -more, -high, -low])
             figures[f"quantization.{name}.{way}_delta"] = -more
-    print(tabulate(rows, ["network", "quantized", "dense error, %", "error, %", "lost, points", "from", "to (95 %)"],
-                   floatfmt=".2f"))
+    print(
+        tabulate(
+            rows,
+            ["network", "quantized", "dense error, %", "error, %", "lost, points", "from", "to (95 %)"],
+            floatfmt=".2f",
+        )
+    )
     return figures
 
 
@@ -112,8 +141,10 @@ def score_binary(recorded: dict) -> dict[str, float]:
     seeds = recorded["binary"]["seeds"]
     center, (low, high) = mean_interval(errors(seeds))
     seconds = median(seed["cpu_seconds"] for seed in seeds)
-    print(f"binary weights, {recorded['binary']['widths']}: {center:.2f} % error ({low:.2f} to {high:.2f}; "
-          f"{min(errors(seeds)):.2f} to {max(errors(seeds)):.2f} over the seeds), {seconds} s of training")
+    print(
+        f"binary weights, {recorded['binary']['widths']}: {center:.2f} % error ({low:.2f} to {high:.2f}; "
+        f"{min(errors(seeds)):.2f} to {max(errors(seeds)):.2f} over the seeds), {seconds} s of training"
+    )
     return {"quantization.binary_error": center, "quantization.binary_cpu_seconds": seconds}
 
 
@@ -125,8 +156,13 @@ def file_figures() -> dict[str, float]:
             path = Path(folder) / f"{bits}.safetensors"
             save_quantized(path, quantize_weights(dense, bits))
             sizes[bits] = path.stat().st_size
-    print(tabulate([[bits, f"{size:,}", file_bytes(dense) / size] for bits, size in sizes.items()],
-                   ["bits", "bytes of lenet300", "times smaller"], floatfmt=".2f"))
+    print(
+        tabulate(
+            [[bits, f"{size:,}", file_bytes(dense) / size] for bits, size in sizes.items()],
+            ["bits", "bytes of lenet300", "times smaller"],
+            floatfmt=".2f",
+        )
+    )
     return {f"quantization.w{bits}_file_ratio": file_bytes(dense) / size for bits, size in sizes.items()}
 
 
@@ -134,8 +170,9 @@ def slider_figures(data: Mnist) -> dict[str, float]:
     """Print one move of the slider of bits beside the way a user would write it, in turn, and return the figures."""
     usual = usual_images(part=1)
     figures = {name: slider(name, data, usual) for name in NETWORKS}
-    print(tabulate([[name, *row.values()] for name, row in figures.items()], ["network", *figures["cnn"]],
-                   floatfmt=".1f"))
+    print(
+        tabulate([[name, *row.values()] for name, row in figures.items()], ["network", *figures["cnn"]], floatfmt=".1f")
+    )
     return {f"quantization.slider.{name}.{key}": value for name, row in figures.items() for key, value in row.items()}
 
 
@@ -151,12 +188,15 @@ def slider(name: str, data: Mnist, usual: Subset) -> dict[str, float]:
     rounds = list(slider_rounds(panel, usual_models, usual))
     panel.close()
     figures = {f"{key}_ms": 1000 * median(times[key] for times in rounds) for key in rounds[0]}
-    return figures | {"ratio": figures["usual_ms"] / figures["ours_ms"],
-                      "channels_last_ratio": figures["channels_last_ms"] / figures["ours_ms"]}
+    return figures | {
+        "ratio": figures["usual_ms"] / figures["ours_ms"],
+        "channels_last_ratio": figures["channels_last_ms"] / figures["ours_ms"],
+    }
 
 
-def slider_rounds(panel: QuantizationPanel, usual_models: dict[str, nn.Module], usual: Subset,
-                  ) -> Iterator[dict[str, float]]:
+def slider_rounds(
+    panel: QuantizationPanel, usual_models: dict[str, nn.Module], usual: Subset
+) -> Iterator[dict[str, float]]:
     """Yield the seconds of each way at each number of bits, and see that they answer alike."""
     for bits in BITS:
         seconds = {}
@@ -177,8 +217,11 @@ def usual_accuracy(model: nn.Module, bits: int, usual: Subset) -> float:
     with torch.no_grad():
         for layer in weighted_layers(quantized).values():
             scale = layer.weight.flatten(1).abs().amax(1) / largest
-            layer.weight.copy_(torch.fake_quantize_per_channel_affine(
-                layer.weight, scale, torch.zeros_like(scale, dtype=torch.int32), 0, -largest - 1, largest))
+            layer.weight.copy_(
+                torch.fake_quantize_per_channel_affine(
+                    layer.weight, scale, torch.zeros_like(scale, dtype=torch.int32), 0, -largest - 1, largest
+                )
+            )
         for images, labels in DataLoader(usual, batch_size=BATCH_SIZE):
             correct += (quantized(images).argmax(dim=1) == labels).sum().item()
     return correct / len(usual)

@@ -30,8 +30,9 @@ def run() -> dict[str, float]:
     """Print the table and return the figures."""
     data, validation = load_mnist(), usual_images(part=1)
     figures = {name: compare(name, data, validation) for name in ("lenet300", "cnn")}
-    print(tabulate([[name, *row.values()] for name, row in figures.items()],
-                   ["network", *figures["cnn"]], floatfmt=".1f"))
+    print(
+        tabulate([[name, *row.values()] for name, row in figures.items()], ["network", *figures["cnn"]], floatfmt=".1f")
+    )
     flat = {f"slider.{name}.{figure}": value for name, row in figures.items() for figure, value in row.items()}
     return flat | {"slider.draw_ms": max(row["draw_ms"] for row in figures.values())}
 
@@ -45,8 +46,10 @@ def compare(name: str, data: Mnist, validation: Subset) -> dict[str, float]:
     rounds = [one_round(panel, usual_model, sparsity, validation) for sparsity in SPARSITIES]
     panel.close()
     figures = {key: 1000 * median(times[key] for times in rounds) for key in rounds[0]}
-    return figures | {"full_ratio": figures["usual_ms"] / figures["full_ms"],
-                      "large_batch_ratio": figures["usual_large_batch_ms"] / figures["full_ms"]}
+    return figures | {
+        "full_ratio": figures["usual_ms"] / figures["full_ms"],
+        "large_batch_ratio": figures["usual_large_batch_ms"] / figures["full_ms"],
+    }
 
 
 def one_round(panel: PruningPanel, usual_model: nn.Module, sparsity: float, validation: Subset) -> dict[str, float]:
@@ -72,8 +75,12 @@ def our_move(panel: PruningPanel, sparsity: float) -> dict[str, float]:
     drawn = time.perf_counter()
     everything = next(answers)
     seconds = time.perf_counter() - drawn
-    return {"accuracy": everything.comparison.accuracy.value, "full_ms": measured - start + seconds,
-            "first_ms": drawn - start, "draw_ms": drawn - measured}
+    return {
+        "accuracy": everything.comparison.accuracy.value,
+        "full_ms": measured - start + seconds,
+        "first_ms": drawn - start,
+        "draw_ms": drawn - measured,
+    }
 
 
 def usual_accuracy(model: nn.Module, sparsity: float, validation: Subset, batch_size: int) -> float:

@@ -16,8 +16,9 @@ Scan = dict[str, dict[float, float]]
 SMALLEST = np.finfo(float).tiny
 
 
-def check_scannable(function: str, model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any,
-                    example: str) -> None:
+def check_scannable(
+    function: str, model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str
+) -> None:
     """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list."""
     weighted_layers(model, function)
     check_data(function, model, data)
@@ -25,15 +26,21 @@ def check_scannable(function: str, model: nn.Module, data: tuple[Tensor, Tensor]
     check_kind(function, argument, settings, (list, tuple, np.ndarray), example)
 
 
-def scan_layers(model: nn.Module, data: tuple[Tensor, Tensor], settings: list[float],
-                change: Callable[[nn.Module, dict[str, float]], nn.Module]) -> Scan:
+def scan_layers(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    settings: list[float],
+    change: Callable[[nn.Module, dict[str, float]], nn.Module],
+) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
 
     `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole.
     """
     whole = mean_cross_entropy(change(model, {}), data)
-    return {name: {setting: mean_cross_entropy(change(model, {name: setting}), data) - whole for setting in settings}
-            for name in weighted_layers(model)}
+    return {
+        name: {setting: mean_cross_entropy(change(model, {name: setting}), data) - whole for setting in settings}
+        for name in weighted_layers(model)
+    }
 
 
 def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, float] | None:
@@ -45,9 +52,13 @@ def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, float] 
     choices = [(name, setting) for name, rises in scan.items() for setting in rises]
     rises, taken = (np.array([table[name][setting] for name, setting in choices]) for table in (scan, sizes))
     one_each = [[name == layer for name, _ in choices] for layer in scan]
-    solved = milp(rises / max(np.abs(rises).max(), SMALLEST), integrality=np.ones(len(choices)), bounds=(0, 1),
-                  constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)],
-                  options={"mip_rel_gap": 0})  # else it may stop a little short of the best
+    solved = milp(
+        rises / max(np.abs(rises).max(), SMALLEST),
+        integrality=np.ones(len(choices)),
+        bounds=(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)],
+        options={"mip_rel_gap": 0},
+    )  # else it may stop a little short of the best
     if solved.x is None:
         return None
     return {name: setting for (name, setting), chosen in zip(choices, solved.x, strict=True) if chosen > 0.5}
@@ -59,8 +70,9 @@ def check_scan(function: str, scan: Scan, counts: dict[str, int], setting: str, 
     for name, count in counts.items():
         check_whole_number(function, f"counts[{name!r}]", count, "[1, 1e12]")
     if not isinstance(scan, dict) or not scan or not all(isinstance(rises, dict) and rises for rises in scan.values()):
-        raise ParameterError(f"{function}(): 'scan' must be {{layer: {{{setting}: rise}}}}, as {scanner}() gives it. "
-                             f"Got {scan!r:.80}.")
+        raise ParameterError(
+            f"{function}(): 'scan' must be {{layer: {{{setting}: rise}}}}, as {scanner}() gives it. Got {scan!r:.80}."
+        )
     for name, rises in scan.items():
         check_choice(function, "layer of the scan", name, list(counts))
         for rise in rises.values():

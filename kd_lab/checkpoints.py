@@ -81,22 +81,39 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
 
     Reads the test part after training, for the score and to see that half precision changes no answer.
     """
-    model, history = train(build_model(name, seed), data.train, F.cross_entropy, validation=data.validation, seed=seed,
-                           **asdict(RECIPES[name]))
+    model, history = train(
+        build_model(name, seed),
+        data.train,
+        F.cross_entropy,
+        validation=data.validation,
+        seed=seed,
+        **asdict(RECIPES[name]),
+    )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
     if history.stopped != FINISHED:
         raise TrainingError(f"make_checkpoint(): {name} from seed {seed} {history.stopped}, so it was not saved.")
     kept = _halve_if_same(model, torch.cat([data.validation.images, data.test.images]))
     scores = {part: accuracy(model, getattr(data, part)).correct for part in ("validation", "test")}
-    save_tensors(path, kept, {"model": name, "recipe": asdict(RECIPES[name]), "seed": seed, "correct": scores,
-                              "best_epoch": history.best_epoch, "torch": torch.__version__})
+    save_tensors(
+        path,
+        kept,
+        {
+            "model": name,
+            "recipe": asdict(RECIPES[name]),
+            "seed": seed,
+            "correct": scores,
+            "best_epoch": history.best_epoch,
+            "torch": torch.__version__,
+        },
+    )
 
 
 def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the model's tensors in half precision if it reads all of these images the same way, else as they are."""
-    halved = {name: tensor.half() if tensor.is_floating_point() else tensor
-              for name, tensor in model.state_dict().items()}
+    halved = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
     rounded = copy.deepcopy(model)
     rounded.load_state_dict(halved)
     same = torch.equal(predict(rounded, images).argmax(1), predict(model, images).argmax(1))
@@ -110,8 +127,7 @@ def load_checkpoint(path: Path, name: str) -> nn.Module:
     if "pruned" in metadata:
         raise StorageError(f"{path} holds a pruned {metadata['model']}. Use load_pruned(path) of kd_lab.pruning.")
     if "quantized" in metadata:
-        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of "
-                           "kd_lab.quantization.")
+        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of kd_lab.quantization.")
     model = build_model(name)
     check_shapes(path, f"a {name}", model.state_dict(), tensors)
     model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file

@@ -56,10 +56,12 @@ def zipped_bytes(model: nn.Module) -> int:
 def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
     """Yield None after every few milliseconds of zipping, for who may want to stop, and the archive's bytes last."""
     content, archive = _serialise("zipped_bytes", model), io.BytesIO()
-    with (zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped,
-          zipped.open("model.safetensors", "w") as file):
+    with (
+        zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped,
+        zipped.open("model.safetensors", "w") as file,
+    ):
         for start in range(0, len(content), ZIP_STEP):
-            file.write(content[start:start + ZIP_STEP])
+            file.write(content[start : start + ZIP_STEP])
             yield None
     yield len(archive.getvalue())
 
@@ -77,5 +79,6 @@ def latency(model: nn.Module, batch_size: int) -> float:
 
 def _serialise(function: str, model: nn.Module) -> bytes:
     check_model(function, model)
-    return safetensors.torch.save({name: tensor.clone(memory_format=torch.contiguous_format)
-                                   for name, tensor in model.state_dict().items()})
+    return safetensors.torch.save(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    )

@@ -64,8 +64,9 @@ def load_mnist() -> Mnist:
     raw = mnist_folder()
     images, labels = _read(raw, "train")
     train, validation = split_indices(labels)
-    return Mnist(Split(images[train], labels[train]), Split(images[validation], labels[validation]),
-                 Split(*_read(raw, "t10k")))
+    return Mnist(
+        Split(images[train], labels[train]), Split(images[validation], labels[validation]), Split(*_read(raw, "t10k"))
+    )
 
 
 def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,9 +148,11 @@ def _fetch(name: str, md5: str, raw: Path) -> None:
         except (requests.RequestException, ValueError, OSError) as error:
             failures[mirror] = str(error)
     tried = "\n".join(f"  {mirror}: {failure}" for mirror, failure in failures.items())
-    raise DataError(f"load_mnist(): {name} can't be fetched:\n{tried}\n"
-                    f"Get the four archives of MNIST ({', '.join(dict(MNIST.resources))}) from any source, "
-                    f"put them into {raw} and run this again; no network is needed then.")
+    raise DataError(
+        f"load_mnist(): {name} can't be fetched:\n{tried}\n"
+        f"Get the four archives of MNIST ({', '.join(dict(MNIST.resources))}) from any source, "
+        f"put them into {raw} and run this again; no network is needed then."
+    )
 
 
 def _download(mirror: str, name: str, md5: str, raw: Path) -> None:

@@ -77,24 +77,36 @@ def _package(name: str) -> ModuleType:
 def _float_graph(model: nn.Module) -> Any:
     plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
     if any(isinstance(module, FakeQuantizer) for module in plain.modules()):
-        raise ParameterError("export_onnx(): 'model' must not round its activations in floating point. Got one that "
-                             "does; call to_integer(model) first.")
+        raise ParameterError(
+            "export_onnx(): 'model' must not round its activations in floating point. Got one that "
+            "does; call to_integer(model) first."
+        )
     _package("onnxscript")
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        return torch.onnx.export(plain, (torch.zeros(2, *IMAGE),), input_names=["images"], output_names=["logits"],
-                                 dynamic_shapes=shapes, dynamo=True, verbose=False).model_proto
+        return torch.onnx.export(
+            plain,
+            (torch.zeros(2, *IMAGE),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        ).model_proto
     except torch.onnx.OnnxExporterError as error:
-        raise ParameterError("export_onnx(): 'model' must be one that torch can export. "
-                             f"Got: {error.__cause__ or error!s:.200}") from error
+        raise ParameterError(
+            f"export_onnx(): 'model' must be one that torch can export. Got: {error.__cause__ or error!s:.200}"
+        ) from error
 
 
 def _integer_graph(model: nn.Module) -> Any:
     graph = _Graph()
     wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module))]
     if wrong:
-        raise ParameterError("export_onnx(): 'model' must run on integers from its first layer to its last, as ONNX "
-                             f"Runtime can. Got one with {', '.join(wrong)}.")
+        raise ParameterError(
+            "export_onnx(): 'model' must run on integers from its first layer to its last, as ONNX "
+            f"Runtime can. Got one with {', '.join(wrong)}."
+        )
     return graph.finish()
 
 
@@ -125,8 +137,10 @@ class _Graph:
     def finish(self) -> Any:
         """Return the model whose logits are what the last node gives."""
         self.nodes[-1].output[0] = "logits"
-        images, logits = (self.helper.make_tensor_value_info(name, FLOAT, shape)
-                          for name, shape in (("images", ["batch", *IMAGE]), ("logits", None)))
+        images, logits = (
+            self.helper.make_tensor_value_info(name, FLOAT, shape)
+            for name, shape in (("images", ["batch", *IMAGE]), ("logits", None))
+        )
         graph = self.helper.make_graph(self.nodes, "integer", [images], [logits], self.constants)
         opsets = [self.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return self.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
@@ -141,10 +155,18 @@ def _add(graph: _Graph, module: nn.Module) -> str:
     elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         graph.node("Flatten")
     elif isinstance(module, nn.MaxPool2d):
-        size, stride, padding, dilation = (np.broadcast_to(part, 2).tolist() for part in (
-            module.kernel_size, module.stride, module.padding, module.dilation))
-        graph.node("MaxPool", kernel_shape=size, strides=stride, pads=padding * 2, dilations=dilation,
-                   ceil_mode=int(module.ceil_mode))
+        size, stride, padding, dilation = (
+            np.broadcast_to(part, 2).tolist()
+            for part in (module.kernel_size, module.stride, module.padding, module.dilation)
+        )
+        graph.node(
+            "MaxPool",
+            kernel_shape=size,
+            strides=stride,
+            pads=padding * 2,
+            dilations=dilation,
+            ceil_mode=int(module.ceil_mode),
+        )
     elif not isinstance(module, (nn.Identity, nn.Dropout)):  # which compute nothing
         return type(module).__name__
     return ""
@@ -162,12 +184,22 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
     if isinstance(layer.input, QuantizeInput):
         graph.node("QuantizeLinear", *taken)
         _clip(graph, *integer_range(layer.input.num_bits))
-    weight = [layer.weight.detach().numpy(), *(part.numpy().squeeze() for part in (
-        layer.weight_scale, layer.weight_zero_point))]
+    weight = [
+        layer.weight.detach().numpy(),
+        *(part.numpy().squeeze() for part in (layer.weight_scale, layer.weight_zero_point)),
+    ]
     bias = np.zeros(len(layer.weight), np.int32) if layer.bias is None else layer.bias.detach().numpy()
     if isinstance(layer, IntegerConv2d):
-        graph.node("QLinearConv", *taken, *weight, *given, bias, strides=layer.stride, group=layer.groups,
-                   **PADDING.get(layer.padding, {"pads": layer.padding * 2}))
+        graph.node(
+            "QLinearConv",
+            *taken,
+            *weight,
+            *given,
+            bias,
+            strides=layer.stride,
+            group=layer.groups,
+            **PADDING.get(layer.padding, {"pads": layer.padding * 2}),
+        )
     else:
         graph.node("QGemm", *taken, *weight, bias, *given, domain="com.microsoft", transB=1)
     if given:
@@ -183,4 +215,3 @@ def _grid(scale: Tensor, zero_point: Tensor) -> list[np.ndarray]:
 def _clip(graph: _Graph, smallest: int, largest: int) -> None:
     if (smallest, largest) != integer_range(8):  # at which uint8 ends by itself
         graph.node("Clip", *np.array([smallest + 128, largest + 128], np.uint8))
-

@@ -21,8 +21,10 @@ def check_torch() -> None:
     except PackageNotFoundError:
         installed = "none"
     if _release(installed) < _release(OLDEST_TORCH):
-        raise SetupError(f"kd_lab needs torch {OLDEST_TORCH} or newer. Got {installed}. Run "
-                         "'pip install --upgrade torch torchvision' (both, together), then restart the kernel.")
+        raise SetupError(
+            f"kd_lab needs torch {OLDEST_TORCH} or newer. Got {installed}. Run "
+            "'pip install --upgrade torch torchvision' (both, together), then restart the kernel."
+        )
 
 
 def optional(module: str, *packages: str) -> ModuleType:
@@ -65,5 +67,7 @@ def _describe_gpu(present: bool) -> str:
 def _describe_shared_memory(size: int | None) -> str:
     if size is None or size >= SMALL_SHARED_MEMORY:
         return ""
-    return (f"/dev/shm has only {size / 1e6:.0f} MB: kd_lab doesn't use it, but a DataLoader of yours needs "
-            "num_workers=0 here (or start the container with --shm-size=1g).")
+    return (
+        f"/dev/shm has only {size / 1e6:.0f} MB: kd_lab doesn't use it, but a DataLoader of yours needs "
+        "num_workers=0 here (or start the container with --shm-size=1g)."
+    )

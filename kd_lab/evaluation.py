@@ -45,8 +45,10 @@ class Accuracy:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        return (f"{100 * self.value:.2f} % ({self.correct:,} of {self.count:,}; "
-                f"95 % interval {100 * low:.2f} to {100 * high:.2f})")
+        return (
+            f"{100 * self.value:.2f} % ({self.correct:,} of {self.count:,}; "
+            f"95 % interval {100 * low:.2f} to {100 * high:.2f})"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,8 +63,10 @@ class PairedDifference:
     def of(cls, right: Tensor, baseline_right: Tensor) -> "PairedDifference":
         """Count the disagreements between two models' right answers on the same images, both (N,) bool."""
         if right.shape != baseline_right.shape:
-            raise ParameterError("PairedDifference.of(): both must be answers to the same images. Got "
-                                 f"{len(right)} and {len(baseline_right)}.")
+            raise ParameterError(
+                "PairedDifference.of(): both must be answers to the same images. Got "
+                f"{len(right)} and {len(baseline_right)}."
+            )
         return cls(int((right & ~baseline_right).sum()), int((baseline_right & ~right).sum()), len(right))
 
     @property
@@ -89,8 +93,10 @@ class PairedDifference:
 
     def __repr__(self) -> str:
         low, high = self.interval
-        return (f"{100 * self.value:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
-                f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,})")
+        return (
+            f"{100 * self.value:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
+            f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,})"
+        )
 
 
 def mean_cross_entropy(model: nn.Module, data: tuple[Tensor, ...]) -> float:
@@ -145,8 +151,9 @@ def predict_classes(model: nn.Module, images: Tensor, function: str = "predict_c
 def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> None:
     """Raise a ParameterError unless `data` is (x, *targets): tensors of one length, finite, that the model can read."""
     if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
-        raise ParameterError(f"{function}(): the data must be a tuple of tensors, (images, labels). "
-                             f"Got {type(data).__name__}.")
+        raise ParameterError(
+            f"{function}(): the data must be a tuple of tensors, (images, labels). Got {type(data).__name__}."
+        )
     lengths = [len(part) if part.dim() else 0 for part in data]
     if min(lengths) == 0 or len(set(lengths)) > 1:
         raise ParameterError(f"{function}(): the data must be tensors of one length, not empty. Got lengths {lengths}.")
@@ -159,12 +166,17 @@ def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> Non
 def check_labels(function: str, logits: Tensor, labels: Tensor) -> None:
     """Raise a ParameterError unless labels (N,) are whole numbers and logits (N, classes) have a place for each."""
     if logits.dim() != 2:
-        raise ParameterError(f"{function}(): the model must answer with logits (N, classes). "
-                             f"Got shape {tuple(logits.shape)}.")
+        raise ParameterError(
+            f"{function}(): the model must answer with logits (N, classes). Got shape {tuple(logits.shape)}."
+        )
     if labels.dim() != 1 or labels.is_floating_point():
-        raise ParameterError(f"{function}(): the labels must be whole numbers of shape (N,). "
-                             f"Got shape {tuple(labels.shape)} and {labels.dtype}.")
+        raise ParameterError(
+            f"{function}(): the labels must be whole numbers of shape (N,). "
+            f"Got shape {tuple(labels.shape)} and {labels.dtype}."
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
-        raise ParameterError(f"{function}(): the labels must be 0 to {logits.shape[1] - 1}, since the model has "
-                             f"{logits.shape[1]} outputs. Got labels from {low} to {high}.")
+        raise ParameterError(
+            f"{function}(): the labels must be 0 to {logits.shape[1] - 1}, since the model has "
+            f"{logits.shape[1]} outputs. Got labels from {low} to {high}."
+        )

@@ -18,33 +18,64 @@ def mlp128() -> nn.Module:
 
 def lenet300() -> nn.Module:
     """Build LeNet-300-100, the fully connected network of LeCun et al. (1998)."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(),
-                         nn.Linear(100, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
 
 
 def cnn() -> nn.Module:
     """Build a small convolutional network: 16 and 32 channels of 3×3, then 128 units."""
-    return nn.Sequential(*_convolution(1, 16, 3, padding=1), *_convolution(16, 32, 3, padding=1), nn.Flatten(),
-                         nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        *_convolution(1, 16, 3, padding=1),
+        *_convolution(16, 32, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
 
 
 def lenet5() -> nn.Module:
     """Build LeNet-5 as Caffe's example has it (20-50-500), which the pruning papers call LeNet-5."""
-    return nn.Sequential(*_convolution(1, 20, 5), *_convolution(20, 50, 5), nn.Flatten(),
-                         nn.Linear(50 * 4 * 4, 500), nn.ReLU(), nn.Linear(500, 10))
+    return nn.Sequential(
+        *_convolution(1, 20, 5),
+        *_convolution(20, 50, 5),
+        nn.Flatten(),
+        nn.Linear(50 * 4 * 4, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
 
 
 def lenet5_classic() -> nn.Module:
     """Build LeNet-5 with the widths of LeCun et al. (1998), 6-16-120-84, with ReLU and max-pooling."""
-    return nn.Sequential(*_convolution(1, 6, 5, padding=2), *_convolution(6, 16, 5), nn.Flatten(),
-                         nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+    return nn.Sequential(
+        *_convolution(1, 6, 5, padding=2),
+        *_convolution(6, 16, 5),
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
 
 
 def resnet() -> nn.Module:
     """Build a tiny residual network (He et al. 2016): BatchNorm, two residual additions, no large Linear layer."""
-    return nn.Sequential(*_normalised(1, 16), nn.ReLU(), nn.MaxPool2d(2), Residual(16),
-                         *_normalised(16, 48), nn.ReLU(), nn.MaxPool2d(2), Residual(48),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+    return nn.Sequential(
+        *_normalised(1, 16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        Residual(16),
+        *_normalised(16, 48),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        Residual(48),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(48, 10),
+    )
 
 
 class Residual(nn.Module):
@@ -68,7 +99,8 @@ def _normalised(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    build.__name__: build for build in (mlp128, lenet300, cnn, lenet5, lenet5_classic, resnet)}
+    build.__name__: build for build in (mlp128, lenet300, cnn, lenet5, lenet5_classic, resnet)
+}
 
 
 def build_model(name: str, seed: int = 0) -> nn.Module:
@@ -88,19 +120,27 @@ def check_model(function: str, model: object) -> None:
     if isinstance(model, nn.Module):
         return
     hint = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
-    raise ParameterError(f"{function}(): 'model' must be a network (an nn.Module). Got {type(model).__name__}."
-                         + hint.get(type(model), ""))
+    raise ParameterError(
+        f"{function}(): 'model' must be a network (an nn.Module). Got {type(model).__name__}."
+        + hint.get(type(model), "")
+    )
 
 
-def check_tensors(function: str, dimensions: int | None = None, dtype: torch.dtype | None = None, /,
-                  **tensors: Tensor) -> None:
+def check_tensors(
+    function: str, dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor
+) -> None:
     """Raise a ParameterError unless all are tensors of finite numbers, at least one, of these dimensions and dtype."""
     kind = (f"{dimensions} dimensions and of " if dimensions else "") + "finite numbers, at least one"
     kind += f", in {dtype}" if dtype else ""
     for name, tensor in tensors.items():
-        if (not isinstance(tensor, Tensor) or tensor.dim() != (dimensions or tensor.dim()) or tensor.numel() == 0
-                or tensor.dtype != (dtype or tensor.dtype) or tensor.dtype == torch.bool
-                or not torch.isfinite(tensor).all()):
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.dim() != (dimensions or tensor.dim())
+            or tensor.numel() == 0
+            or tensor.dtype != (dtype or tensor.dtype)
+            or tensor.dtype == torch.bool
+            or not torch.isfinite(tensor).all()
+        ):
             got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ParameterError(f"{function}(): {name!r} must be a tensor of {kind}. Got {got}.")
 
@@ -117,9 +157,11 @@ def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tens
         with evaluation_mode(model), torch.no_grad():
             return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ParameterError(f"{function}(): the model can't read images of shape {tuple(images.shape[1:])} and "
-                             f"{images.dtype}; the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() "
-                             f"gives. The layer said: {error}") from error
+        raise ParameterError(
+            f"{function}(): the model can't read images of shape {tuple(images.shape[1:])} and "
+            f"{images.dtype}; the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() "
+            f"gives. The layer said: {error}"
+        ) from error
 
 
 @contextmanager

@@ -26,8 +26,10 @@ def weighted_layers(model: nn.Module, function: str = "weighted_layers") -> dict
         raise ParameterError(f"{function}(): 'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
     for name, layer in layers.items():
         if not parametrize.is_parametrized(layer, "weight") and not isinstance(layer.weight, nn.Parameter):
-            raise ParameterError(f"{function}(): the weight of layer {name!r} must be a parameter. Got one that is "
-                                 "computed from others. Did torch.nn.utils.prune mask it? Call its remove() first.")
+            raise ParameterError(
+                f"{function}(): the weight of layer {name!r} must be a parameter. Got one that is "
+                "computed from others. Did torch.nn.utils.prune mask it? Call its remove() first."
+            )
     return layers
 
 
@@ -50,8 +52,10 @@ def make_permanent(model: nn.Module) -> nn.Module:
 
 def _settle(module: nn.Module) -> None:
     # parametrize.remove_parametrizations would take `weight` from the class, which a copy shares with its model
-    settled = {name: nn.Parameter(getattr(module, name).detach(), any(p.requires_grad for p in chain.parameters()))
-               for name, chain in module.parametrizations.items()}
+    settled = {
+        name: nn.Parameter(getattr(module, name).detach(), any(p.requires_grad for p in chain.parameters()))
+        for name, chain in module.parametrizations.items()
+    }
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     for name, parameter in settled.items():

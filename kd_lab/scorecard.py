@@ -35,14 +35,22 @@ class Score:
     def lines(self) -> dict[str, str]:
         """Return every figure as text under its label, in the order of the table."""
         low, high = self.accuracy.interval
-        counts = {"parameters": self.parameters, "non-zero": self.nonzeros, "MACs": self.macs,
-                  "file, bytes": self.file_bytes, "zipped, bytes": self.zipped_bytes}
-        return {"accuracy": f"{100 * self.accuracy.value:.2f} %",
-                "95 % interval": INTERVAL.format(100 * low, 100 * high),
-                **self._difference_lines(),
-                **{label: f"{count:,}" for label, count in counts.items()},
-                "1 image, ms": f"{1000 * self.latency[0]:.3f}", "256 images, ms": f"{1000 * self.latency[1]:.2f}",
-                "left in fp32": ", ".join(self.left_in_float)}
+        counts = {
+            "parameters": self.parameters,
+            "non-zero": self.nonzeros,
+            "MACs": self.macs,
+            "file, bytes": self.file_bytes,
+            "zipped, bytes": self.zipped_bytes,
+        }
+        return {
+            "accuracy": f"{100 * self.accuracy.value:.2f} %",
+            "95 % interval": INTERVAL.format(100 * low, 100 * high),
+            **self._difference_lines(),
+            **{label: f"{count:,}" for label, count in counts.items()},
+            "1 image, ms": f"{1000 * self.latency[0]:.3f}",
+            "256 images, ms": f"{1000 * self.latency[1]:.2f}",
+            "left in fp32": ", ".join(self.left_in_float),
+        }
 
     def _difference_lines(self) -> dict[str, str]:
         difference, interval = "baseline", ""
@@ -81,8 +89,9 @@ class Scorecard:
 def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scorecard:
     """Measure every model on the same images; the first is the baseline that the others are compared with."""
     if not isinstance(models, dict) or not models:
-        raise ParameterError("scorecard(): 'models' must be a dict with at least one model, as {'cnn': model}. "
-                             f"Got {models!r:.60}.")
+        raise ParameterError(
+            f"scorecard(): 'models' must be a dict with at least one model, as {{'cnn': model}}. Got {models!r:.60}."
+        )
     right = {name: correct_answers(model, data, "scorecard") for name, model in models.items()}
     baseline = next(iter(models))
     differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}
@@ -92,7 +101,14 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
 
 
 def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None) -> Score:
-    counts = [count(model) for count in (cost.count_parameters, cost.count_nonzeros, cost.count_macs,
-                                         cost.file_bytes, cost.zipped_bytes)]
-    return Score(accuracy, difference, *counts, latency=(cost.latency(model, 1), cost.latency(model, 256)),
-                 left_in_float=tuple(getattr(model, "left_in_float", ())))  # to_integer says so on the model
+    counts = [
+        count(model)
+        for count in (cost.count_parameters, cost.count_nonzeros, cost.count_macs, cost.file_bytes, cost.zipped_bytes)
+    ]
+    return Score(
+        accuracy,
+        difference,
+        *counts,
+        latency=(cost.latency(model, 1), cost.latency(model, 256)),
+        left_in_float=tuple(getattr(model, "left_in_float", ())),
+    )  # to_integer says so on the model

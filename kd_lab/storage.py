@@ -120,8 +120,9 @@ def lock(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(file_lock, path)
     except OSError as error:
-        raise StorageError(f"{path.parent} can't be written: {error.strerror}. Set KD_LAB_CACHE to a folder of yours "
-                           "that can.") from error
+        raise StorageError(
+            f"{path.parent} can't be written: {error.strerror}. Set KD_LAB_CACHE to a folder of yours that can."
+        ) from error
     try:
         sweep(_temporaries(path))
         yield
@@ -148,8 +149,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
 
 def serialise(tensors: dict[str, Tensor], metadata: dict) -> bytes:
     """Return the bytes of the file that `save_tensors` writes."""
-    tensors = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones each get a copy
-               for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones each get a copy
+        for name, tensor in tensors.items()
+    }
     header = {"schema": str(SCHEMA), "sha256": NO_DIGEST, "metadata": json.dumps(metadata)}
     content = safetensors.torch.save(tensors, header)
     digest = hashlib.sha256(content).hexdigest()
@@ -183,15 +186,20 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 def check_shapes(path: Path, what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Raise a StorageError that names up to five tensors of the file that are not as `what` has them."""
+
     def shape(state: dict[str, Tensor], key: str) -> str:
         return str(tuple(state[key].shape)) if key in state else "absent"
 
     keys = [*expected, *(key for key in tensors if key not in expected)]
-    differing = [f"{key} ({shape(expected, key)} expected, {shape(tensors, key)} in the file)"
-                 for key in keys if shape(expected, key) != shape(tensors, key)]
+    differing = [
+        f"{key} ({shape(expected, key)} expected, {shape(tensors, key)} in the file)"
+        for key in keys
+        if shape(expected, key) != shape(tensors, key)
+    ]
     if differing:
-        raise StorageError(f"{path} does not hold {what}: {len(differing)} tensors differ, first "
-                           f"{'; '.join(differing[:5])}.")
+        raise StorageError(
+            f"{path} does not hold {what}: {len(differing)} tensors differ, first {'; '.join(differing[:5])}."
+        )
 
 
 def _read_header(file, path: Path) -> dict:

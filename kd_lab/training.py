@@ -75,10 +75,22 @@ class History:
         return axes
 
 
-def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epochs: int, learning_rate: float = 3e-3,
-          weight_decay: float = 0.0, batch_size: int = 256, seed: int = 0, progress: bool = True,
-          penalty: Penalty | None = None, schedule: str = "one_cycle", steps_per_epoch: int | None = None,
-          ) -> tuple[nn.Module, History]:
+def train(
+    model: nn.Module,
+    data: Data,
+    loss_fn: Loss,
+    *,
+    validation: Data,
+    epochs: int,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 0.0,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+    penalty: Penalty | None = None,
+    schedule: str = "one_cycle",
+    steps_per_epoch: int | None = None,
+) -> tuple[nn.Module, History]:
     """Return a new, trained model in evaluation mode, and the history of its losses.
 
     `data` and `validation` are (x, *targets); `loss_fn(model(x), *targets)` gives the mean loss of a batch, and
@@ -101,9 +113,18 @@ def train(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epoc
     return run.finish("train", learning_rate)
 
 
-def train_live(model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, epochs: int, steps_per_epoch: int,
-               learning_rate: float = 3e-3, batch_size: int = 256, seed: int = 0,
-               ) -> Iterator[tuple[nn.Module, History]]:
+def train_live(
+    model: nn.Module,
+    data: Data,
+    loss_fn: Loss,
+    *,
+    validation: Data,
+    epochs: int,
+    steps_per_epoch: int,
+    learning_rate: float = 3e-3,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Iterator[tuple[nn.Module, History]]:
     """Yield the model and the history after each epoch of a training, for who wants to look on or to stop it.
 
     The arguments, the loop and the result, which is yielded last, are those of `train`; until then it is one model that
@@ -131,11 +152,15 @@ class _Run:
     def set_optimizer(self, learning_rate: float, weight_decay: float, schedule: str, steps: int) -> None:
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(trainable, learning_rate, weight_decay=weight_decay, fused=True)
-        self.schedule = (OneCycleLR(self.optimizer, learning_rate, total_steps=int(steps)) if schedule == "one_cycle"
-                         else ConstantLR(self.optimizer, factor=1))
+        self.schedule = (
+            OneCycleLR(self.optimizer, learning_rate, total_steps=int(steps))
+            if schedule == "one_cycle"
+            else ConstantLR(self.optimizer, factor=1)
+        )
 
-    def fit(self, data: Data, validation: Data, epochs: int, steps: int,
-            batches: Iterator[Tensor]) -> Iterator[tuple[nn.Module, History]]:
+    def fit(
+        self, data: Data, validation: Data, epochs: int, steps: int, batches: Iterator[Tensor]
+    ) -> Iterator[tuple[nn.Module, History]]:
         """Train, and yield the model as it is and the history so far after each epoch."""
         try:
             while self.history.stopped == FINISHED and len(self.history.epochs) < epochs:
@@ -195,8 +220,10 @@ class _Run:
 
     def report_divergence(self, function: str, learning_rate: float) -> None:
         epoch = len(self.history.epochs) + 1
-        message = (f"{function}(): the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is "
-                   f"{learning_rate:g}; try {learning_rate / 10:g}.")
+        message = (
+            f"{function}(): the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is "
+            f"{learning_rate:g}; try {learning_rate / 10:g}."
+        )
         if self.kept is None:
             raise TrainingError(message)
         warnings.warn(f"{message} The weights of epoch {self.history.best_epoch} are kept.", stacklevel=4)
@@ -231,9 +258,17 @@ def _progress_bar(steps: int, progress: bool) -> tqdm:
     return tqdm(total=steps, desc="training", unit="batch", file=sys.stdout, disable=not progress, mininterval=0.5)
 
 
-def check_settings(function: str, epochs: int = 1, learning_rate: float = 3e-3, weight_decay: float = 0.0,
-                   batch_size: int = 256, seed: int = 0, schedule: str = "one_cycle",
-                   steps_per_epoch: int | None = None, progress: bool = True) -> None:
+def check_settings(
+    function: str,
+    epochs: int = 1,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 0.0,
+    batch_size: int = 256,
+    seed: int = 0,
+    schedule: str = "one_cycle",
+    steps_per_epoch: int | None = None,
+    progress: bool = True,
+) -> None:
     """Raise a ParameterError, in the name of `function`, unless these are settings of `train`."""
     check_kind(function, "progress", progress, bool, "True or False")
     check_whole_number(function, "seed", seed, "[0, 1000000]")
@@ -246,15 +281,17 @@ def check_settings(function: str, epochs: int = 1, learning_rate: float = 3e-3, 
         check_whole_number(function, "steps_per_epoch", steps_per_epoch, "[1, 1000000]")
 
 
-def _check_parts(function: str, model: nn.Module, data: Data, validation: Data, loss_fn: Loss,
-                 penalty: Penalty | None) -> None:
+def _check_parts(
+    function: str, model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None
+) -> None:
     for part in (data, validation):
         check_data(function, model, part)
         if part[1].dim() == 1 and not part[1].is_floating_point():
             check_labels(function, predict(model, part[0][:2]), part[1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ParameterError(f"{function}(): 'model' must have a weight to train. "
-                             "Got one whose weights are all frozen.")
+        raise ParameterError(
+            f"{function}(): 'model' must have a weight to train. Got one whose weights are all frozen."
+        )
 
     def loss_of(x: Tensor, *targets: Tensor) -> Tensor:
         return loss_fn(copy.deepcopy(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
@@ -274,5 +311,6 @@ def _check_loss(function: str, argument: str, task: str, loss_of: Callable[..., 
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ParameterError(f"{function}(): {argument!r} must return a tensor with one number. Got {got}.")
     if not loss.requires_grad:
-        raise ParameterError(f"{function}(): {argument!r} must return a loss that gradients flow through. "
-                             "Got a detached one.")
+        raise ParameterError(
+            f"{function}(): {argument!r} must return a loss that gradients flow through. Got a detached one."
+        )

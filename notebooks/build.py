@@ -27,30 +27,38 @@ def repository() -> str:
 def badge(address: str, lesson: str) -> str:
     """Return the Markdown of the button that opens a lesson in Colab."""
     path = address.removeprefix("https://github.com/")
-    return (f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-            f"(https://colab.research.google.com/github/{path}/blob/main/notebooks/{lesson})")
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+        f"(https://colab.research.google.com/github/{path}/blob/main/notebooks/{lesson})"
+    )
 
 
 def install(address: str) -> str:
     """Return the code that installs the kit in Colab and leaves Colab's own torch and ipywidgets alone."""
-    return ('import sys\n\nif "google.colab" in sys.modules:  # elsewhere the kit is installed already\n'
-            f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet constriction optuna")
+    return (
+        'import sys\n\nif "google.colab" in sys.modules:  # elsewhere the kit is installed already\n'
+        f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet constriction optuna"
+    )
 
 
 def stamp(notebook: NotebookNode, address: str, lesson: str) -> None:
     """Put the badge and the install cell behind the title, or take them away where no address is set."""
     notebook.cells = [cell for cell in notebook.cells if not cell.id.startswith("colab-")]
     if address:
-        notebook.cells[1:1] = [new_markdown_cell(badge(address, lesson), id="colab-badge"),
-                               new_code_cell(install(address), id="colab-install")]
+        notebook.cells[1:1] = [
+            new_markdown_cell(badge(address, lesson), id="colab-badge"),
+            new_code_cell(install(address), id="colab-install"),
+        ]
 
 
 def stamp_readme(text: str, address: str) -> str:
     """Return the README with the way into Colab that the address allows."""
-    unset = ("Upload the whole folder to your Drive, mount it, and run in the first cell:\n"
-             "`%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own packages alone. "
-             "Lessons 05,\n07 and 08 need `%pip install optuna "
-             "constriction` as well.\n")
+    unset = (
+        "Upload the whole folder to your Drive, mount it, and run in the first cell:\n"
+        "`%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own packages alone. "
+        "Lessons 05,\n07 and 08 need `%pip install optuna "
+        "constriction` as well.\n"
+    )
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
 
@@ -67,8 +75,14 @@ def run(path: Path) -> None:
     """Run one lesson from top to bottom in a fresh kernel and save it."""
     notebook = nbformat.read(path, as_version=4)
     stamp(notebook, repository(), path.name)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}, record_timing=False,
-                   coalesce_streams=True, store_widget_state=False).execute()
+    NotebookClient(
+        notebook,
+        timeout=600,
+        resources={"metadata": {"path": path.parent}},
+        record_timing=False,
+        coalesce_streams=True,
+        store_widget_state=False,
+    ).execute()
     keep_pictures(notebook)
     nbformat.write(notebook, path)
 

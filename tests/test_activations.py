@@ -32,14 +32,16 @@ def test_a_folded_model_answers_as_before(name, validation):
     model = load_trained(name)
     folded = fold_batch_norm(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    torch.testing.assert_close(predict(folded, validation.images), predict(model, validation.images), atol=1e-3,
-                               rtol=1e-4)
+    torch.testing.assert_close(
+        predict(folded, validation.images), predict(model, validation.images), atol=1e-3, rtol=1e-4
+    )
 
 
 def test_folding_a_linear_layer_and_a_masked_convolution(few):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 26 * 26, 5),
-                          nn.BatchNorm1d(5))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 26 * 26, 5), nn.BatchNorm1d(5)
+    )
     predict(model.train(), few.images[:100])
     for norm in (model[1], model[4]):
         norm.running_mean.normal_()
@@ -65,13 +67,15 @@ def test_a_layer_takes_only_numbers_on_its_grid(num_bits, calibration, few):
     taken = []
     with quantized[3].register_forward_hook(lambda _layer, inputs, _output: taken.append(inputs[0])):
         predict(quantized, images)
-    assert len(torch.cat(taken).unique()) <= 2 ** num_bits
+    assert len(torch.cat(taken).unique()) <= 2**num_bits
 
 
 def test_grids_that_were_there_have_no_part_in_the_new_ones(few):
     dense, images = load_trained("lenet300"), few.images[:50]
-    direct, again = quantize_activations(dense, images), quantize_activations(quantize_activations(dense, images, 1),
-                                                                              images)
+    direct, again = (
+        quantize_activations(dense, images),
+        quantize_activations(quantize_activations(dense, images, 1), images),
+    )
     assert torch.equal(predict(again, images), predict(direct, images))
 
 
@@ -134,8 +138,7 @@ def test_pruned_models_are_quantized_as_any_other(few, validation):
 def test_training_with_quantized_activations_lowers_the_loss(few, validation):
     rough = quantize_model(load_trained("lenet300"), few.images[:250], 2, 2)
     before = F.cross_entropy(predict(rough, validation.images), validation.labels)
-    model, _ = train(rough, few, F.cross_entropy, validation=validation, epochs=2, learning_rate=1e-3,
-                     progress=False)
+    model, _ = train(rough, few, F.cross_entropy, validation=validation, epochs=2, learning_rate=1e-3, progress=False)
     assert F.cross_entropy(predict(model, validation.images), validation.labels) < before
 
 
@@ -156,10 +159,14 @@ def dense_names(model):
 def test_an_error_by_hand(validation):
     dense, images = load_trained("mlp128"), validation.images[:100]
     quantized = quantize_weights(dense, 3)
-    hidden = [torch.relu(F.linear(images.flatten(1), *(part.detach() for part in (model[1].weight, model[1].bias))))
-              for model in (dense, quantized)]
-    outputs = [F.linear(each, model[3].weight, model[3].bias).detach()
-               for each, model in zip(hidden, (dense, quantized), strict=True)]
+    hidden = [
+        torch.relu(F.linear(images.flatten(1), *(part.detach() for part in (model[1].weight, model[1].bias))))
+        for model in (dense, quantized)
+    ]
+    outputs = [
+        F.linear(each, model[3].weight, model[3].bias).detach()
+        for each, model in zip(hidden, (dense, quantized), strict=True)
+    ]
     expected = ((outputs[1] - outputs[0]) ** 2).sum() / (outputs[0] ** 2).sum()
     assert output_errors(quantized, dense, images)["3"] == pytest.approx(expected.item(), rel=1e-3)
 

@@ -139,15 +139,29 @@ def test_least_squares_errs_least_of_all_shrunken_ranges(num_bits, symmetric):
 @pytest.mark.parametrize("num_bits", [0, 33, 4.5, True, "4", None, float("nan"), -1, 17])
 def test_bits_that_are_none_are_refused(num_bits):
     x, one = torch.ones(1, 3), torch.ones(1)
-    for function, arguments in {fake_quantize: (x, one, one, num_bits), quantize: (x, one, one, num_bits),
-                                find_grid: (x, num_bits), integer_range: (num_bits,)}.items():
+    for function, arguments in {
+        fake_quantize: (x, one, one, num_bits),
+        quantize: (x, one, one, num_bits),
+        find_grid: (x, num_bits),
+        integer_range: (num_bits,),
+    }.items():
         with pytest.raises(ParameterError, match=r"'num_bits' must be a whole number in \[1, 16\]"):
             function(*arguments)
 
 
-@pytest.mark.parametrize("rows", [torch.tensor([[float("inf")]]), torch.tensor([[float("nan")]]), torch.ones(0, 3),
-                                  torch.ones(2, 2).long(), torch.ones(2, 2).double(), torch.ones(2, 2).half(), [[1.0]],
-                                  None])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.tensor([[float("inf")]]),
+        torch.tensor([[float("nan")]]),
+        torch.ones(0, 3),
+        torch.ones(2, 2).long(),
+        torch.ones(2, 2).double(),
+        torch.ones(2, 2).half(),
+        [[1.0]],
+        None,
+    ],
+)
 def test_what_is_no_finite_number_is_refused(rows):
     with pytest.raises(ParameterError, match=r"find_grid\(\): 'rows' must be a tensor of 2 dimensions and of finite"):
         find_grid(rows, 8)
@@ -159,30 +173,61 @@ ONE, ZERO, X = torch.ones(1), torch.zeros(1), torch.ones(2, 3)
 WRONG_SHAPES = [torch.ones(2), torch.ones(4, 1), torch.ones(5, 2, 3), torch.ones(0)]
 
 
-@pytest.mark.parametrize("call, part", [
-    *((lambda scale=scale, function=function: function(X, scale, ZERO, 4), f"(): 'scale' must be {allowed}")
-      for function in (quantize, fake_quantize)
-      for allowed, scales in (("a number or a tensor", [None, "1", [1.0]]),
-                              ("above 0", [0, -1.0, torch.tensor([0.0]), torch.tensor([[1.0], [-1.0]]), float("nan")]))
-      for scale in scales),
-    *((lambda shape=shape: fake_quantize(X, shape, ZERO, 4),
-       "fake_quantize(): 'scale' must have one number, or a shape that broadcasts to (2, 3), that of 'x'.")
-      for shape in WRONG_SHAPES),
-    *((lambda shape=shape: quantize(X, ONE, shape, 4), "quantize(): 'zero_point' must have one number, or a shape")
-      for shape in WRONG_SHAPES),
-    *((lambda shape=shape: dequantize(X.int(), shape, ZERO), "dequantize(): 'scale' must have one number, or a shape")
-      for shape in WRONG_SHAPES),
-    (lambda: quantize(X, ONE, None, 4), "quantize(): 'zero_point' must be a number or a tensor. Got None."),
-    (lambda: fake_quantize([1.0], ONE, ZERO, 4), "fake_quantize(): 'x' must be a tensor. Got [1.0]."),
-    (lambda: dequantize(5, ONE, ZERO), "dequantize(): 'q' must be a tensor. Got 5."),
-    *((lambda shape=shape: find_grid(torch.ones(shape), 4), "find_grid(): 'rows' must be a tensor of 2 dimensions and "
-       f"of finite numbers, at least one, in torch.float32. Got torch.float32, {shape}.")
-      for shape in ((), (3,), (2, 3, 4))),
-    (lambda: find_grid(X, 4, "symmetric"), "'symmetric' must be True or False. Got 'symmetric'."),
-    (lambda: scale_and_zero_point(ONE, torch.ones(2, 3), 4, 1), "scale_and_zero_point(): 'symmetric' must be True or"),
-    (lambda: scale_and_zero_point(torch.ones(2), torch.ones(3), 4, True), "'low' and 'high' must have one shape. Got "
-     "(2,) and (3,)."),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (lambda scale=scale, function=function: function(X, scale, ZERO, 4), f"(): 'scale' must be {allowed}")
+            for function in (quantize, fake_quantize)
+            for allowed, scales in (
+                ("a number or a tensor", [None, "1", [1.0]]),
+                ("above 0", [0, -1.0, torch.tensor([0.0]), torch.tensor([[1.0], [-1.0]]), float("nan")]),
+            )
+            for scale in scales
+        ),
+        *(
+            (
+                lambda shape=shape: fake_quantize(X, shape, ZERO, 4),
+                "fake_quantize(): 'scale' must have one number, or a shape that broadcasts to (2, 3), that of 'x'.",
+            )
+            for shape in WRONG_SHAPES
+        ),
+        *(
+            (
+                lambda shape=shape: quantize(X, ONE, shape, 4),
+                "quantize(): 'zero_point' must have one number, or a shape",
+            )
+            for shape in WRONG_SHAPES
+        ),
+        *(
+            (
+                lambda shape=shape: dequantize(X.int(), shape, ZERO),
+                "dequantize(): 'scale' must have one number, or a shape",
+            )
+            for shape in WRONG_SHAPES
+        ),
+        (lambda: quantize(X, ONE, None, 4), "quantize(): 'zero_point' must be a number or a tensor. Got None."),
+        (lambda: fake_quantize([1.0], ONE, ZERO, 4), "fake_quantize(): 'x' must be a tensor. Got [1.0]."),
+        (lambda: dequantize(5, ONE, ZERO), "dequantize(): 'q' must be a tensor. Got 5."),
+        *(
+            (
+                lambda shape=shape: find_grid(torch.ones(shape), 4),
+                "find_grid(): 'rows' must be a tensor of 2 dimensions and "
+                f"of finite numbers, at least one, in torch.float32. Got torch.float32, {shape}.",
+            )
+            for shape in ((), (3,), (2, 3, 4))
+        ),
+        (lambda: find_grid(X, 4, "symmetric"), "'symmetric' must be True or False. Got 'symmetric'."),
+        (
+            lambda: scale_and_zero_point(ONE, torch.ones(2, 3), 4, 1),
+            "scale_and_zero_point(): 'symmetric' must be True or",
+        ),
+        (
+            lambda: scale_and_zero_point(torch.ones(2), torch.ones(3), 4, True),
+            "'low' and 'high' must have one shape. Got (2,) and (3,).",
+        ),
+    ],
+)
 def test_bad_grids_get_one_clear_error(call, part):
     with pytest.raises(ParameterError) as error:
         call()

@@ -19,14 +19,16 @@ def test_a_scan_is_the_rise_of_the_loss_with_one_layer_pruned(validation):
     pruned = prune(model, {"3": 0.9}, scope="per_layer")
     loss = [F.cross_entropy(predict(each, validation.images), validation.labels).item() for each in (model, pruned)]
     assert scan["3"][0.9] == pytest.approx(loss[1] - loss[0])
-    assert list(scan) == ["1", "3"] and all(list(rises) == [0.0, 0.5, 0.9] and rises[0.0] == 0
-                                            for rises in scan.values())
+    assert list(scan) == ["1", "3"] and all(
+        list(rises) == [0.0, 0.5, 0.9] and rises[0.0] == 0 for rises in scan.values()
+    )
 
 
 def test_masks_are_lifted_before_a_scan_as_by_prune(validation):
     model = load_trained("mlp128")
     assert sensitivity_scan(prune(model, 0.9), validation[:200], [0.8]) == sensitivity_scan(
-        model, validation[:200], [0.8])
+        model, validation[:200], [0.8]
+    )
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.3, 0.55, 0.8, 0.9])
@@ -56,8 +58,10 @@ def test_it_beats_one_sparsity_for_all(validation):
     scan = sensitivity_scan(model, few, [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
     sparsities = allocate(scan, counts, 0.8)
     assert sum(counts[name] * sparsity for name, sparsity in sparsities.items()) >= 0.8 * sum(counts.values())
-    loss = [F.cross_entropy(predict(prune(model, choice, scope="per_layer"), few.images), few.labels).item()
-            for choice in (sparsities, 0.8)]
+    loss = [
+        F.cross_entropy(predict(prune(model, choice, scope="per_layer"), few.images), few.labels).item()
+        for choice in (sparsities, 0.8)
+    ]
     assert loss[0] < 0.5 * loss[1]
 
 
@@ -72,8 +76,11 @@ def test_bad_input_is_named(validation):
     for bad in (None, {}, {"1": {}}, {"1": 0.5}):
         with pytest.raises(ParameterError, match=r"^allocate\(\): 'scan' must be .* as sensitivity_scan\(\) gives"):
             allocate(bad, {"1": 10}, 0.5)
-    for bad, message in (({50: 0.1}, "sparsity in the scan.* Got 50"), ({0.5: float("nan")}, "rise.* Got nan"),
-                         ({0.5: "a"}, "rise.* Got 'a'")):
+    for bad, message in (
+        ({50: 0.1}, "sparsity in the scan.* Got 50"),
+        ({0.5: float("nan")}, "rise.* Got nan"),
+        ({0.5: "a"}, "rise.* Got 'a'"),
+    ):
         with pytest.raises(ParameterError, match=rf"^allocate\(\): .*{message}"):
             allocate({"1": bad}, {"1": 10}, 0.5)
     for bad, message in ((None, "'counts' must be a dict"), ({"1": "a"}, "whole number"), ({"1": 0}, "Got 0")):

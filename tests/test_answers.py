@@ -47,11 +47,11 @@ def test_soft_targets_are_a_softmax_by_hand(pair, temperature):
 def test_the_soft_loss_is_the_divergence_from_teacher_to_student_by_hand(pair, temperature):
     student, teacher = pair
     p, q = (F.softmax(each / temperature, dim=1) for each in (teacher, student))
-    by_hand = temperature ** 2 * (p * (p / q).log()).sum(dim=1).mean()
+    by_hand = temperature**2 * (p * (p / q).log()).sum(dim=1).mean()
     torch.testing.assert_close(soft_loss(student, teacher, temperature), by_hand)
-    torch_s = temperature ** 2 * F.kl_div(q.log(), p, reduction="batchmean")
+    torch_s = temperature**2 * F.kl_div(q.log(), p, reduction="batchmean")
     torch.testing.assert_close(soft_loss(student, teacher, temperature), torch_s)
-    other_way = temperature ** 2 * (q * (q / p).log()).sum(dim=1).mean()
+    other_way = temperature**2 * (q * (q / p).log()).sum(dim=1).mean()
     assert not torch.isclose(soft_loss(student, teacher, temperature), other_way, rtol=1e-3 if temperature < 100 else 0)
 
 
@@ -139,8 +139,9 @@ def test_a_teacher_is_asked_once_however_many_epochs_and_stays_as_it_was(few, va
 
 def test_the_student_learns_what_the_teacher_says_and_not_the_labels(few, validation):
     wrong = Split(few.images, few.labels.roll(1))
-    student, _ = distil(build_model("mlp128"), noisy_teacher(), wrong, validation=validation, alpha=0.0, epochs=8,
-                        progress=False)
+    student, _ = distil(
+        build_model("mlp128"), noisy_teacher(), wrong, validation=validation, alpha=0.0, epochs=8, progress=False
+    )
     assert accuracy(student, few).value > 0.9  # it saw these labels nowhere
     hard, _ = train(build_model("mlp128"), wrong, F.cross_entropy, validation=wrong, epochs=8, progress=False)
     assert accuracy(hard, few).value < 0.3
@@ -148,8 +149,9 @@ def test_the_student_learns_what_the_teacher_says_and_not_the_labels(few, valida
 
 def test_alpha_one_is_training_on_labels(few, validation):
     settings = {"epochs": 2, "seed": 3, "progress": False}
-    student, history = distil(build_model("mlp128"), load_trained("mlp128"), few, validation=validation, alpha=1.0,
-                              **settings)
+    student, history = distil(
+        build_model("mlp128"), load_trained("mlp128"), few, validation=validation, alpha=1.0, **settings
+    )
     hard, hard_history = train(build_model("mlp128"), few, F.cross_entropy, validation=validation, **settings)
     torch.testing.assert_close(student.state_dict(), hard.state_dict(), rtol=1e-4, atol=1e-5)
     assert history.train_loss == pytest.approx(hard_history.train_loss, rel=1e-4)
@@ -157,13 +159,25 @@ def test_alpha_one_is_training_on_labels(few, validation):
 
 def test_a_student_that_diverges_is_reported_as_by_train(few, validation):
     with pytest.raises(Exception, match=r"train\(\): the loss became NaN"):
-        distil(build_model("mlp128"), load_trained("mlp128"), few, validation=validation, epochs=1, progress=False,
-               learning_rate=1e-3, batch_size=64, penalty=lambda model: model[1].weight.sum() * torch.nan)
+        distil(
+            build_model("mlp128"),
+            load_trained("mlp128"),
+            few,
+            validation=validation,
+            epochs=1,
+            progress=False,
+            learning_rate=1e-3,
+            batch_size=64,
+            penalty=lambda model: model[1].weight.sum() * torch.nan,
+        )
 
 
 def test_a_teacher_that_knows_less_is_named_with_both_accuracies(few, validation):
-    with pytest.warns(UserWarning, match=r"distil\(\): the student reads 9\d\.\d\d % of the validation images, its "
-                                         r"teacher \d+\.\d\d %") as told:
+    with pytest.warns(
+        UserWarning,
+        match=r"distil\(\): the student reads 9\d\.\d\d % of the validation images, its "
+        r"teacher \d+\.\d\d %",
+    ) as told:
         distil(load_trained("mlp128"), build_model("cnn"), few, validation=validation, epochs=1, progress=False)
     assert told[0].filename == __file__  # the learner's own line
     with warnings.catch_warnings():
@@ -173,9 +187,12 @@ def test_a_teacher_that_knows_less_is_named_with_both_accuracies(few, validation
 
 @pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf"), True, "4", None, 1001])
 def test_temperatures_are_positive(temperature, pair):
-    calls = [lambda: soft_targets(pair[1], temperature), lambda: soft_loss(*pair, temperature),
-             lambda: DistillationLoss(temperature, 0.5),
-             lambda: distillation_loss(*pair, torch.arange(7), temperature, 0.5)]
+    calls = [
+        lambda: soft_targets(pair[1], temperature),
+        lambda: soft_loss(*pair, temperature),
+        lambda: DistillationLoss(temperature, 0.5),
+        lambda: distillation_loss(*pair, torch.arange(7), temperature, 0.5),
+    ]
     for call in calls:
         with pytest.raises(ParameterError, match=r"\w+\(\): 'temperature' must be a number in \(0, 1000\]\. Got"):
             call()
@@ -197,8 +214,11 @@ def test_a_bad_setting_is_refused_before_the_teacher_is_asked(few, validation):
 
 
 def test_classes_that_differ_are_named(few, validation):
-    with pytest.raises(ParameterError, match=r"soft_loss\(\): 'student_logits' and 'teacher_logits' must have one "
-                                             r"shape \(N, classes\)\. Got \(7, 10\) and \(7, 5\)"):
+    with pytest.raises(
+        ParameterError,
+        match=r"soft_loss\(\): 'student_logits' and 'teacher_logits' must have one "
+        r"shape \(N, classes\)\. Got \(7, 10\) and \(7, 5\)",
+    ):
         soft_loss(logits(7, 10), logits(7, 5), 4)
     with pytest.raises(ParameterError, match="must have one shape"):
         soft_loss(logits(10), logits(10), 4)
@@ -209,11 +229,16 @@ def test_classes_that_differ_are_named(few, validation):
         distil(build_model("mlp128"), teacher, few, validation=validation, epochs=1)
 
 
-@pytest.mark.parametrize("labels, told", [(torch.arange(7) + 4, "the labels must be 0 to 9"),
-                                          (torch.zeros(7), "the labels must be whole numbers"),
-                                          (torch.arange(6), "must be (N,) for logits (N, classes). Got (6,)"),
-                                          (torch.zeros(7, 10), "Got (7, 10) and (7, 10)"),
-                                          ([1] * 7, "Got list and (7, 10)")])
+@pytest.mark.parametrize(
+    "labels, told",
+    [
+        (torch.arange(7) + 4, "the labels must be 0 to 9"),
+        (torch.zeros(7), "the labels must be whole numbers"),
+        (torch.arange(6), "must be (N,) for logits (N, classes). Got (6,)"),
+        (torch.zeros(7, 10), "Got (7, 10) and (7, 10)"),
+        ([1] * 7, "Got list and (7, 10)"),
+    ],
+)
 def test_labels_that_do_not_fit_are_named(pair, labels, told):
     with pytest.raises(ParameterError) as error:
         distillation_loss(*pair, labels, 4, 0.5)

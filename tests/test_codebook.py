@@ -32,8 +32,14 @@ def shared(layer):
 
 def spread(kind):
     values = torch.randn(6000, generator=GENERATOR)
-    return {"normal": values, "tails": values.exp() ** 2, "far": values + 1e4, "tiny": values * 1e-30,
-            "clumped": values.clamp(-0.5, 0.5), "rounded": (100 * values).round()}[kind]
+    return {
+        "normal": values,
+        "tails": values.exp() ** 2,
+        "far": values + 1e4,
+        "tiny": values * 1e-30,
+        "clumped": values.clamp(-0.5, 0.5),
+        "rounded": (100 * values).round(),
+    }[kind]
 
 
 def weight(name, layer):
@@ -41,18 +47,26 @@ def weight(name, layer):
 
 
 @pytest.mark.parametrize("count", [2, 4, 16, 64, 256])
-@pytest.mark.parametrize("values", [
-    *(pytest.param(lambda kind=kind: spread(kind), id=kind)
-      for kind in ("normal", "tails", "far", "tiny", "clumped", "rounded")),
-    *(pytest.param(lambda name=name, layer=layer: weight(name, layer), id=f"{name}.{layer}")
-      for name, layer in (("lenet300", "5"), ("cnn", "0"), ("cnn", "3"), ("cnn", "9")))])
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(
+            pytest.param(lambda kind=kind: spread(kind), id=kind)
+            for kind in ("normal", "tails", "far", "tiny", "clumped", "rounded")
+        ),
+        *(
+            pytest.param(lambda name=name, layer=layer: weight(name, layer), id=f"{name}.{layer}")
+            for name, layer in (("lenet300", "5"), ("cnn", "0"), ("cnn", "3"), ("cnn", "9"))
+        ),
+    ],
+)
 def test_the_clusters_err_no_more_than_those_of_scikit_learn(values, count):
     values = values()
     if count > len(values.unique()):
         return
     unit = values.std().item()
     peer = KMeans(count, n_init=10, random_state=0).fit(values[:, None].double().numpy() / unit)
-    assert squared_error(values, *kmeans(values, count)) <= (1 + 1e-5) * peer.inertia_ * unit ** 2
+    assert squared_error(values, *kmeans(values, count)) <= (1 + 1e-5) * peer.inertia_ * unit**2
 
 
 @pytest.mark.parametrize(("name", "layer", "count"), [("lenet300", "1", 16), ("cnn", "7", 4), ("lenet300", "3", 64)])
@@ -74,7 +88,7 @@ def test_of_a_few_values_the_clusters_are_the_best_there_are(count):
 def test_a_cluster_that_loses_all_its_values_is_made_elsewhere():
     lumps = torch.cat([torch.linspace(-0.1, 0, 2500), torch.linspace(10, 10.1, 2500)])  # no border lies between
     codebook, codes = kmeans(lumps, 3)
-    assert len(codebook) == 3 and squared_error(lumps, codebook, codes) < 1.01 * 2500 * (0.1 ** 2 + 0.05 ** 2) / 12
+    assert len(codebook) == 3 and squared_error(lumps, codebook, codes) < 1.01 * 2500 * (0.1**2 + 0.05**2) / 12
 
 
 def test_each_value_has_the_nearest_centroid_and_each_centroid_is_the_mean_of_its_values():
@@ -88,14 +102,17 @@ def test_each_value_has_the_nearest_centroid_and_each_centroid_is_the_mean_of_it
     assert all(torch.equal(*pair) for pair in zip(kmeans(values, 32), (codebook, codes), strict=True))
 
 
-@pytest.mark.parametrize(("values", "count", "codebook", "codes"), [
-    ([7.0], 1, [7.0], [0]),
-    ([7.0], 256, [7.0], [0]),
-    ([2.0, 2.0, 2.0], 4, [2.0], [0, 0, 0]),
-    ([3.0, -1.0, 3.0], 4, [-1.0, 3.0], [1, 0, 1]),
-    ([1.0, 3.0, 2.0, 9.0], 1, [3.75], [0, 0, 0, 0]),
-    ([1e38, -1e38, 3.0], 3, [-1e38, 3.0, 1e38], [2, 0, 1]),
-])
+@pytest.mark.parametrize(
+    ("values", "count", "codebook", "codes"),
+    [
+        ([7.0], 1, [7.0], [0]),
+        ([7.0], 256, [7.0], [0]),
+        ([2.0, 2.0, 2.0], 4, [2.0], [0, 0, 0]),
+        ([3.0, -1.0, 3.0], 4, [-1.0, 3.0], [1, 0, 1]),
+        ([1.0, 3.0, 2.0, 9.0], 1, [3.75], [0, 0, 0, 0]),
+        ([1e38, -1e38, 3.0], 3, [-1e38, 3.0, 1e38], [2, 0, 1]),
+    ],
+)
 def test_extremes(values, count, codebook, codes):
     found, places = kmeans(torch.tensor(values), count)
     assert torch.equal(found, torch.tensor(codebook)) and places.tolist() == codes
@@ -111,10 +128,10 @@ def test_the_weights_of_a_layer_share_few_values(num_bits):
         if bits is None:
             assert torch.equal(layer.weight, dense)
             continue
-        codebook, codes = kmeans(dense.flatten(), 2 ** bits)
+        codebook, codes = kmeans(dense.flatten(), 2**bits)
         assert torch.equal(layer.weight, codebook[codes.long()].view(dense.shape))
         assert layer.weight.stride() == dense.stride()  # laid out as it was, else convolutions are slow
-        assert len(layer.weight.unique()) <= 2 ** bits
+        assert len(layer.weight.unique()) <= 2**bits
 
 
 def test_four_bits_change_few_answers(validation):
@@ -179,19 +196,42 @@ def test_other_quantizers_are_replaced_and_the_model_itself_stays():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("call, part", [
-    *((lambda bits=bits: share_weights(build_model("mlp128"), bits),
-       f"share_weights(): 'num_bits' must be a whole number in [1, 8]. Got {bits!r}.")
-      for bits in (0, 9, 33, 4.5, True, "4", None)),
-    (lambda: share_weights(build_model("mlp128"), {"1": 4.5}), "in [1, 8]. Got 4.5."),
-    (lambda: share_weights(build_model("mlp128"), {"2": 4}), "share_weights(): 'num_bits' must be one of 1, 3."),
-    (lambda: share_weights("mlp128", 4), "share_weights(): 'model' must be a network"),
-    *((lambda count=count: kmeans(torch.ones(3), count),
-       f"kmeans(): 'count' must be a whole number in [1, 256]. Got {count!r}.") for count in (0, 257, 2.5, True, None)),
-    *((lambda values=values: kmeans(values, 2), "kmeans(): 'values' must be a tensor of 1 dimensions and of finite")
-      for values in (torch.ones(0), torch.tensor([torch.nan]), torch.tensor([torch.inf]), torch.ones(3).int(), [1.0])),
-    (lambda: kmeans(torch.ones(2, 3), 2), "kmeans(): 'values' must be a tensor of 1 dimensions and of finite"),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (
+                lambda bits=bits: share_weights(build_model("mlp128"), bits),
+                f"share_weights(): 'num_bits' must be a whole number in [1, 8]. Got {bits!r}.",
+            )
+            for bits in (0, 9, 33, 4.5, True, "4", None)
+        ),
+        (lambda: share_weights(build_model("mlp128"), {"1": 4.5}), "in [1, 8]. Got 4.5."),
+        (lambda: share_weights(build_model("mlp128"), {"2": 4}), "share_weights(): 'num_bits' must be one of 1, 3."),
+        (lambda: share_weights("mlp128", 4), "share_weights(): 'model' must be a network"),
+        *(
+            (
+                lambda count=count: kmeans(torch.ones(3), count),
+                f"kmeans(): 'count' must be a whole number in [1, 256]. Got {count!r}.",
+            )
+            for count in (0, 257, 2.5, True, None)
+        ),
+        *(
+            (
+                lambda values=values: kmeans(values, 2),
+                "kmeans(): 'values' must be a tensor of 1 dimensions and of finite",
+            )
+            for values in (
+                torch.ones(0),
+                torch.tensor([torch.nan]),
+                torch.tensor([torch.inf]),
+                torch.ones(3).int(),
+                [1.0],
+            )
+        ),
+        (lambda: kmeans(torch.ones(2, 3), 2), "kmeans(): 'values' must be a tensor of 1 dimensions and of finite"),
+    ],
+)
 def test_bad_input_gets_one_clear_error(call, part):
     with pytest.raises(ParameterError) as error:
         call()

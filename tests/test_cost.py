@@ -74,8 +74,17 @@ def test_a_model_that_reads_no_digits_is_refused_in_words(measure):
         measure(nn.Linear(5, 5))
 
 
-@pytest.mark.parametrize("measure", [cost.count_parameters, cost.count_nonzeros, cost.count_macs, cost.file_bytes,
-                                     cost.zipped_bytes, lambda model: cost.latency(model, 1)])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        cost.count_parameters,
+        cost.count_nonzeros,
+        cost.count_macs,
+        cost.file_bytes,
+        cost.zipped_bytes,
+        lambda model: cost.latency(model, 1),
+    ],
+)
 def test_what_is_no_network_is_refused(measure):
     with pytest.raises(ParameterError, match=r"'model' must be a network"):
         measure("lenet300")

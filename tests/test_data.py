@@ -24,6 +24,7 @@ SMALL = "t10k-labels-idx1-ubyte"
 
 # ---- the split
 
+
 def test_the_parts_have_their_sizes_and_types(mnist):
     for part, count in zip(mnist, (55_000, 5_000, 10_000), strict=True):
         assert part.images.shape == (count, 1, 28, 28) and part.images.dtype == torch.float32
@@ -69,6 +70,7 @@ def test_the_archives_are_those_that_torchvision_checks():
 
 
 # ---- what is unpacked
+
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
@@ -120,6 +122,7 @@ def test_without_any_writable_folder_the_variable_to_set_is_named(raw, monkeypat
 
 
 # ---- what is fetched
+
 
 class Mirrors(BaseHTTPRequestHandler):
     """Answer as the first folder of the address says: /404/…, /login/…, /stall/…, /reset/…, /short/…, /good/…"""
@@ -263,5 +266,8 @@ def test_thirty_at_once_fetch_each_archive_once(mirrors, monkeypatch):
 
 
 def test_loading_twice_gives_the_same(mnist):
-    assert all(torch.equal(*pair) for one, other in zip(mnist, load_mnist(), strict=True)
-               for pair in zip(one, other, strict=True))
+    assert all(
+        torch.equal(*pair)
+        for one, other in zip(mnist, load_mnist(), strict=True)
+        for pair in zip(one, other, strict=True)
+    )

@@ -35,11 +35,14 @@ def test_what_was_reached_is_what_the_files_reach_and_what_the_readme_says():
         made = [recorded[f"{network}_{way}_{number}"] for number in SEEDS]
         place = deep_compression.choose(made, limit)
         assert row["files"] == f"{network}_{way}_{place}" and row["validation error"] == pytest.approx(
-            sum(seed["recipes"][place]["stages"][-1][2] for seed in made) / 5)
+            sum(seed["recipes"][place]["stages"][-1][2] for seed in made) / 5
+        )
         if key in SCORED:  # the benchmark scores all
             assert deep_compression.score(network, way, place, made, data) == row
-        assert (f"| {row['ratio']:.0f} | {row['bytes']:,.0f} | {row['error']:.2f} % ({row['range']}) | "
-                f"{row['points to dense']} |") in README
+        assert (
+            f"| {row['ratio']:.0f} | {row['bytes']:,.0f} | {row['error']:.2f} % ({row['range']}) | "
+            f"{row['points to dense']} |"
+        ) in README
         figures = deep_compression.named(network, way, key[-4:], row)
         plain = "plain_" if way == "plain" else ""
         assert figures[f"deep_compression.{network}.{plain}ratio_at_{key[-4:]}"] == row["ratio"]

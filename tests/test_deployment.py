@@ -23,8 +23,10 @@ INTEGER_NODES = {"QuantizeLinear", "QLinearConv", "QGemm", "MaxPool", "Flatten",
 @pytest.fixture(scope="module")
 def integers(mnist):
     """Models with weights of 7 bits: products of 8 by 8 bits can overflow the pair sums of older processors."""
-    return {name: to_integer(quantize_model(load_trained(name), mnist.train.images[:256], weight_bits=7))
-            for name in ("lenet300", "cnn", "resnet")}
+    return {
+        name: to_integer(quantize_model(load_trained(name), mnist.train.images[:256], weight_bits=7))
+        for name in ("lenet300", "cnn", "resnet")
+    }
 
 
 def through_onnx(model, folder):
@@ -58,16 +60,34 @@ def test_the_file_holds_the_same_integers_scales_and_zero_points(integers, tmp_p
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-@pytest.mark.parametrize("bits, options", [(8, {}), (4, {}), (2, {}), (5, {"granularity": "per_tensor"}),
-                                           (6, {"granularity": "per_tensor", "symmetric": False})])
+@pytest.mark.parametrize(
+    "bits, options",
+    [
+        (8, {}),
+        (4, {}),
+        (2, {}),
+        (5, {"granularity": "per_tensor"}),
+        (6, {"granularity": "per_tensor", "symmetric": False}),
+    ],
+)
 def test_other_layers_and_few_bits(bits, options, tmp_path):
     torch.manual_seed(0)
     relu = nn.ReLU()
     dense = nn.Sequential(
-        nn.MaxPool2d(2), nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False), relu, nn.Dropout(),
-        nn.Conv2d(4, 8, (3, 4), padding="same", groups=4), nn.Conv2d(8, 8, 1, padding="valid"),
+        nn.MaxPool2d(2),
+        nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False),
+        relu,
+        nn.Dropout(),
+        nn.Conv2d(4, 8, (3, 4), padding="same", groups=4),
+        nn.Conv2d(8, 8, 1, padding="valid"),
         nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
-        nn.Conv2d(8, 4, 2), nn.Flatten(), nn.Linear(4 * 3 * 8, 20), relu, nn.Linear(20, 5, bias=False), relu)
+        nn.Conv2d(8, 4, 2),
+        nn.Flatten(),
+        nn.Linear(4 * 3 * 8, 20),
+        relu,
+        nn.Linear(20, 5, bias=False),
+        relu,
+    )
     images = torch.randn(70, 1, 28, 28)
     whole = to_integer(quantize_model(dense, images, bits, bits, **options))
     assert not whole.left_in_float
@@ -130,8 +150,11 @@ def test_models_that_onnx_can_not_hold_are_refused(integers, validation, tmp_pat
     refused(integers["resnet"], tmp_path, r"Got one with 0 \(a convolution that gives float32\), 4 \(Residual\)")
     refused(nn.Sequential(integers["cnn"], nn.Softmax(1)), tmp_path, r"Got one with 1 \(Softmax\)\.")
     refused(to_integer(quantize_model(ends, few)), tmp_path, r"0 \(a convolution that gives float32\), 2 \(Sigmoid\)")
-    refused(to_integer(quantize_model(load_trained("cnn"), few, symmetric=False)), tmp_path,
-            r"0 \(a weight with several zero points\), 3 \(a weight")
+    refused(
+        to_integer(quantize_model(load_trained("cnn"), few, symmetric=False)),
+        tmp_path,
+        r"0 \(a weight with several zero points\), 3 \(a weight",
+    )
     refused(quantize_model(load_trained("cnn"), few), tmp_path, r"call to_integer\(model\) first")
     refused("cnn", tmp_path, "must be a network")
     refused(nn.Linear(3, 2), tmp_path, r"export_onnx\(\): the model can't read images")

@@ -26,8 +26,7 @@ def test_every_published_image_is_there_once():
     published = torch.tensor(load_digits().data, dtype=torch.float32).view(-1, 1, 8, 8)
     expected = F.interpolate(published / 16, size=20, mode="bilinear")
     middle = images[:, :, 4:-4, 4:-4] * STD + MEAN
-    distances = torch.cdist(middle.flatten(1), expected.flatten(1),
-                            compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(middle.flatten(1), expected.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     assert distances.min(1).values.max() < 1e-3
     nearest = distances.argmin(1)
     assert nearest.unique().numel() >= len(labels) - 5  # a few were published twice

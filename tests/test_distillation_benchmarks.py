@@ -11,8 +11,13 @@ from kd_lab.errors import ParameterError
 from kd_lab.results import load_results
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-ROWS = {"teacher, twice 1,200 units": "teacher", "student, twice 800, on labels": "hard", "… taught": "distilled",
-        "… taught without 3s": "no3", "… and its bias mended": "no3_fixed"}
+ROWS = {
+    "teacher, twice 1,200 units": "teacher",
+    "student, twice 800, on labels": "hard",
+    "… taught": "distilled",
+    "… taught without 3s": "no3",
+    "… and its bias mended": "no3_fixed",
+}
 
 
 def test_the_readme_says_what_the_repeated_experiment_came_to():
@@ -27,10 +32,14 @@ def test_the_readme_says_what_the_repeated_experiment_came_to():
 
 def test_the_readme_says_when_a_teacher_helps():
     figures = _gains.score_gains(load_results("distillation")["gains"])
-    gains, temperatures = ([figures[f"distillation.{name}_{images}"] for images in ("500", "2000", "10000", "all")]
-                           for name in ("gain_points", "temperature"))
-    row = " | ".join(f"{round(gain, 1) + 0:.1f} (T = {temperature:g})"  # + 0, since -0.0 is no figure
-                     for gain, temperature in zip(gains, temperatures, strict=True))
+    gains, temperatures = (
+        [figures[f"distillation.{name}_{images}"] for images in ("500", "2000", "10000", "all")]
+        for name in ("gain_points", "temperature")
+    )
+    row = " | ".join(
+        f"{round(gain, 1) + 0:.1f} (T = {temperature:g})"  # + 0, since -0.0 is no figure
+        for gain, temperature in zip(gains, temperatures, strict=True)
+    )
     assert f"| {row} |" in README
 
 
@@ -42,8 +51,11 @@ def test_the_recorded_errors_are_those_of_the_images_read_wrongly():
 
 
 def test_the_temperature_of_a_gain_is_chosen_on_validation_images():
-    seed = {"labels": {"validation_error": 5.0, "test_error": 5.0}, "1": {"validation_error": 3.0, "test_error": 4.0},
-            "4": {"validation_error": 4.0, "test_error": 1.0}}
+    seed = {
+        "labels": {"validation_error": 5.0, "test_error": 5.0},
+        "1": {"validation_error": 3.0, "test_error": 4.0},
+        "4": {"validation_error": 4.0, "test_error": 1.0},
+    }
     figures = _gains.score_gains({"temperatures": [1, 4], "images": {"500": [seed, seed]}})
     assert figures["distillation.temperature_500"] == 1 and figures["distillation.gain_points_500"] == pytest.approx(1)
 

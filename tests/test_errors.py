@@ -19,8 +19,9 @@ def test_everything_else_is_refused(value):
         check_number("prune", "sparsity", value, "[0, 1)")
 
 
-@pytest.mark.parametrize(("allowed", "low_passes", "high_passes"),
-                         [("[0, 1]", True, True), ("(0, 1]", False, True), ("[0, 1)", True, False)])
+@pytest.mark.parametrize(
+    ("allowed", "low_passes", "high_passes"), [("[0, 1]", True, True), ("(0, 1]", False, True), ("[0, 1)", True, False)]
+)
 def test_brackets_say_whether_an_end_belongs(allowed, low_passes, high_passes):
     for value, passes in ((0, low_passes), (1, high_passes)):
         if passes:

@@ -50,8 +50,10 @@ def test_the_paired_interval_agrees_with_a_pencil():
     assert difference.p_value == pytest.approx(18 / 256)  # twice the chance of at most 1 head in 8 throws
 
 
-@pytest.mark.parametrize("difference", [PairedDifference(0, 0, 10), PairedDifference(10, 0, 10),
-                                        PairedDifference(0, 10, 10), PairedDifference(0, 0, 1)])
+@pytest.mark.parametrize(
+    "difference",
+    [PairedDifference(0, 0, 10), PairedDifference(10, 0, 10), PairedDifference(0, 10, 10), PairedDifference(0, 0, 1)],
+)
 def test_the_paired_interval_at_its_extremes(difference):
     low, high = difference.interval
     assert -1 <= low < high <= 1 and 0 < difference.p_value <= 1
@@ -127,25 +129,31 @@ def test_predictions_ignore_the_mode_and_restore_it(mnist):
 GOOD = (torch.zeros(4, 1, 28, 28), torch.tensor([0, 1, 2, 3]))
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    ((torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)), r"one length, not empty\. Got lengths \[0, 0\]"),
-    ((GOOD[0], GOOD[1][:3]), r"Got lengths \[4, 3\]"),
-    ((GOOD[0] * math.nan, GOOD[1]), "must be finite numbers"),
-    ((GOOD[0] + math.inf, GOOD[1]), "must be finite numbers"),
-    ((torch.zeros(4, 1, 32, 32), GOOD[1]), r"can't read images of shape \(1, 32, 32\)"),
-    ((GOOD[0].double(), GOOD[1]), "torch.float64; the kit's networks take"),
-    ((GOOD[0].byte(), GOOD[1]), "torch.uint8; the kit's networks take"),
-    ((GOOD[0], torch.tensor([0, 1, 2, 10])), r"labels must be 0 to 9.*Got labels from 0 to 10"),
-    ((GOOD[0], torch.tensor([0, 1, 2, -1])), "Got labels from -1 to 2"),
-    (GOOD[0], "must be a tuple of tensors"),
-    ((GOOD[0],), "must be a tuple of tensors"),
-    ((GOOD[0], GOOD[1][:, None]), r"labels must be whole numbers of shape \(N,\)\. Got shape \(4, 1\)"),
-    ((GOOD[0], nn.functional.one_hot(GOOD[1], 10)), r"Got shape \(4, 10\)"),
-    ((GOOD[0], GOOD[1].float()), "whole numbers of shape .* torch.float32"),
-    ((torch.zeros(4), GOOD[1]), "can't read images of shape"),
-    ((torch.tensor(1.0), GOOD[1]), r"Got lengths \[0, 4\]"),
-    ([[1, 2], [3]], "must be a tuple of tensors"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            (torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)),
+            r"one length, not empty\. Got lengths \[0, 0\]",
+        ),
+        ((GOOD[0], GOOD[1][:3]), r"Got lengths \[4, 3\]"),
+        ((GOOD[0] * math.nan, GOOD[1]), "must be finite numbers"),
+        ((GOOD[0] + math.inf, GOOD[1]), "must be finite numbers"),
+        ((torch.zeros(4, 1, 32, 32), GOOD[1]), r"can't read images of shape \(1, 32, 32\)"),
+        ((GOOD[0].double(), GOOD[1]), "torch.float64; the kit's networks take"),
+        ((GOOD[0].byte(), GOOD[1]), "torch.uint8; the kit's networks take"),
+        ((GOOD[0], torch.tensor([0, 1, 2, 10])), r"labels must be 0 to 9.*Got labels from 0 to 10"),
+        ((GOOD[0], torch.tensor([0, 1, 2, -1])), "Got labels from -1 to 2"),
+        (GOOD[0], "must be a tuple of tensors"),
+        ((GOOD[0],), "must be a tuple of tensors"),
+        ((GOOD[0], GOOD[1][:, None]), r"labels must be whole numbers of shape \(N,\)\. Got shape \(4, 1\)"),
+        ((GOOD[0], nn.functional.one_hot(GOOD[1], 10)), r"Got shape \(4, 10\)"),
+        ((GOOD[0], GOOD[1].float()), "whole numbers of shape .* torch.float32"),
+        ((torch.zeros(4), GOOD[1]), "can't read images of shape"),
+        ((torch.tensor(1.0), GOOD[1]), r"Got lengths \[0, 4\]"),
+        ([[1, 2], [3]], "must be a tuple of tensors"),
+    ],
+)
 @pytest.mark.parametrize("name", ["lenet300", "cnn"])
 def test_bad_data_is_refused_in_words(data, message, name):
     with pytest.raises(ParameterError, match=r"^accuracy\(\): ") as caught:
@@ -153,9 +161,14 @@ def test_bad_data_is_refused_in_words(data, message, name):
     assert caught.match(message)
 
 
-@pytest.mark.parametrize(("model", "hint"), [
-    ("lenet300", r"Got str\. Did you mean load_trained"), (None, "Got NoneType"),
-    ((nn.Flatten(), None), r"Got tuple\. Did you mean model, history = ")])
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("lenet300", r"Got str\. Did you mean load_trained"),
+        (None, "Got NoneType"),
+        ((nn.Flatten(), None), r"Got tuple\. Did you mean model, history = "),
+    ],
+)
 def test_what_is_no_network_is_refused(model, hint):
     with pytest.raises(ParameterError, match=rf"^accuracy\(\): 'model' must be a network.*{hint}"):
         accuracy(model, GOOD)

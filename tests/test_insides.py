@@ -56,7 +56,7 @@ def test_an_attention_map_by_hand():
     output = outputs(2, 3, 4, 5)
     for image, found in zip(output, attention_map(output), strict=True):
         sums = [sum(image[c, h, w].item() ** 2 for c in range(3)) for h in range(4) for w in range(5)]
-        length = sum(each ** 2 for each in sums) ** 0.5
+        length = sum(each**2 for each in sums) ** 0.5
         assert found.tolist() == pytest.approx([each / length for each in sums])
 
 
@@ -73,9 +73,11 @@ def test_attention_sees_where_and_neither_how_much_nor_in_which_channel():
 
 def test_a_similarity_map_by_hand():
     output = outputs(5, 2, 3)
-    rows = [[sum(a * b for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)) for y in output]
-            for x in output]
-    by_hand = [[each / sum(other ** 2 for other in row) ** 0.5 for each in row] for row in rows]
+    rows = [
+        [sum(a * b for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)) for y in output]
+        for x in output
+    ]
+    by_hand = [[each / sum(other**2 for other in row) ** 0.5 for each in row] for row in rows]
     assert similarity_map(output).tolist() == [pytest.approx(row, abs=1e-6) for row in by_hand]
 
 
@@ -85,7 +87,7 @@ def test_similarity_does_not_see_a_rotation_of_the_units_but_a_hint_does():
     assert similarity_loss(output, turned).item() < 1e-10 < 0.1 < hint_loss(output, turned).item()
     wider = similarity_loss(output, outputs(6, 3, 4, seed=2))
     gap = similarity_map(output) - similarity_map(outputs(6, 3, 4, seed=2))
-    assert wider.item() == pytest.approx((gap ** 2).sum().item() / 36)
+    assert wider.item() == pytest.approx((gap**2).sum().item() / 36)
     assert similarity_loss(output[:1], output[:1] * 3).item() == 0  # an image alone is like itself
 
 
@@ -112,7 +114,7 @@ def test_layer_outputs_are_those_of_the_network_cut_off_there(some):
     teacher = load_trained("lenet5").train()
     for place in (0, 3, 5, 9):
         with torch.no_grad():
-            by_hand = teacher[:place + 1](some.images)
+            by_hand = teacher[: place + 1](some.images)
         torch.testing.assert_close(layer_outputs(teacher, str(place), some.images), by_hand)
     assert not layer_outputs(teacher, "0", some.images).requires_grad and teacher.training
     resnet = load_trained("resnet")
@@ -148,11 +150,15 @@ def test_the_loss_is_the_sum_of_its_parts_and_its_gradients_reach_student_and_re
     hint, logits = layer_outputs(teacher, "2", some.images[:20]), predict(teacher, some.images[:20])
     translate = {"hint": regressor((4, 14, 14), (16, 14, 14)), "attention": attention_map}.get(kind, nn.Identity())
     kept = attention_map(hint) if kind == "attention" else hint.flatten(1)
-    loss = InsidesLoss(kind, 0.7, 3.0, 0.4)(Hinted(student, "2", translate)(some.images[:20]), some.labels[:20],
-                                            logits, kept)
+    loss = InsidesLoss(kind, 0.7, 3.0, 0.4)(
+        Hinted(student, "2", translate)(some.images[:20]), some.labels[:20], logits, kept
+    )
     output = student[:3](some.images[:20])
-    part = {"hint": lambda: F.mse_loss(translate(output), hint), "similarity": lambda: similarity_loss(output, hint),
-            "attention": lambda: attention_loss(attention_map(output), kept)}[kind]()
+    part = {
+        "hint": lambda: F.mse_loss(translate(output), hint),
+        "similarity": lambda: similarity_loss(output, hint),
+        "attention": lambda: attention_loss(attention_map(output), kept),
+    }[kind]()
     answers = distillation_loss(student(some.images[:20]), logits, some.labels[:20], 3.0, 0.4)
     torch.testing.assert_close(loss, answers + 0.7 * part)
     loss.backward()
@@ -167,8 +173,19 @@ def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, ch
     before = copy.deepcopy((student.state_dict(), teacher.state_dict()))
     calls = []
     teacher.register_forward_hook(lambda _model, inputs, _output: calls.append(len(inputs[0])))
-    learned, history = distil_insides(student, teacher, some, validation=choose, student_layer="2", teacher_layer="2",
-                                      kind=kind, weight=100, epochs=3, batch_size=50, progress=False)
+    learned, history = distil_insides(
+        student,
+        teacher,
+        some,
+        validation=choose,
+        student_layer="2",
+        teacher_layer="2",
+        kind=kind,
+        weight=100,
+        epochs=3,
+        batch_size=50,
+        progress=False,
+    )
     assert type(learned) is nn.Sequential and learned is not student and not learned.training
     assert list(learned.state_dict()) == list(student.state_dict())
     torch.testing.assert_close(before, (student.state_dict(), teacher.state_dict()), rtol=0, atol=0)
@@ -182,8 +199,9 @@ def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, ch
 def test_without_weight_it_is_plain_distillation(some, choose):
     teacher, settings = load_trained("cnn"), {"validation": choose, "epochs": 2, "seed": 3, "progress": False}
     plain, _ = distil(thin_cnn(), teacher, some, **settings)
-    hinted, history = distil_insides(thin_cnn(), teacher, some, student_layer="2", teacher_layer="2", weight=0,
-                                     **settings)
+    hinted, history = distil_insides(
+        thin_cnn(), teacher, some, student_layer="2", teacher_layer="2", weight=0, **settings
+    )
     torch.testing.assert_close(hinted.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
     by_hand = distillation_loss(predict(hinted, choose.images), predict(teacher, choose.images), choose.labels, 4, 0.1)
     assert min(history.validation_loss) == pytest.approx(by_hand.item(), rel=1e-4)
@@ -192,8 +210,15 @@ def test_without_weight_it_is_plain_distillation(some, choose):
 @pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
 def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, choose):
     student, teacher = thin_cnn(), load_trained("cnn")
-    settings = {"student_layer": "2", "teacher_layer": "2", "kind": kind, "epochs": 2, "batch_size": 50,
-                "weight_decay": 0.1, "progress": False}
+    settings = {
+        "student_layer": "2",
+        "teacher_layer": "2",
+        "kind": kind,
+        "epochs": 2,
+        "batch_size": 50,
+        "weight_decay": 0.1,
+        "progress": False,
+    }
     lower, history = train_on_hints(student, teacher, some, validation=choose, **settings)
     assert type(lower) is nn.Sequential and list(lower.state_dict()) == list(student.state_dict())
     assert not torch.equal(lower[0].weight, student[0].weight)
@@ -208,15 +233,23 @@ def test_the_seed_is_that_of_the_regressor_and_of_the_batches(train_insides, som
     seeds, build, learn = [], insides.regressor, insides.train
     monkeypatch.setattr(insides, "regressor", lambda *shapes: seeds.append(shapes[-1]) or build(*shapes))
     monkeypatch.setattr(insides, "train", lambda *parts, seed, **rest: seeds.append(seed) or learn(*parts, **rest))
-    train_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2",
-                  seed=7, **ONCE)
+    train_insides(
+        thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2", seed=7, **ONCE
+    )
     assert seeds == [7, 7]
 
 
 def test_batch_statistics_behind_the_layer_stay_too(some, choose):
     student = build_model("resnet")
-    lower, _ = train_on_hints(student, load_trained("resnet"), some, validation=choose, student_layer="4.body.1",
-                              teacher_layer="4.body.1", **ONCE)
+    lower, _ = train_on_hints(
+        student,
+        load_trained("resnet"),
+        some,
+        validation=choose,
+        student_layer="4.body.1",
+        teacher_layer="4.body.1",
+        **ONCE,
+    )
     moved = {name for name, tensor in lower.state_dict().items() if not torch.equal(tensor, student.state_dict()[name])}
     before = ("0.weight", "1.", "4.body.0.", "4.body.1.")
     assert moved == {name for name in student.state_dict() if name.startswith(before)}
@@ -235,17 +268,34 @@ def test_the_callers_networks_and_random_numbers_stay_as_they_were(train_insides
 def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose):
     for student_layer, teacher_layer in (("2", "2"), ("2", "7"), ("1", "8")):
         for kind in ("hint", "similarity"):
-            distil_insides(build_model("mlp128"), load_trained("cnn"), some, validation=choose, kind=kind,
-                           student_layer=student_layer, teacher_layer=teacher_layer, **ONCE)
+            distil_insides(
+                build_model("mlp128"),
+                load_trained("cnn"),
+                some,
+                validation=choose,
+                kind=kind,
+                student_layer=student_layer,
+                teacher_layer=teacher_layer,
+                **ONCE,
+            )
 
 
 def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
     masked = prune(build_model("lenet300"), 0.9)
-    learned, _ = distil_insides(masked, load_trained("lenet300"), some, validation=choose, student_layer="2",
-                                teacher_layer="2", **ONCE)
+    learned, _ = distil_insides(
+        masked, load_trained("lenet300"), some, validation=choose, student_layer="2", teacher_layer="2", **ONCE
+    )
     assert (learned[1].weight == 0).sum() == (masked[1].weight == 0).sum() > 0
-    lower, _ = train_on_hints(build_model("resnet"), load_trained("cnn"), some, validation=choose, student_layer="2",
-                              teacher_layer="0", kind="attention", **ONCE)
+    lower, _ = train_on_hints(
+        build_model("resnet"),
+        load_trained("cnn"),
+        some,
+        validation=choose,
+        student_layer="2",
+        teacher_layer="0",
+        kind="attention",
+        **ONCE,
+    )
     assert torch.equal(lower[-1].weight, build_model("resnet")[-1].weight)
 
 
@@ -253,9 +303,18 @@ def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
 def test_a_penalty_judges_the_student(train_insides, some, choose):
     teacher, found = load_trained("mlp128"), []
     for strength in (0, 10):
-        learned, _ = train_insides(build_model("mlp128"), teacher, some, validation=choose, student_layer="1",
-                                   teacher_layer="2", penalty=match_parameters(teacher, strength), epochs=2,
-                                   batch_size=50, progress=False)
+        learned, _ = train_insides(
+            build_model("mlp128"),
+            teacher,
+            some,
+            validation=choose,
+            student_layer="1",
+            teacher_layer="2",
+            penalty=match_parameters(teacher, strength),
+            epochs=2,
+            batch_size=50,
+            progress=False,
+        )
         found.append(match_parameters(teacher, 1)(learned).item())
     assert found[1] < 0.95 * found[0]
 
@@ -263,12 +322,21 @@ def test_a_penalty_judges_the_student(train_insides, some, choose):
 @pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
 def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some, choose):
     name = train_insides.__name__
-    for student_layer, teacher_layer, told in (("22", "2", r"'student_layer' must be one of 0, 1, .* Did you mean '2'"),
-                                               ("", "2", r"'student_layer' must be one of 0, 1.* Got ''"),
-                                               ("2", 2, r"'teacher_layer' must be one of 0, 1.* Got 2\. Did you")):
+    for student_layer, teacher_layer, told in (
+        ("22", "2", r"'student_layer' must be one of 0, 1, .* Did you mean '2'"),
+        ("", "2", r"'student_layer' must be one of 0, 1.* Got ''"),
+        ("2", 2, r"'teacher_layer' must be one of 0, 1.* Got 2\. Did you"),
+    ):
         with pytest.raises(ParameterError, match=rf"^{name}\(\): {told}"):
-            train_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer=student_layer,
-                          teacher_layer=teacher_layer, epochs=1)
+            train_insides(
+                thin_cnn(),
+                load_trained("cnn"),
+                some,
+                validation=choose,
+                student_layer=student_layer,
+                teacher_layer=teacher_layer,
+                epochs=1,
+            )
 
 
 def test_what_cannot_be_listened_to_is_named():
@@ -280,18 +348,39 @@ def test_what_cannot_be_listened_to_is_named():
 
 def test_maps_of_other_sizes_are_refused_with_both(some, choose):
     with pytest.raises(ParameterError, match=r"attention maps need .* gives \(128,\), the teacher's '2' \(128,\)"):
-        distil_insides(build_model("mlp128"), load_trained("mlp128"), some, validation=choose, student_layer="2",
-                       teacher_layer="2", kind="attention", epochs=1)
+        distil_insides(
+            build_model("mlp128"),
+            load_trained("mlp128"),
+            some,
+            validation=choose,
+            student_layer="2",
+            teacher_layer="2",
+            kind="attention",
+            epochs=1,
+        )
     for layer, shape in (("3", r"\(32, 14, 14\)"), ("7", r"\(128,\)")):
-        with pytest.raises(ParameterError, match=r"^distil_insides\(\): attention maps need .* The student's layer '0' "
-                                                 rf"gives \(4, 28, 28\), the teacher's '{layer}' {shape}"):
-            distil_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="0",
-                           teacher_layer=layer, kind="attention", epochs=1)
-    for call, told in ((lambda: hint_loss(outputs(3, 4), outputs(3, 5)), r"hint_loss\(\): .* \(3, 4\) and \(3, 5\)"),
-                       (lambda: attention_map(outputs(3, 4)), r"attention_map\(\): .* height, width\)\. Got \(3, 4\)"),
-                       (lambda: attention_loss(outputs(3, 4), [1]), r"attention_loss\(\): .* Got \(3, 4\) and list"),
-                       (lambda: similarity_map(outputs(3)), r"similarity_map\(\): .* Got \(3,\)"),
-                       (lambda: similarity_loss(outputs(3, 4), outputs(2, 4)), r"same N images. Got \(3, 4\) and \(2")):
+        with pytest.raises(
+            ParameterError,
+            match=r"^distil_insides\(\): attention maps need .* The student's layer '0' "
+            rf"gives \(4, 28, 28\), the teacher's '{layer}' {shape}",
+        ):
+            distil_insides(
+                thin_cnn(),
+                load_trained("cnn"),
+                some,
+                validation=choose,
+                student_layer="0",
+                teacher_layer=layer,
+                kind="attention",
+                epochs=1,
+            )
+    for call, told in (
+        (lambda: hint_loss(outputs(3, 4), outputs(3, 5)), r"hint_loss\(\): .* \(3, 4\) and \(3, 5\)"),
+        (lambda: attention_map(outputs(3, 4)), r"attention_map\(\): .* height, width\)\. Got \(3, 4\)"),
+        (lambda: attention_loss(outputs(3, 4), [1]), r"attention_loss\(\): .* Got \(3, 4\) and list"),
+        (lambda: similarity_map(outputs(3)), r"similarity_map\(\): .* Got \(3,\)"),
+        (lambda: similarity_loss(outputs(3, 4), outputs(2, 4)), r"same N images. Got \(3, 4\) and \(2"),
+    ):
         with pytest.raises(ParameterError, match=told):
             call()
 
@@ -320,17 +409,36 @@ def test_a_layer_before_which_nothing_learns_is_refused(train_insides, kind, som
     half_frozen = thin_cnn()
     half_frozen[0].requires_grad_(False)
     for student, layer in ((nn.Sequential(nn.MaxPool2d(2), *thin_cnn()[:1], *thin_cnn()[2:]), "0"), (half_frozen, "2")):
-        with pytest.raises(ParameterError, match=rf"^{train_insides.__name__}\(\): 'student_layer' must be a layer "
-                                                 rf"whose output depends on weights .* That of '{layer}' does not"):
-            train_insides(student, load_trained("cnn"), some, validation=choose, student_layer=layer,
-                          teacher_layer="2", kind=kind, epochs=1)
+        with pytest.raises(
+            ParameterError,
+            match=rf"^{train_insides.__name__}\(\): 'student_layer' must be a layer "
+            rf"whose output depends on weights .* That of '{layer}' does not",
+        ):
+            train_insides(
+                student,
+                load_trained("cnn"),
+                some,
+                validation=choose,
+                student_layer=layer,
+                teacher_layer="2",
+                kind=kind,
+                epochs=1,
+            )
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "1", None, True])
 def test_weights_are_not_negative(weight, some, choose):
     with pytest.raises(ParameterError, match=r"InsidesLoss\(\): 'weight' must be a number in \[0, 1e6\]\. Got"):
-        distil_insides(thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2",
-                       weight=weight, epochs=1)
+        distil_insides(
+            thin_cnn(),
+            load_trained("cnn"),
+            some,
+            validation=choose,
+            student_layer="2",
+            teacher_layer="2",
+            weight=weight,
+            epochs=1,
+        )
 
 
 def test_other_slips_are_refused_at_once(some, choose):

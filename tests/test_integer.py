@@ -46,8 +46,10 @@ GRIDS = [(granularity, symmetric) for granularity in ("per_tensor", "per_channel
 
 @pytest.fixture(scope="module")
 def quantized(mnist):
-    return {name: quantize_model(load_trained(name), mnist.train.images[:256])
-            for name in ("mlp128", "lenet300", "cnn", "lenet5_classic", "resnet")}
+    return {
+        name: quantize_model(load_trained(name), mnist.train.images[:256])
+        for name in ("mlp128", "lenet300", "cnn", "lenet5_classic", "resnet")
+    }
 
 
 def input_of(layer):
@@ -74,7 +76,7 @@ def oracle(layer, simple, x):
     words = {"valid": (0, 0), "same": [(size - 1) / 2 for size in w.shape[2:]]}  # one more behind where it is odd
     padding = [(0, 0)] * 2 + [(math.floor(size), math.ceil(size)) for size in words.get(layer.padding, layer.padding)]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(q, padding, constant_values=zero_x), w.shape[2:], (2, 3))
-    windows = windows[:, :, ::simple.stride[0], ::simple.stride[1]] - zero_x
+    windows = windows[:, :, :: simple.stride[0], :: simple.stride[1]] - zero_x
     groups = zip(np.split(windows, simple.groups, 1), np.split(w - zero_w, simple.groups), strict=True)
     return np.concatenate([np.einsum("nchwij,ocij->nohw", *group) for group in groups], 1) + bias[:, None, None]
 
@@ -109,7 +111,7 @@ def test_what_layers_hand_on_is_the_simulated_to_one_step(between, granularity, 
         unit = (whole[0].weight_scale * whole[0].input_scale).flatten()
         simple[0].bias.data.copy_(whole[0].bias * unit)  # few bits make large units, and so round the bias a lot
         assert (steps_apart(simple, whole, x) > 0).float().mean() < 0.001
-        assert whole[:-1](x).min() >= max(-2 ** (bits - 1), grid.zero_point.item() if between else -128)
+        assert whole[:-1](x).min() >= max(-(2 ** (bits - 1)), grid.zero_point.item() if between else -128)
         assert isinstance(whole[0].output, Requantize) and isinstance(whole[-1].input, nn.Identity)
 
 
@@ -123,7 +125,7 @@ def steps_apart(simple, whole, x):
 
 def test_a_factor_is_a_whole_number_and_a_shift():
     grid = FakeQuantizer(torch.tensor([1.0]), torch.tensor([3], dtype=torch.int32), 8)
-    sums = torch.cat([torch.tensor([0, 1, -1, 2**31 - 1, -2**31]), torch.randint(-2**31, 2**31, (500,))]).int()
+    sums = torch.cat([torch.tensor([0, 1, -1, 2**31 - 1, -(2**31)]), torch.randint(-(2**31), 2**31, (500,))]).int()
     for factor in [2.0**-70, 2.0**-31, 1e-9, 3e-8, 0.9999999999, 1.0, 3.7, 2.0**29, 2.0**40]:
         found = Requantize(torch.tensor([factor], dtype=torch.float64), grid, relu=False)(sums)
         for whole, got in zip(sums.tolist(), found.tolist(), strict=True):
@@ -153,11 +155,15 @@ def test_extremes_are_exact():
 
 
 def test_what_could_leave_32_bits_stays_in_float():
-    for too_much in (layer_of(-128, 66_000, [0.0, 0.0]), layer_of(1, 10, [0.0, 1e8]),
-                     layer_of(1, 10, [1.0, 1.0], weight_scale=1e-30)):
+    for too_much in (
+        layer_of(-128, 66_000, [0.0, 0.0]),
+        layer_of(1, 10, [0.0, 1e8]),
+        layer_of(1, 10, [1.0, 1.0], weight_scale=1e-30),
+    ):
         whole = to_integer(nn.Sequential(layer_of(1, 10, [0.0, 0.0]), too_much))
-        assert whole.left_in_float == {"1": f"Linear {too_much.in_features}-2, whose numbers need more than 8 bits or "
-                                            "sums more than 32"}
+        assert whole.left_in_float == {
+            "1": f"Linear {too_much.in_features}-2, whose numbers need more than 8 bits or sums more than 32"
+        }
 
 
 def test_channels_without_weights_and_inputs_without_light_give_the_bias():
@@ -223,8 +229,10 @@ def test_what_has_no_integer_form_is_named_and_what_is_in_it_is_converted(quanti
     assert isinstance(whole[4].body[0].output, Requantize) and isinstance(whole[4].body[3], IntegerConv2d)
     mixed = quantize_activations(quantize_weights(load_trained("cnn"), {"0": 4, "3": 1, "7": 8}), validation.images)
     left = to_integer(mixed).left_in_float
-    assert left == {"3": "Conv2d 16-32, 3×3, whose weight lies on no grid",
-                    "9": "Linear 128-10, whose weight lies on no grid"}
+    assert left == {
+        "3": "Conv2d 16-32, 3×3, whose weight lies on no grid",
+        "9": "Linear 128-10, whose weight lies on no grid",
+    }
     assert torch.allclose(*(predict(model, validation.images) for model in (mixed, to_integer(mixed))), atol=0.2)
 
 
@@ -296,9 +304,13 @@ def test_a_model_of_integers_is_refused(quantized):
 def test_a_model_without_grids_is_refused(validation):
     dense = build_model("mlp128")
     only_inputs = quantize_activations(dense, validation.images[:64])
-    for model, why in ((dense, "1: Linear 784-128, whose weight"), (quantize_weights(dense, 8), "whose input lies on"),
-                       (only_inputs, "whose weight lies on"), (quantize_weights(dense, 1), "whose weight lies on"),
-                       (nn.Sequential(nn.ReLU()), "Got no layers")):
+    for model, why in (
+        (dense, "1: Linear 784-128, whose weight"),
+        (quantize_weights(dense, 8), "whose input lies on"),
+        (only_inputs, "whose weight lies on"),
+        (quantize_weights(dense, 1), "whose weight lies on"),
+        (nn.Sequential(nn.ReLU()), "Got no layers"),
+    ):
         with pytest.raises(ParameterError, match=r"to_integer\(\): 'model' must have a layer") as error:
             to_integer(model)
         assert "quantize_model(model, images)" in str(error.value) and why in str(error.value)

@@ -46,9 +46,14 @@ def test_it_grows_and_the_smallest_file_stands_first(content, tmp_path):
     assert all(f"{size:,}" in repr(board) for size in sizes) and "<table>" in board._repr_html_()
 
 
-@pytest.mark.parametrize("damage, error", [
-    (lambda content: content[:-1], DamagedFileError), (lambda content: b"", StorageError),
-    (lambda content: content[:30] + bytes([content[30] ^ 1]) + content[31:], DamagedFileError)])
+@pytest.mark.parametrize(
+    "damage, error",
+    [
+        (lambda content: content[:-1], DamagedFileError),
+        (lambda content: b"", StorageError),
+        (lambda content: content[:30] + bytes([content[30] ^ 1]) + content[31:], DamagedFileError),
+    ],
+)
 def test_a_file_that_cannot_be_loaded_is_not_kept(content, tmp_path, damage, error):
     (tmp_path / "a.kdz").write_bytes(damage(content))
     with pytest.raises(error, match=r"a\.kdz"):
@@ -76,10 +81,14 @@ def test_a_submission_that_is_no_network_is_named_and_the_others_stay(content, t
     assert "you.kdz holds no network of the kit" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("call, expected", [
-    (lambda path: submit(None, "me", SMALL), "submit(): 'path' must be the path of a .kdz file"),
-    (lambda path: submit(path, "me", SMALL.test), "submit(): 'data' must be what load_mnist() returns"),
-    (lambda path: leaderboard("cnn", SMALL.test), "leaderboard(): 'data' must be what load_mnist() returns")])
+@pytest.mark.parametrize(
+    "call, expected",
+    [
+        (lambda path: submit(None, "me", SMALL), "submit(): 'path' must be the path of a .kdz file"),
+        (lambda path: submit(path, "me", SMALL.test), "submit(): 'data' must be what load_mnist() returns"),
+        (lambda path: leaderboard("cnn", SMALL.test), "leaderboard(): 'data' must be what load_mnist() returns"),
+    ],
+)
 def test_bad_arguments_are_named(content, tmp_path, call, expected):
     (tmp_path / "a.kdz").write_bytes(content)
     with pytest.raises(ParameterError) as error:
@@ -97,8 +106,11 @@ def test_a_label_is_a_few_letters_and_digits(content, tmp_path, label):
 
 def test_the_shipped_files_are_those_of_seed_0_and_stand_beside_the_papers():
     board = leaderboard("lenet300", SMALL)
-    chosen = {row["files"] for row in load_results("deep_compression")["reached"].values()
-              if row["network"] == "lenet300" and row["way"] == "taught"}
+    chosen = {
+        row["files"]
+        for row in load_results("deep_compression")["reached"].values()
+        if row["network"] == "lenet300" and row["way"] == "taught"
+    }
     sizes = sorted((RESULTS / "deep_compression" / f"{name}_0.kdz").stat().st_size for name in chosen)
     assert [entry.bytes for entry in board.entries] == sizes and "kd_lab, within 1.64 %" in repr(board)
     axes = board.plot()
@@ -110,8 +122,11 @@ def test_the_shipped_files_are_those_of_seed_0_and_stand_beside_the_papers():
 
 def test_one_file_within_two_limits_is_one_entry(monkeypatch):
     row = load_results("deep_compression")["reached"]["lenet5_taught_0_80"]
-    monkeypatch.setattr(import_module("kd_lab.compression.leaderboard"), "load_results",  # not the function
-                        lambda _name: {"reached": {limit: row | {"limit": limit} for limit in (0.8, 1.0)}})
+    monkeypatch.setattr(
+        import_module("kd_lab.compression.leaderboard"),
+        "load_results",  # not the function
+        lambda _name: {"reached": {limit: row | {"limit": limit} for limit in (0.8, 1.0)}},
+    )
     (entry,) = leaderboard("lenet5", SMALL).entries
     assert entry.label == "kd_lab, within 0.8 % and 1.0 %"
 

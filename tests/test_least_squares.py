@@ -79,7 +79,7 @@ def test_the_closed_form_is_a_least_squares_solution(count, sparsity):
     hessian = damped_hessian(inputs)
     mask = random(6, 12, seed=3) > torch.distributions.Normal(0, 1).icdf(torch.tensor(sparsity))
     damping = DAMPING * inputs.square().mean()
-    system = torch.cat([inputs / count ** 0.5, damping ** 0.5 * torch.eye(12)])  # [X; √λ I]
+    system = torch.cat([inputs / count**0.5, damping**0.5 * torch.eye(12)])  # [X; √λ I]
     found = compensated_weight(weight, mask, hessian)
     for row, kept, ours in zip(weight, mask, found, strict=True):
         solution = torch.linalg.lstsq(system[:, kept], system @ row).solution
@@ -126,9 +126,17 @@ def test_weights_that_are_zero_go_first_and_stay_zero():
     assert torch.equal(mask, weight != 0) and torch.allclose(compensated_weight(weight, mask, hessian), weight)
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 5, stride=2), nn.Conv2d(1, 4, 3, dilation=2, padding="same"),
-    nn.Conv2d(1, 4, (2, 3), padding=2, padding_mode="reflect"), nn.Linear(28, 5)], ids=repr)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(1, 4, 5, stride=2),
+        nn.Conv2d(1, 4, 3, dilation=2, padding="same"),
+        nn.Conv2d(1, 4, (2, 3), padding=2, padding_mode="reflect"),
+        nn.Linear(28, 5),
+    ],
+    ids=repr,
+)
 def test_a_layers_inputs_give_its_outputs(layer, few):
     model, images = nn.Sequential(nn.Dropout(), layer).train(), few.images[:3]
     inputs = layer_inputs(model, "1", images)
@@ -206,23 +214,35 @@ class Grouped(nn.Sequential):
 IMAGES = torch.zeros(2, 1, 28, 28)
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (dict(sparsity=50), "'sparsity' must be a number in [0, 1). Got 50. Did you mean 0.5?"),
-    (dict(sparsity=float("nan")), "Got nan."),
-    (dict(sparsity={"l": 0.5}), "one of 1, 3"),
-    (dict(sparsity={"3": 1.5}), "\"sparsity['3']\" must be a number in [0, 1)"),
-    (dict(sparsity={"3": 0.9999}), "leaves no weight in layer '3'. Lower it."),
-    (dict(images=None), "'images' must be a tensor of 4 dimensions and of finite numbers, at least one. Got NoneType."),
-    (dict(images=IMAGES[0]), "Got torch.float32, (1, 28, 28)."),
-    (dict(images=IMAGES[:0]), "Got torch.float32, (0, 1, 28, 28)."),
-    (dict(images=IMAGES / 0), "finite"),
-    (dict(images=IMAGES[..., 1:]), "the model can't read images of shape (1, 28, 27)"),
-    (dict(images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "the model can't read images"),
-    (dict(model=Grouped()), "layer '1' has 2 groups"),
-    (dict(model=nn.ReLU()), "'model' must have a Linear or Conv2d layer"),
-    (dict(model=Grouped().apply(lambda module: isinstance(module, nn.Linear) and module.weight.data.fill_(torch.nan))),
-     "the weights must be finite numbers. Those of layer '3' are not."),
-])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (dict(sparsity=50), "'sparsity' must be a number in [0, 1). Got 50. Did you mean 0.5?"),
+        (dict(sparsity=float("nan")), "Got nan."),
+        (dict(sparsity={"l": 0.5}), "one of 1, 3"),
+        (dict(sparsity={"3": 1.5}), "\"sparsity['3']\" must be a number in [0, 1)"),
+        (dict(sparsity={"3": 0.9999}), "leaves no weight in layer '3'. Lower it."),
+        (
+            dict(images=None),
+            "'images' must be a tensor of 4 dimensions and of finite numbers, at least one. Got NoneType.",
+        ),
+        (dict(images=IMAGES[0]), "Got torch.float32, (1, 28, 28)."),
+        (dict(images=IMAGES[:0]), "Got torch.float32, (0, 1, 28, 28)."),
+        (dict(images=IMAGES / 0), "finite"),
+        (dict(images=IMAGES[..., 1:]), "the model can't read images of shape (1, 28, 27)"),
+        (dict(images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "the model can't read images"),
+        (dict(model=Grouped()), "layer '1' has 2 groups"),
+        (dict(model=nn.ReLU()), "'model' must have a Linear or Conv2d layer"),
+        (
+            dict(
+                model=Grouped().apply(
+                    lambda module: isinstance(module, nn.Linear) and module.weight.data.fill_(torch.nan)
+                )
+            ),
+            "the weights must be finite numbers. Those of layer '3' are not.",
+        ),
+    ],
+)
 def test_bad_input_gets_one_clear_error(arguments, part):
     with pytest.raises(ParameterError) as error:
         prune_least_squares(**dict(model=build_model("mlp128"), sparsity=0.5, images=IMAGES) | arguments)
@@ -234,16 +254,25 @@ class Unused(nn.Sequential):
         return self[1](self[0](x))
 
 
-@pytest.mark.parametrize("call, part", [
-    (lambda: layer_inputs(build_model("mlp128"), "2", IMAGES), "layer_inputs(): 'layer' must be one of 1, 3. Got '2'"),
-    (lambda: layer_inputs(build_model("mlp128"), "1", "images"), "layer_inputs(): 'images' must be a tensor"),
-    (lambda: layer_inputs(Grouped(), "1", IMAGES), "layer_inputs(): a grouped convolution"),
-    (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model doesn't use its layer '3'."),
-    (lambda: damped_hessian(torch.full((3, 2), torch.nan)), "damped_hessian(): 'inputs' must be a tensor of 2 dim"),
-    (lambda: least_squares_importance(torch.ones(2, 3), torch.eye(2)), "a column for each of 3 weights of a row"),
-    (lambda: least_squares_importance(torch.ones(2, 3), torch.ones(3, 3)), "must be positive definite"),
-    (lambda: compensated_weight(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3)), "must be a bool tensor of shape (2"),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (
+            lambda: layer_inputs(build_model("mlp128"), "2", IMAGES),
+            "layer_inputs(): 'layer' must be one of 1, 3. Got '2'",
+        ),
+        (lambda: layer_inputs(build_model("mlp128"), "1", "images"), "layer_inputs(): 'images' must be a tensor"),
+        (lambda: layer_inputs(Grouped(), "1", IMAGES), "layer_inputs(): a grouped convolution"),
+        (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model doesn't use its layer '3'."),
+        (lambda: damped_hessian(torch.full((3, 2), torch.nan)), "damped_hessian(): 'inputs' must be a tensor of 2 dim"),
+        (lambda: least_squares_importance(torch.ones(2, 3), torch.eye(2)), "a column for each of 3 weights of a row"),
+        (lambda: least_squares_importance(torch.ones(2, 3), torch.ones(3, 3)), "must be positive definite"),
+        (
+            lambda: compensated_weight(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3)),
+            "must be a bool tensor of shape (2",
+        ),
+    ],
+)
 def test_bad_input_of_the_pure_functions(call, part):
     with pytest.raises(ParameterError) as error:
         call()

@@ -40,8 +40,11 @@ def test_a_scan_is_the_rise_of_the_loss_with_one_layer_quantized(validation):
 def test_quantizers_of_weights_are_lifted_before_a_scan_and_those_of_activations_stay(validation):
     few = validation[:200]
     model = quantize_activations(load_trained("mlp128"), few.images, 2)
-    assert bit_scan(share_weights(model, 1), few, [2]) == bit_scan(model, few, [2]) != bit_scan(
-        load_trained("mlp128"), few, [2])
+    assert (
+        bit_scan(share_weights(model, 1), few, [2])
+        == bit_scan(model, few, [2])
+        != bit_scan(load_trained("mlp128"), few, [2])
+    )
 
 
 COUNTS = {"a": 1001, "b": 33, "c": 205, "d": 3}
@@ -71,8 +74,11 @@ def test_no_other_choice_is_better(seed):
 def test_a_byte_less_than_the_fewest_bits_take_is_out_of_reach():
     scan = {name: {2: 0.5, 4: 0.1} for name in COUNTS}
     assert choose_bits(scan, COUNTS, 251 + 9 + 52 + 1) == dict.fromkeys(COUNTS, 2)
-    with pytest.raises(ParameterError, match=r"^choose_bits\(\): a budget of 312 bytes is out of reach: with the "
-                                             r"fewest bits of every layer in the scan the codes take 313\. Scan fewer"):
+    with pytest.raises(
+        ParameterError,
+        match=r"^choose_bits\(\): a budget of 312 bytes is out of reach: with the "
+        r"fewest bits of every layer in the scan the codes take 313\. Scan fewer",
+    ):
         choose_bits(scan, COUNTS, 312)
 
 
@@ -89,29 +95,53 @@ def test_it_beats_the_same_bits_for_all_and_keeps_to_the_bytes(validation):
 SCAN = {"1": {2: 0.1, 4: 0.0}}
 
 
-@pytest.mark.parametrize("call, part", [
-    *((lambda model, data, bits=bits: bit_scan(model, data, [4, bits]),
-       f"bit_scan(): 'bits' must be a whole number in [1, 8]. Got {bits!r}.")
-      for bits in (0, 33, 4.5, True, "4", None)),
-    *((lambda model, data, bits=bits: bit_scan(model, data, bits),
-       "bit_scan(): 'bits' must be a list of whole numbers, at least one, as in [2, 4, 8].") for bits in (4, None, [])),
-    (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
-    (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
-    (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
-    *((lambda *_, budget=budget: choose_bits(SCAN, {"1": 9}, budget),
-       f"choose_bits(): 'budget' must be a whole number in [1, 1e12]. Got {budget!r}.")
-      for budget in (0, 4.5, True, "4", None)),
-    *((lambda *_, scan=scan: choose_bits(scan, {"1": 9}, 9),
-       "choose_bits(): 'scan' must be {layer: {bits: rise}}, as bit_scan() gives it.")
-      for scan in (None, {}, {"1": {}}, {"1": 0.5})),
-    *((lambda *_, bits=bits: choose_bits({"1": {bits: 0.1}}, {"1": 9}, 9),
-       f"choose_bits(): 'bits in the scan' must be a whole number in [1, 8]. Got {bits!r}.")
-      for bits in (0, 33, 4.5, True, "4", None)),
-    (lambda *_: choose_bits({"1": {4: float("nan")}}, {"1": 9}, 9), "'rise in the scan' must be a number"),
-    (lambda *_: choose_bits(SCAN, {"2": 9}, 9), "'layer of the scan' must be one of 2. Got '1'."),
-    (lambda *_: choose_bits(SCAN, {"1": 0}, 9), "counts"),
-    (lambda *_: choose_bits(SCAN, None, 9), "choose_bits(): 'counts' must be a dict"),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (
+                lambda model, data, bits=bits: bit_scan(model, data, [4, bits]),
+                f"bit_scan(): 'bits' must be a whole number in [1, 8]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        *(
+            (
+                lambda model, data, bits=bits: bit_scan(model, data, bits),
+                "bit_scan(): 'bits' must be a list of whole numbers, at least one, as in [2, 4, 8].",
+            )
+            for bits in (4, None, [])
+        ),
+        (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
+        (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
+        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
+        *(
+            (
+                lambda *_, budget=budget: choose_bits(SCAN, {"1": 9}, budget),
+                f"choose_bits(): 'budget' must be a whole number in [1, 1e12]. Got {budget!r}.",
+            )
+            for budget in (0, 4.5, True, "4", None)
+        ),
+        *(
+            (
+                lambda *_, scan=scan: choose_bits(scan, {"1": 9}, 9),
+                "choose_bits(): 'scan' must be {layer: {bits: rise}}, as bit_scan() gives it.",
+            )
+            for scan in (None, {}, {"1": {}}, {"1": 0.5})
+        ),
+        *(
+            (
+                lambda *_, bits=bits: choose_bits({"1": {bits: 0.1}}, {"1": 9}, 9),
+                f"choose_bits(): 'bits in the scan' must be a whole number in [1, 8]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        (lambda *_: choose_bits({"1": {4: float("nan")}}, {"1": 9}, 9), "'rise in the scan' must be a number"),
+        (lambda *_: choose_bits(SCAN, {"2": 9}, 9), "'layer of the scan' must be one of 2. Got '1'."),
+        (lambda *_: choose_bits(SCAN, {"1": 0}, 9), "counts"),
+        (lambda *_: choose_bits(SCAN, None, 9), "choose_bits(): 'counts' must be a dict"),
+    ],
+)
 def test_bad_input_gets_one_clear_error(call, part, validation):
     with pytest.raises(ParameterError) as error:
         call(load_trained("mlp128"), validation[:50])

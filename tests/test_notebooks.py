@@ -33,8 +33,23 @@ def write(folder, cells):
 
 def run(folder):
     """Return what pytest says of the notebooks in this folder."""
-    command = [sys.executable, "-m", "pytest", "-q", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
-               "-p", "no:cacheprovider", "--confcutdir", ROOT, "-p", "conftest", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        ROOT / "pyproject.toml",
+        "--rootdir",
+        ROOT,
+        "-p",
+        "no:cacheprovider",
+        "--confcutdir",
+        ROOT,
+        "-p",
+        "conftest",
+        folder,
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
@@ -47,8 +62,18 @@ def test_errors_that_are_only_printed_fail(tmp_path):
 
 def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
     write(tmp_path, SWALLOWED)
-    command = [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", "--no-cache",
-               "--output-format", "concise", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--config",
+        ROOT / "pyproject.toml",
+        "--no-cache",
+        "--output-format",
+        "concise",
+        tmp_path,
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     for name in SWALLOWED:
         assert f"{name}.ipynb" in result.stdout, result.stdout

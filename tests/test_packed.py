@@ -33,8 +33,9 @@ def assert_same(model, loaded):
     assert torch.equal(predict(loaded, IMAGES), predict(model, IMAGES)) and not loaded.training
 
 
-@pytest.mark.parametrize(("name", "coder"), [*((name, "range") for name in MODELS), ("lenet300", "huffman"),
-                                             ("resnet", "huffman")])
+@pytest.mark.parametrize(
+    ("name", "coder"), [*((name, "range") for name in MODELS), ("lenet300", "huffman"), ("resnet", "huffman")]
+)
 def test_every_network_reads_back_as_it_is_and_compressed(name, coder, tmp_path):
     model = load_trained(name) if (SHIPPED / f"{name}.safetensors").exists() else build_model(name)
     for each in (model, share_weights(prune(model, 0.9), 2)):
@@ -49,9 +50,14 @@ def test_other_ways_to_few_values_read_back(compress):
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(name=st.sampled_from(["mlp128", "cnn", "lenet5_classic"]), seed=st.integers(0, 1000),
-       sparsity=st.sampled_from([0.0, 0.5, 0.9, 0.99]), bits=st.integers(1, 8), narrow=st.booleans(),
-       coder=st.sampled_from(list(CODERS)))
+@given(
+    name=st.sampled_from(["mlp128", "cnn", "lenet5_classic"]),
+    seed=st.integers(0, 1000),
+    sparsity=st.sampled_from([0.0, 0.5, 0.9, 0.99]),
+    bits=st.integers(1, 8),
+    narrow=st.booleans(),
+    coder=st.sampled_from(list(CODERS)),
+)
 def test_any_mask_and_codebook_reads_back_to_the_bit(name, seed, sparsity, bits, narrow, coder):
     model = prune(build_model(name, seed), sparsity, scope="per_layer")
     if narrow:
@@ -73,8 +79,18 @@ def test_removed_channels_and_layers_stay_removed():
 
 def test_each_step_makes_the_file_smaller():
     dense = load_trained("lenet300")
-    sizes = [file_bytes(dense), *(len(pack(each, "lenet300")) for each in (
-        dense, prune(dense, 0.95), share_weights(prune(dense, 0.95), 4), share_weights(prune(dense, 0.95), 2)))]
+    sizes = [
+        file_bytes(dense),
+        *(
+            len(pack(each, "lenet300"))
+            for each in (
+                dense,
+                prune(dense, 0.95),
+                share_weights(prune(dense, 0.95), 4),
+                share_weights(prune(dense, 0.95), 2),
+            )
+        ),
+    ]
     assert sizes == sorted(sizes, reverse=True)
     assert len(pack(shared(), "lenet300", "range")) < len(pack(shared(), "lenet300", "huffman"))
 
@@ -104,32 +120,55 @@ def sealed(line, coded=b"", schema=b"2"):
     return MAGIC + schema + hashlib.sha256(body).digest()[:16] + body
 
 
-@pytest.mark.parametrize(("content", "kind", "part"), [
-    (b"", StorageError, "is no .kdz file"),
-    (b"PK\x03\x04", StorageError, "is no .kdz file"),
-    (MAGIC, DamagedFileError, "is damaged"),
-    (sealed(b"lenet300 range\n", schema=b"3"), StorageError, "has schema '3'; this kd_lab reads schema '2'. Update"),
-    (sealed(b"lenet30 range\n"), StorageError, "Did you mean 'lenet300'?"),
-    (sealed(b"lenet300 rang\n"), StorageError, "Did you mean 'range'?"),
-    (sealed(b"lenet300\n"), StorageError, "holds no network of the kit"),
-    (sealed(b"lenet300 huffman\n"), StorageError, "end too early"),
-    (sealed(b"lenet300 huffman\n", b"\xff" * 100), StorageError, "holds no network of the kit"),
-    (sealed(b"lenet300 range 1=1000000000\n"), StorageError, "whole number in [1, 300]. Got 1000000000"),
-    (sealed(b"lenet300 range 1=ten\n"), StorageError, "holds no network of the kit"),
-    (sealed(b"lenet300 range 9=3\n"), StorageError, "must be one of 1, 3"),
-    (sealed(b"lenet300 range -1\n"), StorageError, "must give the shape that it takes"),
-    (sealed(b"\xff\xfe\n"), StorageError, "holds no network of the kit"),
-    (sealed(b"resnet range" + b" -4" * 20_000 + b"\n"), StorageError, "holds no network of the kit"),
-    (sealed(b"mlp128 " + b"r" * 5_000_000 + b"\n"), StorageError, "must be one of range, huffman"),
-    (sealed(b"mlp128 range\n"), StorageError, "Packing it again gives another file"),
-    (sealed(b"mlp128 huffman\n", bytes(2_000_000)), StorageError, "Packing it again gives another file"),
-    (sealed(b"mlp128 huffman\n", np.packbits(np.frombuffer(
-        b"000000010" + f"{1:024b}".encode() + b"0" * 327, np.uint8) - ord("0")).tobytes() + bytes(40_000)),
-     StorageError, "The bits are no code"),
-    (sealed(b"mlp128 huffman\n", np.packbits(np.frombuffer(
-        b"000000001" + b"1" * 24 + b"00001" + b"0" * 322, np.uint8) - ord("0")).tobytes() + bytes(3_000_000)),
-     StorageError, "more symbols than places"),
-])
+@pytest.mark.parametrize(
+    ("content", "kind", "part"),
+    [
+        (b"", StorageError, "is no .kdz file"),
+        (b"PK\x03\x04", StorageError, "is no .kdz file"),
+        (MAGIC, DamagedFileError, "is damaged"),
+        (
+            sealed(b"lenet300 range\n", schema=b"3"),
+            StorageError,
+            "has schema '3'; this kd_lab reads schema '2'. Update",
+        ),
+        (sealed(b"lenet30 range\n"), StorageError, "Did you mean 'lenet300'?"),
+        (sealed(b"lenet300 rang\n"), StorageError, "Did you mean 'range'?"),
+        (sealed(b"lenet300\n"), StorageError, "holds no network of the kit"),
+        (sealed(b"lenet300 huffman\n"), StorageError, "end too early"),
+        (sealed(b"lenet300 huffman\n", b"\xff" * 100), StorageError, "holds no network of the kit"),
+        (sealed(b"lenet300 range 1=1000000000\n"), StorageError, "whole number in [1, 300]. Got 1000000000"),
+        (sealed(b"lenet300 range 1=ten\n"), StorageError, "holds no network of the kit"),
+        (sealed(b"lenet300 range 9=3\n"), StorageError, "must be one of 1, 3"),
+        (sealed(b"lenet300 range -1\n"), StorageError, "must give the shape that it takes"),
+        (sealed(b"\xff\xfe\n"), StorageError, "holds no network of the kit"),
+        (sealed(b"resnet range" + b" -4" * 20_000 + b"\n"), StorageError, "holds no network of the kit"),
+        (sealed(b"mlp128 " + b"r" * 5_000_000 + b"\n"), StorageError, "must be one of range, huffman"),
+        (sealed(b"mlp128 range\n"), StorageError, "Packing it again gives another file"),
+        (sealed(b"mlp128 huffman\n", bytes(2_000_000)), StorageError, "Packing it again gives another file"),
+        (
+            sealed(
+                b"mlp128 huffman\n",
+                np.packbits(
+                    np.frombuffer(b"000000010" + f"{1:024b}".encode() + b"0" * 327, np.uint8) - ord("0")
+                ).tobytes()
+                + bytes(40_000),
+            ),
+            StorageError,
+            "The bits are no code",
+        ),
+        (
+            sealed(
+                b"mlp128 huffman\n",
+                np.packbits(
+                    np.frombuffer(b"000000001" + b"1" * 24 + b"00001" + b"0" * 322, np.uint8) - ord("0")
+                ).tobytes()
+                + bytes(3_000_000),
+            ),
+            StorageError,
+            "more symbols than places",
+        ),
+    ],
+)
 def test_a_file_that_is_not_ours_is_refused_in_words_within_a_second(content, kind, part, tmp_path):
     (tmp_path / "model.kdz").write_bytes(content)
     start = time.perf_counter()
@@ -170,7 +209,7 @@ def test_a_gigabyte_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "model.kdz"
     with open(path, "wb") as file:
         file.write(MAGIC)
-        file.truncate(2 ** 30)
+        file.truncate(2**30)
     with pytest.raises(StorageError, match="more than 8,000,000 bytes"):
         load_packed(path)
     with pytest.raises(StorageError, match="can't be read"):
@@ -197,17 +236,20 @@ def test_weights_too_large_for_half_precision_stay_as_they_are():
     assert_same(model, unpack(pack(model, "mlp128")))
 
 
-@pytest.mark.parametrize(("call", "part"), [
-    (lambda: pack("lenet300", "lenet300"), "pack(): 'model' must be a network"),
-    (lambda: pack(build_model("cnn"), "cn"), "Did you mean 'cnn'?"),
-    (lambda: pack(build_model("cnn"), "lenet300"), "pack(): 'model' must be a pruned lenet300"),
-    (lambda: pack(build_model("cnn"), "cnn", "rang"), "Did you mean 'range'?"),
-    (lambda: save_packed("file", build_model("cnn"), "cnn", "rang"), "save_packed(): 'coder' must be one of"),
-    (lambda: save_packed(None, build_model("cnn"), "cnn"), "'path' must be the path of a file. Got None."),
-    (lambda: pack(build_model("cnn").double(), "cnn"), "'0.weight' must be of torch.float32. Got torch.float64."),
-    (lambda: pack(build_model("mlp128").bfloat16(), "mlp128"), "must be of torch.float32. Got torch.bfloat16."),
-    (lambda: pack(torch_pruned(), "mlp128"), "Did torch.nn.utils.prune mask it? Call its remove() first."),
-])
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: pack("lenet300", "lenet300"), "pack(): 'model' must be a network"),
+        (lambda: pack(build_model("cnn"), "cn"), "Did you mean 'cnn'?"),
+        (lambda: pack(build_model("cnn"), "lenet300"), "pack(): 'model' must be a pruned lenet300"),
+        (lambda: pack(build_model("cnn"), "cnn", "rang"), "Did you mean 'range'?"),
+        (lambda: save_packed("file", build_model("cnn"), "cnn", "rang"), "save_packed(): 'coder' must be one of"),
+        (lambda: save_packed(None, build_model("cnn"), "cnn"), "'path' must be the path of a file. Got None."),
+        (lambda: pack(build_model("cnn").double(), "cnn"), "'0.weight' must be of torch.float32. Got torch.float64."),
+        (lambda: pack(build_model("mlp128").bfloat16(), "mlp128"), "must be of torch.float32. Got torch.bfloat16."),
+        (lambda: pack(torch_pruned(), "mlp128"), "Did torch.nn.utils.prune mask it? Call its remove() first."),
+    ],
+)
 def test_bad_arguments_are_named(call, part):
     with pytest.raises(ParameterError) as error:
         call()

@@ -1,6 +1,7 @@
 """Codes lie side by side, and a quantized network comes back from its file to the bit."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -32,15 +33,18 @@ GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(130, 1, 28, 28, generator=GENERATOR)
 
 
-@pytest.mark.parametrize(("codes", "num_bits", "packed"), [
-    ([1, 0, 1, 1, 0, 0, 0, 1, 1], 1, [0b10110001, 0b10000000]),
-    ([3, 0, 1, 2, 3], 2, [0b11000110, 0b11000000]),
-    ([5, 2, 7], 3, [0b10101011, 0b10000000]),  # the third code lies on both sides of the byte's end
-    ([15, 1], 4, [0b11110001]),
-    ([255, 0, 129], 8, [255, 0, 129]),
-    ([256, 1], 9, [0b10000000, 0b00000000, 0b01000000]),
-    ([], 5, []),
-])
+@pytest.mark.parametrize(
+    ("codes", "num_bits", "packed"),
+    [
+        ([1, 0, 1, 1, 0, 0, 0, 1, 1], 1, [0b10110001, 0b10000000]),
+        ([3, 0, 1, 2, 3], 2, [0b11000110, 0b11000000]),
+        ([5, 2, 7], 3, [0b10101011, 0b10000000]),  # the third code lies on both sides of the byte's end
+        ([15, 1], 4, [0b11110001]),
+        ([255, 0, 129], 8, [255, 0, 129]),
+        ([256, 1], 9, [0b10000000, 0b00000000, 0b01000000]),
+        ([], 5, []),
+    ],
+)
 def test_codes_are_packed_as_by_hand(codes, num_bits, packed):
     found = pack_bits(torch.tensor(codes, dtype=torch.int32), num_bits)
     assert found.dtype == torch.uint8 and found.tolist() == packed
@@ -50,7 +54,7 @@ def test_codes_are_packed_as_by_hand(codes, num_bits, packed):
 @pytest.mark.parametrize("num_bits", range(1, 17))
 def test_what_is_packed_is_unpacked(num_bits):
     for shape in ((1,), (7,), (8, 3), (5, 3, 3, 3)):
-        codes = torch.randint(2 ** num_bits, shape, generator=GENERATOR)
+        codes = torch.randint(2**num_bits, shape, generator=GENERATOR)
         packed = pack_bits(codes, num_bits)
         assert len(packed) == -(-codes.numel() * num_bits // 8)
         assert torch.equal(unpack_bits(packed, num_bits, shape), codes.int())
@@ -70,10 +74,14 @@ def masked_afterwards(model):
 
 
 CHANGES = {
-    **{f"{bits} bits {granularity}{'' if symmetric else ' affine'}":
-       lambda model, bits=bits, granularity=granularity, symmetric=symmetric:
-       quantize_weights(model, bits, granularity, symmetric)
-       for bits in (1, 2, 3, 8) for granularity in ("per_tensor", "per_channel") for symmetric in (True, False)},
+    **{
+        f"{bits} bits {granularity}{'' if symmetric else ' affine'}": functools.partial(
+            quantize_weights, num_bits=bits, granularity=granularity, symmetric=symmetric
+        )
+        for bits in (1, 2, 3, 8)
+        for granularity in ("per_tensor", "per_channel")
+        for symmetric in (True, False)
+    },
     "ternary": ternarize_weights,
     "codebook": lambda model: share_weights(model, 3),
     "mask, codebook": lambda model: share_weights(prune(model, 0.6, scope="per_layer"), 3),
@@ -113,8 +121,10 @@ def test_so_does_every_network_with_its_activations_rounded(name, tmp_path):
     assert_comes_back(quantize_weights(load_trained(name), 4), build_model(name), tmp_path / "file")
 
 
-@pytest.mark.parametrize("change", [lambda model: share_weights(model, 2),
-                                    lambda model: quantize_weights(model, 4, "per_tensor", symmetric=False)])
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: share_weights(model, 2), lambda model: quantize_weights(model, 4, "per_tensor", symmetric=False)],
+)
 def test_so_does_a_layer_of_one_value(change, tmp_path):
     model = build_model("mlp128")
     model[3].weight.data.fill_(-0.3)  # whose code is 0, which takes a bit all the same
@@ -176,8 +186,11 @@ def halved():
     return model
 
 
-@pytest.mark.parametrize("function", [lambda model: save_quantized("absent/file", model), packed_bytes],
-                         ids=["save_quantized", "packed_bytes"])
+@pytest.mark.parametrize(
+    "function",
+    [lambda model: save_quantized("absent/file", model), packed_bytes],
+    ids=["save_quantized", "packed_bytes"],
+)
 def test_a_weight_off_its_codes_is_refused(function, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParameterError, match=r"\(\): the weight of layer '3' must be what its FakeQuantizer gives"):
@@ -198,7 +211,7 @@ def path(tmp_path):
 def test_a_damaged_file_is_refused(path):
     content = path.read_bytes()
     for place in range(0, len(content), 997):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(StorageError):
             load_quantized(path, build_model("mlp128"))
     path.write_bytes(content[:-3])
@@ -210,7 +223,8 @@ def test_another_network_is_refused_and_five_tensors_named(path, tmp_path):
     with pytest.raises(StorageError) as error:
         load_quantized(path, build_model("cnn"))
     assert "file does not hold a quantized version of this network: 12 tensors differ, first 0.weight" in str(
-        error.value)
+        error.value
+    )
     assert str(error.value).count(" in the file)") == 5
     with pytest.raises(StorageError, match=r"first 1\.weight \(\(300, 784\) expected, \(128, 784\) in the file\)"):
         load_quantized(path, build_model("lenet300"))
@@ -233,19 +247,22 @@ def test_each_kind_of_file_says_what_reads_it(path, tmp_path):
         load_quantized(path, "mlp128")
 
 
-@pytest.mark.parametrize("change", [
-    lambda tensors, _: tensors.pop("1.codes"),
-    lambda tensors, _: tensors.pop("1.scale"),
-    lambda tensors, _: tensors.update({"1.codes": tensors["1.codes"][1:].clone()}),
-    lambda tensors, _: tensors.update({"1.scale": torch.ones(7, 1)}),
-    lambda tensors, _: tensors.update({"1.codebook": torch.ones(2)}),
-    lambda tensors, _: tensors.update({"1.more": torch.ones(2)}),
-    lambda _, metadata: metadata["quantized"].update({"1": [33, [128, 784]]}),
-    lambda _, metadata: metadata["quantized"].update({"1": [4, [784, 128]]}),
-    lambda _, metadata: metadata["quantized"].pop("3"),
-    lambda _, metadata: metadata["inputs"].pop("3"),
-    lambda _, metadata: metadata["quantized"].update({"1": 4}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, _: tensors.pop("1.codes"),
+        lambda tensors, _: tensors.pop("1.scale"),
+        lambda tensors, _: tensors.update({"1.codes": tensors["1.codes"][1:].clone()}),
+        lambda tensors, _: tensors.update({"1.scale": torch.ones(7, 1)}),
+        lambda tensors, _: tensors.update({"1.codebook": torch.ones(2)}),
+        lambda tensors, _: tensors.update({"1.more": torch.ones(2)}),
+        lambda _, metadata: metadata["quantized"].update({"1": [33, [128, 784]]}),
+        lambda _, metadata: metadata["quantized"].update({"1": [4, [784, 128]]}),
+        lambda _, metadata: metadata["quantized"].pop("3"),
+        lambda _, metadata: metadata["inputs"].pop("3"),
+        lambda _, metadata: metadata["quantized"].update({"1": 4}),
+    ],
+)
 def test_a_file_that_does_not_fit_together_is_refused(change, path):
     tensors, metadata = load_tensors(path)
     change(tensors, metadata)
@@ -254,24 +271,40 @@ def test_a_file_that_does_not_fit_together_is_refused(change, path):
         load_quantized(path, build_model("mlp128"))
 
 
-@pytest.mark.parametrize("call, part", [
-    *((lambda bits=bits: pack_bits(torch.ones(3).int(), bits),
-       f"pack_bits(): 'num_bits' must be a whole number in [1, 16]. Got {bits!r}.")
-      for bits in (0, 33, 4.5, True, "4", None)),
-    *((lambda bits=bits: unpack_bits(torch.ones(3).byte(), bits, (3,)),
-       f"unpack_bits(): 'num_bits' must be a whole number in [1, 16]. Got {bits!r}.")
-      for bits in (0, 33, 4.5, True, "4", None)),
-    (lambda: pack_bits(torch.tensor([0, 16]), 4), "pack_bits(): 'codes' must be whole numbers from 0 to 15"),
-    (lambda: pack_bits(torch.tensor([-1]), 4), "from 0 to 15, which is what 4 bits hold. Got tensor([-1])."),
-    (lambda: pack_bits(torch.tensor([1.0]), 4), "'codes' must be whole numbers"),
-    (lambda: pack_bits([1], 4), "pack_bits(): 'codes' must be a tensor"),
-    (lambda: unpack_bits(torch.ones(3).byte(), 4, (3,)), "must be 2 bytes (uint8), which is what 3 codes of 4"),
-    (lambda: unpack_bits(torch.ones(2).int(), 4, (3,)), "'packed' must be 2 bytes"),
-    (lambda: unpack_bits([1, 2], 4, (3,)), "Got [1, 2]."),
-    *((lambda shape=shape: unpack_bits(torch.ones(2).byte(), 4, shape),
-       "unpack_bits(): 'shape' must be a whole number in [0, 1e12].") for shape in ((-1, -3), ("3",), (1.5,), ((3,),))),
-    (lambda: unpack_bits(torch.ones(2).byte(), 4, 3), "'shape' must be a tuple of whole numbers. Got 3."),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (
+                lambda bits=bits: pack_bits(torch.ones(3).int(), bits),
+                f"pack_bits(): 'num_bits' must be a whole number in [1, 16]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        *(
+            (
+                lambda bits=bits: unpack_bits(torch.ones(3).byte(), bits, (3,)),
+                f"unpack_bits(): 'num_bits' must be a whole number in [1, 16]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        (lambda: pack_bits(torch.tensor([0, 16]), 4), "pack_bits(): 'codes' must be whole numbers from 0 to 15"),
+        (lambda: pack_bits(torch.tensor([-1]), 4), "from 0 to 15, which is what 4 bits hold. Got tensor([-1])."),
+        (lambda: pack_bits(torch.tensor([1.0]), 4), "'codes' must be whole numbers"),
+        (lambda: pack_bits([1], 4), "pack_bits(): 'codes' must be a tensor"),
+        (lambda: unpack_bits(torch.ones(3).byte(), 4, (3,)), "must be 2 bytes (uint8), which is what 3 codes of 4"),
+        (lambda: unpack_bits(torch.ones(2).int(), 4, (3,)), "'packed' must be 2 bytes"),
+        (lambda: unpack_bits([1, 2], 4, (3,)), "Got [1, 2]."),
+        *(
+            (
+                lambda shape=shape: unpack_bits(torch.ones(2).byte(), 4, shape),
+                "unpack_bits(): 'shape' must be a whole number in [0, 1e12].",
+            )
+            for shape in ((-1, -3), ("3",), (1.5,), ((3,),))
+        ),
+        (lambda: unpack_bits(torch.ones(2).byte(), 4, 3), "'shape' must be a tuple of whole numbers. Got 3."),
+    ],
+)
 def test_bad_input_gets_one_clear_error(call, part):
     with pytest.raises(ParameterError) as error:
         call()

@@ -6,17 +6,40 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDGETS = ("widget", "cell_that_is_run", "slider", "set_checks", "button", "closing", "is_shown", "screen_reader",
-           "keeps_its_size", "storm")  # in the names of tests that a version of ipywidgets can change; others measure
+WIDGETS = (
+    "widget",
+    "cell_that_is_run",
+    "slider",
+    "set_checks",
+    "button",
+    "closing",
+    "is_shown",
+    "screen_reader",
+    "keeps_its_size",
+    "storm",
+)  # in the names of tests that a version of ipywidgets can change; others measure
 BESIDE = ROOT / ".venv" / "ipywidgets7"  # `make setup` puts it there; ahead on the path, it hides the other
 
 
 def test_panels_on_ipywidgets_7():
     environment = os.environ | {"PYTHONPATH": str(BESIDE)}
-    version = subprocess.run([sys.executable, "-c", "import ipywidgets; print(ipywidgets.__version__)"],
-                             env=environment, capture_output=True, text=True)
+    version = subprocess.run(
+        [sys.executable, "-c", "import ipywidgets; print(ipywidgets.__version__)"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert version.stdout == "7.7.1\n", version.stderr
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", " or ".join(WIDGETS),
-               "tests/panels"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        " or ".join(WIDGETS),
+        "tests/panels",
+    ]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -62,8 +62,11 @@ def test_layers_restrict_it(few):
     shrunk = hard_prune(prune_channels(teacher, {"1": 0.5}))
     assert match_parameters(teacher, 1, ["5"])(shrunk).item() == 0
     other = build_model("lenet300")
-    by_hand = sum((a - b).abs().sum().item() for place in (1, 5)
-                  for a, b in zip(other[place].parameters(), teacher[place].parameters(), strict=True))
+    by_hand = sum(
+        (a - b).abs().sum().item()
+        for place in (1, 5)
+        for a, b in zip(other[place].parameters(), teacher[place].parameters(), strict=True)
+    )
     assert match_parameters(teacher, 1, ("1", "5"))(other).item() == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -81,27 +84,45 @@ def test_permuted_units_answer_the_same_and_are_far_apart(few):
 def test_a_student_is_held_near_its_teacher(few, validation):
     teacher, found = load_trained("mlp128"), []
     for strength in (0, 1e-3, 1e-1):
-        student, _ = train(teacher, few, F.cross_entropy, validation=validation, epochs=2, progress=False,
-                           learning_rate=1e-2, penalty=match_parameters(teacher, strength))
+        student, _ = train(
+            teacher,
+            few,
+            F.cross_entropy,
+            validation=validation,
+            epochs=2,
+            progress=False,
+            learning_rate=1e-2,
+            penalty=match_parameters(teacher, strength),
+        )
         found.append(distance(student, teacher))
     assert found[0] > 2 * found[1] > 2 * found[2]
 
 
 def test_others_are_refused_before_the_training_with_both_shapes(few, validation):
     student = nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 10))
-    with pytest.raises(ParameterError, match=r"match_parameters\(\): student and teacher must have the same parameters"
-                                             r"\. They differ in '1.weight': \(30, 784\) and \(300, 784\); "
-                                             r"'1.bias': \(30,\) and \(300,\); '3.weight': .*; "
-                                             r"'5.weight': none and \(10, 100\); … 'layers' can"):
+    with pytest.raises(
+        ParameterError,
+        match=r"match_parameters\(\): student and teacher must have the same parameters"
+        r"\. They differ in '1.weight': \(30, 784\) and \(300, 784\); "
+        r"'1.bias': \(30,\) and \(300,\); '3.weight': .*; "
+        r"'5.weight': none and \(10, 100\); … 'layers' can",
+    ):
         match_parameters(load_trained("lenet300"), 1)(student)
     with pytest.raises(ParameterError, match=r"They differ in '1.bias': none and \(10,\)\. 'layers' can name"):
         match_parameters(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 1)(
-            nn.Sequential(nn.Flatten(), nn.Linear(784, 10, bias=False)))
+            nn.Sequential(nn.Flatten(), nn.Linear(784, 10, bias=False))
+        )
     with pytest.raises(ParameterError, match=r"'5.weight': \(10, 100\) and none; '5.bias'"):
         match_parameters(nn.Sequential(nn.Flatten(), *load_trained("lenet300")[1:4]), 1)(load_trained("lenet300"))
     with pytest.raises(ParameterError, match=r"^train\(\): 'penalty' .*'3.weight': \(10, 128\) and \(100, 300\)"):
-        train(build_model("mlp128"), few, F.cross_entropy, validation=validation, epochs=1,
-              penalty=match_parameters(load_trained("lenet300"), 1, ["3"]))
+        train(
+            build_model("mlp128"),
+            few,
+            F.cross_entropy,
+            validation=validation,
+            epochs=1,
+            penalty=match_parameters(load_trained("lenet300"), 1, ["3"]),
+        )
 
 
 @pytest.mark.parametrize("strength", [-1, float("nan"), float("inf"), "1", None, True])

@@ -38,9 +38,13 @@ def test_parametrizations_compose_in_their_order():
     assert torch.equal(make_permanent(model)[0].weight, plain / 2 * mask)
 
 
-@pytest.mark.parametrize("optimizer", [
-    lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01),
-    lambda parameters: torch.optim.Adam(parameters, 0.01)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01),
+        lambda parameters: torch.optim.Adam(parameters, 0.01),
+    ],
+)
 def test_a_mask_holds_through_momentum_that_was_gathered_before_it(optimizer, few):
     model = build_model("mlp128")
     steps, mask = optimizer(model.parameters()), torch.rand(128, 784) > 0.5
@@ -66,12 +70,18 @@ def test_train_keeps_the_mask_and_changes_the_rest(few, validation):
 
 def test_layers_are_found_named_and_described():
     assert {name: describe(layer) for name, layer in weighted_layers(build_model("cnn")).items()} == {
-        "0": "Conv2d 1-16, 3×3", "3": "Conv2d 16-32, 3×3", "7": "Linear 1568-128", "9": "Linear 128-10"}
+        "0": "Conv2d 1-16, 3×3",
+        "3": "Conv2d 16-32, 3×3",
+        "7": "Linear 1568-128",
+        "9": "Linear 128-10",
+    }
     assert len(weighted_layers(build_model("resnet"))) == 7
 
 
-@pytest.mark.parametrize("model, part", [(nn.ReLU(), "must have a Linear or Conv2d layer. Got ReLU"),
-                                         ("cnn", "Did you mean load_trained(name)?")])
+@pytest.mark.parametrize(
+    "model, part",
+    [(nn.ReLU(), "must have a Linear or Conv2d layer. Got ReLU"), ("cnn", "Did you mean load_trained(name)?")],
+)
 def test_what_has_no_weights_is_refused(model, part):
     with pytest.raises(ParameterError) as error:
         weighted_layers(model, "prune")

@@ -18,8 +18,9 @@ def test_by_torchs_own_norms():
     model = build_model("cnn")
     assert l1_penalty(model).item() == pytest.approx(weights(model).norm(1).item(), rel=1e-5)
     assert l2_penalty(model).item() == pytest.approx(weights(model).norm(2).item() ** 2, rel=1e-5)
-    expected = sum(3 * model[0].weight[c].norm() for c in range(16)) + sum(12 * model[3].weight[c].norm()
-                                                                          for c in range(32))
+    expected = sum(3 * model[0].weight[c].norm() for c in range(16)) + sum(
+        12 * model[3].weight[c].norm() for c in range(32)
+    )
     assert group_lasso_penalty(model, ["0", "3"]).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -42,8 +43,16 @@ def test_a_unit_of_zeros_has_no_gradient_that_is_no_number():
 
 def test_l1_makes_many_weights_tiny_and_the_group_lasso_whole_units(few, validation):
     def fit(penalty):
-        model, _ = train(build_model("mlp128"), few, torch.nn.functional.cross_entropy, validation=validation,
-                         epochs=15, progress=False, penalty=penalty, batch_size=64)
+        model, _ = train(
+            build_model("mlp128"),
+            few,
+            torch.nn.functional.cross_entropy,
+            validation=validation,
+            epochs=15,
+            progress=False,
+            penalty=penalty,
+            batch_size=64,
+        )
         return model[1].weight.detach()
 
     l1, l2 = fit(lambda model: 1e-3 * l1_penalty(model)), fit(lambda model: 1e-2 * l2_penalty(model))

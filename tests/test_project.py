@@ -16,8 +16,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = "https://github.com/someone/kd_lab"
 
 
-@pytest.mark.parametrize("command", [["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
-                                     ["-m", "ruff", "check", "."]], ids=["floors", "style"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+    ],
+    ids=["floors", "style", "format"],
+)
 def test_floors_and_style_hold(command):
     result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -28,8 +35,7 @@ def test_conda_installs_what_pip_does():
     *conda, pip = environment["dependencies"]
     extras = PROJECT["optional-dependencies"]
     assert conda == [f"python {PROJECT['requires-python']}", "pip"]
-    assert set(pip["pip"]) == {*PROJECT["dependencies"], *extras["lab"], *extras["test"],
-                               "-c constraints.txt", "-e ."}
+    assert set(pip["pip"]) == {*PROJECT["dependencies"], *extras["lab"], *extras["test"], "-c constraints.txt", "-e ."}
 
 
 def test_every_requirement_is_pinned():
@@ -40,8 +46,11 @@ def test_every_requirement_is_pinned():
 
 def test_the_readme_names_every_module_and_lesson_in_reading_order():
     readme = (ROOT / "README.md").read_text()
-    modules = [f"`{path.relative_to(ROOT / 'kd_lab').as_posix()}`" for path in (ROOT / "kd_lab").rglob("*.py")
-               if path.name != "__init__.py"]
+    modules = [
+        f"`{path.relative_to(ROOT / 'kd_lab').as_posix()}`"
+        for path in (ROOT / "kd_lab").rglob("*.py")
+        if path.name != "__init__.py"
+    ]
     lessons = [readme.index(f"notebooks/{path.name}") for path in build.LESSONS]
     assert all(module in readme for module in modules)
     assert lessons == sorted(lessons) and lessons
@@ -83,6 +92,11 @@ def test_what_is_committed_carries_the_address_that_is_set():
 
 
 def test_a_committed_panel_is_a_picture():
-    outputs = [output.data for path in build.LESSONS for cell in nbformat.read(path, as_version=4).cells
-               for output in cell.get("outputs", []) if "Panel: " in output.get("data", {}).get("text/plain", "")]
+    outputs = [
+        output.data
+        for path in build.LESSONS
+        for cell in nbformat.read(path, as_version=4).cells
+        for output in cell.get("outputs", [])
+        if "Panel: " in output.get("data", {}).get("text/plain", "")
+    ]
     assert outputs and all("image/png" in data and build.VIEW not in data for data in outputs)

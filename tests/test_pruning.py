@@ -61,9 +61,14 @@ def test_masks_equal_those_of_torch(source, name, scope):
         ours, theirs = ranking.masks(amount), masks_of_torch(model, amount, scope)
         layers = list(weighted_layers(model).items())
         for group in [layers] if scope == "global" else [[layer] for layer in layers]:
-            weights, our_mask, their_mask = (torch.cat([part.flatten() for part in parts]) for parts in (
-                [layer.weight.abs() for _, layer in group], [ours[key] for key, _ in group],
-                [theirs[key] for key, _ in group]))
+            weights, our_mask, their_mask = (
+                torch.cat([part.flatten() for part in parts])
+                for parts in (
+                    [layer.weight.abs() for _, layer in group],
+                    [ours[key] for key, _ in group],
+                    [theirs[key] for key, _ in group],
+                )
+            )
             assert our_mask.sum() == their_mask.sum()
             differing = weights[our_mask != their_mask]  # half precision makes ties: of equal ones, either may go
             assert len(differing) == 0 or (differing == weights[~our_mask].max()).all()
@@ -119,8 +124,11 @@ def test_importances_of_a_model_are_those_of_its_layers(importance, few):
     model = build_model("mlp128")
     found = importances(model, importance, few[:100])
     gradients = average_gradients(model, few[:100])
-    expected = {"magnitude": lambda w, g: w.abs(), "gradient": lambda w, g: g.abs(),
-                "weight_gradient": lambda w, g: (w * g).abs()}
+    expected = {
+        "magnitude": lambda w, g: w.abs(),
+        "gradient": lambda w, g: g.abs(),
+        "weight_gradient": lambda w, g: (w * g).abs(),
+    }
     for name, layer in weighted_layers(model).items():
         assert found[name].shape == layer.weight.shape
         if importance != "random":
@@ -151,9 +159,13 @@ def test_a_mask_is_not_the_callers(few):
 def test_a_global_rank_compares_all_layers_and_a_layers_own_only_itself():
     values = {"a": torch.tensor([1.0, 9.0]), "b": torch.tensor([[2.0, 3.0]])}
     assert {name: mask.tolist() for name, mask in rank(values).masks(0.5).items()} == {
-        "a": [False, True], "b": [[False, True]]}
+        "a": [False, True],
+        "b": [[False, True]],
+    }
     assert {name: mask.tolist() for name, mask in rank(values, "per_layer").masks({"b": 0.5}).items()} == {
-        "a": [True, True], "b": [[False, True]]}
+        "a": [True, True],
+        "b": [[False, True]],
+    }
 
 
 def test_pruning_gives_a_new_model_and_leaves_the_old_one(validation):
@@ -204,8 +216,12 @@ BAD = [
     (dict(sparsity={"l": 0.5}, scope="per_layer"), "one of 1, 3"),
     (dict(sparsity={"1": 1.5}, scope="per_layer"), "\"sparsity['1']\" must be a number in [0, 1)"),
     (dict(sparsity={"3": 0.9999}, scope="per_layer"), "leaves no weight in layer '3'"),
-    (dict(sparsity=0.9999, importance="gradient", data=(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64))),
-     "or use scope 'per_layer'"),
+    (
+        dict(
+            sparsity=0.9999, importance="gradient", data=(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64))
+        ),
+        "or use scope 'per_layer'",
+    ),
     (dict(sparsity=0.5, importance="gradient", data=(torch.zeros(0, 1, 28, 28), torch.zeros(0))), "not empty"),
     (dict(sparsity=0.5, importance="gradient", data=(torch.zeros(1, 1, 28, 28), torch.tensor([200]))), "labels"),
 ]
@@ -221,25 +237,31 @@ def test_bad_input_gets_one_clear_error(arguments, part):
     assert part in str(error.value) and str(error.value).startswith("prune(): "), str(error.value)
 
 
-@pytest.mark.parametrize("call, part", [
-    (lambda: magnitude_mask("weights", 0.5), "magnitude_mask(): 'weight' must be a tensor of finite numbers"),
-    (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got torch.float32, (0,)"),
-    (lambda: magnitude_mask(torch.tensor([1.0, torch.nan]), 0.5), "finite"),
-    (lambda: gradient_mask(HAND, 1.0), "gradient_mask(): 'sparsity'"),
-    (lambda: weight_gradient_mask(HAND, HAND[0], 0.5), "must have one shape. Got [(2, 2), (2,)]"),
-    (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),
-    (lambda: rank({"a": torch.tensor([torch.inf])}), "finite"),
-    (lambda: magnitude_mask(HAND > 0, 0.5), "must be a tensor of finite numbers, at least one. Got torch.bool, (2, 2)"),
-    (lambda: rank(HAND), "rank(): 'importances' must be a dict"),
-    (lambda: rank({"a": None}), "rank(): 'a' must be a tensor of finite numbers, at least one. Got NoneType"),
-    (lambda: set_masks(build_model("mlp128"), None), "set_masks(): 'masks' must be a dict"),
-    (lambda: rank({"a": HAND}, "layer"), "Did you mean 'per_layer'?"),
-    (lambda: rank({"a": HAND}).masks(50), "Ranking.masks(): 'sparsity' must be a number in [0, 1). Got 50."),
-    (lambda: rank({"a": HAND}).masks({"b": 0.5}), "one of a"),
-    (lambda: importances(nn.ReLU(), "magnitude"), "importances(): 'model' must have"),
-    (lambda: set_masks(build_model("mlp128"), {"1": HAND.bool()}), "must be a bool tensor of shape (128, 784)"),
-    (lambda: set_masks(build_model("mlp128"), {"2": HAND.bool()}), "one of 1, 3"),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda: magnitude_mask("weights", 0.5), "magnitude_mask(): 'weight' must be a tensor of finite numbers"),
+        (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got torch.float32, (0,)"),
+        (lambda: magnitude_mask(torch.tensor([1.0, torch.nan]), 0.5), "finite"),
+        (lambda: gradient_mask(HAND, 1.0), "gradient_mask(): 'sparsity'"),
+        (lambda: weight_gradient_mask(HAND, HAND[0], 0.5), "must have one shape. Got [(2, 2), (2,)]"),
+        (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),
+        (lambda: rank({"a": torch.tensor([torch.inf])}), "finite"),
+        (
+            lambda: magnitude_mask(HAND > 0, 0.5),
+            "must be a tensor of finite numbers, at least one. Got torch.bool, (2, 2)",
+        ),
+        (lambda: rank(HAND), "rank(): 'importances' must be a dict"),
+        (lambda: rank({"a": None}), "rank(): 'a' must be a tensor of finite numbers, at least one. Got NoneType"),
+        (lambda: set_masks(build_model("mlp128"), None), "set_masks(): 'masks' must be a dict"),
+        (lambda: rank({"a": HAND}, "layer"), "Did you mean 'per_layer'?"),
+        (lambda: rank({"a": HAND}).masks(50), "Ranking.masks(): 'sparsity' must be a number in [0, 1). Got 50."),
+        (lambda: rank({"a": HAND}).masks({"b": 0.5}), "one of a"),
+        (lambda: importances(nn.ReLU(), "magnitude"), "importances(): 'model' must have"),
+        (lambda: set_masks(build_model("mlp128"), {"1": HAND.bool()}), "must be a bool tensor of shape (128, 784)"),
+        (lambda: set_masks(build_model("mlp128"), {"2": HAND.bool()}), "one of 1, 3"),
+    ],
+)
 def test_bad_input_of_the_pure_functions(call, part):
     with pytest.raises(ParameterError) as error:
         call()

@@ -55,8 +55,11 @@ def test_the_readme_says_what_was_recorded(capsys):
 
 def test_the_recorded_errors_are_those_of_the_images_read_wrongly():
     recorded = load_results("pruning")
-    seeds = [*recorded["half_cnn"]["seeds"], *recorded["at_once"]["lenet300"],
-             *(seed for network in recorded["compress"].values() for seed in network["seeds"])]
+    seeds = [
+        *recorded["half_cnn"]["seeds"],
+        *recorded["at_once"]["lenet300"],
+        *(seed for network in recorded["compress"].values() for seed in network["seeds"]),
+    ]
     found = [each for seed in seeds for each in seed.values()]
     assert len(found) == 5 * (2 + 3 + 4 + 4)
     assert [each["test_error"] for each in found] == pytest.approx(_campaign.errors(found), abs=1e-6)

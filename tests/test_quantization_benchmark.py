@@ -12,8 +12,12 @@ from kd_lab.quantization import quantize_weights
 from kd_lab.results import load_results
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-WAYS = {"weights and activations in 8 bits": "w8a8", "weights in 4 bits": "w4", "weights in 2 bits": "w2",
-        "weights in 2 bits, trained": "w2_qat"}
+WAYS = {
+    "weights and activations in 8 bits": "w8a8",
+    "weights in 4 bits": "w4",
+    "weights in 2 bits": "w2",
+    "weights in 2 bits, trained": "w2_qat",
+}
 
 
 def test_the_readme_says_what_was_recorded():
@@ -34,8 +38,10 @@ def test_the_readme_says_what_binary_weights_reached():
 
 def test_the_recorded_errors_are_those_of_the_images_read_wrongly():
     recorded = load_results("quantization")
-    found = [*recorded["binary"]["seeds"],
-             *(each for name in benchmark.NETWORKS for seed in recorded["networks"][name] for each in seed.values())]
+    found = [
+        *recorded["binary"]["seeds"],
+        *(each for name in benchmark.NETWORKS for seed in recorded["networks"][name] for each in seed.values()),
+    ]
     assert len(found) == 5 + 2 * 5 * 5
     assert [each["test_error"] for each in found] == pytest.approx(_campaign.errors(found), abs=1e-6)
 

@@ -18,8 +18,15 @@ def coder(request):
     return CODERS[request.param]
 
 
-@given(parts=st.lists(st.integers(1, 9).flatmap(lambda size: st.tuples(
-    st.just(size), arrays(int, SHAPES, elements=st.integers(0, size - 1)))), min_size=1, max_size=4))
+@given(
+    parts=st.lists(
+        st.integers(1, 9).flatmap(
+            lambda size: st.tuples(st.just(size), arrays(int, SHAPES, elements=st.integers(0, size - 1)))
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_matrices_and_numbers_in_a_row_read_back(parts):
     for write, read in CODERS.values():
         writer = write()

@@ -72,14 +72,14 @@ def test_no_later_pruning_brings_a_weight_back(start, later):
     outcome = compress(start, "mlp128", start, SMALL, [Prune(0.9, 1, epochs=1), later], **SETTINGS)
     _, pruned, last = outcome.models.values()
     before, after = (zeros(model)["1"] for model in (pruned, last))
-    assert after.sum() >= before[before.sum(1).argsort()[-len(after):]].sum() * 0.9 and after.float().mean() > 0.88
+    assert after.sum() >= before[before.sum(1).argsort()[-len(after) :]].sum() * 0.9 and after.float().mean() > 0.88
     if len(after) == len(before):
         assert after[before].all()
 
 
 def test_shared_weights_and_biases_have_few_values_of_half_precision(outcome):
     for layer in weighted_layers(outcome.model).values():
-        assert len(layer.weight.unique()) <= 2 ** 3 + 1 and len(layer.bias.unique()) <= 2 ** 4
+        assert len(layer.weight.unique()) <= 2**3 + 1 and len(layer.bias.unique()) <= 2**4
         for values in (layer.weight, layer.bias):
             assert torch.equal(values, values.half().float()) and values.requires_grad
 
@@ -91,8 +91,14 @@ def test_the_result_reads_better_than_pruning_alone(outcome, start):
 
 def test_the_teacher_is_heard_and_left_out(start, monkeypatch):
     heard = []
-    monkeypatch.setattr(recipe_module, "train", lambda model, data, loss, **settings: (
-        heard.append((data, loss, settings)), (model, type("History", (), {"stopped": "finished"})))[1])
+    monkeypatch.setattr(
+        recipe_module,
+        "train",
+        lambda model, data, loss, **settings: (
+            heard.append((data, loss, settings)),
+            (model, type("History", (), {"stopped": "finished"})),
+        )[1],
+    )
     compress(start, "mlp128", start, SMALL, [FineTune(2)], temperature=3.0, alpha=0.3, strength=0.5, **SETTINGS)
     compress(start, "mlp128", None, SMALL, [FineTune(2)], **SETTINGS)
     (taught, loss, settings), (alone, plain, others) = heard
@@ -110,19 +116,24 @@ def test_units_taken_away_are_gone_and_grids_are_kept(start):
 
 
 def test_each_layer_has_a_setting_of_its_own(start):
-    stages = [PruneUnits({"1": 0.25}, epochs=0), Prune({"1": 0.9, "3": 0.5}, steps=3, epochs=0),
-              Share({"1": 2, "3": 4}, epochs=0)]
+    stages = [
+        PruneUnits({"1": 0.25}, epochs=0),
+        Prune({"1": 0.9, "3": 0.5}, steps=3, epochs=0),
+        Share({"1": 2, "3": 4}, epochs=0),
+    ]
     outcome = compress(start, "mlp128", start, SMALL, stages, **SETTINGS)
     first, second = weighted_layers(outcome.model).values()
     assert first.weight.shape == (96, 784) and second.weight.shape == (10, 96)
     assert int((first.weight == 0).sum()) == round(0.9 * 96 * 784) and int((second.weight == 0).sum()) == 480
-    assert len(first.weight.unique()) == 2 ** 2 + 1 and 2 ** 3 < len(second.weight.unique()) <= 2 ** 4 + 1
+    assert len(first.weight.unique()) == 2**2 + 1 and 2**3 < len(second.weight.unique()) <= 2**4 + 1
 
 
 def test_layers_are_pruned_in_proportion_at_every_step(start):
     seen = []
-    Prune({"1": 0.8, "3": 0.4}, steps=2, epochs=1)(start, lambda model, _epochs: seen.append(
-        [zeroed.float().mean().item() for zeroed in zeros(model).values()]) or model)
+    Prune({"1": 0.8, "3": 0.4}, steps=2, epochs=1)(
+        start,
+        lambda model, _epochs: seen.append([zeroed.float().mean().item() for zeroed in zeros(model).values()]) or model,
+    )
     assert seen == [pytest.approx([0.7, 0.35], abs=1e-3), pytest.approx([0.8, 0.4], abs=1e-3)]
 
 
@@ -160,8 +171,14 @@ def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_pa
     compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
     other = build_model("mlp128")
     fewer = SMALL._replace(train=SMALL.train[:1000])
-    for change in (dict(stages=[FineTune(2)]), dict(model=other), dict(teacher=None), dict(seed=1),
-                   dict(temperature=2.0), dict(data=fewer)):
+    for change in (
+        dict(stages=[FineTune(2)]),
+        dict(model=other),
+        dict(teacher=None),
+        dict(seed=1),
+        dict(temperature=2.0),
+        dict(data=fewer),
+    ):
         before = len(list(tmp_path.iterdir()))
         arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(1)]) | SETTINGS
         compress(**arguments | change, folder=tmp_path)
@@ -237,14 +254,24 @@ def test_a_stage_whose_training_was_interrupted_is_not_kept(start, tmp_path, mon
     assert not outcome.complete and len(outcome.models) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("change", [
-    dict(alpha=0.5), dict(strength=0.1), dict(batch_size=50),
-    dict(data=SMALL._replace(train=SMALL.train._replace(images=SMALL.train.images.flip(3)))),
-    dict(data=SMALL._replace(train=SMALL.train._replace(images=torch.cat([
-        SMALL.train.images[:1], SMALL.train.images[1:].flip(0)]))))])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(alpha=0.5),
+        dict(strength=0.1),
+        dict(batch_size=50),
+        dict(data=SMALL._replace(train=SMALL.train._replace(images=SMALL.train.images.flip(3)))),
+        dict(
+            data=SMALL._replace(
+                train=SMALL.train._replace(images=torch.cat([SMALL.train.images[:1], SMALL.train.images[1:].flip(0)]))
+            )
+        ),
+    ],
+)
 def test_a_kept_stage_is_only_for_what_it_was_made_of(start, tmp_path, change):
-    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(0)], folder=tmp_path,
-                     **SETTINGS)
+    arguments = dict(
+        model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(0)], folder=tmp_path, **SETTINGS
+    )
     compress(**arguments)
     compress(**arguments | change)
     compress(**arguments | dict(data=SMALL._replace(test=SMALL.test[:5])))  # which changes nothing
@@ -256,8 +283,9 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     stages, seen, moments = [FineTune(1)] * 6, {}, random.Random(seed)
     fork = multiprocessing.get_context("fork")  # a new interpreter would need longer than the recipe
     for kill in (True, True, False):
-        process = fork.Process(target=compress, args=(start, "mlp128", start, SMALL, stages),
-                               kwargs=dict(folder=tmp_path, **SETTINGS))
+        process = fork.Process(
+            target=compress, args=(start, "mlp128", start, SMALL, stages), kwargs=dict(folder=tmp_path, **SETTINGS)
+        )
         process.start()
         if kill:
             time.sleep(moments.uniform(0.1, 0.8))
@@ -269,32 +297,38 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     assert process.exitcode == 0 and len(seen) == len(stages)  # and nothing was made under another name
 
 
-@pytest.mark.parametrize(("change", "part"), [
-    (dict(model="mlp128"), "compress(): 'model' must be a network"),
-    (dict(name="mlp"), "Did you mean 'mlp128'?"),
-    (dict(name="lenet300"), "'model' must be a pruned lenet300"),
-    (dict(data=SMALL.train), "'data' must be what load_mnist() returns"),
-    (dict(stages=[]), "'stages' must be a list of stages"),
-    (dict(stages=Prune(0.5)), "'stages' must be a list of stages"),
-    (dict(stages=[FineTune]), "'stages' must be a list of stages"),
-    (dict(stages=[FineTune(1), PruneUnits({"3": 0.5})]), "'layer in ratio of PruneUnits' must be one of 1. Got '3'"),
-    (dict(stages=[lambda model, fine_tune: model]), "must have a repr that says what it does"),
-    (dict(lr=1), "'setting' must be one of learning_rate,"),
-    (dict(stages=[Prune(0.5, 1, 0)], learning_rate=-1), "compress(): 'learning_rate' must be a number"),
-    (dict(stages=["prune"]), "'stages' must be a list of stages"),
-    (dict(stages=[Prune(0.5), Share({"2": 4})]), "'layer in num_bits of Share' must be one of 1, 3. Got '2'"),
-    (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
-    (dict(teacher="mlp128"), "compress(): 'teacher' must be a network, or None. Got 'mlp128'."),
-    (dict(teacher=None, temperature="hot"), "'temperature' must be a number in (0, 1000]"),
-    (dict(model=build_model("mlp128").double()), "must be of torch.float32. Got torch.float64."),
-    (dict(folder=5), "compress(): 'folder' must be the path of a folder, or None. Got 5."),
-    (dict(folder=__file__), "compress(): 'folder' must be one that can be written, or be made. Got "),
-    (dict(folder=f"{__file__}/below"), "compress(): 'folder' must be one that can be written, or be made. Got "),
-    (dict(temperature=0), "'temperature' must be a number in (0, 1000]"),
-    (dict(alpha=50), "'alpha' must be a number in [0, 1]"),
-    (dict(strength=-1), "'strength' must be a number in [0, 100]"),
-    (dict(learning_rate=-1), "'learning_rate' must be a number"),
-])
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (dict(model="mlp128"), "compress(): 'model' must be a network"),
+        (dict(name="mlp"), "Did you mean 'mlp128'?"),
+        (dict(name="lenet300"), "'model' must be a pruned lenet300"),
+        (dict(data=SMALL.train), "'data' must be what load_mnist() returns"),
+        (dict(stages=[]), "'stages' must be a list of stages"),
+        (dict(stages=Prune(0.5)), "'stages' must be a list of stages"),
+        (dict(stages=[FineTune]), "'stages' must be a list of stages"),
+        (
+            dict(stages=[FineTune(1), PruneUnits({"3": 0.5})]),
+            "'layer in ratio of PruneUnits' must be one of 1. Got '3'",
+        ),
+        (dict(stages=[lambda model, fine_tune: model]), "must have a repr that says what it does"),
+        (dict(lr=1), "'setting' must be one of learning_rate,"),
+        (dict(stages=[Prune(0.5, 1, 0)], learning_rate=-1), "compress(): 'learning_rate' must be a number"),
+        (dict(stages=["prune"]), "'stages' must be a list of stages"),
+        (dict(stages=[Prune(0.5), Share({"2": 4})]), "'layer in num_bits of Share' must be one of 1, 3. Got '2'"),
+        (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
+        (dict(teacher="mlp128"), "compress(): 'teacher' must be a network, or None. Got 'mlp128'."),
+        (dict(teacher=None, temperature="hot"), "'temperature' must be a number in (0, 1000]"),
+        (dict(model=build_model("mlp128").double()), "must be of torch.float32. Got torch.float64."),
+        (dict(folder=5), "compress(): 'folder' must be the path of a folder, or None. Got 5."),
+        (dict(folder=__file__), "compress(): 'folder' must be one that can be written, or be made. Got "),
+        (dict(folder=f"{__file__}/below"), "compress(): 'folder' must be one that can be written, or be made. Got "),
+        (dict(temperature=0), "'temperature' must be a number in (0, 1000]"),
+        (dict(alpha=50), "'alpha' must be a number in [0, 1]"),
+        (dict(strength=-1), "'strength' must be a number in [0, 100]"),
+        (dict(learning_rate=-1), "'learning_rate' must be a number"),
+    ],
+)
 def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
     arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=STAGES, folder=tmp_path)
     with pytest.raises(ParameterError) as error:
@@ -303,19 +337,22 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("call", "part"), [
-    (lambda: Prune(50), "Prune(): 'sparsity' must be a number in (0, 1). Got 50. Did you mean 0.5?"),
-    (lambda: Prune({"1": 0.5, "3": 1}), "'sparsity of layer 3' must be a number in (0, 1). Got 1."),
-    (lambda: Prune({}), "Prune(): 'sparsity' must be a number in (0, 1). Got {}."),
-    (lambda: PruneUnits({"1": -1}), "'ratio of layer 1' must be a number in [0, 1)"),
-    (lambda: Share({"1": 2.5}), "'num_bits of layer 1' must be a whole number in [1, 8]"),
-    (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
-    (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
-    (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),
-    (lambda: Share(0), "Share(): 'num_bits' must be a whole number in [1, 8]"),
-    (lambda: Share(2, bias_bits=9), "Share(): 'bias_bits' must be a whole number in [1, 8]"),
-    (lambda: Quantize(4.5), "Quantize(): 'num_bits' must be a whole number in [1, 8]"),
-])
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: Prune(50), "Prune(): 'sparsity' must be a number in (0, 1). Got 50. Did you mean 0.5?"),
+        (lambda: Prune({"1": 0.5, "3": 1}), "'sparsity of layer 3' must be a number in (0, 1). Got 1."),
+        (lambda: Prune({}), "Prune(): 'sparsity' must be a number in (0, 1). Got {}."),
+        (lambda: PruneUnits({"1": -1}), "'ratio of layer 1' must be a number in [0, 1)"),
+        (lambda: Share({"1": 2.5}), "'num_bits of layer 1' must be a whole number in [1, 8]"),
+        (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
+        (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
+        (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),
+        (lambda: Share(0), "Share(): 'num_bits' must be a whole number in [1, 8]"),
+        (lambda: Share(2, bias_bits=9), "Share(): 'bias_bits' must be a whole number in [1, 8]"),
+        (lambda: Quantize(4.5), "Quantize(): 'num_bits' must be a whole number in [1, 8]"),
+    ],
+)
 def test_bad_stages_are_named_when_they_are_written(call, part):
     with pytest.raises(ParameterError) as error:
         call()

@@ -164,8 +164,9 @@ def test_a_full_disk_ends_the_search_with_the_trials_that_are_done(start, monkey
 
 
 def test_a_trial_that_diverges_is_left_out_and_the_search_goes_on(start, monkeypatch, capsys):
-    monkeypatch.setattr(search_module, "_try",
-                        in_turn(trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800)))
+    monkeypatch.setattr(
+        search_module, "_try", in_turn(trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800))
+    )
     found = search_recipe(start, "mlp128", None, SMALL, most_bytes=4000, runs=3, **SETTINGS)
     assert [each.bytes for each in found.trials] == [100, 90] and "the loss became NaN" in capsys.readouterr().out
     monkeypatch.setattr(search_module, "_try", in_turn(*[TrainingError("NaN")] * 2))
@@ -198,26 +199,33 @@ def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 6 and all(load_packed(path) for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change, part", [
-    (dict(most_bytes=None), "one of 'most_bytes' and 'most_lost' must be given"),
-    (dict(most_lost=0.2), "they exclude each other. Got 4000 and 0.2"),
-    (dict(most_bytes=0), "'most_bytes' must be a whole number in [1, 1000000000]"),
-    (dict(most_bytes=100), "'most_bytes' can't be met: the smallest file of this search has about"),
-    (dict(most_bytes=None, most_lost=-1), "'most_lost' must be a number in [0, 100]"),
-    (dict(seed=-1), "'seed' must be a whole number in [0, 1000000]"),
-    (dict(lr=3), "'setting' must be one of learning_rate,"),
-    (dict(learning_rate=-1), "search_recipe(): 'learning_rate' must be a number"),
-    (dict(runs=0), "'runs' must be a whole number in [1, 1000]"),
-    (dict(minutes=0), "'minutes' must be a number in (0, 10000]"),
-    (dict(epochs=0), "'epochs' must be a whole number in [1, 1000]"),
-    (dict(teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 7))), "must have one shape"),
-    (dict(name="cnn"), "search_recipe()"),
-    (dict(folder=__file__), "search_recipe(): 'folder' must be one that can be written, or be made."),
-    (dict(data=None), "search_recipe(): 'data' must be what load_mnist() returns"),
-])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (dict(most_bytes=None), "one of 'most_bytes' and 'most_lost' must be given"),
+        (dict(most_lost=0.2), "they exclude each other. Got 4000 and 0.2"),
+        (dict(most_bytes=0), "'most_bytes' must be a whole number in [1, 1000000000]"),
+        (dict(most_bytes=100), "'most_bytes' can't be met: the smallest file of this search has about"),
+        (dict(most_bytes=None, most_lost=-1), "'most_lost' must be a number in [0, 100]"),
+        (dict(seed=-1), "'seed' must be a whole number in [0, 1000000]"),
+        (dict(lr=3), "'setting' must be one of learning_rate,"),
+        (dict(learning_rate=-1), "search_recipe(): 'learning_rate' must be a number"),
+        (dict(runs=0), "'runs' must be a whole number in [1, 1000]"),
+        (dict(minutes=0), "'minutes' must be a number in (0, 10000]"),
+        (dict(epochs=0), "'epochs' must be a whole number in [1, 1000]"),
+        (dict(teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 7))), "must have one shape"),
+        (dict(name="cnn"), "search_recipe()"),
+        (dict(folder=__file__), "search_recipe(): 'folder' must be one that can be written, or be made."),
+        (dict(data=None), "search_recipe(): 'data' must be what load_mnist() returns"),
+    ],
+)
 def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
-    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, most_bytes=4000, runs=2, folder=tmp_path,
-                     **SETTINGS) | change
+    arguments = (
+        dict(
+            model=start, name="mlp128", teacher=start, data=SMALL, most_bytes=4000, runs=2, folder=tmp_path, **SETTINGS
+        )
+        | change
+    )
     with pytest.raises(ParameterError) as error:
         search_recipe(**arguments)
     assert part in str(error.value), str(error.value)

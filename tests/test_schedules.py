@@ -73,8 +73,9 @@ def test_a_step_that_costs_too_much_is_taken_back(validation):
     assert f"reached {outcome.reached:.3f} of 0.980" in repr(outcome) and "restored" in repr(outcome)
 
 
-@pytest.mark.parametrize("limit, expected", [
-    (0.5, [0.4, 0.64, 0.52, 0.46, 0.514, 0.487, 0.51265]), (0, [0.4, 0.2, 0.1, 0.05])])
+@pytest.mark.parametrize(
+    "limit, expected", [(0.5, [0.4, 0.64, 0.52, 0.46, 0.514, 0.487, 0.51265]), (0, [0.4, 0.2, 0.1, 0.05])]
+)
 def test_steps_are_shares_of_what_is_left_and_halved_by_each_restoration(limit, expected, validation):
     def ruin(model, sparsity):
         model = copy.deepcopy(model)
@@ -139,8 +140,10 @@ def test_bad_input_is_refused_before_anything_is_pruned(validation):
     for data, message in ((validation[:0], "not empty"), ((validation.images, validation.labels + 5), "0 to 9")):
         with pytest.raises(ParameterError, match=rf"^prune_until\(\): .*{message}"):
             prune_until(model, 0.5, data, never)
-    for call in (lambda **functions: prune_gradually(model, 0.5, 1, **{"fine_tune": never, **functions}),
-                 lambda **functions: prune_until(model, 0.5, validation, **{"fine_tune": never, **functions})):
+    for call in (
+        lambda **functions: prune_gradually(model, 0.5, 1, **{"fine_tune": never, **functions}),
+        lambda **functions: prune_until(model, 0.5, validation, **{"fine_tune": never, **functions}),
+    ):
         for name, value in (("fine_tune", None), ("prune", "random")):
             with pytest.raises(ParameterError, match=f"'{name}' must be a function .* Got {value!r}"):
                 call(**{name: value})

@@ -66,16 +66,21 @@ def test_a_trial_says_how_the_student_did():
 
 
 def test_among_those_alike_the_smaller_loss_wins():
-    alike = [Trial(1, 0, Accuracy(9000, 10_000), 0.5), Trial(2, 0, Accuracy(8980, 10_000), 0.3),
-             Trial(3, 0, Accuracy(8970, 10_000), 0.1)]
+    alike = [
+        Trial(1, 0, Accuracy(9000, 10_000), 0.5),
+        Trial(2, 0, Accuracy(8980, 10_000), 0.3),
+        Trial(3, 0, Accuracy(8970, 10_000), 0.1),
+    ]
     assert best_trial(alike).temperature == 2  # the third is 0.3 points behind
 
 
 def test_what_gives_no_trial_is_named():
-    for fit, validation, told in (("fit", (IMAGES, LABELS), r"try_setting\(\): 'fit' must be a function"),
-                                  (lambda *_: (nn.ReLU(), 1), (IMAGES, LABELS), "Did you mean model, history"),
-                                  (lambda *_: Guess(9), IMAGES, "the data must be a tuple"),
-                                  (lambda *_: Guess(9), (IMAGES, LABELS + 1), "the labels must be 0 to 9")):
+    for fit, validation, told in (
+        ("fit", (IMAGES, LABELS), r"try_setting\(\): 'fit' must be a function"),
+        (lambda *_: (nn.ReLU(), 1), (IMAGES, LABELS), "Did you mean model, history"),
+        (lambda *_: Guess(9), IMAGES, "the data must be a tuple"),
+        (lambda *_: Guess(9), (IMAGES, LABELS + 1), "the labels must be 0 to 9"),
+    ):
         with pytest.raises(ParameterError, match=told):
             try_setting(fit, 4, 0.1, validation)
     with pytest.raises(ParameterError, match=r"best_trial\(\): 'trials' must be one or more"):

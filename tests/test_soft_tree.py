@@ -29,8 +29,10 @@ def going_right(tree, image):
     """The probability at each inner node, by hand."""
     pixels = image.flatten().double()
     with torch.no_grad():
-        return [sigmoid(float(beta) * (float(weight.double() @ pixels) + float(bias)))
-                for weight, bias, beta in zip(tree.filters.weight, tree.filters.bias, tree.beta, strict=True)]
+        return [
+            sigmoid(float(beta) * (float(weight.double() @ pixels) + float(bias)))
+            for weight, bias, beta in zip(tree.filters.weight, tree.filters.bias, tree.beta, strict=True)
+        ]
 
 
 @pytest.fixture
@@ -43,8 +45,16 @@ def small():
 
 @pytest.fixture(scope="module")
 def trained(few, validation):
-    return train(SoftTree(4), few, F.cross_entropy, validation=validation, epochs=6, learning_rate=3e-2,
-                 batch_size=128, progress=False)[0]
+    return train(
+        SoftTree(4),
+        few,
+        F.cross_entropy,
+        validation=validation,
+        epochs=6,
+        learning_rate=3e-2,
+        batch_size=128,
+        progress=False,
+    )[0]
 
 
 def test_a_tree_of_depth_two_by_hand(small):
@@ -52,8 +62,9 @@ def test_a_tree_of_depth_two_by_hand(small):
     for image, answer in zip(digits(), predict(small, digits()).exp().tolist(), strict=True):
         top, left, right = going_right(small, image)
         reach = [(1 - top) * (1 - left), (1 - top) * left, top * (1 - right), top * right]
-        assert answer == pytest.approx([sum(p * row[digit] for p, row in zip(reach, leaf, strict=True))
-                                        for digit in range(10)], rel=1e-4)
+        assert answer == pytest.approx(
+            [sum(p * row[digit] for p, row in zip(reach, leaf, strict=True)) for digit in range(10)], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("depth", [1, 3, 8, 12])
@@ -61,7 +72,7 @@ def test_the_mixture_is_a_logsumexp_over_the_leaves_and_sums_to_one(depth):
     tree = SoftTree(depth).double()
     x = digits(3).double()
     reach = tree.log_levels(tree.log_turns(x))[-1]
-    assert reach.shape == (3, 2 ** depth)
+    assert reach.shape == (3, 2**depth)
     torch.testing.assert_close(reach.exp().sum(dim=1), torch.ones(3).double())
     torch.testing.assert_close(tree(x), torch.logsumexp(reach.unsqueeze(2) + tree.log_answers(), dim=1))
     torch.testing.assert_close(tree(x).exp().sum(dim=1), torch.ones(3).double())
@@ -143,8 +154,16 @@ def test_a_tree_learns_to_read_digits(trained, validation):
 @pytest.mark.parametrize("temperature", [0.1, 1, 20])
 def test_it_is_a_student_like_any_other(few, validation, temperature):
     teacher = load_trained("mlp128")
-    student, history = distil(SoftTree(3), teacher, few, validation=validation, temperature=temperature, epochs=2,
-                              penalty=lambda tree: 0.1 * balance_penalty(tree, few.images[:50]), progress=False)
+    student, history = distil(
+        SoftTree(3),
+        teacher,
+        few,
+        validation=validation,
+        temperature=temperature,
+        epochs=2,
+        penalty=lambda tree: 0.1 * balance_penalty(tree, few.images[:50]),
+        progress=False,
+    )
     assert isinstance(student, SoftTree) and len(history.epochs) == 2
     *_, logits = with_answers(teacher, few)
     loss = DistillationLoss(temperature, 0.5)
@@ -154,9 +173,16 @@ def test_it_is_a_student_like_any_other(few, validation, temperature):
 def test_the_balance_penalty_keeps_more_leaves_in_use(few, validation):
     used = []
     for strength in (0.0, 1.0):
-        tree, _ = train(SoftTree(4), few, F.cross_entropy, validation=validation, epochs=6, learning_rate=2e-2,
-                        penalty=lambda tree, strength=strength: strength * balance_penalty(tree, few.images[:200]),
-                        progress=False)
+        tree, _ = train(
+            SoftTree(4),
+            few,
+            F.cross_entropy,
+            validation=validation,
+            epochs=6,
+            learning_rate=2e-2,
+            penalty=lambda tree, strength=strength: strength * balance_penalty(tree, few.images[:200]),
+            progress=False,
+        )
         share = tree.log_levels(tree.log_turns(validation.images))[-1].exp().mean(dim=0)
         used.append(-(share * share.log()).sum().item())
     assert used[1] > used[0]
@@ -196,7 +222,9 @@ def test_images_that_are_none_are_named():
 
 def test_what_is_no_soft_tree_is_named():
     network = nn.Linear(784, 10)
-    for function, call in {"SingleLeaf": lambda: SingleLeaf(network),
-                           "balance_penalty": lambda: balance_penalty(network, digits())}.items():
+    for function, call in {
+        "SingleLeaf": lambda: SingleLeaf(network),
+        "balance_penalty": lambda: balance_penalty(network, digits()),
+    }.items():
         with pytest.raises(ParameterError, match=rf"{function}\(\): 'tree' must be a SoftTree\. Got Linear"):
             call()

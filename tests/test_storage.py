@@ -54,7 +54,7 @@ def test_a_file_from_a_gpu_loads_on_the_cpu(tmp_path):
 def test_every_single_bit_flip_is_refused(path):
     content = path.read_bytes()
     for place in [*range(0, 400), *range(400, len(content), 97)]:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1:])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
         with pytest.raises(StorageError):
             load_tensors(path)
 
@@ -107,11 +107,16 @@ def forged(path, tensors, metadata):
 FINE = {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
 
-@pytest.mark.parametrize(("tensors", "metadata", "part"), [
-    ({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "{}", "can't be read"),
-    ({"x": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}, "{}", "can't be read"),
-    (FINE, "{", "can't be read"), (FINE, "[" * 100_000, "can't be read"), (FINE, "null", "its metadata is None"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "part"),
+    [
+        ({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, "{}", "can't be read"),
+        ({"x": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}, "{}", "can't be read"),
+        (FINE, "{", "can't be read"),
+        (FINE, "[" * 100_000, "can't be read"),
+        (FINE, "null", "its metadata is None"),
+    ],
+)
 def test_nonsense_behind_a_right_digest_is_refused(path, tensors, metadata, part):
     forged(path, FINE, '{"seed": 3}')
     assert load_tensors(path)[1] == {"seed": 3}
@@ -123,7 +128,7 @@ def test_nonsense_behind_a_right_digest_is_refused(path, tensors, metadata, part
 def test_a_digest_that_is_no_text_is_refused(path):
     content = path.read_bytes()
     start = content.index(b'"sha256":"') + len(b'"sha256":"')
-    path.write_bytes(content[:start] + b"\\ud800" + b"0" * 58 + content[start + 64:])
+    path.write_bytes(content[:start] + b"\\ud800" + b"0" * 58 + content[start + 64 :])
     with pytest.raises(DamagedFileError):
         load_tensors(path)
 
@@ -154,9 +159,14 @@ class Bomb:
         return os.mkdir, (os.environ["BOMB"],)
 
 
-@pytest.mark.parametrize("save", [lambda path: torch.save({"bomb": Bomb()}, path),
-                                  lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=4)),
-                                  lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=0))])
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda path: torch.save({"bomb": Bomb()}, path),
+        lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=4)),
+        lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=0)),
+    ],
+)
 def test_a_pickle_is_never_executed(tmp_path, monkeypatch, save):
     monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
     save(tmp_path / "model.pt")

@@ -39,7 +39,8 @@ def test_the_channels_of_a_residual_network_go_together():
         "0": Group(16, ("0", "4.body.3"), ("1", "4.body.4"), ("4.body.0", "5")),
         "4.body.0": Group(16, ("4.body.0",), ("4.body.1",), ("4.body.3",)),
         "5": Group(48, ("5", "9.body.3"), ("6", "9.body.4"), ("9.body.0", "12")),
-        "9.body.0": Group(48, ("9.body.0",), ("9.body.1",), ("9.body.3",))}
+        "9.body.0": Group(48, ("9.body.0",), ("9.body.1",), ("9.body.3",)),
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,7 +69,8 @@ class Functional(nn.Module):
 def test_functions_and_methods_are_followed():
     assert channel_groups(Functional()) == {
         "first": Group(6, ("first", "second"), ("norm", "units"), ("second", "left", "right")),
-        "left": Group(8, ("left", "right"), (), ("last",))}
+        "left": Group(8, ("left", "right"), (), ("last",)),
+    }
 
 
 class Sequences(nn.Module):
@@ -128,12 +130,14 @@ class Recurrent(nn.Module):
 
 
 def grouped():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 24), nn.Flatten(),
-                         nn.Linear(4, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 24), nn.Flatten(), nn.Linear(4, 10)
+    )
 
 
 def uneven():
     """Add the features of 4 channels to 16 units: the widths agree, the channels don't."""
+
     class Uneven(nn.Module):
         def __init__(self):
             super().__init__()
@@ -141,6 +145,7 @@ def uneven():
 
         def forward(self, x):
             return self.last(self.first(x).flatten(1) + self.units(x.flatten(1)))
+
     return Uneven()
 
 
@@ -163,8 +168,12 @@ UNSAFE = [
     (lambda: Call(lambda x: x * torch.ones(4, 1, 1)), "first", "they reach the function 'mul'", {}),
     (lambda: Call(nn.PReLU(4)), "first", "they reach 'function' (PReLU)", {}),
     (lambda: Call(nn.Linear(28, 1), nn.Conv2d(1, 4, (28, 1))), "first", "they reach 'function' (Linear)", {}),
-    (lambda: Call(nn.ReLU(), nn.Conv2d(1, 4, 28), nn.LazyLinear(10)), "second", "they are the network's answers",
-     {"first"}),
+    (
+        lambda: Call(nn.ReLU(), nn.Conv2d(1, 4, 28), nn.LazyLinear(10)),
+        "second",
+        "they are the network's answers",
+        {"first"},
+    ),
 ]
 
 
@@ -203,8 +212,10 @@ def test_other_threads_may_run_and_trace_networks_meanwhile():
         except Exception as error:  # noqa: BLE001 whatever came, the test must see it
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(job,)) for job in (
-        lambda: predict(model, images), lambda: channel_groups(model))]
+    threads = [
+        threading.Thread(target=work, args=(job,))
+        for job in (lambda: predict(model, images), lambda: channel_groups(model))
+    ]
     [thread.start() for thread in threads]
     try:
         found = [channel_groups(model) for _ in range(15)]
@@ -221,8 +232,11 @@ def test_the_least_important_channels_go(name, importance, few):
     weights = importances(model, importance, data)
     kept = kept_channels(prune_channels(model, 0.3, importance, data=data))
     for name, group in channel_groups(model).items():
-        sums = (weights[name].flatten(1)[:, 0] if importance == "random" else
-                sum(weights[layer].flatten(1).sum(1) for layer in group.producers))
+        sums = (
+            weights[name].flatten(1)[:, 0]
+            if importance == "random"
+            else sum(weights[layer].flatten(1).sum(1) for layer in group.producers)
+        )
         assert (~kept[name]).sum() == round(0.3 * group.size)
         assert sums[~kept[name]].max() <= sums[kept[name]].min()
 
@@ -275,8 +289,11 @@ def test_pruning_gives_a_new_model_and_a_cell_that_is_run_twice_prunes_once():
 
 BAD = [
     (dict(ratio=50), "'ratio' must be a number in [0, 1). Got 50. Did you mean 0.5?"),
-    (dict(ratio=1), "in [0, 1). Got 1."), (dict(ratio=-0.1), "Got -0.1"), (dict(ratio=True), "Got True"),
-    (dict(ratio=None), "Got None"), (dict(ratio=float("nan")), "Got nan"),
+    (dict(ratio=1), "in [0, 1). Got 1."),
+    (dict(ratio=-0.1), "Got -0.1"),
+    (dict(ratio=True), "Got True"),
+    (dict(ratio=None), "Got None"),
+    (dict(ratio=float("nan")), "Got nan"),
     (dict(ratio="0.5"), "Did you mean 0.5?"),
     (dict(ratio={"0": 50}), "\"ratio['0']\" must be a number in [0, 1). Got 50. Did you mean 0.5?"),
     (dict(ratio={"zero": 0.5}), "'layer' must be one of 0, 4.body.0, 5, 9.body.0. Got 'zero'."),
@@ -299,18 +316,21 @@ def test_bad_input_gets_one_clear_error(arguments, part):
     assert part in str(error.value) and str(error.value).startswith("prune_channels(): "), str(error.value)
 
 
-@pytest.mark.parametrize("call, part", [
-    (lambda: channel_groups("cnn"), "channel_groups(): 'model' must be a network"),
-    (lambda: channel_groups(nn.ReLU()), "channel_groups(): 'model' must have a Linear"),
-    (lambda: channel_groups(nn.Linear(3, 3)), "channel_groups(): the model can't read images"),
-    (lambda: n_m_mask(torch.ones(8)), "must be (outputs, inputs, …). Got shape (8,)"),
-    (lambda: n_m_mask(torch.full((2, 2), torch.nan)), "finite"),
-    (lambda: n_m_mask(torch.ones(2, 4), 4, 4), "'n' must be a whole number in [1, 3]. Got 4."),
-    (lambda: n_m_mask(torch.ones(2, 4), 0, 4), "Got 0."),
-    (lambda: n_m_mask(torch.ones(2, 4), 1, 1), "'m' must be a whole number in [2, 1000]. Got 1."),
-    (lambda: prune_n_m(build_model("mlp128"), 2.0), "prune_n_m(): 'n' must be a whole number"),
-    (lambda: prune_n_m(nn.ReLU()), "prune_n_m(): 'model' must have"),
-])
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        (lambda: channel_groups("cnn"), "channel_groups(): 'model' must be a network"),
+        (lambda: channel_groups(nn.ReLU()), "channel_groups(): 'model' must have a Linear"),
+        (lambda: channel_groups(nn.Linear(3, 3)), "channel_groups(): the model can't read images"),
+        (lambda: n_m_mask(torch.ones(8)), "must be (outputs, inputs, …). Got shape (8,)"),
+        (lambda: n_m_mask(torch.full((2, 2), torch.nan)), "finite"),
+        (lambda: n_m_mask(torch.ones(2, 4), 4, 4), "'n' must be a whole number in [1, 3]. Got 4."),
+        (lambda: n_m_mask(torch.ones(2, 4), 0, 4), "Got 0."),
+        (lambda: n_m_mask(torch.ones(2, 4), 1, 1), "'m' must be a whole number in [2, 1000]. Got 1."),
+        (lambda: prune_n_m(build_model("mlp128"), 2.0), "prune_n_m(): 'n' must be a whole number"),
+        (lambda: prune_n_m(nn.ReLU()), "prune_n_m(): 'model' must have"),
+    ],
+)
 def test_bad_input_of_the_others(call, part):
     with pytest.raises(ParameterError) as error:
         call()
@@ -323,7 +343,7 @@ def test_n_of_every_m_weights_stay(shape, n, m):
     weight = torch.randn(shape)
     for row, kept in zip(weight.flatten(1), n_m_mask(weight, n, m).flatten(1), strict=True):
         for start in range(0, len(row), m):
-            sizes, stay = row[start:start + m].abs(), kept[start:start + m]
+            sizes, stay = row[start : start + m].abs(), kept[start : start + m]
             assert stay.sum() == min(n, len(sizes))
             assert sizes[stay].min() >= sizes[~stay].max() if not stay.all() else True
 

@@ -23,8 +23,15 @@ def test_it_starts_as_torch_would_start_it_and_leaves_the_random_numbers_alone(w
     assert all(torch.equal(*pair) for pair in zip(student.parameters(), expected.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("arguments, part", [((0, 0), "'width' must be a whole number in [1, 10000]. Got 0."),
-                                             ((30.0, 0), "'width'"), ((True, 0), "'width'"), ((30, -1), "'seed'")])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        ((0, 0), "'width' must be a whole number in [1, 10000]. Got 0."),
+        ((30.0, 0), "'width'"),
+        ((True, 0), "'width'"),
+        ((30, -1), "'seed'"),
+    ],
+)
 def test_no_network_without_units(arguments, part):
     with pytest.raises(ParameterError) as error:
         small_student(*arguments)
@@ -38,8 +45,9 @@ def test_no_recipe_for_no_images(images):
 
 
 def test_a_student_learns_by_its_recipe(few, validation):
-    student, history = train(small_student(), few, F.cross_entropy, validation=validation, progress=False,
-                             **student_recipe(len(few.images)))
+    student, history = train(
+        small_student(), few, F.cross_entropy, validation=validation, progress=False, **student_recipe(len(few.images))
+    )
     assert len(history.epochs) == 20 and accuracy(student, validation).value > 0.85
 
 

@@ -46,8 +46,10 @@ def assert_same_answers(one, other, images=IMAGES):
 
 def random_choice(model, seed):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randperm(group.size, generator=generator)[:1 + group.size // (2 + seed)]
-            for name, group in channel_groups(model).items()}
+    return {
+        name: torch.randperm(group.size, generator=generator)[: 1 + group.size // (2 + seed)]
+        for name, group in channel_groups(model).items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,8 +60,11 @@ def test_it_cuts_as_torch_pruning_does(name, seed):
     for group, stay in kept.items():
         graph = torch_pruning.DependencyGraph().build_dependency(theirs, IMAGES[:1])
         layer = theirs.get_submodule(group)
-        kind = torch_pruning.prune_linear_out_channels if isinstance(
-            layer, nn.Linear) else torch_pruning.prune_conv_out_channels
+        kind = (
+            torch_pruning.prune_linear_out_channels
+            if isinstance(layer, nn.Linear)
+            else torch_pruning.prune_conv_out_channels
+        )
         go = sorted({*range(len(layer.weight))} - {*stay.tolist()})
         graph.get_pruning_group(layer, kind, go).prune()
     ours = remove_channels(model, kept)
@@ -102,7 +107,8 @@ def test_it_holds_after_training_with_momentum(name, few):
     assert_same_answers(removed, masked)
     assert removed.training
     assert [group.size for group in channel_groups(removed).values()] == [
-        group.size // 2 for group in channel_groups(build_model(name)).values()]
+        group.size // 2 for group in channel_groups(build_model(name)).values()
+    ]
 
 
 def test_costs_fall_as_counted_by_hand():
@@ -112,7 +118,8 @@ def test_costs_fall_as_counted_by_hand():
     assert count_parameters(smaller) == weights + 12 + 16 + 64 + 10
     assert count_macs(smaller) == 12 * 9 * 784 + 16 * 12 * 9 * 196 + 64 * 16 * 49 + 10 * 64
     assert file_bytes(model) - file_bytes(smaller) == pytest.approx(
-        4 * (count_parameters(model) - count_parameters(smaller)), abs=64)  # the header names shorter numbers
+        4 * (count_parameters(model) - count_parameters(smaller)), abs=64
+    )  # the header names shorter numbers
     assert count_macs(prune_channels(model, 0.5)) == count_macs(model)  # masks alone save nothing
     layers = weighted_layers(smaller)
     assert (layers["0"].out_channels, layers["3"].in_channels, layers["7"].in_features) == (12, 12, 784)
@@ -130,8 +137,12 @@ def test_batch_norm_shrinks_with_its_channels():
 
 
 def test_a_batch_norm_without_tensors_shrinks_too():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False, track_running_stats=False), nn.Flatten(),
-                          nn.Linear(4 * 26 * 26, 10))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+        nn.Flatten(),
+        nn.Linear(4 * 26 * 26, 10),
+    )
     smaller = remove_channels(model, {"0": torch.tensor([0, 2])})
     assert smaller[1].num_features == 2 and smaller[3].in_features == 2 * 26 * 26
 
@@ -158,8 +169,11 @@ def test_layout_gradients_and_mode_are_kept():
 def test_nothing_is_changed_in_the_model_itself():
     model = prune_channels(shaken("cnn"), 0.5)
     before = copy.deepcopy(model.state_dict())
-    for call in (hard_prune, lambda model: remove_channels(model, {"0": torch.arange(3)}),
-                 lambda model: remove_layers(model, ["2"])):
+    for call in (
+        hard_prune,
+        lambda model: remove_channels(model, {"0": torch.arange(3)}),
+        lambda model: remove_layers(model, ["2"]),
+    ):
         call(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -250,9 +264,11 @@ def widened():
 
 
 BAD = [
-    (lambda: remove_channels(build_model("cnn"), {"0": torch.ones(5).bool()}),
-     "remove_channels(): 'kept' of layer '0' must be a bool tensor of shape (16,) or a tensor of different "
-     "indices from 0 to 15."),
+    (
+        lambda: remove_channels(build_model("cnn"), {"0": torch.ones(5).bool()}),
+        "remove_channels(): 'kept' of layer '0' must be a bool tensor of shape (16,) or a tensor of different "
+        "indices from 0 to 15.",
+    ),
     (lambda: remove_channels(build_model("cnn"), {"0": torch.tensor([1, 1])}), "of different indices"),
     (lambda: remove_channels(build_model("cnn"), {"0": torch.tensor([16])}), "of different indices"),
     (lambda: remove_channels(build_model("cnn"), {"0": torch.tensor([-1])}), "of different indices"),
@@ -268,8 +284,10 @@ BAD = [
     (lambda: hard_prune(nn.ReLU()), "hard_prune(): 'model' must have a Linear or Conv2d layer"),
     (lambda: hard_prune("cnn"), "hard_prune(): 'model' must be a network"),
     (lambda: hard_prune(emptied()), "hard_prune(): no layer reads any channel of layer '1'"),
-    (lambda: remove_layers(build_model("resnet"), ["5"]),
-     "module '5' must give the shape that it takes. It makes (1, 48, 14, 14) of (1, 16, 14, 14)."),
+    (
+        lambda: remove_layers(build_model("resnet"), ["5"]),
+        "module '5' must give the shape that it takes. It makes (1, 48, 14, 14) of (1, 16, 14, 14).",
+    ),
     (lambda: remove_layers(build_model("resnet"), ["4", "12"]), "It makes (1, 10) of (1, 48)."),
     (lambda: remove_layers(build_model("resnet"), ["4.bodi"]), "Did you mean '4.body'?"),
     (lambda: remove_layers(build_model("resnet"), "4"), "'names' must be a list of names, as in ['4']. Got '4'."),
@@ -312,17 +330,23 @@ def test_a_checkpoint_is_no_pruned_file_and_says_what_reads_it(tmp_path):
         load_pruned(tmp_path / "file")
 
 
-@pytest.mark.parametrize("change, part", [
-    (lambda tensors, _: tensors.update({"3.bias": torch.zeros(1)}), "must be (16,) to fit the others. Got (1,)"),
-    (lambda tensors, _: tensors.pop("3.bias"), "Got absent."),
-    (lambda tensors, _: tensors.pop("3.weight"), "It has no layer '3'"),
-    (lambda tensors, _: tensors.update(more=torch.zeros(1)), "'more' must be absent to fit the others."),
-    (lambda tensors, _: tensors.update({"0.weight": torch.zeros(8, 1, 5, 5)}), "'0.weight' must be (8, 1, 3, 3)"),
-    (lambda tensors, _: tensors.update({"0.weight": torch.zeros(17, 1, 3, 3)}), "a whole number in [1, 16]. Got 17"),
-    (lambda tensors, _: tensors.update({"9.bias": torch.zeros(9)}), "'9.bias' must be (10,)"),
-    (lambda _, metadata: metadata.update(model="cn"), "holds no pruned cn. build_model(): 'name' must be one of"),
-    (lambda _, metadata: metadata["pruned"].update(removed=["a"]), "must be one of"),
-])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda tensors, _: tensors.update({"3.bias": torch.zeros(1)}), "must be (16,) to fit the others. Got (1,)"),
+        (lambda tensors, _: tensors.pop("3.bias"), "Got absent."),
+        (lambda tensors, _: tensors.pop("3.weight"), "It has no layer '3'"),
+        (lambda tensors, _: tensors.update(more=torch.zeros(1)), "'more' must be absent to fit the others."),
+        (lambda tensors, _: tensors.update({"0.weight": torch.zeros(8, 1, 5, 5)}), "'0.weight' must be (8, 1, 3, 3)"),
+        (
+            lambda tensors, _: tensors.update({"0.weight": torch.zeros(17, 1, 3, 3)}),
+            "a whole number in [1, 16]. Got 17",
+        ),
+        (lambda tensors, _: tensors.update({"9.bias": torch.zeros(9)}), "'9.bias' must be (10,)"),
+        (lambda _, metadata: metadata.update(model="cn"), "holds no pruned cn. build_model(): 'name' must be one of"),
+        (lambda _, metadata: metadata["pruned"].update(removed=["a"]), "must be one of"),
+    ],
+)
 def test_a_file_that_does_not_fit_together_is_refused(change, part, tmp_path):
     save_pruned(tmp_path / "file", hard_prune(prune_channels(build_model("cnn"), 0.5)), "cnn")
     tensors, metadata = load_tensors(tmp_path / "file")

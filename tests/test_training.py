@@ -36,8 +36,16 @@ def test_it_learns(name, few, validation):
 @pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
 @pytest.mark.parametrize("penalty", [None, lambda model: 1e-4 * model[1].weight.square().sum()], ids=["no", "penalty"])
 def test_it_does_what_a_loop_by_hand_does(schedule, penalty, few, validation):
-    trained, history = fit(build_model("mlp128"), few, validation, learning_rate=1e-3, weight_decay=0.1, seed=7,
-                           schedule=schedule, penalty=penalty)
+    trained, history = fit(
+        build_model("mlp128"),
+        few,
+        validation,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        seed=7,
+        schedule=schedule,
+        penalty=penalty,
+    )
     model = build_model("mlp128")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=2 * 8)
@@ -66,8 +74,14 @@ def test_an_epoch_may_be_a_few_steps_over_the_same_batches(few, validation):
 
 def test_the_penalty_is_not_part_of_the_losses(few, validation):
     _, plain = fit(build_model("mlp128"), few, validation, epochs=1, learning_rate=1e-9)
-    _, history = fit(build_model("mlp128"), few, validation, epochs=1, learning_rate=1e-9,
-                     penalty=lambda model: 1000 + 0 * model[1].weight.sum())
+    _, history = fit(
+        build_model("mlp128"),
+        few,
+        validation,
+        epochs=1,
+        learning_rate=1e-9,
+        penalty=lambda model: 1000 + 0 * model[1].weight.sum(),
+    )
     assert history.train_loss == pytest.approx(plain.train_loss)
     assert history.validation_loss == pytest.approx(plain.validation_loss)
 
@@ -77,8 +91,10 @@ def test_a_penalty_that_is_no_number_stops_the_training(few, validation):
         fit(build_model("mlp128"), few, validation, penalty=lambda model: model[1].weight.sum() * math.nan)
 
 
-@pytest.mark.parametrize("count, batch_size, sizes", [
-    (10, 3, [3, 3, 4]), (9, 3, [3, 3, 3]), (11, 3, [3, 3, 3, 2]), (1, 3, [1]), (4, 3, [4]), (3, 1, [1, 2])])
+@pytest.mark.parametrize(
+    "count, batch_size, sizes",
+    [(10, 3, [3, 3, 4]), (9, 3, [3, 3, 3]), (11, 3, [3, 3, 3, 2]), (1, 3, [1]), (4, 3, [4]), (3, 1, [1, 2])],
+)
 def test_a_single_image_joins_the_last_batch_and_all_are_seen(count, batch_size, sizes):
     batches = _batches(count, batch_size, seed=0)
     for _ in range(2):
@@ -117,8 +133,9 @@ def test_batches_carry_any_number_of_targets(few, validation):
 
 
 def test_convolutions_are_trained_channels_last(few, validation):
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                            nn.Linear(8, 10))
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
     trained, _ = fit(network, few[:256], validation[:100], epochs=1)
     assert trained[1].weight.is_contiguous(memory_format=torch.channels_last)
     assert network[1].weight.is_contiguous()
@@ -235,8 +252,9 @@ def test_nan_later_keeps_the_best_epoch_and_warns(few, validation):
     when = PROBES + BATCHES + VALIDATION_BATCHES + 3
     message = r"in epoch 2\. 'learning_rate' is 0\.003; try 0\.0003\. The weights of epoch 1 are kept"
     with pytest.warns(UserWarning, match=message):
-        model, history = fit(build_model("mlp128"), few, validation, epochs=5,
-                             loss_fn=Failing(when, lambda loss: loss * math.inf))
+        model, history = fit(
+            build_model("mlp128"), few, validation, epochs=5, loss_fn=Failing(when, lambda loss: loss * math.inf)
+        )
     assert history.stopped == "diverged" and len(history.train_loss) == 1
     assert accuracy(model, validation).value > 0.5
 
@@ -250,13 +268,33 @@ def test_a_real_divergence_ends_clearly(few, validation):
             assert "'learning_rate' is 10; try 1" in str(error)
 
 
-@pytest.mark.parametrize(("setting", "value"), [
-    ("epochs", 0), ("epochs", -1), ("epochs", 1.5), ("epochs", 10**6), ("epochs", "3"), ("epochs", True),
-    ("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", 100), ("learning_rate", math.nan),
-    ("learning_rate", None), ("batch_size", 0), ("batch_size", 10**7), ("batch_size", 12.0), ("weight_decay", -1),
-    ("weight_decay", math.inf),
-    ("seed", None), ("seed", 1.5), ("seed", -1), ("learning_rate", 10**400), ("steps_per_epoch", 0),
-    ("steps_per_epoch", 2.5)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", -1),
+        ("epochs", 1.5),
+        ("epochs", 10**6),
+        ("epochs", "3"),
+        ("epochs", True),
+        ("learning_rate", 0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", 100),
+        ("learning_rate", math.nan),
+        ("learning_rate", None),
+        ("batch_size", 0),
+        ("batch_size", 10**7),
+        ("batch_size", 12.0),
+        ("weight_decay", -1),
+        ("weight_decay", math.inf),
+        ("seed", None),
+        ("seed", 1.5),
+        ("seed", -1),
+        ("learning_rate", 10**400),
+        ("steps_per_epoch", 0),
+        ("steps_per_epoch", 2.5),
+    ],
+)
 def test_bad_settings_are_refused(setting, value, few, validation):
     with pytest.raises(ParameterError, match=rf"^train\(\): '{setting}' must be a (whole )?number in .* Got "):
         fit(build_model("mlp128"), few, validation, **{setting: value})
@@ -264,9 +302,13 @@ def test_bad_settings_are_refused(setting, value, few, validation):
 
 def test_bad_data_is_refused_before_anything_is_trained(few, validation):
     model = build_model("mlp128")
-    wrong = {"can't read images": (few.images[:, :, :20], few.labels), "finite": (few.images * math.nan, few.labels),
-             "labels must be 0 to 9": (few.images, few.labels + 5), "not empty": (few.images[:0], few.labels[:0]),
-             "'loss_fn' can't compare": (few.images, few.labels.float())}
+    wrong = {
+        "can't read images": (few.images[:, :, :20], few.labels),
+        "finite": (few.images * math.nan, few.labels),
+        "labels must be 0 to 9": (few.images, few.labels + 5),
+        "not empty": (few.images[:0], few.labels[:0]),
+        "'loss_fn' can't compare": (few.images, few.labels.float()),
+    }
     for message, data in wrong.items():
         for parts in ((data, validation), (few, data)):
             with pytest.raises(ParameterError, match=rf"^train\(\): .*{message}"):
@@ -274,10 +316,14 @@ def test_bad_data_is_refused_before_anything_is_trained(few, validation):
     assert same_weights(model, build_model("mlp128"))
 
 
-@pytest.mark.parametrize(("loss_fn", "message"), [
-    (lambda logits, labels: F.cross_entropy(logits, labels).detach(), "Got a detached one"),
-    (lambda logits, labels: 0.5, "a tensor with one number. Got float"),
-    (lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"), r"one number\. Got shape \(2,\)")])
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda logits, labels: F.cross_entropy(logits, labels).detach(), "Got a detached one"),
+        (lambda logits, labels: 0.5, "a tensor with one number. Got float"),
+        (lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"), r"one number\. Got shape \(2,\)"),
+    ],
+)
 def test_what_is_no_loss_is_refused(loss_fn, message, few, validation):
     with pytest.raises(ParameterError, match=rf"^train\(\): 'loss_fn' must return .*{message}"):
         fit(build_model("mlp128"), few, validation, loss_fn=loss_fn)
@@ -335,8 +381,10 @@ def test_a_live_training_is_the_same_training_seen_epoch_by_epoch(few, validatio
     settings = {"validation": validation, "epochs": 3, "steps_per_epoch": 4, "seed": 2}
     model, history = train(build_model("mlp128"), few, F.cross_entropy, progress=False, **settings)
     random_numbers = torch.get_rng_state()
-    seen = [(live, list(so_far.epochs)) for live, so_far in train_live(build_model("mlp128"), few, F.cross_entropy,
-                                                                       **settings)]
+    seen = [
+        (live, list(so_far.epochs))
+        for live, so_far in train_live(build_model("mlp128"), few, F.cross_entropy, **settings)
+    ]
     assert torch.equal(torch.get_rng_state(), random_numbers)
     assert [len(epochs) for _, epochs in seen] == [1, 2, 3, 3] and seen[-1][1] == history.epochs
     torch.testing.assert_close(seen[-1][0].state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -66,7 +66,8 @@ def test_a_path_shows_digit_filters_turns_and_leaf(validation):
     digit, *shown = pictures(figure)
     assert np.array_equal(digit, image[0]) and np.allclose(shown, filters(tree)[nodes])
     assert [axes.get_title() for axes in figure.axes[1:-1]] == [
-        f"{'right' if turn else 'left'} {100 * p:.0f} %" for turn, p in zip(right, probabilities, strict=True)]
+        f"{'right' if turn else 'left'} {100 * p:.0f} %" for turn, p in zip(right, probabilities, strict=True)
+    ]
     heights = [bar.get_height() for bar in figure.axes[-1].patches]
     assert heights == pytest.approx(F.softmax(tree.leaves[leaf], dim=0).tolist())
 
@@ -90,12 +91,16 @@ def test_a_tree_that_ends_early_is_drawn_as_far_as_it_goes(few, validation):
 
 
 def test_nothing_overlaps_or_is_cut_off(fitted, validation):
-    for figure in (draw_soft_tree(SoftTree(4), validation.images[0]), draw_tree(fitted, validation.images, levels=4),
-                   draw_path(SoftTree(12), validation.images[0])):
+    for figure in (
+        draw_soft_tree(SoftTree(4), validation.images[0]),
+        draw_tree(fitted, validation.images, levels=4),
+        draw_path(SoftTree(12), validation.images[0]),
+    ):
         figure.canvas.draw()
         boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_position().width < 1]
-        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-                   for box in boxes)
+        assert all(
+            box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes
+        )
         assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
 
 

@@ -73,15 +73,17 @@ def test_the_same_seed_gives_the_same_forest_and_a_copy_is_one(lesson, validatio
 
 def test_a_forest_reads_digits_and_teaches_a_network(forest, few, validation):
     assert accuracy(forest, validation).value > 0.8
-    student, _ = distil(build_model("mlp128"), forest, few, validation=validation, temperature=1, alpha=0.0, epochs=4,
-                        progress=False)
+    student, _ = distil(
+        build_model("mlp128"), forest, few, validation=validation, temperature=1, alpha=0.0, epochs=4, progress=False
+    )
     assert accuracy(student, validation).value > 0.8
     same = (predict_classes(student, few.images) == predict_classes(forest, few.images)).float().mean()
     assert same > 0.85
 
 
-@pytest.mark.parametrize(("argument", "value"), [("max_leaf_nodes", 1), ("max_leaf_nodes", 2.5), ("trees", 0),
-                                                 ("trees", "10"), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("max_leaf_nodes", 1), ("max_leaf_nodes", 2.5), ("trees", 0), ("trees", "10"), ("seed", -1)]
+)
 def test_settings_are_whole_numbers(lesson, argument, value):
     with pytest.raises(ParameterError, match=rf"fit_trees\(\): '{argument}' must be a whole number in \["):
         fit_trees(*lesson, **{"max_leaf_nodes": 10, argument: value})

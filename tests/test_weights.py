@@ -24,8 +24,12 @@ from kd_lab.quantization import (
 )
 from kd_lab.training import train
 
-ALL = {"binary": lambda model: quantize_weights(model, 1), "two bits": lambda model: quantize_weights(model, 2),
-       "affine": lambda model: quantize_weights(model, 3, "per_tensor", False, "min_max"), "ternary": ternarize_weights}
+ALL = {
+    "binary": lambda model: quantize_weights(model, 1),
+    "two bits": lambda model: quantize_weights(model, 2),
+    "affine": lambda model: quantize_weights(model, 3, "per_tensor", False, "min_max"),
+    "ternary": ternarize_weights,
+}
 
 
 def weights(model):
@@ -44,7 +48,7 @@ def test_each_grid_has_no_more_values_than_its_bits_allow(num_bits, symmetric, g
     dense = load_trained("cnn")
     quantized = quantize_weights(dense, num_bits, granularity, symmetric, "min_max")
     for name, weight in weights(quantized).items():
-        assert different(weight, granularity) <= 2 ** num_bits - (symmetric and num_bits > 1)
+        assert different(weight, granularity) <= 2**num_bits - (symmetric and num_bits > 1)
         assert (weight - weights(dense)[name]).abs().max() > 0
 
 
@@ -70,8 +74,10 @@ def test_the_model_that_was_given_stays_as_it_was_and_twice_is_once(change):
 def test_bits_by_layer_leave_the_others_whole():
     dense = load_trained("lenet300")
     quantized = quantize_weights(quantize_weights(dense, 8), {"1": 2, "5": 1})
-    kinds = {name: type(layer.parametrizations.weight[0]) if parametrize.is_parametrized(layer) else None
-             for name, layer in weighted_layers(quantized).items()}
+    kinds = {
+        name: type(layer.parametrizations.weight[0]) if parametrize.is_parametrized(layer) else None
+        for name, layer in weighted_layers(quantized).items()
+    }
     assert kinds == {"1": FakeQuantizer, "3": None, "5": BinaryQuantizer}
     assert torch.equal(quantized[3].weight, dense[3].weight)
 
@@ -123,8 +129,7 @@ def test_pruned_weights_stay_zero_whichever_comes_first(change):
 def test_a_mask_before_the_quantizer_holds_through_training(few, validation):
     pruned = prune(load_trained("lenet300"), 0.8)
     zeros = {name: weight == 0 for name, weight in weights(pruned).items()}
-    model, _ = train(quantize_weights(pruned, 2), few, F.cross_entropy, validation=validation, epochs=1,
-                     progress=False)
+    model, _ = train(quantize_weights(pruned, 2), few, F.cross_entropy, validation=validation, epochs=1, progress=False)
     assert all((weight[zeros[name]] == 0).all() for name, weight in weights(model).items())
     assert all(different(weight, "per_channel") <= 4 for weight in weights(model).values())
 
@@ -139,12 +144,12 @@ def test_a_hard_pruned_model_is_quantized_as_any_other(validation):
 def test_training_goes_straight_through(change, few, validation):
     rough = change(load_trained("lenet300"))
     before = F.cross_entropy(predict(rough, validation.images), validation.labels)
-    model, _ = train(rough, few, F.cross_entropy, validation=validation, epochs=2, learning_rate=1e-3,
-                     progress=False)
+    model, _ = train(rough, few, F.cross_entropy, validation=validation, epochs=2, learning_rate=1e-3, progress=False)
     assert F.cross_entropy(predict(model, validation.images), validation.labels) < before
     for name, layer in weighted_layers(model).items():
-        assert not torch.equal(layer.parametrizations.weight.original, dict(weighted_layers(rough))[name]
-                               .parametrizations.weight.original)
+        assert not torch.equal(
+            layer.parametrizations.weight.original, dict(weighted_layers(rough))[name].parametrizations.weight.original
+        )
         assert different(layer.weight.detach(), "per_tensor") < layer.weight.numel() / 2
 
 
@@ -175,12 +180,16 @@ def test_bits_that_are_none_are_refused(num_bits):
         quantize_weights(build_model("lenet300"), num_bits)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"num_bits": {"2": 4}}, "'num_bits' must be one of 1, 3, 5"),
-    ({"num_bits": 4, "granularity": "channel"}, "Did you mean 'per_channel'"),
-    ({"num_bits": 4, "calibration": "max"}, "Did you mean 'min_max'"),
-    ({"num_bits": 1, "calibration": "max"}, r"quantize_weights\(\): 'calibration' must be one of min_max"),
-    ({"num_bits": 4, "symmetric": "yes"}, "'symmetric' must be True or False")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_bits": {"2": 4}}, "'num_bits' must be one of 1, 3, 5"),
+        ({"num_bits": 4, "granularity": "channel"}, "Did you mean 'per_channel'"),
+        ({"num_bits": 4, "calibration": "max"}, "Did you mean 'min_max'"),
+        ({"num_bits": 1, "calibration": "max"}, r"quantize_weights\(\): 'calibration' must be one of min_max"),
+        ({"num_bits": 4, "symmetric": "yes"}, "'symmetric' must be True or False"),
+    ],
+)
 def test_arguments_that_are_not_allowed_are_named(arguments, message):
     with pytest.raises(ParameterError, match=message):
         quantize_weights(build_model("lenet300"), **arguments)

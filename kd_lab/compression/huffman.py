@@ -8,7 +8,7 @@ import numpy as np
 from kd_lab.errors import ParameterError
 
 LONGEST = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
-MOST = 2 ** 24  # symbols in a row
+MOST = 2**24  # symbols in a row
 SKIP = 63  # zeros that the symbol for a long gap stands for
 
 
@@ -120,7 +120,7 @@ class HuffmanReader:
         return symbols[code]
 
     def _take(self, width: int) -> str:
-        bits = self._bits[self._place:self._place + width]
+        bits = self._bits[self._place : self._place + width]
         if len(bits) < width:
             raise ValueError("The bits end too early.")
         self._place += width
@@ -141,8 +141,10 @@ def _width(size: int) -> int:
 def _lengths(lengths: np.ndarray) -> np.ndarray:
     lengths = _whole("canonical_codes", "lengths", lengths, f"from 0 to {LONGEST}")
     if lengths.max() > LONGEST or (0.5 ** lengths[lengths > 0]).sum() > 1:
-        raise ParameterError("canonical_codes(): 'lengths' must be those of codes of which none begins like another. "
-                             f"Got {lengths!r:.80}.")
+        raise ParameterError(
+            "canonical_codes(): 'lengths' must be those of codes of which none begins like another. "
+            f"Got {lengths!r:.80}."
+        )
     return lengths
 
 
@@ -152,5 +154,6 @@ def _whole(function: str, argument: str, values: np.ndarray, allowed: str) -> np
         found = np.asarray(values)
         if found.ndim == 1 and found.dtype.kind in "iu" and len(found) and found.min() >= 0:
             return found
-    raise ParameterError(f"{function}(): {argument!r} must be whole numbers {allowed}, one for each symbol. "
-                         f"Got {values!r:.80}.")
+    raise ParameterError(
+        f"{function}(): {argument!r} must be whole numbers {allowed}, one for each symbol. Got {values!r:.80}."
+    )

@@ -104,11 +104,26 @@ class Leaderboard:
         return self._table("html")
 
     def _table(self, style: str) -> str:
-        rows = [[entry.label, f"{entry.bytes:,}", f"{self._dense / entry.bytes:.0f}", f"{entry.error:.2f}",
-                 "{1:.2f} to {0:.2f}".format(*(100 - 100 * end for end in entry.accuracy.interval))]
-                for entry in self.entries]
-        rows += [[f"{paper.label} ({paper.source})", f"{self._dense / paper.ratio:,.0f}", f"{paper.ratio:g}",
-                  f"{paper.error:.2f}", ""] for paper in self._papers]
+        rows = [
+            [
+                entry.label,
+                f"{entry.bytes:,}",
+                f"{self._dense / entry.bytes:.0f}",
+                f"{entry.error:.2f}",
+                "{1:.2f} to {0:.2f}".format(*(100 - 100 * end for end in entry.accuracy.interval)),
+            ]
+            for entry in self.entries
+        ]
+        rows += [
+            [
+                f"{paper.label} ({paper.source})",
+                f"{self._dense / paper.ratio:,.0f}",
+                f"{paper.ratio:g}",
+                f"{paper.error:.2f}",
+                "",
+            ]
+            for paper in self._papers
+        ]
         headers = [self.network, "bytes", "ratio", "test error, %", "95 % interval"]
         return tabulate(rows, headers, style, disable_numparse=True, colalign=["left", *["right"] * 4])
 
@@ -120,8 +135,10 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
     not kept; another one under the same label stays beside it.
     """
     if not isinstance(label, str) or not re.fullmatch(LABEL, label):
-        raise ParameterError("submit(): 'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. "
-                             f"Got {label!r:.80}.")
+        raise ParameterError(
+            "submit(): 'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. "
+            f"Got {label!r:.80}."
+        )
     check_kind("submit", "path", path, (str, Path), "the path of a .kdz file")
     check_kind("submit", "data", data, Mnist, "what load_mnist() returns")
     content = read_packed(Path(path))

@@ -87,11 +87,11 @@ def pack(model: nn.Module, name: str, coder: str = "range", function: str = "pac
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
     """Return the network in the bytes of a file; `where` names it in errors."""
     _check(content, where)
-    line = content[BODY:BODY + LINE].partition(b"\n")[0]
+    line = content[BODY : BODY + LINE].partition(b"\n")[0]
     try:
         name, coder, form = _understand(line.decode())
         model = build_form(name, form)
-        reader = CODERS[coder][1](content[BODY + len(line) + 1:])
+        reader = CODERS[coder][1](content[BODY + len(line) + 1 :])
         model.load_state_dict({key: _read(reader, tensor) for key, tensor in sorted(model.state_dict().items())})
         if pack(model, name, coder) != content:
             raise ValueError("Packing it again gives another file.")
@@ -103,14 +103,17 @@ def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
 def _check(content: bytes, where: str) -> None:
     """Refuse what is no file of ours, is damaged, or is of another schema; the digest's rule is the same in all."""
     if not content.startswith(MAGIC) or len(content) > LARGEST:
-        raise StorageError(f"{where} is no .kdz file: it does not begin with {MAGIC.decode()!r}, or has more than "
-                           f"{LARGEST:,} bytes.")
-    if len(content) < BODY or hashlib.sha256(content[BODY:]).digest()[:DIGEST] != content[BODY - DIGEST:BODY]:
+        raise StorageError(
+            f"{where} is no .kdz file: it does not begin with {MAGIC.decode()!r}, or has more than {LARGEST:,} bytes."
+        )
+    if len(content) < BODY or hashlib.sha256(content[BODY:]).digest()[:DIGEST] != content[BODY - DIGEST : BODY]:
         raise DamagedFileError(f"{where} is damaged: its SHA-256 is not the one it was saved with.")
-    schema = content[len(MAGIC):BODY - DIGEST].decode("latin")
+    schema = content[len(MAGIC) : BODY - DIGEST].decode("latin")
     if schema != SCHEMA.decode():
-        raise StorageError(f"{where} has schema {schema!r}; this kd_lab reads schema {SCHEMA.decode()!r}. "
-                           "Update kd_lab, or pack the network again.")
+        raise StorageError(
+            f"{where} has schema {schema!r}; this kd_lab reads schema {SCHEMA.decode()!r}. "
+            "Update kd_lab, or pack the network again."
+        )
 
 
 def _describe(name: str, coder: str, form: Form) -> bytes:

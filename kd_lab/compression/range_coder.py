@@ -92,7 +92,7 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
     for row in codes:
         before = 0
         for start in range(0, len(row), BLOCK):
-            block, column = row[start:start + BLOCK], above[start:start + BLOCK]
+            block, column = row[start : start + BLOCK], above[start : start + BLOCK]
             context = _level(column) * (len(LEVELS) + 1) + _level(before)
             found = kept.code(code, block > 0, context).astype(bool)
             block[found] = 1 + values.code(code, block[found] - 1) if size > 2 else 1

@@ -65,15 +65,33 @@ class Outcome:
 
     def _table(self, style: str) -> str:
         lines = {stage: self.card[stage].lines() for stage in self.models}
-        rows = [[stage, *map(lines[stage].get, ROWS), f"{lines[stage][LATENCY]} ms", f"{self.bytes[stage]:,}",
-                 f"{self._ratio(stage):.1f}"] for stage in self.models]
+        rows = [
+            [
+                stage,
+                *map(lines[stage].get, ROWS),
+                f"{lines[stage][LATENCY]} ms",
+                f"{self.bytes[stage]:,}",
+                f"{self._ratio(stage):.1f}",
+            ]
+            for stage in self.models
+        ]
         headers = ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
         return tabulate(rows, headers, style, colalign=["left", *["right"] * (len(headers) - 1)], disable_numparse=True)
 
 
-def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, stages: Sequence[Stage], *,
-             temperature: float = 4.0, alpha: float = 0.1, strength: float = 0.0, folder: Path | None = None,
-             **settings) -> Outcome:
+def compress(
+    model: nn.Module,
+    name: str,
+    teacher: nn.Module | None,
+    data: Mnist,
+    stages: Sequence[Stage],
+    *,
+    temperature: float = 4.0,
+    alpha: float = 0.1,
+    strength: float = 0.0,
+    folder: Path | None = None,
+    **settings,
+) -> Outcome:
     """Put a network of the kit, of this name, through the stages, and return what each made of it.
 
     Fine-tuning makes L(teacher's answers, the network's) + strength·Σw² small: L is the `DistillationLoss`, or the
@@ -86,8 +104,9 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     check_number("compress", "strength", strength, "[0, 100]")
     models = {"start": make_permanent(model).eval()}
     try:
-        for stage, finished in run_stages(model, name, Teaching(teacher, data), stages, temperature, alpha, strength,
-                                          folder, settings):
+        for stage, finished in run_stages(
+            model, name, Teaching(teacher, data), stages, temperature, alpha, strength, folder, settings
+        ):
             models[f"{len(models)} {stage}"] = finished
     except KeyboardInterrupt:
         print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
@@ -95,8 +114,15 @@ def compress(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist
     return Outcome(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
 
 
-def check_recipe(function: str, model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist,
-                 settings: dict, folder: Path | None = None) -> None:
+def check_recipe(
+    function: str,
+    model: nn.Module,
+    name: str,
+    teacher: nn.Module | None,
+    data: Mnist,
+    settings: dict,
+    folder: Path | None = None,
+) -> None:
     """Raise a ParameterError, in the name of `function`, unless these can be put through a recipe."""
     check_kind(function, "folder", folder, (str, Path, type(None)), "the path of a folder, or None")
     if folder is not None and not writable(Path(folder)):
@@ -113,14 +139,21 @@ def check_recipe(function: str, model: nn.Module, name: str, teacher: nn.Module 
 
 
 def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None) -> None:
-    if (not isinstance(stages, (list, tuple)) or not stages or not all(map(callable, stages))
-            or any(isinstance(stage, type) for stage in stages)):
-        raise ParameterError("compress(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. "
-                             f"Got {stages!r:.80}.")
+    if (
+        not isinstance(stages, (list, tuple))
+        or not stages
+        or not all(map(callable, stages))
+        or any(isinstance(stage, type) for stage in stages)
+    ):
+        raise ParameterError(
+            f"compress(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. Got {stages!r:.80}."
+        )
     for stage in stages:
         if folder is not None and " at 0x" in repr(stage):
-            raise ParameterError("compress(): a stage that is to be kept in 'folder' must have a repr that says what "
-                                 f"it does, as a dataclass has. Got {stage!r:.80}.")
+            raise ParameterError(
+                "compress(): a stage that is to be kept in 'folder' must have a repr that says what "
+                f"it does, as a dataclass has. Got {stage!r:.80}."
+            )
         for argument, value in vars(stage).items() if isinstance(stage, BY_LAYER) else ():
             layers = channel_groups(model) if isinstance(stage, PruneUnits) else weighted_layers(model)
             for layer in value if isinstance(value, dict) else ():
@@ -136,8 +169,10 @@ class Teaching:
     @functools.cached_property
     def parts(self) -> list[tuple[Tensor, ...]]:
         """Return the training and the validation part, with the teacher's answers."""
-        return [tuple(part) if self.teacher is None else with_answers(self.teacher, part)
-                for part in (self.data.train, self.data.validation)]
+        return [
+            tuple(part) if self.teacher is None else with_answers(self.teacher, part)
+            for part in (self.data.train, self.data.validation)
+        ]
 
     def loss(self, temperature: float, alpha: float) -> Loss:
         """Return what fine-tuning makes small, without the penalty."""
@@ -145,8 +180,17 @@ class Teaching:
         return F.cross_entropy if self.teacher is None else taught
 
 
-def run_stages(model: nn.Module, name: str, teaching: Teaching, stages: Sequence[Stage], temperature: float,
-               alpha: float, strength: float, folder: Path | None, settings: dict) -> Iterator[tuple[Stage, nn.Module]]:
+def run_stages(
+    model: nn.Module,
+    name: str,
+    teaching: Teaching,
+    stages: Sequence[Stage],
+    temperature: float,
+    alpha: float,
+    strength: float,
+    folder: Path | None,
+    settings: dict,
+) -> Iterator[tuple[Stage, nn.Module]]:
     """Yield each stage with the network that it made, from the folder where that was finished before."""
     loss = teaching.loss(temperature, alpha)
     penalty = (lambda model: strength * l2_penalty(model)) if strength else None
@@ -175,8 +219,10 @@ def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], 
     """Return for each stage a key that changes with whatever came before it."""
     start = [[str(each), _digest(each.state_dict())] for each in models if each is not None]
     parts = [_digest(part._asdict()) for part in (data.train, data.validation)]
-    return [cache_key({"start": start, "data": parts, "settings": repr(settings), "stages": repr(stages[:place])})
-            for place in range(1, len(stages) + 1)]
+    return [
+        cache_key({"start": start, "data": parts, "settings": repr(settings), "stages": repr(stages[:place])})
+        for place in range(1, len(stages) + 1)
+    ]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -124,10 +124,18 @@ class Search:
     def plot(self) -> Axes:
         """Draw the error over the bytes of every trial, the frontier, the hand-set trial and the best."""
         axes = plt.subplots(figsize=(6, 3.5), layout="constrained")[1]
-        for trials, form, label in ((self.trials, ".", "tried"), (self.frontier, "-", "frontier"),
-                                    (self.trials[:1], "s", "hand-set"), ([self.best], "*", "found")):
-            axes.plot(*zip(*((trial.bytes, 100 - 100 * trial.accuracy.value) for trial in trials), strict=True),
-                      form, label=label, markersize=12 if form == "*" else None)
+        for trials, form, label in (
+            (self.trials, ".", "tried"),
+            (self.frontier, "-", "frontier"),
+            (self.trials[:1], "s", "hand-set"),
+            ([self.best], "*", "found"),
+        ):
+            axes.plot(
+                *zip(*((trial.bytes, 100 - 100 * trial.accuracy.value) for trial in trials), strict=True),
+                form,
+                label=label,
+                markersize=12 if form == "*" else None,
+            )
         if self.budget.most_bytes is not None:
             axes.axvline(self.budget.most_bytes, linestyle=":", color="grey", label="budget")
         axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="validation error, %")
@@ -138,16 +146,25 @@ class Search:
 
     def __repr__(self) -> str:
         best = "found" if self.met else "nearest"
-        rows = [[name, f"{trial.bytes:,}", f"{self.dense_bytes / trial.bytes:.1f}", _with_interval(trial),
-                 ", ".join(f"{100 * (1 - each):.2g}" for each in trial.stages[0].sparsity.values()),
-                 ", ".join(map(str, trial.stages[1].num_bits.values())),
-                 *(f"{value:.2g}" for value in trial.teaching.values())]
-                for name, trial in (("hand-set", self.trials[0]), (best, self.best))]
+        rows = [
+            [
+                name,
+                f"{trial.bytes:,}",
+                f"{self.dense_bytes / trial.bytes:.1f}",
+                _with_interval(trial),
+                ", ".join(f"{100 * (1 - each):.2g}" for each in trial.stages[0].sparsity.values()),
+                ", ".join(map(str, trial.stages[1].num_bits.values())),
+                *(f"{value:.2g}" for value in trial.teaching.values()),
+            ]
+            for name, trial in (("hand-set", self.trials[0]), (best, self.best))
+        ]
         headers = ["", "bytes", "ratio", "points lost (95 %)", "kept, %", "bits", *self.trials[0].teaching]
         said = "met" if self.met else "met by none: below is the nearest"
-        return (f"{len(self.trials)} trials; the budget of {self.budget} was {said}.\n"
-                f"On the {self.best.accuracy.count:,} validation images that chose it:\n"
-                + tabulate(rows, headers, disable_numparse=True))
+        return (
+            f"{len(self.trials)} trials; the budget of {self.budget} was {said}.\n"
+            f"On the {self.best.accuracy.count:,} validation images that chose it:\n"
+            + tabulate(rows, headers, disable_numparse=True)
+        )
 
 
 def _with_interval(trial: Trial) -> str:
@@ -155,9 +172,21 @@ def _with_interval(trial: Trial) -> str:
     return f"{trial.lost:.2f} ({low:.2f} to {high:.2f})"
 
 
-def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, *, runs: int, minutes: float,
-                  most_bytes: int | None = None, most_lost: float | None = None, epochs: int = 1, seed: int = 0,
-                  folder: Path | None = None, **settings) -> Search:
+def search_recipe(
+    model: nn.Module,
+    name: str,
+    teacher: nn.Module | None,
+    data: Mnist,
+    *,
+    runs: int,
+    minutes: float,
+    most_bytes: int | None = None,
+    most_lost: float | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+    folder: Path | None = None,
+    **settings,
+) -> Search:
     """Search the smallest file that loses at most so many points, or the best of at most so many bytes.
 
     A trial prunes each layer to a sparsity of its own in steps, shares its weights in bits of its own, and is taught
@@ -175,8 +204,16 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
     check_whole_number("search_recipe", "epochs", epochs, "[1, 1000]")
     _check_least(model, name, budget)
     kept = {layer: _least_kept(weights) for layer, weights in _weights(model).items()}
-    try_setting = functools.partial(_try, model, name, Teaching(teacher, data), epochs, folder,
-                                    settings | {"progress": False}, correct_answers(model, data.validation))
+    try_setting = functools.partial(
+        _try,
+        model,
+        name,
+        Teaching(teacher, data),
+        epochs,
+        folder,
+        settings | {"progress": False},
+        correct_answers(model, data.validation),
+    )
     proposed = _propose(kept, budget, try_setting, teacher is not None, seed)
     trials = []
     try:
@@ -193,8 +230,10 @@ def search_recipe(model: nn.Module, name: str, teacher: nn.Module | None, data: 
 
 def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
     if (most_bytes is None) == (most_lost is None):
-        raise ParameterError("search_recipe(): one of 'most_bytes' and 'most_lost' must be given, and they exclude "
-                             f"each other. Got {most_bytes!r} and {most_lost!r}.")
+        raise ParameterError(
+            "search_recipe(): one of 'most_bytes' and 'most_lost' must be given, and they exclude "
+            f"each other. Got {most_bytes!r} and {most_lost!r}."
+        )
     if most_bytes is None:
         check_number("search_recipe", "most_lost", most_lost, "[0, 100]")
     else:
@@ -207,13 +246,18 @@ def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
     if budget.most_bytes is None:
         return
     smallest = make_permanent(model)
-    for stage in _stages({layer: _least_kept(count) for layer, count in _weights(model).items()},
-                         dict.fromkeys(_weights(model), LEAST_BITS), 0):
+    for stage in _stages(
+        {layer: _least_kept(count) for layer, count in _weights(model).items()},
+        dict.fromkeys(_weights(model), LEAST_BITS),
+        0,
+    ):
         smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
     least = len(pack(smallest, name))
     if budget.most_bytes < least:
-        raise ParameterError(f"search_recipe(): 'most_bytes' can't be met: the smallest file of this search has about "
-                             f"{least:,} bytes. Got {budget.most_bytes:,}.")
+        raise ParameterError(
+            f"search_recipe(): 'most_bytes' can't be met: the smallest file of this search has about "
+            f"{least:,} bytes. Got {budget.most_bytes:,}."
+        )
 
 
 def _weights(model: nn.Module) -> dict[str, int]:
@@ -228,32 +272,57 @@ def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[P
     return [Prune({layer: 1 - share for layer, share in kept.items()}, STEPS, epochs), Share(bits, epochs)]
 
 
-def _try(model: nn.Module, name: str, teaching: Teaching, epochs: int, folder: Path | None, settings: dict,
-         before: Tensor, kept: dict[str, float], bits: dict[str, int], taught: dict[str, float]) -> Trial:
+def _try(
+    model: nn.Module,
+    name: str,
+    teaching: Teaching,
+    epochs: int,
+    folder: Path | None,
+    settings: dict,
+    before: Tensor,
+    kept: dict[str, float],
+    bits: dict[str, int],
+    taught: dict[str, float],
+) -> Trial:
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
     stages, how = _stages(kept, bits, epochs), taught or HAND_SET  # without a teacher neither of the two matters
-    *_, (_last, made) = run_stages(model, name, teaching, stages, how["temperature"], how["alpha"], 0.0, folder,
-                                   settings)
+    *_, (_last, made) = run_stages(
+        model, name, teaching, stages, how["temperature"], how["alpha"], 0.0, folder, settings
+    )
     validation = teaching.data.validation
     right = correct_answers(made, validation)
-    return Trial(stages, taught, pack(made, name), Accuracy.of(right), PairedDifference.of(right, before),
-                 mean_cross_entropy(made, validation))
+    return Trial(
+        stages,
+        taught,
+        pack(made, name),
+        Accuracy.of(right),
+        PairedDifference.of(right, before),
+        mean_cross_entropy(made, validation),
+    )
 
 
-def _propose(least: dict[str, float], budget: Budget, try_setting: Callable[..., Trial], taught: bool,
-             seed: int) -> Iterator[Trial | None]:
+def _propose(
+    least: dict[str, float], budget: Budget, try_setting: Callable[..., Trial], taught: bool, seed: int
+) -> Iterator[Trial | None]:
     """Yield trial after trial, the hand-set one first, and None for one that diverged."""
     optuna = optional("optuna", "optuna")  # which Colab has not
     with quiet_optuna():
         study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=AT_RANDOM))
     teaching = {"temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]} if taught else {}
-    study.enqueue_trial({**{f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()},
-                         **{f"bits {layer}": HAND_SET["num_bits"] for layer in least}, **teaching})
+    study.enqueue_trial(
+        {
+            **{f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()},
+            **{f"bits {layer}": HAND_SET["num_bits"] for layer in least},
+            **teaching,
+        }
+    )
     while True:
         with quiet_optuna():
             asked = study.ask()
-            kept = {layer: asked.suggest_float(f"kept {layer}", share, MOST_KEPT, log=True)
-                    for layer, share in least.items()}
+            kept = {
+                layer: asked.suggest_float(f"kept {layer}", share, MOST_KEPT, log=True)
+                for layer, share in least.items()
+            }
             bits = {layer: asked.suggest_int(f"bits {layer}", LEAST_BITS, MOST_BITS) for layer in least}
             for name, (low, high) in TEACHING.items() if taught else ():
                 teaching[name] = asked.suggest_float(name, low, high, log=low > 0)

@@ -49,9 +49,13 @@ class Prune:
         kept = {name: layer.weight != 0 for name, layer in weighted_layers(model).items()}
         by_layer = isinstance(self.sparsity, dict)
         prune_to = self._prune_layers if by_layer else prune_layer_adaptive
-        return prune_gradually(model, max(self.sparsity.values()) if by_layer else self.sparsity, self.steps,
-                               lambda pruned: fine_tune(pruned, self.epochs),
-                               prune=lambda pruned, step: _without_others(prune_to(pruned, step), kept))
+        return prune_gradually(
+            model,
+            max(self.sparsity.values()) if by_layer else self.sparsity,
+            self.steps,
+            lambda pruned: fine_tune(pruned, self.epochs),
+            prune=lambda pruned, step: _without_others(prune_to(pruned, step), kept),
+        )
 
     def _prune_layers(self, model: nn.Module, most: float) -> nn.Module:
         """Prune the layer that is to lose most to the sparsity `most`, and the others in proportion."""
@@ -114,7 +118,7 @@ class Share:
         shared = share_weights(model, self.num_bits)
         for layer in weighted_layers(shared).values():
             if layer.bias is not None:
-                values, codes = kmeans(layer.bias, 2 ** self.bias_bits)
+                values, codes = kmeans(layer.bias, 2**self.bias_bits)
                 layer.bias.data = values.half().float()[codes.int()]
                 layer.bias.requires_grad_(False)
         return _halve(fine_tune(shared, self.epochs))
@@ -125,14 +129,17 @@ BY_LAYER = Prune, PruneUnits, Quantize, Share  # whose settings may be a dict, b
 
 def with_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose weights of zero are masked, so that training leaves them zero."""
-    return _without_others(copy.deepcopy(model), {name: layer.weight != 0
-                                                  for name, layer in weighted_layers(model).items()})
+    return _without_others(
+        copy.deepcopy(model), {name: layer.weight != 0 for name, layer in weighted_layers(model).items()}
+    )
 
 
 def _without_others(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
     """Return the model with all weights masked but those that are kept and are not zero now."""
-    set_masks(model, {name: mask & (weighted_layers(model)[name].weight != 0) for name, mask in kept.items()
-                      if not mask.all()})
+    set_masks(
+        model,
+        {name: mask & (weighted_layers(model)[name].weight != 0) for name, mask in kept.items() if not mask.all()},
+    )
     return model
 
 

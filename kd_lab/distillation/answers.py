@@ -30,9 +30,12 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     """
     check_number("soft_loss", "temperature", temperature, TEMPERATURES)
     _check_logits("soft_loss", student_logits, teacher_logits)
-    return temperature ** 2 * F.kl_div(F.log_softmax(student_logits / temperature, dim=1),
-                                       F.log_softmax(teacher_logits / temperature, dim=1),
-                                       reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(
+        F.log_softmax(student_logits / temperature, dim=1),
+        F.log_softmax(teacher_logits / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
 
 
 def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -41,13 +44,19 @@ def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.mse_loss(student_logits, teacher_logits)
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float,
-                      alpha: float) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
     """Return alpha·(cross-entropy with the labels) + (1 - alpha)·`soft_loss`; alpha is 0 to 1, labels are (N,)."""
     check_number("distillation_loss", "alpha", alpha, ALPHAS)
     soft = soft_loss(student_logits, teacher_logits, temperature)
-    check_shapes("distillation_loss", "'labels' must be (N,) for logits (N, classes)", lambda a, b: a == b[:1],
-                 labels, student_logits)
+    check_shapes(
+        "distillation_loss",
+        "'labels' must be (N,) for logits (N, classes)",
+        lambda a, b: a == b[:1],
+        labels,
+        student_logits,
+    )
     check_labels("distillation_loss", student_logits, labels)
     return alpha * F.cross_entropy(student_logits, labels) + (1 - alpha) * soft
 
@@ -75,8 +84,16 @@ def with_answers(teacher: nn.Module, data: Data) -> tuple[Tensor, Tensor, Tensor
     return images, labels, predict(teacher, images, "with_answers")
 
 
-def distil(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data,
-           temperature: float = 4.0, alpha: float = 0.1, **settings) -> tuple[nn.Module, History]:
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    *,
+    validation: Data,
+    temperature: float = 4.0,
+    alpha: float = 0.1,
+    **settings,
+) -> tuple[nn.Module, History]:
     """Return a new student, trained by the teacher's answers and the labels, and the history of its losses.
 
     `settings` are those of `train`. Warns where the student knows more than the teacher before it begins; raises a
@@ -95,13 +112,21 @@ def check_teacher(function: str, student: nn.Module, teacher: nn.Module, validat
     _check_logits(function, *(predict(model, validation[0][:2], function) for model in (student, teacher)))
     student_knows, teacher_knows = (accuracy(model, validation) for model in (student, teacher))
     if student_knows.correct > teacher_knows.correct:
-        warnings.warn(f"{function}(): the student reads {100 * student_knows.value:.2f} % of the validation images, "
-                      f"its teacher {100 * teacher_knows.value:.2f} %. Did you swap them?", stacklevel=3)
+        warnings.warn(
+            f"{function}(): the student reads {100 * student_knows.value:.2f} % of the validation images, "
+            f"its teacher {100 * teacher_knows.value:.2f} %. Did you swap them?",
+            stacklevel=3,
+        )
 
 
 def _check_logits(function: str, student_logits: Tensor, teacher_logits: Tensor) -> None:
-    check_shapes(function, "'student_logits' and 'teacher_logits' must have one shape (N, classes)",
-                 lambda a, b: a == b and len(a) == 2, student_logits, teacher_logits)
+    check_shapes(
+        function,
+        "'student_logits' and 'teacher_logits' must have one shape (N, classes)",
+        lambda a, b: a == b and len(a) == 2,
+        student_logits,
+        teacher_logits,
+    )
 
 
 def check_shapes(function: str, rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:

@@ -52,8 +52,13 @@ def similarity_map(output: Tensor) -> Tensor:
 
 def similarity_loss(student_output: Tensor, teacher_output: Tensor) -> Tensor:
     """Return the mean squared difference of the similarity maps of two outputs (N, …), of any widths: equation 4."""
-    check_shapes("similarity_loss", "outputs must be (N, …) for the same N images", lambda a, b: a[:1] == b[:1],
-                 student_output, teacher_output)
+    check_shapes(
+        "similarity_loss",
+        "outputs must be (N, …) for the same N images",
+        lambda a, b: a[:1] == b[:1],
+        student_output,
+        teacher_output,
+    )
     return F.mse_loss(similarity_map(student_output), similarity_map(teacher_output))
 
 
@@ -118,8 +123,9 @@ def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0
         return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), torch.Size(hint_shape).numel()))
 
 
-def layer_outputs(model: nn.Module, layer: str, images: Tensor, function: str = "layer_outputs",
-                  argument: str = "layer") -> Tensor:
+def layer_outputs(
+    model: nn.Module, layer: str, images: Tensor, function: str = "layer_outputs", argument: str = "layer"
+) -> Tensor:
     """Return what a layer, by its name in the model, gives for the images: (N, …), as `predict` runs the model.
 
     Raises a ParameterError, in the name of `function` and `argument`, for a layer that does not give one tensor (N, …).
@@ -129,14 +135,28 @@ def layer_outputs(model: nn.Module, layer: str, images: Tensor, function: str = 
         predict(model, images, function)
     tensors = [output for output in outputs if isinstance(output, Tensor) and output.dim() > 1]
     if sum(map(len, tensors)) != len(images):
-        raise ParameterError(f"{function}(): {argument!r} must be a layer that gives one tensor (N, …) for N images. "
-                             f"Layer {layer!r} does not.")
+        raise ParameterError(
+            f"{function}(): {argument!r} must be a layer that gives one tensor (N, …) for N images. "
+            f"Layer {layer!r} does not."
+        )
     return torch.cat(tensors)
 
 
-def distil_insides(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data, student_layer: str,
-                   teacher_layer: str, kind: str = "hint", weight: float = 1.0, temperature: float = 4.0,
-                   alpha: float = 0.1, seed: int = 0, **settings) -> tuple[nn.Module, History]:
+def distil_insides(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    *,
+    validation: Data,
+    student_layer: str,
+    teacher_layer: str,
+    kind: str = "hint",
+    weight: float = 1.0,
+    temperature: float = 4.0,
+    alpha: float = 0.1,
+    seed: int = 0,
+    **settings,
+) -> tuple[nn.Module, History]:
     """Return a new student, trained by the teacher's answers, its layer and the labels, and the history of its losses.
 
     The loss is `InsidesLoss`; `kind` is "hint" (through a `regressor`, which is trained along and then left out),
@@ -157,8 +177,18 @@ def distil_insides(student: nn.Module, teacher: nn.Module, data: Data, *, valida
     return _train_hinted(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
 
 
-def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, validation: Data, student_layer: str,
-                   teacher_layer: str, kind: str = "hint", seed: int = 0, **settings) -> tuple[nn.Module, History]:
+def train_on_hints(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    *,
+    validation: Data,
+    student_layer: str,
+    teacher_layer: str,
+    kind: str = "hint",
+    seed: int = 0,
+    **settings,
+) -> tuple[nn.Module, History]:
     """Return a new student that was trained up to a layer by the teacher's alone, and the history of its losses.
 
     It is the first stage of FitNets; the weights behind the layer stay as they were, and `distil` is the second stage.
@@ -173,17 +203,29 @@ def train_on_hints(student: nn.Module, teacher: nn.Module, data: Data, *, valida
     return _train_hinted(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
 
 
-def _hinted(function: str, kind: str, student: nn.Module, teacher: nn.Module, student_layer: str, teacher_layer: str,
-            validation: Data, seed: int) -> tuple[Hinted, Hinted]:
+def _hinted(
+    function: str,
+    kind: str,
+    student: nn.Module,
+    teacher: nn.Module,
+    student_layer: str,
+    teacher_layer: str,
+    validation: Data,
+    seed: int,
+) -> tuple[Hinted, Hinted]:
     """Return student and teacher, each so that it gives its layer's output in the form that is compared."""
-    outputs = [layer_outputs(student, student_layer, validation[0][:2], function, "student_layer"),
-               layer_outputs(teacher, teacher_layer, validation[0][:2], function, "teacher_layer")]
+    outputs = [
+        layer_outputs(student, student_layer, validation[0][:2], function, "student_layer"),
+        layer_outputs(teacher, teacher_layer, validation[0][:2], function, "teacher_layer"),
+    ]
     _check_reach(function, student, student_layer, validation[0][:2])
     shapes = [tuple(output.shape[1:]) for output in outputs]
     if kind == "attention" and (len(shapes[0]) != 3 or shapes[0][1:] != shapes[1][1:]):
-        raise ParameterError(f"{function}(): attention maps need layers (channels, height, width) of one height and "
-                             f"width. The student's layer {student_layer!r} gives {shapes[0]}, the teacher's "
-                             f"{teacher_layer!r} {shapes[1]}.")
+        raise ParameterError(
+            f"{function}(): attention maps need layers (channels, height, width) of one height and "
+            f"width. The student's layer {student_layer!r} gives {shapes[0]}, the teacher's "
+            f"{teacher_layer!r} {shapes[1]}."
+        )
     keep = attention_map if kind == "attention" else nn.Identity()
     translate = regressor(*shapes, seed) if kind == "hint" else keep
     return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
@@ -199,12 +241,15 @@ def _check_reach(function: str, student: nn.Module, layer: str, images: Tensor) 
     with evaluation_mode(student), torch.enable_grad(), _listening(student, layer) as outputs:
         student(images)
     if not outputs[0].requires_grad:
-        raise ParameterError(f"{function}(): 'student_layer' must be a layer whose output depends on weights that can "
-                             f"be trained. That of {layer!r} does not.")
+        raise ParameterError(
+            f"{function}(): 'student_layer' must be a layer whose output depends on weights that can "
+            f"be trained. That of {layer!r} does not."
+        )
 
 
-def _train_hinted(learner: Hinted, data: Data, loss: Loss, *, penalty: Penalty | None = None,
-                  **settings) -> tuple[nn.Module, History]:
+def _train_hinted(
+    learner: Hinted, data: Data, loss: Loss, *, penalty: Penalty | None = None, **settings
+) -> tuple[nn.Module, History]:
     """Return the trained student alone, and the history; what judges a model judges the student, too."""
     judge = penalty and (lambda hinted: penalty(hinted.model))
     trained, history = train(learner, data, loss, penalty=judge, **settings)

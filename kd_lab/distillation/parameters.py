@@ -48,8 +48,9 @@ def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] 
 
 
 def _chosen(parameters: dict[str, Tensor], layers: Sequence[str] | None) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in parameters.items()
-            if layers is None or name.rpartition(".")[0] in layers}
+    return {
+        name: parameter for name, parameter in parameters.items() if layers is None or name.rpartition(".")[0] in layers
+    }
 
 
 def _check_layers(function: str, layers: Sequence[str] | None, present: list[str]) -> None:
@@ -63,9 +64,14 @@ def _check_layers(function: str, layers: Sequence[str] | None, present: list[str
 def _check_shapes(function: str, found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     """Raise a ParameterError that names the parameters which one has and the other has not, or in another shape."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (found, targets)]
-    others = [f"{name!r}: {' and '.join(str(each.get(name, 'none')) for each in shapes)}"
-              for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name)]
+    others = [
+        f"{name!r}: {' and '.join(str(each.get(name, 'none')) for each in shapes)}"
+        for name in shapes[0] | shapes[1]
+        if shapes[0].get(name) != shapes[1].get(name)
+    ]
     if others:
-        raise ParameterError(f"{function}(): student and teacher must have the same parameters. They differ in "
-                             f"{'; '.join(others[:SHOWN])}{'; …' if len(others) > SHOWN else '.'} 'layers' can name "
-                             "those to compare.")
+        raise ParameterError(
+            f"{function}(): student and teacher must have the same parameters. They differ in "
+            f"{'; '.join(others[:SHOWN])}{'; …' if len(others) > SHOWN else '.'} 'layers' can name "
+            "those to compare."
+        )

@@ -24,8 +24,9 @@ class Trial(NamedTuple):
     loss: float
 
 
-def try_setting(fit: Callable[[float, float], nn.Module], temperature: float, alpha: float,
-                validation: tuple[Tensor, Tensor]) -> Trial:
+def try_setting(
+    fit: Callable[[float, float], nn.Module], temperature: float, alpha: float, validation: tuple[Tensor, Tensor]
+) -> Trial:
     """Return the Trial of the student that `fit(temperature, alpha)` trains."""
     check_kind("try_setting", "fit", fit, Callable, "a function of temperature and alpha")
     student = fit(temperature, alpha)
@@ -33,8 +34,9 @@ def try_setting(fit: Callable[[float, float], nn.Module], temperature: float, al
     return Trial(temperature, alpha, found, mean_cross_entropy(student, validation))
 
 
-def search_settings(fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int,
-                    seed: int = 0) -> list[Trial]:
+def search_settings(
+    fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int, seed: int = 0
+) -> list[Trial]:
     """Return the Trials of `runs` settings; `best_trial` says which to take.
 
     After a few at random, each next one is where a Gaussian process, fitted to the runs so far, expects the largest

@@ -41,9 +41,9 @@ class SoftTree(nn.Module):
         self.depth = depth
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
-            self.filters = nn.Linear(PIXELS, 2 ** depth - 1)
-            self.leaves = nn.Parameter(torch.randn(2 ** depth, DIGITS))  # alike, they would all learn the same
-        self.beta = nn.Parameter(torch.ones(2 ** depth - 1))
+            self.filters = nn.Linear(PIXELS, 2**depth - 1)
+            self.leaves = nn.Parameter(torch.randn(2**depth, DIGITS))  # alike, they would all learn the same
+        self.beta = nn.Parameter(torch.ones(2**depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities (N, 10) of the mixture of all leaves, finite for all finite x and weights."""
@@ -65,8 +65,10 @@ class SoftTree(nn.Module):
         """Return the log-probabilities that the nodes of each level, (N, 2^level), are reached, the leaves last."""
         levels = [turns.new_zeros(len(turns), 1)]
         for level in range(self.depth):
-            first = 2 ** level - 1
-            levels.append((levels[-1].unsqueeze(2) + turns[:, first:2 * first + 1]).flatten(1))  # siblings side by side
+            first = 2**level - 1
+            levels.append(
+                (levels[-1].unsqueeze(2) + turns[:, first : 2 * first + 1]).flatten(1)
+            )  # siblings side by side
         return levels
 
     def paths(self, images: Tensor) -> Paths:
@@ -76,7 +78,7 @@ class SoftTree(nn.Module):
             turns = self.log_turns(images)
             leaf = self.log_levels(turns)[-1].argmax(dim=1)
         level, leaves = torch.arange(self.depth), leaf.unsqueeze(1)
-        nodes = 2 ** level - 1 + (leaves >> (self.depth - level))
+        nodes = 2**level - 1 + (leaves >> (self.depth - level))
         right = leaves >> (self.depth - 1 - level) & 1  # the number of a leaf, in binary, says the turns to it
         probabilities = turns[torch.arange(len(images)).unsqueeze(1), nodes, right].exp()
         return Paths(nodes, right.bool(), probabilities, leaf)
@@ -107,7 +109,7 @@ def balance_penalty(tree: SoftTree, images: Tensor) -> Tensor:
     turns = tree.log_turns(images)
     reached = torch.cat(tree.log_levels(turns)[:-1], dim=1)  # (N, nodes)
     shares = torch.logsumexp(reached.unsqueeze(2) + turns, dim=0) - torch.logsumexp(reached, dim=0).unsqueeze(1)
-    strength = torch.cat([torch.full((2 ** level,), 0.5 ** level) for level in range(tree.depth)])
+    strength = torch.cat([torch.full((2**level,), 0.5**level) for level in range(tree.depth)])
     return -(strength * shares.mean(dim=1)).sum()
 
 

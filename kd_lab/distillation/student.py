@@ -19,7 +19,7 @@ def small_student(width: int = 30, seed: int = 0) -> nn.Module:
     hidden, output = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((784, width), (width, 10)))
     generator = torch.Generator().manual_seed(seed)
     for layer in (hidden, output):
-        bound = layer.in_features ** -0.5
+        bound = layer.in_features**-0.5
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), output)
@@ -33,8 +33,12 @@ def student_recipe(images: int) -> dict[str, float]:
     """
     check_whole_number("student_recipe", "images", images, "[1, 1e9]")
     batch_size, steps, learning_rate = next(recipe for most, recipe in RECIPES.items() if images <= most)
-    return {"epochs": POINTS, "steps_per_epoch": steps // POINTS, "batch_size": batch_size,
-            "learning_rate": learning_rate}
+    return {
+        "epochs": POINTS,
+        "steps_per_epoch": steps // POINTS,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
 
 
 RECIPES = {1000: (128, 500, 1e-2), 5000: (64, 300, 2e-2), 20_000: (128, 1000, 2e-2), float("inf"): (256, 1080, 2e-2)}

@@ -27,11 +27,14 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
     """
     check_soft_tree("draw_soft_tree", tree)
     if tree.depth > DEEPEST:
-        raise ParameterError(f"draw_soft_tree(): 'tree' must be at most {DEEPEST} deep to be drawn as a whole. "
-                             f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?")
+        raise ParameterError(
+            f"draw_soft_tree(): 'tree' must be at most {DEEPEST} deep to be drawn as a whole. "
+            f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?"
+        )
     path = {} if image is None else _path("draw_soft_tree", tree, image)
-    figure, cells = _draw_tree(range(2 ** (tree.depth + 1) - 1), tree.depth, path,
-                               "Red: ink here sends right.\nBlue: ink here sends left.")
+    figure, cells = _draw_tree(
+        range(2 ** (tree.depth + 1) - 1), tree.depth, path, "Red: ink here sends right.\nBlue: ink here sends left."
+    )
     filters, answers = _filters(tree), tree.log_answers().detach().exp()
     for node, axes in cells.items():
         on_path = node in path
@@ -105,15 +108,14 @@ def _filters(tree: SoftTree) -> Tensor:
 def _nodes(tree: DecisionTreeRegressor, levels: int) -> dict[int, int]:
     """Return the numbers of the nodes by their places; the places below i are 2i + 1 and 2i + 2."""
     nodes = {0: 0}
-    for place in range(2 ** levels - 1):
+    for place in range(2**levels - 1):
         if place in nodes and tree.tree_.children_left[nodes[place]] != -1:  # no leaf
             nodes[2 * place + 1] = tree.tree_.children_left[nodes[place]]
             nodes[2 * place + 2] = tree.tree_.children_right[nodes[place]]
     return nodes
 
 
-def _draw_tree(places: Iterable[int], levels: int, path: dict[int, float],
-               note: str) -> tuple[Figure, dict[int, Axes]]:
+def _draw_tree(places: Iterable[int], levels: int, path: dict[int, float], note: str) -> tuple[Figure, dict[int, Axes]]:
     """Return a figure of the edges, those on the path with their probability, and Axes for each place."""
     figure = plt.figure(figsize=(WIDTH, levels * ROW + CELL + 2 * MARGIN), dpi=80)
     ground = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))  # in inches
@@ -131,8 +133,8 @@ def _draw_tree(places: Iterable[int], levels: int, path: dict[int, float],
 def _square(place: int) -> tuple[float, float, float]:
     """Return the middle and the size of a place, in inches from the top left."""
     level = (place + 1).bit_length() - 1
-    spacing = WIDTH / 2 ** level
-    return (place + 1.5 - 2 ** level) * spacing, MARGIN + CELL / 2 + level * ROW, min(CELL, 0.85 * spacing)
+    spacing = WIDTH / 2**level
+    return (place + 1.5 - 2**level) * spacing, MARGIN + CELL / 2 + level * ROW, min(CELL, 0.85 * spacing)
 
 
 def _rectangle(figure: Figure, left: float, top: float, size: float) -> tuple[float, float, float, float]:
@@ -141,14 +143,23 @@ def _rectangle(figure: Figure, left: float, top: float, size: float) -> tuple[fl
     return left / WIDTH, 1 - (top + size) / height, size / WIDTH, size / height
 
 
-def _draw_edge(ground: Axes, parent: tuple[float, float, float], child: tuple[float, float, float],
-               probability: float | None) -> None:
+def _draw_edge(
+    ground: Axes, parent: tuple[float, float, float], child: tuple[float, float, float], probability: float | None
+) -> None:
     xs, ys = (parent[0], child[0]), (parent[1] + parent[2] / 2, child[1] - child[2] / 2)
     on_path = probability is not None
     ground.plot(xs, ys, color=PATH if on_path else PALE, linewidth=2.5 if on_path else 1)
     if on_path:
-        ground.text(sum(xs) / 2, sum(ys) / 2, f"{100 * probability:.0f} %", color=PATH, fontsize=9, ha="center",
-                    va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+        ground.text(
+            sum(xs) / 2,
+            sum(ys) / 2,
+            f"{100 * probability:.0f} %",
+            color=PATH,
+            fontsize=9,
+            ha="center",
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )
 
 
 def _show_digit(axes: Axes, image: Tensor) -> None:
@@ -166,8 +177,9 @@ def _show_filter(axes: Axes, weights: Tensor, image: Tensor | None) -> None:
 
 def _show_question(axes: Axes, images: Tensor, pixel: int) -> None:
     axes.imshow(images.mean(dim=0)[0].numpy(), cmap="gray_r", interpolation="nearest")
-    axes.plot(pixel % 28, pixel // 28, "s", markersize=6, markerfacecolor="none", markeredgecolor=PATH,
-              markeredgewidth=2)
+    axes.plot(
+        pixel % 28, pixel // 28, "s", markersize=6, markerfacecolor="none", markeredgecolor=PATH, markeredgewidth=2
+    )
     axes.set(xticks=[], yticks=[])
 
 

@@ -47,8 +47,11 @@ def _check_examples(function: str, images: Tensor, answers: Tensor) -> None:
     check_tensors(function, 4, torch.float32, images=images)
     check_tensors(function, 2, answers=answers)
     if len(images) != len(answers):
-        raise ParameterError(f"{function}(): 'images' and 'answers' must be equally many. "
-                             f"Got {len(images)} and {len(answers)}.")
+        raise ParameterError(
+            f"{function}(): 'images' and 'answers' must be equally many. Got {len(images)} and {len(answers)}."
+        )
     if answers.min() < 0 or not torch.allclose(answers.sum(dim=1).float(), torch.ones(len(answers)), atol=1e-3):
-        raise ParameterError(f"{function}(): 'answers' must be probabilities (N, classes), as soft_targets(logits, "
-                             "temperature) gives. Got rows that do not sum to 1.")
+        raise ParameterError(
+            f"{function}(): 'answers' must be probabilities (N, classes), as soft_targets(logits, "
+            "temperature) gives. Got rows that do not sum to 1."
+        )

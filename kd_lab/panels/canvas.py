@@ -46,7 +46,7 @@ class Canvas:
         for artist in self._moving:
             artist.axes.draw_artist(artist)
         height, width, _ = inset.shape
-        np.asarray(self._agg.buffer_rgba())[top:top + height, left:left + width, :3] = inset
+        np.asarray(self._agg.buffer_rgba())[top : top + height, left : left + width, :3] = inset
         return _encode(self._palette.reduce(self._image()))
 
     def _image(self) -> Image.Image:
@@ -70,9 +70,9 @@ class AccuracyCurve:
         axes.grid(alpha=0.3)
         axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
         axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
-        self.curve, = axes.plot([], [], ".-", color="grey", linewidth=1)
-        self.bar, = axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12)
-        self.point, = axes.plot([], [], "o", color=color, markersize=5)
+        (self.curve,) = axes.plot([], [], ".-", color="grey", linewidth=1)
+        (self.bar,) = axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12)
+        (self.point,) = axes.plot([], [], "o", color=color, markersize=5)
         self.moving = [self.curve, self.bar, self.point]
 
     def set(self, curve: dict[float, float], place: float, accuracy: float, interval: tuple[float, float]) -> None:
@@ -122,7 +122,7 @@ def digit_strip(images: Tensor, labels: Tensor, answers: Tensor, chosen: Tensor)
     if not len(chosen):
         strip[:CAPTION] = text_image("none", STRIP_WIDTH, CAPTION, 9)
     for place, index in enumerate(chosen[:DIGITS].tolist()):
-        cell = strip[:, place * CELL:(place + 1) * CELL]
+        cell = strip[:, place * CELL : (place + 1) * CELL]
         cell[:CAPTION] = text_image(f"{labels[index]} → {answers[index]}", CELL, CAPTION, 9)
         cell[CAPTION:, 4:60] = digit_picture(images[index], 2)
     return strip

@@ -47,17 +47,19 @@ class DistillationPanel(Panel):
         self._drawing = DistillationPicture(*self._validation)
         most = len(data.train.labels)
         counts = [f"{count:,}" for count in (*(count for count in IMAGES if count < most), most)]
-        controls = {"temperature": Slider(label="temperature", min=0.5, max=20, step=0.5, value=4),
-                    "alpha": Slider(label="alpha", step=0.05, value=0.1, layout=widgets.Layout(width="240px")),
-                    "width": WholeSlider(label="width", min=5, max=300, value=30,
-                                         layout=widgets.Layout(width="240px")),
-                    "images": dropdown("images", counts, counts[min(2, len(counts) - 1)]),
-                    "digit": dropdown("digit", map(str, range(10)), "4"),
-                    "view": dropdown("view", VIEWS, TRAIN)}
+        controls = {
+            "temperature": Slider(label="temperature", min=0.5, max=20, step=0.5, value=4),
+            "alpha": Slider(label="alpha", step=0.05, value=0.1, layout=widgets.Layout(width="240px")),
+            "width": WholeSlider(label="width", min=5, max=300, value=30, layout=widgets.Layout(width="240px")),
+            "images": dropdown("images", counts, counts[min(2, len(counts) - 1)]),
+            "digit": dropdown("digit", map(str, range(10)), "4"),
+            "view": dropdown("view", VIEWS, TRAIN),
+        }
         super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
 
-    def measure(self, temperature: float, alpha: float, width: int, images: str, digit: str, view: str,
-                reveal: bool = False) -> Iterator[DistillationAnswer | None]:
+    def measure(
+        self, temperature: float, alpha: float, width: int, images: str, digit: str, view: str, reveal: bool = False
+    ) -> Iterator[DistillationAnswer | None]:
         """Yield what is known, and then, as both students learn, what they know after every point of their curves."""
         setting = Distillation(temperature, alpha, width, int(images.replace(",", "")))
         losses = DistillationLoss(temperature, alpha), F.cross_entropy
@@ -81,7 +83,7 @@ class DistillationPanel(Panel):
     def _ask_teacher(self, count: int) -> Iterator[None]:
         """Ask the teacher about the training images, so many, that it was not asked about before."""
         while (known := len(self._train_logits)) < count:
-            more = predict(self._teacher, self._data.train.images[known:known + CHUNK])
+            more = predict(self._teacher, self._data.train.images[known : known + CHUNK])
             self._train_logits = torch.cat([self._train_logits, more])
             yield None
 
@@ -95,8 +97,9 @@ class DistillationPanel(Panel):
     def _begin(self, loss: Callable[..., Tensor], width: int, count: int) -> "Student":
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no teacher's logits
         data = [part[:count] for part in (*self._data.train, self._train_logits)][parts]
-        training = train_live(small_student(width), tuple(data), loss, validation=self._validation[parts],
-                              **student_recipe(count))
+        training = train_live(
+            small_student(width), tuple(data), loss, validation=self._validation[parts], **student_recipe(count)
+        )
         return Student(training, self._data.validation)
 
     def _teach(self, student: "Student") -> None:
@@ -113,16 +116,23 @@ class DistillationPanel(Panel):
     def _table(self, answer: DistillationAnswer) -> str:
         """Return how good teacher and students are, and how large."""
         labels, logits = self._validation[1:]
-        right = [None if each is None else each.argmax(1) == labels
-                 for each in (logits, answer.taught.logits, answer.labelled.logits)]
+        right = [
+            None if each is None else each.argmax(1) == labels
+            for each in (logits, answer.taught.logits, answer.labelled.logits)
+        ]
         difference = points(PairedDifference.of(*right[1:])) if all(each is not None for each in right) else "…"
-        rows = [["accuracy", *("…" if each is None else percent(Accuracy.of(each)) for each in right)],
-                ["taught less labels, points", "", difference, ""],
-                ["test part", *(map(percent, answer.test) if answer.test else ["", "not read for this setting", ""])],
-                ["settings tested so far", "", len(self._tests), ""],
-                *([name, f"{teacher:,}", *[f"{student:,}"] * 2] for name, teacher, student in zip(
-                    ("parameters", "bytes of the file"), self._costs, _student_costs(answer.setting.width),
-                    strict=True))]
+        rows = [
+            ["accuracy", *("…" if each is None else percent(Accuracy.of(each)) for each in right)],
+            ["taught less labels, points", "", difference, ""],
+            ["test part", *(map(percent, answer.test) if answer.test else ["", "not read for this setting", ""])],
+            ["settings tested so far", "", len(self._tests), ""],
+            *(
+                [name, f"{teacher:,}", *[f"{student:,}"] * 2]
+                for name, teacher, student in zip(
+                    ("parameters", "bytes of the file"), self._costs, _student_costs(answer.setting.width), strict=True
+                )
+            ),
+        ]
         headers = [f"{len(labels):,} validation images", "teacher", "student, taught", "student, on labels"]
         return f"<div style='line-height: 1.4'>{table(rows, headers)}</div>"
 

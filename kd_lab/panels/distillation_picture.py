@@ -65,16 +65,21 @@ class DistillationPicture:
         self._images, self._labels, self._teacher_logits = images, labels, teacher_logits
         figure = new_figure(*SIZE)
         teacher = Accuracy.of(teacher_logits.argmax(1) == labels)
-        moving = [*self._add_curves(figure.add_axes((0.1, 0.135, 0.41, 0.76)), teacher.value),
-                  *self._add_answers(figure.add_axes((0.725, 0.135, 0.17, 0.76)))]
+        moving = [
+            *self._add_curves(figure.add_axes((0.1, 0.135, 0.41, 0.76)), teacher.value),
+            *self._add_answers(figure.add_axes((0.725, 0.135, 0.17, 0.76))),
+        ]
         self._canvas = Canvas(figure, moving)
 
     def png(self, answer: DistillationAnswer) -> bytes:
         """Return the picture of an answer."""
         recipe = student_recipe(answer.setting.images)
         points, steps = recipe["epochs"], recipe["epochs"] * recipe["steps_per_epoch"]
-        self._caption.set_text(f"training ({steps:,} steps of {recipe['batch_size']} images)" if answer.training
-                               else "this view trains nothing")
+        self._caption.set_text(
+            f"training ({steps:,} steps of {recipe['batch_size']} images)"
+            if answer.training
+            else "this view trains nothing"
+        )
         for progress, (line, point) in zip((answer.taught, answer.labelled), self._lines, strict=True):
             shares = np.arange(1, len(progress.accuracies) + 1) / points
             line.set_data(shares, progress.accuracies)
@@ -97,8 +102,9 @@ class DistillationPicture:
             return f"{setting}: nothing is trained yet"
         done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
         setting += "" if answer.taught.finished else f", {100 * done:.0f} % trained"
-        return title_of(setting, Comparison(answer.taught.logits.argmax(1), self._teacher_logits.argmax(1),
-                                            self._labels))
+        return title_of(
+            setting, Comparison(answer.taught.logits.argmax(1), self._teacher_logits.argmax(1), self._labels)
+        )
 
     def _place(self, answer: DistillationAnswer) -> int:
         """Return the place of the first image of a digit."""
@@ -112,13 +118,19 @@ class DistillationPicture:
         axes.set(xlim=(0, 1.02), ylim=(LOWEST, HIGHEST), ylabel="accuracy on validation images")
         axes.set_yticks(TICKS, [f"{100 * tick:.0f} %" for tick in TICKS])
         axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-        axes.set_title("student taught (orange) and on labels alone (grey);\na large dot: the weights that are kept",
-                       fontsize=9)
+        axes.set_title(
+            "student taught (orange) and on labels alone (grey);\na large dot: the weights that are kept", fontsize=9
+        )
         axes.grid(alpha=0.3)
         axes.axhline(teacher, color=DARK, linestyle="--", linewidth=1)
         axes.text(0.02, teacher, f"teacher {100 * teacher:.2f} %", fontsize=8, color=DARK, va="bottom")
-        self._lines = [(*axes.plot([0.1], [0.5], ".-", color=color, linewidth=1.2, markersize=4),
-                        *axes.plot([0.1], [0.5], "o", color=color, markersize=7)) for color in (COLOR, GREY)]
+        self._lines = [
+            (
+                *axes.plot([0.1], [0.5], ".-", color=color, linewidth=1.2, markersize=4),
+                *axes.plot([0.1], [0.5], "o", color=color, markersize=7),
+            )
+            for color in (COLOR, GREY)
+        ]
         self._caption = axes.text(0.5, -0.145, "training", ha="center", transform=axes.transAxes)
         return [self._caption, *(artist for pair in reversed(self._lines) for artist in pair)]
 

@@ -14,8 +14,13 @@ class Engine:
     turns one into what `show` takes. Both run in the worker; `fail` takes an exception of either.
     """
 
-    def __init__(self, measure: Callable[[Setting], Iterator[Any]], draw: Callable[[Any], Any],
-                 show: Callable[[Any], None], fail: Callable[[Exception], None]):
+    def __init__(
+        self,
+        measure: Callable[[Setting], Iterator[Any]],
+        draw: Callable[[Any], Any],
+        show: Callable[[Any], None],
+        fail: Callable[[Exception], None],
+    ):
         self._measure, self._draw, self._show, self._fail = measure, draw, show, fail
         self._changed = threading.Condition()
         self._waiting: Setting | None = None  # the newest setting, until the worker takes it

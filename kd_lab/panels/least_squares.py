@@ -55,8 +55,9 @@ class LeastSquaresPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
         dense = dense_network("LeastSquaresPanel", model, data)
-        self._hessian = damped_hessian(layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES],
-                                                    "LeastSquaresPanel"))
+        self._hessian = damped_hessian(
+            layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES], "LeastSquaresPanel")
+        )
         inputs = layer_inputs(dense, layer, data.validation.images[:FIRST]).double()
         self._moments = inputs.T @ inputs
         self._layer, self._kind = layer, describe(weighted_layers(dense)[layer])
@@ -85,7 +86,7 @@ class LeastSquaresPanel(Panel):
         """Rank the weights by least squares, once, and yield the fraction that is done."""
         if "least squares" in self._rankings:
             return
-        for rows in self._weight.split(ROWS)[len(self._importance):]:
+        for rows in self._weight.split(ROWS)[len(self._importance) :]:
             self._importance.append(least_squares_importance(rows, self._hessian))
             yield min(1.0, len(self._importance) * ROWS / len(self._weight))
         self._rankings["least squares"] = rank({self._layer: torch.cat(self._importance)}, "per_layer")
@@ -93,17 +94,21 @@ class LeastSquaresPanel(Panel):
     def _compare(self, sparsity: float, count: int | None = None) -> Iterator[LeastSquaresAnswer | None]:
         """Yield both methods' answers on the first 1,000 images and on the first `count` (all), None after others."""
         masks = {method: self._rankings[method].masks(sparsity)[self._layer] for method in STYLES}
-        weights = {"magnitude": self._weight * masks["magnitude"],
-                   "least squares": compensated_weight(self._weight, masks["least squares"], self._hessian)}
-        errors = {method: self._size(self._weight - weight) / self._size(self._weight)
-                  for method, weight in weights.items()}
+        weights = {
+            "magnitude": self._weight * masks["magnitude"],
+            "least squares": compensated_weight(self._weight, masks["least squares"], self._hessian),
+        }
+        errors = {
+            method: self._size(self._weight - weight) / self._size(self._weight) for method, weight in weights.items()
+        }
         with torch.no_grad():
             for method, model in self._pruned.items():
                 weight = model.get_submodule(self._layer).weight
                 weight.copy_(weights[method].view_as(weight))
         for pair in zip(*(self._validation.compare(self._pruned[method], count) for method in STYLES), strict=True):
-            yield pair[0] and LeastSquaresAnswer(sparsity, dict(zip(STYLES, pair, strict=True)), weights, errors,
-                                                 self._curves)
+            yield pair[0] and LeastSquaresAnswer(
+                sparsity, dict(zip(STYLES, pair, strict=True)), weights, errors, self._curves
+            )
 
     def _size(self, weight: Tensor) -> float:
         """Return the sum of the squared outputs that these weights give."""
@@ -114,22 +119,27 @@ class LeastSquaresPanel(Panel):
         if isinstance(answer, float):
             return Shown(f"Ranking the weights of layer {self._layer}: {100 * answer:.0f} %", self._drawing.blank, "")
         one, other = (f"{100 * comparison.accuracy.value:.2f} %" for comparison in answer.comparisons.values())
-        title = (f"{100 * answer.sparsity:.4g} % of layer {self._layer} pruned: magnitude {one}, least squares "
-                 f"{other} of {answer.comparisons['magnitude'].accuracy.count:,} validation images")
+        title = (
+            f"{100 * answer.sparsity:.4g} % of layer {self._layer} pruned: magnitude {one}, least squares "
+            f"{other} of {answer.comparisons['magnitude'].accuracy.count:,} validation images"
+        )
         return Shown(title, self._drawing.png(answer), self._table(answer))
 
     def _table(self, answer: LeastSquaresAnswer) -> str:
         both = answer.comparisons.values()
         by_size, ours = (each.answers == each.labels for each in both)
-        rows = [["accuracy, 95 % interval", *(percent(each.accuracy) for each in both)],
-                ["change against dense, points", *(points(each.difference) for each in both)],
-                ["images lost, gained", *(f"{each.difference.lost:,}, {each.difference.gained:,}" for each in both)],
-                ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())],
-                ["change against magnitude, points", "", points(PairedDifference.of(ours, by_size))]]
+        rows = [
+            ["accuracy, 95 % interval", *(percent(each.accuracy) for each in both)],
+            ["change against dense, points", *(points(each.difference) for each in both)],
+            ["images lost, gained", *(f"{each.difference.lost:,}, {each.difference.gained:,}" for each in both)],
+            ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())],
+            ["change against magnitude, points", "", points(PairedDifference.of(ours, by_size))],
+        ]
         table = tabulate(rows, [f"layer {self._layer}, {self._kind}", *STYLES], "html", disable_numparse=True)
         # of a fixed width, so that nothing jumps when a number becomes longer
-        return table.replace("<table>", "<table style='width: 100%; table-layout: fixed; line-height: 1.4; "
-                                        "text-align: left'>")
+        return table.replace(
+            "<table>", "<table style='width: 100%; table-layout: fixed; line-height: 1.4; text-align: left'>"
+        )
 
 
 class LeastSquaresPicture:
@@ -146,8 +156,11 @@ class LeastSquaresPicture:
         self._add_curves(figure.add_axes((0.1, 0.5, 0.385, 0.44)))
         self._add_outputs(figure.add_axes((0.58, 0.5, 0.405, 0.44)))
         self._add_weights(figure.add_axes((0.1, 0.075, 0.885, 0.29)), weight[self._row, self._bars])
-        moving = [artist for kind in (self._curves, self._lines, self._points, self._dots, self._marks)
-                  for artist in kind.values()]
+        moving = [
+            artist
+            for kind in (self._curves, self._lines, self._points, self._dots, self._marks)
+            for artist in kind.values()
+        ]
         self._canvas = Canvas(figure, moving)
         self.blank = self._canvas.png()
 
@@ -165,11 +178,15 @@ class LeastSquaresPicture:
 
     def _add_curves(self, axes: Axes) -> None:
         # errors by their root, else what lies between 95 % and 99 % could not be told apart
-        axes.set_yscale("function", functions=(lambda y: -np.sqrt(np.clip(1 - y, 0, 1)), lambda root: 1 - root ** 2))
+        axes.set_yscale("function", functions=(lambda y: -np.sqrt(np.clip(1 - y, 0, 1)), lambda root: 1 - root**2))
         # and sparsities by the logarithm of what is kept, since it all happens where little is
         axes.set_xscale("function", functions=(lambda s: -np.log(np.clip(1 - s, 1e-3, None)), lambda y: 1 - np.exp(-y)))
-        axes.set(xlim=(-0.05, 0.993), ylim=(0, 1), xlabel="sparsity of this layer (log of what is kept)",
-                 ylabel="accuracy (root scale)")
+        axes.set(
+            xlim=(-0.05, 0.993),
+            ylim=(0, 1),
+            xlabel="sparsity of this layer (log of what is kept)",
+            ylabel="accuracy (root scale)",
+        )
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
         axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
         for axis in (axes.xaxis, axes.yaxis):
@@ -194,8 +211,10 @@ class LeastSquaresPicture:
         largest = weights.abs().max().item()
         limit = 4 * largest  # compensation can make a weight larger than any that was there
         axes.set(xlim=(-0.7, len(weights) - 0.3), ylim=(-limit, limit), ylabel="weight (root scale)")
-        axes.set_xlabel(f"{len(weights)} weights of output {self._row}, from the largest to the smallest "
-                        "(bars: dense; without a mark: pruned)")
+        axes.set_xlabel(
+            f"{len(weights)} weights of output {self._row}, from the largest to the smallest "
+            "(bars: dense; without a mark: pruned)"
+        )
         axes.set_xticks([])
         axes.set_yticks([part * float(f"{largest:.1g}") for part in (-2, -0.5, 0, 0.5, 2)])
         axes.bar(range(len(weights)), weights.numpy(), color="#d1d5db")
@@ -206,8 +225,10 @@ class LeastSquaresPicture:
 
 def _lines(axes: Axes, form: str = "", **style: float) -> dict[str, Artist]:
     """Return an empty line, or points where it has no form, for each method."""
-    return {method: axes.plot([], [], form or marker, color=color, label=method, **style)[0]
-            for method, (marker, color) in STYLES.items()}
+    return {
+        method: axes.plot([], [], form or marker, color=color, label=method, **style)[0]
+        for method, (marker, color) in STYLES.items()
+    }
 
 
 def _spread(count: int, number: int) -> Tensor:

@@ -71,8 +71,9 @@ class Measurement:
             done = seen in (FIRST, len(images))
             yield self._comparison(answers, labels[:seen]) if done else None
 
-    def complete(self, curve: dict[float, float], places: Iterable[float], prune: Callable[[float], nn.Module],
-                 answer: object) -> Iterator[object]:
+    def complete(
+        self, curve: dict[float, float], places: Iterable[float], prune: Callable[[float], nn.Module], answer: object
+    ) -> Iterator[object]:
         """Measure what is missing of a curve on the first 1,000 images, and yield the answer after each."""
         for place in places:
             if place not in curve:
@@ -81,7 +82,7 @@ class Measurement:
                 yield answer
 
     def _comparison(self, answers: list[Tensor], labels: Tensor) -> Comparison:
-        return Comparison(torch.cat(answers), torch.cat(self._dense_answers[:len(answers)]), labels)
+        return Comparison(torch.cat(answers), torch.cat(self._dense_answers[: len(answers)]), labels)
 
 
 def quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:
@@ -108,13 +109,15 @@ def side_by_side(*tables: str) -> str:
 
 def scores(comparison: Comparison, costs: dict[str, str], test: Accuracy | None, tested: int) -> str:
     """Return an HTML table: how good the changed network is, what it costs, and what the test part says, if asked."""
-    rows = {"images": f"{comparison.accuracy.count:,}",
-            "accuracy": percent(comparison.accuracy),
-            "against dense, points": points(comparison.difference),
-            "images lost, gained": f"{comparison.difference.lost:,}, {comparison.difference.gained:,}",
-            **costs,
-            "test part": f"{percent(test)} of {test.count:,}" if test else "not read for this setting",
-            "settings tested so far": tested}
+    rows = {
+        "images": f"{comparison.accuracy.count:,}",
+        "accuracy": percent(comparison.accuracy),
+        "against dense, points": points(comparison.difference),
+        "images lost, gained": f"{comparison.difference.lost:,}, {comparison.difference.gained:,}",
+        **costs,
+        "test part": f"{percent(test)} of {test.count:,}" if test else "not read for this setting",
+        "settings tested so far": tested,
+    }
     return tabulate(rows.items(), tablefmt="html")
 
 

@@ -34,8 +34,9 @@ class Panel:
     measures with `reveal=True`, once. Run again, a cell closes the panels that it made before.
     """
 
-    def __init__(self, controls: dict[str, widgets.Widget], size: tuple[int, int], tables_height: int,
-                 reveals: bool = False):
+    def __init__(
+        self, controls: dict[str, widgets.Widget], size: tuple[int, int], tables_height: int, reveals: bool = False
+    ):
         self.controls = controls
         self.shown: Shown | None = None
         self._engine = Engine(lambda setting: self.measure(**setting), self.draw, self._show, self._fail)
@@ -131,9 +132,13 @@ class Panel:
 
 def dropdown(name: str, options: Iterable[str], value: str) -> widgets.Dropdown:
     """Return a control of that name, as wide as its options are."""
-    return widgets.Dropdown(options=list(options), value=value, description=name,
-                            style={"description_width": "initial"},
-                            layout=widgets.Layout(width="auto", margin="2px 9px 2px 2px"))
+    return widgets.Dropdown(
+        options=list(options),
+        value=value,
+        description=name,
+        style={"description_width": "initial"},
+        layout=widgets.Layout(width="auto", margin="2px 9px 2px 2px"),
+    )
 
 
 def _fixed(width: int, height: int) -> widgets.Layout:

@@ -42,21 +42,25 @@ class PruningPanel(Panel):
         self._tests = {}  # by setting
         weights = torch.cat([layer.weight.detach().flatten() for layer in self._layers.values()])
         self._drawing = PruningPicture(weights, data.validation.images)
-        controls = {"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.5),
-                    "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
-                    "scope": widgets.Dropdown(options=list(SCOPES), description="scope")}
+        controls = {
+            "sparsity": FractionSlider(label="sparsity", max=MOST, value=0.5),
+            "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
+            "scope": widgets.Dropdown(options=list(SCOPES), description="scope"),
+        }
         super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
 
-    def measure(self, sparsity: float, importance: str, scope: str, reveal: bool = False,
-                ) -> Iterator[PruningAnswer | None]:
+    def measure(
+        self, sparsity: float, importance: str, scope: str, reveal: bool = False
+    ) -> Iterator[PruningAnswer | None]:
         """Yield what this setting gives on 1,000 images, on all, and with bytes and curve."""
         setting = sparsity, importance, scope
         masks = self._ranking(importance, scope).masks(sparsity)
         curve = self._curves.setdefault((importance, scope), {})
         thresholds = self._thresholds(masks, scope) if importance == "magnitude" and sparsity > 0 else []
         for comparison in self._validation.compare(self._masked(masks)):
-            answer = comparison and PruningAnswer(*setting, comparison, masks, thresholds, curve,
-                                                  test=self._tests.get(setting))
+            answer = comparison and PruningAnswer(
+                *setting, comparison, masks, thresholds, curve, test=self._tests.get(setting)
+            )
             yield answer
         if reveal and setting not in self._tests:
             comparison = yield from quietly(self._test.compare(self._pruned))
@@ -85,20 +89,26 @@ class PruningPanel(Panel):
 
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
-        kept = [torch.where(mask, self._layers[name].weight.abs(), torch.inf).min().item()
-                for name, mask in masks.items() if mask.any()]
+        kept = [
+            torch.where(mask, self._layers[name].weight.abs(), torch.inf).min().item()
+            for name, mask in masks.items()
+            if mask.any()
+        ]
         return [min(kept)] if scope == "global" else kept
 
     def draw(self, answer: PruningAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        return Shown(title(answer), self._drawing.png(answer),
-                     side_by_side(self._scores(answer), self._layer_table(answer)))
+        return Shown(
+            title(answer), self._drawing.png(answer), side_by_side(self._scores(answer), self._layer_table(answer))
+        )
 
     def _scores(self, answer: PruningAnswer) -> str:
         dense = f"{self._bytes:,} bytes"
-        costs = {"file, dense": dense,
-                 "file, with zeros": dense,  # as many numbers as before
-                 "the same, zipped": "…" if answer.zipped is None else f"{answer.zipped:,} bytes"}
+        costs = {
+            "file, dense": dense,
+            "file, with zeros": dense,  # as many numbers as before
+            "the same, zipped": "…" if answer.zipped is None else f"{answer.zipped:,} bytes",
+        }
         return scores(answer.comparison, costs, answer.test, len(self._tests))
 
     def _layer_table(self, answer: PruningAnswer) -> str:
@@ -106,6 +116,12 @@ class PruningPanel(Panel):
         rows = []
         for name, mask in answer.masks.items():
             pruned = 1 - mask.float().mean().item()
-            rows.append([name, describe(self._layers[name]), f"{mask.numel():,}",
-                         f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left"])
+            rows.append(
+                [
+                    name,
+                    describe(self._layers[name]),
+                    f"{mask.numel():,}",
+                    f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left",
+                ]
+            )
         return table(rows, ["layer", "", "weights", "pruned"], left=2)

@@ -45,11 +45,20 @@ class PruningPicture:
     def __init__(self, weights: Tensor, images: Tensor):
         self._images = images
         figure = new_figure(*SIZE)
-        self._curve = AccuracyCurve(figure.add_axes((0.085, 0.39, 0.4, 0.54)), COLOR, xlabel="sparsity",
-                                    title=f"here (orange), and elsewhere on {FIRST:,} images (grey)")
+        self._curve = AccuracyCurve(
+            figure.add_axes((0.085, 0.39, 0.4, 0.54)),
+            COLOR,
+            xlabel="sparsity",
+            title=f"here (orange), and elsewhere on {FIRST:,} images (grey)",
+        )
         moving = [*self._curve.moving, *self._add_weights(figure.add_axes((0.575, 0.39, 0.41, 0.54)), weights)]
-        figure.text(0.5, 0.225, "Some that only the dense network reads (label → answer of the pruned one):",
-                    ha="center", fontsize=9)
+        figure.text(
+            0.5,
+            0.225,
+            "Some that only the dense network reads (label → answer of the pruned one):",
+            ha="center",
+            fontsize=9,
+        )
         self._canvas = Canvas(figure, moving)
 
     def png(self, answer: PruningAnswer) -> bytes:
@@ -58,8 +67,9 @@ class PruningPicture:
         self._curve.set(answer.curve, answer.sparsity, accuracy.value, accuracy.interval)
         kept = torch.cat([mask.flatten() for mask in answer.masks.values()]).numpy()
         self._kept.set_data(np.bincount(self._bins[kept], minlength=BINS))
-        self._thresholds.set_segments([[(end, 0), (end, 1)] for threshold in answer.thresholds
-                                       for end in (-threshold, threshold)])
+        self._thresholds.set_segments(
+            [[(end, 0), (end, 1)] for threshold in answer.thresholds for end in (-threshold, threshold)]
+        )
         digits = digit_strip(self._images, comparison.labels, comparison.answers, comparison.lost)
         return self._canvas.png(digits, LEFT, TOP)
 
@@ -76,8 +86,9 @@ class PruningPicture:
         axes.set_title("kept (orange), all (grey), threshold (dashed)", fontsize=9)
         axes.stairs(counts, edges, fill=True, color=PALE)
         self._kept = axes.stairs(counts, edges, fill=True, color=COLOR)
-        self._thresholds = axes.vlines([], 0, 1, colors="black", linestyles="--", linewidth=1,
-                                       transform=axes.get_xaxis_transform())
+        self._thresholds = axes.vlines(
+            [], 0, 1, colors="black", linestyles="--", linewidth=1, transform=axes.get_xaxis_transform()
+        )
         return [self._kept, self._thresholds]
 
 

@@ -50,23 +50,34 @@ class QuantizationPanel(Panel):
         self._tests = {}  # by setting
         self._pictures: dict[str, QuantizationPicture] = {}
         largest = max(self._layers, key=lambda name: self._layers[name].weight.numel())
-        controls = {"weight_bits": BitSlider(label="weight_bits", value=4),
-                    "activation_bits": dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))], "fp32"),
-                    "granularity": dropdown("granularity", GRANULARITIES, "per_channel"),
-                    "grid": dropdown("grid", ["symmetric", "affine"], "symmetric"),
-                    "calibration": dropdown("calibration", CALIBRATIONS, "min_max"),
-                    "layer": dropdown("layer", self._layers, largest)}
+        controls = {
+            "weight_bits": BitSlider(label="weight_bits", value=4),
+            "activation_bits": dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))], "fp32"),
+            "granularity": dropdown("granularity", GRANULARITIES, "per_channel"),
+            "grid": dropdown("grid", ["symmetric", "affine"], "symmetric"),
+            "calibration": dropdown("calibration", CALIBRATIONS, "min_max"),
+            "layer": dropdown("layer", self._layers, largest),
+        }
         super().__init__(controls, SIZE, max(220, 84 + 22 * len(self._layers)), reveals=True)  # a row for each layer
 
-    def measure(self, weight_bits: int, activation_bits: str, granularity: str, grid: str, calibration: str, layer: str,
-                reveal: bool = False) -> Iterator[QuantizationAnswer | None]:
+    def measure(
+        self,
+        weight_bits: int,
+        activation_bits: str,
+        granularity: str,
+        grid: str,
+        calibration: str,
+        layer: str,
+        reveal: bool = False,
+    ) -> Iterator[QuantizationAnswer | None]:
         """Yield what this setting gives on 1,000 images, on all, and with bytes, errors and curve."""
         setting = Quantization(weight_bits, activation_bits, granularity, grid, calibration)
         curve, network = self._curves.setdefault(setting[1:], {}), self._network(setting)
         quantizer, _ = self._quantizers[setting][layer]
         for comparison in self._validation.compare(network):
-            answer = comparison and QuantizationAnswer(setting, layer, quantizer, comparison, curve,
-                                                       self._tests.get(setting), **self._reports.get(setting, {}))
+            answer = comparison and QuantizationAnswer(
+                setting, layer, quantizer, comparison, curve, self._tests.get(setting), **self._reports.get(setting, {})
+            )
             yield answer
         if reveal and setting not in self._tests:
             comparison = yield from quietly(self._test.compare(network))
@@ -86,7 +97,8 @@ class QuantizationPanel(Panel):
         if setting not in self._quantizers:
             self._quantizers[setting] = {
                 name: (parametrization(layer, Quantizer), getattr(layer, "input_quantizer", None))
-                for name, layer in weighted_layers(self._quantize(setting)).items()}
+                for name, layer in weighted_layers(self._quantize(setting)).items()
+            }
         quantized = weighted_layers(self._quantized)
         with torch.no_grad():
             for name, (weights, inputs) in self._quantizers[setting].items():
@@ -106,8 +118,10 @@ class QuantizationPanel(Panel):
         """Return bytes, different weights and errors; the network in use is that of this setting."""
         if setting not in self._reports:
             errors = output_errors(self._quantized, self._dense, self._data.validation.images[:ERROR_IMAGES])
-            layers = {name: (len(layer.weight.unique()), errors[name])
-                      for name, layer in weighted_layers(self._quantized).items()}
+            layers = {
+                name: (len(layer.weight.unique()), errors[name])
+                for name, layer in weighted_layers(self._quantized).items()
+            }
             self._reports[setting] = {"packed": packed_bytes(self._quantize(setting)), "layers": layers}
         return self._reports[setting]
 
@@ -115,13 +129,16 @@ class QuantizationPanel(Panel):
         """Draw the picture and write the tables."""
         name, layer = answer.layer, self._layers[answer.layer]
         if name not in self._pictures:
-            self._pictures[name] = QuantizationPicture(f"{name}, {describe(layer)}", layer.weight.detach(),
-                                                       self._data.validation.images)
+            self._pictures[name] = QuantizationPicture(
+                f"{name}, {describe(layer)}", layer.weight.detach(), self._data.validation.images
+            )
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
         costs = {"file, dense": f"{self._bytes:,} bytes", "file, quantized, factor": packed}
-        return Shown(title(answer), self._pictures[name].png(answer),
-                     side_by_side(scores(answer.comparison, costs, answer.test, len(self._tests)),
-                                  self._layer_table(answer)))
+        return Shown(
+            title(answer),
+            self._pictures[name].png(answer),
+            side_by_side(scores(answer.comparison, costs, answer.test, len(self._tests)), self._layer_table(answer)),
+        )
 
     def _layer_table(self, answer: QuantizationAnswer) -> str:
         """Return how many values each layer's weights have, and how wrong its output is."""

@@ -58,12 +58,25 @@ class QuantizationPicture:
         self._weight, self._images = weight, images
         self._limit = MARGIN * (weight.abs().max().item() or 1.0)
         figure = new_figure(*SIZE)
-        self._curve = AccuracyCurve(figure.add_axes((0.085, 0.41, 0.4, 0.52)), COLOR, BITS, xlabel="bits of a weight",
-                                    title=f"here (orange), and at other bits on {FIRST:,} images (grey)")
-        moving = [*self._curve.moving, self._add_weights(figure.add_axes((0.575, 0.655, 0.395, 0.275)), name),
-                  *self._add_grids(figure.add_axes((0.575, 0.41, 0.395, 0.19)))]
-        figure.text(0.5, 0.235, "Some that only the dense network reads (label → answer of the quantized one):",
-                    ha="center", fontsize=9)
+        self._curve = AccuracyCurve(
+            figure.add_axes((0.085, 0.41, 0.4, 0.52)),
+            COLOR,
+            BITS,
+            xlabel="bits of a weight",
+            title=f"here (orange), and at other bits on {FIRST:,} images (grey)",
+        )
+        moving = [
+            *self._curve.moving,
+            self._add_weights(figure.add_axes((0.575, 0.655, 0.395, 0.275)), name),
+            *self._add_grids(figure.add_axes((0.575, 0.41, 0.395, 0.19))),
+        ]
+        figure.text(
+            0.5,
+            0.235,
+            "Some that only the dense network reads (label → answer of the quantized one):",
+            ha="center",
+            fontsize=9,
+        )
         self._canvas = Canvas(figure, moving)
 
     def png(self, answer: QuantizationAnswer) -> bytes:
@@ -109,7 +122,7 @@ class QuantizationPicture:
 def levels(quantizer: Quantizer, weight: Tensor) -> Tensor:
     """Return the values that the quantizer has for a weight, a row for each grid, (rows, levels)."""
     codes, decode = quantizer.encode(weight)
-    count = max(2 ** quantizer.num_bits, int(codes.max()) + 1)  # beside two signs, a pruned weight is 0
+    count = max(2**quantizer.num_bits, int(codes.max()) + 1)  # beside two signs, a pruned weight is 0
     return (torch.arange(count) - decode["zero_point"].reshape(-1, 1)) * decode["scale"].reshape(-1, 1)
 
 

@@ -53,17 +53,21 @@ class RecipePanel(Panel):
         self._made: dict[tuple, tuple[nn.Module, Step]] = {}  # the one used last stands last
         self._tests: dict[RecipeSetting, tuple[Accuracy, ...]] = {}
         answers = self._taught[1][2].argmax(1)
-        self._drawing = RecipePicture(data.validation.labels, self._start,
-                                      Accuracy.of(answers == data.validation.labels))
+        self._drawing = RecipePicture(
+            data.validation.labels, self._start, Accuracy.of(answers == data.validation.labels)
+        )
         small = {"layout": widgets.Layout(width="250px")}
-        controls = {"ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
-                    "temperature": Slider(label="temperature", min=1, max=20, step=0.5, value=4, **small),
-                    "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
-                    "bits": BitSlider(label="bits", value=3, **small)}
+        controls = {
+            "ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
+            "temperature": Slider(label="temperature", min=1, max=20, step=0.5, value=4, **small),
+            "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
+            "bits": BitSlider(label="bits", value=3, **small),
+        }
         super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
 
-    def measure(self, ratio: float, temperature: float, alpha: float, bits: int,
-                reveal: bool = False) -> Iterator[RecipeAnswer]:
+    def measure(
+        self, ratio: float, temperature: float, alpha: float, bits: int, reveal: bool = False
+    ) -> Iterator[RecipeAnswer]:
         """Yield what is known after each stage of one network and then of the other."""
         setting = RecipeSetting(ratio, temperature, alpha, bits)
         losses = DistillationLoss(temperature, alpha), F.cross_entropy
@@ -72,18 +76,19 @@ class RecipePanel(Panel):
         yield answer
         with suppress(Stopped):
             for place in range(len(stages)):
-                networks[0], step = self._after(losses[0], stages[:place + 1], networks[0])
+                networks[0], step = self._after(losses[0], stages[: place + 1], networks[0])
                 answer = replace(answer, taught=(*answer.taught, step))
                 yield answer
-                networks[1], step = self._after(losses[1], stages[:place + 1], networks[1])
+                networks[1], step = self._after(losses[1], stages[: place + 1], networks[1])
                 answer = replace(answer, plain=(*answer.plain, step))
                 yield answer
             if reveal and setting not in self._tests:
                 self._tests[setting] = tuple(accuracy(each, self._data.test) for each in (self._dense, *networks))
                 yield replace(answer, test=self._tests[setting])
 
-    def _after(self, loss: Callable[..., Tensor], stages: tuple[Stage, ...],
-               network: nn.Module) -> tuple[nn.Module, Step]:
+    def _after(
+        self, loss: Callable[..., Tensor], stages: tuple[Stage, ...], network: nn.Module
+    ) -> tuple[nn.Module, Step]:
         """Return the network after the last of these stages, and its step; `network` is the one before it."""
         key = loss, stages
         if key not in self._made:
@@ -101,8 +106,9 @@ class RecipePanel(Panel):
         steps = max(1, len(training[0]) // TRAINING["batch_size"] // PARTS)
 
         def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
-            run = train_live(model, training, loss, validation=validation, epochs=epochs, steps_per_epoch=steps,
-                             **TRAINING)
+            run = train_live(
+                model, training, loss, validation=validation, epochs=epochs, steps_per_epoch=steps, **TRAINING
+            )
             for tuned, _history in run:  # noqa: B007 the last one is what it is all for
                 if self._engine.stale:
                     raise Stopped
@@ -111,8 +117,11 @@ class RecipePanel(Panel):
         return fine_tune
 
     def _step(self, network: nn.Module) -> Step:
-        return Step(predict_classes(network, self._data.validation.images), len(pack(network, self._name)),
-                    count_nonzeros(network))
+        return Step(
+            predict_classes(network, self._data.validation.images),
+            len(pack(network, self._name)),
+            count_nonzeros(network),
+        )
 
     def draw(self, answer: RecipeAnswer) -> Shown:
         """Draw the picture and write the table."""
@@ -126,19 +135,24 @@ class RecipePanel(Panel):
         to_dense = [Comparison(step.answers, dense.answers, labels) for step in steps]
         to_plain = Comparison(taught.answers, plain.answers, labels).difference
         whole = FLOAT32 * count_parameters(self._dense)
-        rows = [["accuracy", *(percent(each.accuracy) for each in to_dense)],
-                ["against dense, points", "", *(points(each.difference) for each in to_dense[1:])],
-                ["taught less labels, points", "", points(to_plain), ""],
-                ["numbers that are not 0", *(f"{step.nonzeros:,}" for step in steps)],
-                ["bytes of the .kdz file", *(f"{step.bytes:,}" for step in steps)],
-                ["compression ratio", *(f"{whole / step.bytes:.1f} ×" for step in steps)],
-                ["test part", *(map(percent, answer.test) if answer.test else ["", "not read for this setting", ""])],
-                ["settings tested so far", "", len(self._tests), ""]]
+        rows = [
+            ["accuracy", *(percent(each.accuracy) for each in to_dense)],
+            ["against dense, points", "", *(points(each.difference) for each in to_dense[1:])],
+            ["taught less labels, points", "", points(to_plain), ""],
+            ["numbers that are not 0", *(f"{step.nonzeros:,}" for step in steps)],
+            ["bytes of the .kdz file", *(f"{step.bytes:,}" for step in steps)],
+            ["compression ratio", *(f"{whole / step.bytes:.1f} ×" for step in steps)],
+            ["test part", *(map(percent, answer.test) if answer.test else ["", "not read for this setting", ""])],
+            ["settings tested so far", "", len(self._tests), ""],
+        ]
         headers = [f"{len(labels):,} validation images", "dense", "taught", "on labels alone"]
         return f"<div style='line-height: 1.4'>{table(rows, headers)}</div>"
 
 
 def recipe(ratio: float, bits: int) -> tuple[Stage, ...]:
     """Return the stages of the panel; each goes through the images once."""
-    return (*(Prune(sparsity, 1, PARTS) for sparsity in cubic_sparsities(ratio, PRUNINGS)), FineTune(PARTS),
-            Share(bits, PARTS))
+    return (
+        *(Prune(sparsity, 1, PARTS) for sparsity in cubic_sparsities(ratio, PRUNINGS)),
+        FineTune(PARTS),
+        Share(bits, PARTS),
+    )

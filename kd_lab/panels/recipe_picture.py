@@ -56,8 +56,14 @@ class RecipePicture:
         self._labels = labels
         figure = new_figure(*SIZE)
         left, right = figure.add_axes((0.08, 0.2, 0.5, 0.66)), figure.add_axes((0.685, 0.2, 0.3, 0.66))
-        self._canvas = Canvas(figure, [*self._add_errors(left, teacher), *self._add_bytes(right, dense),
-                                       *self._add_progress(figure.add_axes((0.08, 0.03, 0.905, 0.035)))])
+        self._canvas = Canvas(
+            figure,
+            [
+                *self._add_errors(left, teacher),
+                *self._add_bytes(right, dense),
+                *self._add_progress(figure.add_axes((0.08, 0.03, 0.905, 0.035))),
+            ],
+        )
 
     def png(self, answer: RecipeAnswer) -> bytes:
         """Return the picture of an answer."""
@@ -66,8 +72,12 @@ class RecipePicture:
             accuracies = [Accuracy.of(step.answers == self._labels) for step in steps]
             places = [place + offset for place in range(len(steps))]
             curve.set_data(places, [100 - 100 * accuracy.value for accuracy in accuracies])
-            ends.set_segments([[(place, 100 - 100 * end) for end in accuracy.interval]
-                               for place, accuracy in zip(places, accuracies, strict=True)])
+            ends.set_segments(
+                [
+                    [(place, 100 - 100 * end) for end in accuracy.interval]
+                    for place, accuracy in zip(places, accuracies, strict=True)
+                ]
+            )
             line.set_data(places, [step.bytes for step in steps])
         for text, sparsity in zip(self._sparsities, cubic_sparsities(answer.setting.ratio, PRUNINGS), strict=True):
             text.set_text(f"{100 * sparsity:.0f} %")
@@ -91,20 +101,30 @@ class RecipePicture:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title("after each stage: taught (orange), on labels alone (grey)", fontsize=9)
         axes.axhline(100 - 100 * teacher.value, color=DARK, linestyle="--", linewidth=1)
-        axes.text(len(STAGES) - 0.6, 105 - 105 * teacher.value, f"teacher {100 - 100 * teacher.value:.2f}", fontsize=8,
-                  color=DARK, va="bottom", ha="right")
+        axes.text(
+            len(STAGES) - 0.6,
+            105 - 105 * teacher.value,
+            f"teacher {100 - 100 * teacher.value:.2f}",
+            fontsize=8,
+            color=DARK,
+            va="bottom",
+            ha="right",
+        )
         _set_stages(axes)
         self._sparsities = [axes.text(place, 0.45, "95 %", fontsize=8, ha="center") for place in range(1, 1 + PRUNINGS)]
-        self._errors = [(axes.plot([place, place], [1, 2], ".-", color=color)[0],
-                         axes.vlines([place], 1, 2, color=color)) for place, color in enumerate((COLOR, GREY))]
+        self._errors = [
+            (axes.plot([place, place], [1, 2], ".-", color=color)[0], axes.vlines([place], 1, 2, color=color))
+            for place, color in enumerate((COLOR, GREY))
+        ]
         return [*self._sparsities, *(artist for pair in reversed(self._errors) for artist in pair)]
 
     def _add_bytes(self, axes: Axes, dense: Step) -> list[Artist]:
         axes.set(yscale="log", ylim=(dense.bytes / 1000, 2 * dense.bytes))
         axes.set_title("bytes of the .kdz file", fontsize=9)
         _set_stages(axes)
-        self._bytes = [axes.plot([place], [dense.bytes], ".-", color=color)[0]
-                       for place, color in enumerate((COLOR, GREY))]
+        self._bytes = [
+            axes.plot([place], [dense.bytes], ".-", color=color)[0] for place, color in enumerate((COLOR, GREY))
+        ]
         return self._bytes[::-1]
 
     def _add_progress(self, axes: Axes) -> list[Artist]:

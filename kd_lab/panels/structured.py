@@ -43,11 +43,15 @@ class StructuredPruningPanel(Panel):
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
         self._drawing = StructuredPicture(self._dense, self._groups)
         self._ratios = dict.fromkeys(self._groups, 0.5)
-        self._names = {f"{' + '.join(group.producers)}: {describe(self._dense.get_submodule(name))}": name
-                       for name, group in self._groups.items()}
-        controls = {"ratio": FractionSlider(label="ratio", max=MOST, value=0.5),
-                    "layer": widgets.Dropdown(options=[ALL, *self._names], description="layer"),
-                    "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance")}
+        self._names = {
+            f"{' + '.join(group.producers)}: {describe(self._dense.get_submodule(name))}": name
+            for name, group in self._groups.items()
+        }
+        controls = {
+            "ratio": FractionSlider(label="ratio", max=MOST, value=0.5),
+            "layer": widgets.Dropdown(options=[ALL, *self._names], description="layer"),
+            "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
+        }
         controls["layer"].observe(self._choose, names="value")  # before the panel looks at its setting
         controls["ratio"].observe(self._set_ratio, names="value")
         super().__init__(controls, SIZE, TABLES_HEIGHT)
@@ -80,8 +84,9 @@ class StructuredPruningPanel(Panel):
             yield answer
         alike = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
         alike = {share_removed(each): each for each in alike}
-        yield from self._validation.complete(curve, alike, lambda place: remove_channels(self._dense, alike[place]),
-                                             answer)
+        yield from self._validation.complete(
+            curve, alike, lambda place: remove_channels(self._dense, alike[place]), answer
+        )
         for batch_size in BATCH_SIZES:
             seconds = yield from self._time(smaller, batch_size)
             answer = replace(answer, seconds=answer.seconds | {batch_size: seconds})
@@ -99,25 +104,38 @@ class StructuredPruningPanel(Panel):
         """Return which channels stay, at least one of each group."""
         if importance not in self._rankings:
             data = self._data.train[:GRADIENT_IMAGES]
-            self._rankings[importance] = rank(channel_importances(self._dense, self._groups, importance, data),
-                                              "per_layer")
-        return self._rankings[importance].masks({name: min(ratio, 1 - 1 / self._groups[name].size)
-                                                 for name, ratio in ratios.items()})
+            self._rankings[importance] = rank(
+                channel_importances(self._dense, self._groups, importance, data), "per_layer"
+            )
+        return self._rankings[importance].masks(
+            {name: min(ratio, 1 - 1 / self._groups[name].size) for name, ratio in ratios.items()}
+        )
 
     def draw(self, answer: StructuredAnswer) -> Shown:
         """Draw the picture and write the tables."""
         accuracy, difference = answer.comparison.accuracy, answer.comparison.difference
-        return Shown(title(answer), self._drawing.png(answer),
-                     f"<div style='line-height: 1.4'>accuracy {accuracy}<br>change against dense {difference}</div>"
-                     + side_by_side(self._cost_table(answer), self._layer_table(answer)))
+        return Shown(
+            title(answer),
+            self._drawing.png(answer),
+            f"<div style='line-height: 1.4'>accuracy {accuracy}<br>change against dense {difference}</div>"
+            + side_by_side(self._cost_table(answer), self._layer_table(answer)),
+        )
 
     def _cost_table(self, answer: StructuredAnswer) -> str:
-        rows = [[name, f"{dense:,}", f"{left:,}", f"{dense / left:.2f} ×"] for name, dense, left in zip(
-            ("parameters", "bytes of the file", "MACs of an image"), self._costs, answer.costs, strict=True)]
+        rows = [
+            [name, f"{dense:,}", f"{left:,}", f"{dense / left:.2f} ×"]
+            for name, dense, left in zip(
+                ("parameters", "bytes of the file", "MACs of an image"), self._costs, answer.costs, strict=True
+            )
+        ]
         for batch_size in BATCH_SIZES:
             dense, left = answer.seconds.get(batch_size, (None, None))
-            rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *(
-                [f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3)])
+            rows.append(
+                [
+                    f"ms for {batch_size} image{'s' * (batch_size > 1)}",
+                    *([f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3),
+                ]
+            )
         costs = table(rows, ["", "dense", "pruned", "factor"])
         threads = torch.get_num_threads()
         return f"{costs}measured here, on {threads} thread{'s' * (threads > 1)}"

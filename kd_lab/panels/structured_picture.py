@@ -45,21 +45,32 @@ class StructuredPicture:
         layers = weighted_layers(dense)
         first = next(iter(layers.values()))
         self._dense = [first.weight.shape[1], *(len(layer.weight) for layer in layers.values())]
-        self._units = ["pixels" if isinstance(first, nn.Linear) else "channels",
-                       *("units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values())]
-        self._groups = [None, *(next((name for name, group in groups.items() if layer in group.producers), None)
-                                for layer in layers)]
+        self._units = [
+            "pixels" if isinstance(first, nn.Linear) else "channels",
+            *("units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values()),
+        ]
+        self._groups = [
+            None,
+            *(next((name for name, group in groups.items() if layer in group.producers), None) for layer in layers),
+        ]
         figure = new_figure(*SIZE)
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.9)), ["input", *layers])
-        self._curve = AccuracyCurve(figure.add_axes((0.69, 0.15, 0.285, 0.73)), COLOR,
-                                    xlabel="channels and units removed",
-                                    title=f"here (orange); all layers alike,\non {FIRST:,} images (grey)")
+        self._curve = AccuracyCurve(
+            figure.add_axes((0.69, 0.15, 0.285, 0.73)),
+            COLOR,
+            xlabel="channels and units removed",
+            title=f"here (orange); all layers alike,\non {FIRST:,} images (grey)",
+        )
         self._canvas = Canvas(figure, [*network, *self._curve.moving])
 
     def png(self, answer: StructuredAnswer) -> bytes:
         """Return the picture of an answer."""
-        self._set_widths([int(answer.masks[group].sum()) if group else width
-                          for group, width in zip(self._groups, self._dense, strict=True)])
+        self._set_widths(
+            [
+                int(answer.masks[group].sum()) if group else width
+                for group, width in zip(self._groups, self._dense, strict=True)
+            ]
+        )
         accuracy = answer.comparison.accuracy
         self._curve.set(answer.curve, share_removed(answer.masks), accuracy.value, accuracy.interval)
         return self._canvas.png()
@@ -71,10 +82,17 @@ class StructuredPicture:
         heights = self._heights(self._dense)
         axes.bar(range(len(names)), heights, 2 * HALF, -heights / 2, fill=False, edgecolor=GREY, linestyle="--")
         self._flow = axes.add_collection(PolyCollection([], facecolor=PALE))
-        self._columns = axes.bar(range(len(names)), heights, 2 * HALF, -heights / 2,
-                                 color=[COLOR if group else GREY for group in self._groups])
-        self._labels = [axes.text(place, -0.64, "", ha="center", va="top", fontsize=8, linespacing=1.4)
-                        for place in range(len(names))]
+        self._columns = axes.bar(
+            range(len(names)),
+            heights,
+            2 * HALF,
+            -heights / 2,
+            color=[COLOR if group else GREY for group in self._groups],
+        )
+        self._labels = [
+            axes.text(place, -0.64, "", ha="center", va="top", fontsize=8, linespacing=1.4)
+            for place in range(len(names))
+        ]
         for place, name in enumerate(names):
             axes.text(place, -0.54, name, ha="center", va="top", fontsize=8, color=TEXT)
         self._join(axes, heights)
@@ -87,8 +105,12 @@ class StructuredPicture:
             places = [place for place, each in enumerate(self._groups) if each == group]
             top = max(heights[places]) / 2 + 0.02
             for one, other in pairwise(places):
-                axes.annotate("", (other, top), (one, top), arrowprops=dict(
-                    arrowstyle="-", connectionstyle="arc3,rad=-0.25", color=TEXT, shrinkA=0, shrinkB=0))
+                axes.annotate(
+                    "",
+                    (other, top),
+                    (one, top),
+                    arrowprops=dict(arrowstyle="-", connectionstyle="arc3,rad=-0.25", color=TEXT, shrinkA=0, shrinkB=0),
+                )
             if len(places) > 1:
                 axes.text(np.mean(places), top + 0.12, "added, so pruned together", ha="center", fontsize=8, color=TEXT)
 
@@ -99,9 +121,17 @@ class StructuredPicture:
         heights = self._heights(widths)
         for column, height in zip(self._columns, heights, strict=True):
             column.set(y=-height / 2, height=height)
-        self._flow.set_verts([[(place + HALF, -left / 2), (place + HALF, left / 2),
-                               (place + 1 - HALF, right / 2), (place + 1 - HALF, -right / 2)]
-                              for place, (left, right) in enumerate(pairwise(heights))])
+        self._flow.set_verts(
+            [
+                [
+                    (place + HALF, -left / 2),
+                    (place + HALF, left / 2),
+                    (place + 1 - HALF, right / 2),
+                    (place + 1 - HALF, -right / 2),
+                ]
+                for place, (left, right) in enumerate(pairwise(heights))
+            ]
+        )
         for label, dense, width, units in zip(self._labels, self._dense, widths, self._units, strict=True):
             count = f"{dense} → {width}" if width < dense else f"{dense}"
             label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")

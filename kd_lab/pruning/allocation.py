@@ -35,6 +35,8 @@ def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, f
     chosen = choose_settings(scan, stays, sum(counts[name] for name in scan) - sparsity * total + 1e-6)
     if chosen is None:
         most = sum(max(rises) * counts[name] for name, rises in scan.items()) / total
-        raise ParameterError(f"allocate(): a sparsity of {sparsity} is out of reach: with the largest sparsity of "
-                             f"every layer in the scan it is {most:.3f}. Scan higher ones.")
+        raise ParameterError(
+            f"allocate(): a sparsity of {sparsity} is out of reach: with the largest sparsity of "
+            f"every layer in the scan it is {most:.3f}. Scan higher ones."
+        )
     return chosen

@@ -22,8 +22,13 @@ TINY = torch.finfo(torch.float64).tiny
 NEED_DATA = ("gradient", "weight_gradient")
 
 
-def importances(model: nn.Module, importance: str, data: tuple[Tensor, Tensor] | None = None,
-                seed: int = 0, function: str = "importances") -> dict[str, Tensor]:
+def importances(
+    model: nn.Module,
+    importance: str,
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+    function: str = "importances",
+) -> dict[str, Tensor]:
     """Return the importance of every weight of the Linear layers and convolutions, by the name of the layer.
 
     `data`, (images, labels) from the training part, is what the gradients are averaged over; `seed` is for "random".
@@ -32,16 +37,19 @@ def importances(model: nn.Module, importance: str, data: tuple[Tensor, Tensor] |
     check_choice(function, "importance", importance, list(IMPORTANCES))
     check_whole_number(function, "seed", seed, "[0, 1000000]")
     if importance in NEED_DATA and data is None:
-        raise ParameterError(f"{function}(): importance {importance!r} needs 'data', training images and labels to "
-                             "average the gradients over. Got None.")
+        raise ParameterError(
+            f"{function}(): importance {importance!r} needs 'data', training images and labels to "
+            "average the gradients over. Got None."
+        )
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
             raise ParameterError(f"{function}(): the weights must be finite numbers. Those of layer {name!r} are not.")
     gradients = average_gradients(model, data, function) if importance in NEED_DATA else dict.fromkeys(layers)
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
-        return {name: IMPORTANCES[importance](layer.weight, gradients[name], generator)
-                for name, layer in layers.items()}
+        return {
+            name: IMPORTANCES[importance](layer.weight, gradients[name], generator) for name, layer in layers.items()
+        }
 
 
 def layer_adaptive(importance: Tensor) -> Tensor:
@@ -57,8 +65,9 @@ def layer_adaptive(importance: Tensor) -> Tensor:
     return scores.view(importance.shape)
 
 
-def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor],
-                      function: str = "average_gradients") -> dict[str, Tensor]:
+def average_gradients(
+    model: nn.Module, data: tuple[Tensor, Tensor], function: str = "average_gradients"
+) -> dict[str, Tensor]:
     """Return the gradient of the mean cross-entropy over all of the data for each layer's weight, by layer.
 
     It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were.

@@ -14,7 +14,7 @@ from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
-MEMORY = 2 ** 24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
+MEMORY = 2**24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
 STEPS = 128  # removals between two changes of the inverses, chosen for speed
 TINY = 1e-9  # the least mean of a diagonal
 TIE = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
@@ -107,8 +107,12 @@ def _removals(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         growths.append(growth)
         stay = torch.ones_like(left).scatter_(1, order, 0).nonzero()[:, 1].view(len(left), -1)
         weight, left = weight.gather(1, stay), left.gather(1, stay)
-        inverse = torch.stack([old[i][:, i].addmm_(u[:, i].T, u[:, i], alpha=-1)
-                               for old, u, i in zip(inverse, updates, stay, strict=True)])
+        inverse = torch.stack(
+            [
+                old[i][:, i].addmm_(u[:, i].T, u[:, i], alpha=-1)
+                for old, u, i in zip(inverse, updates, stay, strict=True)
+            ]
+        )
     return torch.cat(orders, 1), torch.cat(growths, 1)
 
 
@@ -140,16 +144,18 @@ def compensated_weight(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
     """
     weight, hessian, inverse = _checked("compensated_weight", weight, hessian)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ParameterError(f"compensated_weight(): 'mask' must be a bool tensor of shape {tuple(weight.shape)}. "
-                             f"Got {mask!r:.60}.")
+        raise ParameterError(
+            f"compensated_weight(): 'mask' must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}."
+        )
     target, result = weight @ hessian, torch.zeros_like(weight)
     for row, kept in enumerate(mask):
         gone = ~kept
         if kept.sum() < gone.sum():  # of two systems that say the same, the smaller
             result[row, kept] = _solve(hessian[kept][:, kept], target[row, kept])
         else:
-            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ _solve(inverse[gone][:, gone],
-                                                                                    weight[row, gone])
+            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ _solve(
+                inverse[gone][:, gone], weight[row, gone]
+            )
     return result
 
 
@@ -174,18 +180,23 @@ def _check(function: str, model: nn.Module, sparsity: Sparsity, images: Tensor) 
 
 def _check_groups(function: str, name: str, layer: nn.Module) -> None:
     if getattr(layer, "groups", 1) > 1:
-        raise ParameterError(f"{function}(): a grouped convolution can't be pruned by least squares here, and layer "
-                             f"{name!r} has {layer.groups} groups. Leave it out.")
+        raise ParameterError(
+            f"{function}(): a grouped convolution can't be pruned by least squares here, and layer "
+            f"{name!r} has {layer.groups} groups. Leave it out."
+        )
 
 
 def _checked(function: str, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight (rows, n), H and H⁻¹ (n, n), all in float64."""
     check_tensors(function, 2, weight=weight, hessian=hessian)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
-        raise ParameterError(f"{function}(): 'hessian' must have a row and a column for each of {weight.shape[1]} "
-                             f"weights of a row. Got shape {tuple(hessian.shape)}.")
+        raise ParameterError(
+            f"{function}(): 'hessian' must have a row and a column for each of {weight.shape[1]} "
+            f"weights of a row. Got shape {tuple(hessian.shape)}."
+        )
     factor, failed = torch.linalg.cholesky_ex(hessian.double())
     if failed:
-        raise ParameterError(f"{function}(): 'hessian' must be positive definite, as damped_hessian() gives it. Got "
-                             "one that is not.")
+        raise ParameterError(
+            f"{function}(): 'hessian' must be positive definite, as damped_hessian() gives it. Got one that is not."
+        )
     return weight.double(), hessian.double(), torch.cholesky_inverse(factor)

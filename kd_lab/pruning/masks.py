@@ -75,8 +75,10 @@ def rank(importances: dict[str, Tensor], scope: str = "global") -> Ranking:
         order[flat.argsort(stable=True)] = torch.arange(len(flat), dtype=torch.int32)
         pieces = order.split([values.numel() for values in group.values()])
         # laid out as the weight is, so that a masked convolution stays as fast
-        places |= {name: torch.empty_like(values, dtype=torch.int32).copy_(piece.view(values.shape))
-                   for (name, values), piece in zip(group.items(), pieces, strict=True)}
+        places |= {
+            name: torch.empty_like(values, dtype=torch.int32).copy_(piece.view(values.shape))
+            for (name, values), piece in zip(group.items(), pieces, strict=True)
+        }
         counts |= dict.fromkeys(group, len(flat))
     return Ranking(places, counts)
 
@@ -100,8 +102,10 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor], function: str = "set_m
     for name, mask in masks.items():
         check_choice(function, "name of a layer", name, list(layers))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
-            raise ParameterError(f"{function}(): the mask of layer {name!r} must be a bool tensor of shape "
-                                 f"{tuple(layers[name].weight.shape)}. Got {mask!r:.60}.")
+            raise ParameterError(
+                f"{function}(): the mask of layer {name!r} must be a bool tensor of shape "
+                f"{tuple(layers[name].weight.shape)}. Got {mask!r:.60}."
+            )
     for name, mask in masks.items():
         present = parametrization(layers[name], Mask)
         if present:
@@ -119,8 +123,15 @@ def lift_masks(model: nn.Module) -> nn.Module:
     return lifted
 
 
-def prune(model: nn.Module, sparsity: Sparsity, importance: str = "magnitude", scope: str = "global", *,
-          data: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> nn.Module:
+def prune(
+    model: nn.Module,
+    sparsity: Sparsity,
+    importance: str = "magnitude",
+    scope: str = "global",
+    *,
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> nn.Module:
     """Return a new model with masks that keep the most important weights (soft pruning); biases are never pruned.
 
     `sparsity` is the fraction in [0, 1) of the weights that become zero or, with scope "per_layer", one for each layer
@@ -148,7 +159,7 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4, function: str = "n_m_mask")
     rows = weight.detach().abs().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
     places = groups.argsort(dim=2, stable=True).argsort(dim=2)
-    kept = (places >= m - n).flatten(1)[:, :rows.shape[1]].reshape(weight.shape)
+    kept = (places >= m - n).flatten(1)[:, : rows.shape[1]].reshape(weight.shape)
     return torch.empty_like(weight, dtype=torch.bool).copy_(kept)  # laid out as the weight is
 
 
@@ -176,8 +187,9 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
     return pruned
 
 
-def check_sparsity(function: str, argument: str, sparsity: Sparsity, layers: list[str],
-                   scope: str = "per_layer") -> None:
+def check_sparsity(
+    function: str, argument: str, sparsity: Sparsity, layers: list[str], scope: str = "per_layer"
+) -> None:
     """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these layers by name.
 
     Only with `scope` "per_layer", one of SCOPES, may it be one for each layer.
@@ -189,16 +201,19 @@ def check_sparsity(function: str, argument: str, sparsity: Sparsity, layers: lis
         check_choice(function, argument, name, layers)
         check_number(function, f"{argument}[{name!r}]", value, ALLOWED)
     if scope == "global":
-        raise ParameterError(f"{function}(): {argument!r} for each layer and 'scope' \"global\" exclude each other: "
-                             "one threshold over all layers leaves no choice for one. Use scope=\"per_layer\".")
+        raise ParameterError(
+            f"{function}(): {argument!r} for each layer and 'scope' \"global\" exclude each other: "
+            'one threshold over all layers leaves no choice for one. Use scope="per_layer".'
+        )
 
 
 def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
     """Raise an EmptyLayerError that tells the problem, and in which layer, where a mask keeps nothing."""
     for name, mask in masks.items():
         if not mask.any():
-            raise EmptyLayerError(f"{problem} in layer {name!r}. Lower it"
-                                  + (", or use scope 'per_layer'." if scope == "global" else "."))
+            raise EmptyLayerError(
+                f"{problem} in layer {name!r}. Lower it" + (", or use scope 'per_layer'." if scope == "global" else ".")
+            )
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
@@ -206,7 +221,9 @@ def _mask(importance: str, sparsity: float, generator: torch.Generator | None = 
     check_number(function, "sparsity", sparsity, ALLOWED)
     check_tensors(function, **tensors)
     if len({tensor.shape for tensor in tensors.values()}) > 1:
-        raise ParameterError(f"{function}(): {' and '.join(tensors)} must have one shape. "
-                             f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}.")
+        raise ParameterError(
+            f"{function}(): {' and '.join(tensors)} must have one shape. "
+            f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}."
+        )
     values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
     return rank({"": values}).masks(sparsity)[""]

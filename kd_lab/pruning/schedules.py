@@ -19,8 +19,9 @@ FineTune = Callable[[nn.Module], nn.Module]
 SMALLEST_STEP = 0.05
 
 
-def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0,
-                     function: str = "cubic_sparsities") -> list[float]:
+def cubic_sparsities(
+    sparsity: float, steps: int, start: float = 0.0, function: str = "cubic_sparsities"
+) -> list[float]:
     """Return rising sparsities from `start` (left out) to `sparsity`: large steps first, while there is much to spare.
 
     After step t of n it is s + (start − s)·(1 − t/n)³: Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
@@ -31,8 +32,9 @@ def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0,
     return [sparsity + (start - sparsity) * (1 - step / steps) ** 3 for step in range(1, steps + 1)]
 
 
-def prune_gradually(model: nn.Module, sparsity: float, steps: int, fine_tune: FineTune, *, start: float = 0.0,
-                    prune: Prune = prune) -> nn.Module:
+def prune_gradually(
+    model: nn.Module, sparsity: float, steps: int, fine_tune: FineTune, *, start: float = 0.0, prune: Prune = prune
+) -> nn.Module:
     """Return a new model that was pruned to a cubic row of sparsities, from `start` on, and fine-tuned after each.
 
     `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
@@ -70,15 +72,30 @@ class Outcome:
         return max((attempt.sparsity for attempt in self.attempts if attempt.kept), default=0.0)
 
     def __repr__(self) -> str:
-        rows = [[f"{attempt.sparsity:.3f}",
-                 f"{100 * attempt.difference.value:+.2f}" if attempt.difference else "a layer emptied",
-                 "kept" if attempt.kept else "restored"] for attempt in self.attempts]
-        return (tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
-                + f"\nreached {self.reached:.3f} of {self.target:.3f}")
+        rows = [
+            [
+                f"{attempt.sparsity:.3f}",
+                f"{100 * attempt.difference.value:+.2f}" if attempt.difference else "a layer emptied",
+                "kept" if attempt.kept else "restored",
+            ]
+            for attempt in self.attempts
+        ]
+        return (
+            tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
+            + f"\nreached {self.reached:.3f} of {self.target:.3f}"
+        )
 
 
-def prune_until(model: nn.Module, target: float, data: tuple[Tensor, Tensor], fine_tune: FineTune, *,
-                tolerance: float = 0.005, step: float = 0.2, prune: Prune = prune) -> tuple[nn.Module, Outcome]:
+def prune_until(
+    model: nn.Module,
+    target: float,
+    data: tuple[Tensor, Tensor],
+    fine_tune: FineTune,
+    *,
+    tolerance: float = 0.005,
+    step: float = 0.2,
+    prune: Prune = prune,
+) -> tuple[nn.Module, Outcome]:
     """Prune step by step, and restore the model before a step whose accuracy falls by more than `tolerance`.
 
     `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. A step prunes
@@ -109,8 +126,11 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     Frankle & Carbin 2019, arXiv 1803.03635: train, prune, rewind, and train again. With another initial model it is
     their control, the random re-initialisation.
     """
-    masks = {name: mask.mask for name, layer in weighted_layers(pruned, "rewind").items()
-             if (mask := parametrization(layer, Mask))}
+    masks = {
+        name: mask.mask
+        for name, layer in weighted_layers(pruned, "rewind").items()
+        if (mask := parametrization(layer, Mask))
+    }
     if not masks:
         raise ParameterError("rewind(): 'pruned' must have masks. Got a model without; did make_permanent settle them?")
     ticket = copy.deepcopy(initial)

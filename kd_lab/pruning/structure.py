@@ -16,11 +16,40 @@ from kd_lab.parametrizations import WEIGHTED, make_permanent, weighted_layers
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_left, check_sparsity, lift_masks, rank, set_masks
 
-ELEMENTWISE = {nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU,
-               nn.Tanh, nn.Sigmoid, F.dropout, F.relu, F.leaky_relu, F.gelu, F.silu, torch.relu, torch.tanh,
-               torch.sigmoid, "relu", "tanh", "sigmoid", "contiguous"}
-POOLS = {nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.avg_pool2d,
-         F.adaptive_avg_pool2d}
+ELEMENTWISE = {
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    F.dropout,
+    F.relu,
+    F.leaky_relu,
+    F.gelu,
+    F.silu,
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    "relu",
+    "tanh",
+    "sigmoid",
+    "contiguous",
+}
+POOLS = {
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+}
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
 FLATTENS = {nn.Flatten, torch.flatten, "flatten"}
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add"}
@@ -64,17 +93,28 @@ def find_groups(function: str, model: nn.Module, names: list[str] | None = None)
     for name in names or ([] if groups else list(by_layer)[:1]):
         group = by_layer.get(name)
         if group and group.obstacle:
-            raise ParameterError(f"{function}(): the channels of layer {name!r} can't be removed safely: "
-                                 f"{group.obstacle}. prune() can still mask single weights of it.")
+            raise ParameterError(
+                f"{function}(): the channels of layer {name!r} can't be removed safely: "
+                f"{group.obstacle}. prune() can still mask single weights of it."
+            )
         if group and name not in groups:
-            raise ParameterError(f"{function}(): the channels of layer {name!r} go together with those of "
-                                 f"{group.producers[0]!r}. Name that one.")
+            raise ParameterError(
+                f"{function}(): the channels of layer {name!r} go together with those of "
+                f"{group.producers[0]!r}. Name that one."
+            )
         check_choice(function, "layer", name, list(groups))
     return groups if names is None else {name: groups[name] for name in names}
 
 
-def prune_channels(model: nn.Module, ratio: Sparsity, importance: str = "magnitude", scope: str = "per_layer", *,
-                   data: tuple[Tensor, Tensor] | None = None, seed: int = 0) -> nn.Module:
+def prune_channels(
+    model: nn.Module,
+    ratio: Sparsity,
+    importance: str = "magnitude",
+    scope: str = "per_layer",
+    *,
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> nn.Module:
     """Return a new model in which the least important channels are masked (soft structured pruning).
 
     `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name.
@@ -90,16 +130,23 @@ def prune_channels(model: nn.Module, ratio: Sparsity, importance: str = "magnitu
     return pruned
 
 
-def channel_importances(model: nn.Module, groups: dict[str, Group], importance: str = "magnitude",
-                        data: tuple[Tensor, Tensor] | None = None, seed: int = 0,
-                        function: str = "channel_importances") -> dict[str, Tensor]:
+def channel_importances(
+    model: nn.Module,
+    groups: dict[str, Group],
+    importance: str = "magnitude",
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+    function: str = "channel_importances",
+) -> dict[str, Tensor]:
     """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
 
     With "magnitude" that is the L1 norm of Li et al. 2017 up to the scale, which makes layers comparable.
     """
     weights = importances(model, importance, data, seed, function)
-    rows = {name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1)
-            for name, group in groups.items()}
+    rows = {
+        name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1)
+        for name, group in groups.items()
+    }
     # one chance a channel: the mean of many is always near a half, and layers with few weights would go first
     return {name: values[:, 0] if importance == "random" else values.mean(1) for name, values in rows.items()}
 
@@ -139,8 +186,9 @@ def _all_groups(function: str, model: nn.Module) -> list[Group]:
         if not group.consumers:
             group.block("no layer reads them")
     found = {name for group in used for name in group.producers}
-    return used + [Group(producers=(name,), obstacle="the network doesn't use it") for name in layers
-                   if name not in found]
+    return used + [
+        Group(producers=(name,), obstacle="the network doesn't use it") for name in layers if name not in found
+    ]
 
 
 class _Tracer(fx.Tracer):
@@ -164,8 +212,12 @@ class _Follower(fx.Interpreter):
         self.made: list[Group] = []
         self._at: dict[fx.Node, tuple[Group, int]] = {}
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
-        uses = [id(parameter) for node in traced.graph.nodes if node.op == "call_module"
-                for parameter in self.submodules[node.target].parameters()]
+        uses = [
+            id(parameter)
+            for node in traced.graph.nodes
+            if node.op == "call_module"
+            for parameter in self.submodules[node.target].parameters()
+        ]
         uses += [id(self.fetch_attr(node.target)) for node in traced.graph.nodes if node.op == "get_attr"]
         self._uses = Counter(uses)
 
@@ -193,7 +245,7 @@ class _Follower(fx.Interpreter):
 
     def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[Group, int]:
         """Begin a group at a Linear layer or convolution, which reads the one before."""
-        source, = node.all_input_nodes
+        (source,) = node.all_input_nodes
         read, axis = self._at[source]
         own_axis = len(self._shapes[node]) - 1 if isinstance(layer, nn.Linear) else 1
         if axis == own_axis:

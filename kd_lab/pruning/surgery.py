@@ -39,8 +39,10 @@ def hard_prune(model: nn.Module) -> nn.Module:
     while masks := {name: mask for name, group in groups.items() if not (mask := _read(plain, group)).all()}:
         for name, mask in masks.items():
             if not mask.any():
-                raise ParameterError(f"hard_prune(): no layer reads any channel of layer {name!r}, so nothing would be "
-                                     "left of it. Prune less.")
+                raise ParameterError(
+                    f"hard_prune(): no layer reads any channel of layer {name!r}, so nothing would be "
+                    "left of it. Prune less."
+                )
         _cut(plain, groups, masks)
     return plain
 
@@ -76,8 +78,11 @@ def form_of(function: str, model: nn.Module, name: str) -> Form:
     check_choice(function, "name", name, list(MODELS))
     check_model(function, model)
     whole, tensors = dict(build_model(name).named_modules()), model.state_dict()
-    removed = [key for key, module in model.named_modules()
-               if isinstance(module, nn.Identity) and not isinstance(whole.get(key), nn.Identity)]
+    removed = [
+        key
+        for key, module in model.named_modules()
+        if isinstance(module, nn.Identity) and not isinstance(whole.get(key), nn.Identity)
+    ]
     try:
         form = Form(removed, _widths(name, removed, tensors))
         same = str(_filled(name, form, tensors)) == str(model)
@@ -114,11 +119,12 @@ def load_pruned(path: Path) -> nn.Module:
     """Return the network that `save_pruned` saved, in evaluation mode; a StorageError says what does not fit."""
     tensors, metadata = load_tensors(Path(path))
     if "quantized" in metadata:
-        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of "
-                           "kd_lab.quantization.")
+        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of kd_lab.quantization.")
     if "pruned" not in metadata:
-        raise StorageError(f"{path} was not saved by save_pruned(). Is it a checkpoint? load_checkpoint(path, name) of "
-                           "kd_lab.checkpoints reads those.")
+        raise StorageError(
+            f"{path} was not saved by save_pruned(). Is it a checkpoint? load_checkpoint(path, name) of "
+            "kd_lab.checkpoints reads those."
+        )
     try:
         name, removed = metadata["model"], metadata["pruned"]["removed"]
         return _filled(name, Form(removed, _widths(name, removed, tensors)), tensors).eval()
@@ -156,8 +162,10 @@ def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
         if len(indices) == len(kept) and indices <= set(range(size)):
             kept = torch.zeros(size, dtype=torch.bool).index_fill(0, kept.long(), True)
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
-        raise ParameterError(f"remove_channels(): 'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
-                             f"a tensor of different indices from 0 to {size - 1}. Got {kept!r:.80}.")
+        raise ParameterError(
+            f"remove_channels(): 'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
+            f"a tensor of different indices from 0 to {size - 1}. Got {kept!r:.80}."
+        )
     if not kept.any():
         raise ParameterError(f"remove_channels(): 'kept' leaves no channel in layer {name!r}. Keep at least one.")
     return kept

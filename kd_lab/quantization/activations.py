@@ -33,8 +33,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return folded
 
 
-def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
-                         calibration: str = "least_squares") -> nn.Module:
+def quantize_activations(
+    model: nn.Module, images: Tensor, num_bits: int = 8, calibration: str = "least_squares"
+) -> nn.Module:
     """Return a new model that rounds the input of every Linear layer and convolution to an affine grid of 1 to 8 bits.
 
     `images` (N, 1, 28, 28), from the training part, are run through the model to find each grid (calibration); grids
@@ -48,15 +49,22 @@ def quantize_activations(model: nn.Module, images: Tensor, num_bits: int = 8,
     for name, values in _record(quantized, images, "quantize_activations", inputs=True).items():
         row = values.reshape(1, -1)
         if calibration == "least_squares":
-            row = row[:, ::1 + row.shape[1] // MOST]
+            row = row[:, :: 1 + row.shape[1] // MOST]
         scale, zero_point = find_grid(row, num_bits, False, calibration)
         set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
     return quantized
 
 
-def quantize_model(model: nn.Module, images: Tensor, weight_bits: int | dict[str, int] = 8, activation_bits: int = 8, *,
-                   granularity: str = "per_channel", symmetric: bool = True, calibration: str = "least_squares",
-                   ) -> nn.Module:
+def quantize_model(
+    model: nn.Module,
+    images: Tensor,
+    weight_bits: int | dict[str, int] = 8,
+    activation_bits: int = 8,
+    *,
+    granularity: str = "per_channel",
+    symmetric: bool = True,
+    calibration: str = "least_squares",
+) -> nn.Module:
     """Return a new model with BatchNorm folded, quantized weights and quantized activations, of 1 to 8 bits each.
 
     `symmetric` says how the grids of the weights lie; those of the activations are affine, since behind a ReLU half of
@@ -76,10 +84,14 @@ def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[st
     found, expected = (_record(each, images, "output_errors", inputs=False) for each in (model, dense))
     shapes, wanted = ({name: tuple(output.shape[1:]) for name, output in each.items()} for each in (found, expected))
     if list(shapes.items()) != list(wanted.items()):
-        raise ParameterError("output_errors(): both models must have the same layers with outputs of the same shapes. "
-                             f"Got {shapes} and {wanted}.")
-    return {name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=SMALLEST)).item()
-            for name, output in expected.items()}
+        raise ParameterError(
+            "output_errors(): both models must have the same layers with outputs of the same shapes. "
+            f"Got {shapes} and {wanted}."
+        )
+    return {
+        name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=SMALLEST)).item()
+        for name, output in expected.items()
+    }
 
 
 def set_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer | None) -> None:
@@ -97,9 +109,12 @@ def _record(model: nn.Module, images: Tensor, function: str, inputs: bool) -> di
     """Return what each layer takes, or gives, for these images, in the order in which the layers are run."""
     check_finite(function, images=images)
     seen: dict[str, list[Tensor]] = {}
-    hooks = [layer.register_forward_hook(
-        lambda _layer, taken, given, name=name: seen.setdefault(name, []).append(taken[0] if inputs else given))
-        for name, layer in weighted_layers(model, function).items()]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _layer, taken, given, name=name: seen.setdefault(name, []).append(taken[0] if inputs else given)
+        )
+        for name, layer in weighted_layers(model, function).items()
+    ]
     try:
         predict(model, images, function)
     finally:

@@ -16,7 +16,7 @@ SMALLEST = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is 
 def integer_range(num_bits: int, function: str = "integer_range") -> tuple[int, int]:
     """Return the smallest and the largest signed integer of so many bits (1 to 16): 8 give -128 and 127."""
     check_whole_number(function, "num_bits", num_bits, BITS)
-    return -2 ** (num_bits - 1), 2 ** (num_bits - 1) - 1
+    return -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -30,8 +30,10 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     check_kind("scale_and_zero_point", "symmetric", symmetric, bool, "True or False")
     check_finite("scale_and_zero_point", low=low, high=high)
     if low.shape != high.shape:
-        raise ParameterError("scale_and_zero_point(): 'low' and 'high' must have one shape. Got "
-                             f"{tuple(low.shape)} and {tuple(high.shape)}.")
+        raise ParameterError(
+            "scale_and_zero_point(): 'low' and 'high' must have one shape. Got "
+            f"{tuple(low.shape)} and {tuple(high.shape)}."
+        )
     low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
@@ -100,12 +102,15 @@ def _check_shapes(function: str, name: str, x: Tensor, scale: Tensor, zero_point
         try:
             value.numel() == 1 or value.expand(x.shape)
         except RuntimeError as error:
-            raise ParameterError(f"{function}(): {argument!r} must have one number, or a shape that broadcasts to "
-                                 f"{tuple(x.shape)}, that of {name!r}. Got {tuple(value.shape)}.") from error
+            raise ParameterError(
+                f"{function}(): {argument!r} must have one number, or a shape that broadcasts to "
+                f"{tuple(x.shape)}, that of {name!r}. Got {tuple(value.shape)}."
+            ) from error
 
 
-def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration: str = "min_max",
-              ) -> tuple[Tensor, Tensor]:
+def find_grid(
+    rows: Tensor, num_bits: int, symmetric: bool = False, calibration: str = "min_max"
+) -> tuple[Tensor, Tensor]:
     """Return scale and zero point, both (rows,), of the grid for each row of numbers, `rows` (rows, n).
 
     "min_max" covers all numbers, "percentile" all but one of a thousand at either end, and "least_squares" the part of
@@ -123,8 +128,9 @@ def find_grid(rows: Tensor, num_bits: int, symmetric: bool = False, calibration:
         grid = scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric)
         errors = (fake_quantize(rows, *(part[:, None] for part in grid), num_bits) - rows).square().mean(1)
         better = errors < best
-        best, scale, zero_point = (torch.where(better, new, old) for new, old in
-                                   zip((errors, *grid), (best, scale, zero_point), strict=True))
+        best, scale, zero_point = (
+            torch.where(better, new, old) for new, old in zip((errors, *grid), (best, scale, zero_point), strict=True)
+        )
     return scale, zero_point
 
 

@@ -30,7 +30,7 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
     """Return the centroids of ascending points, of which there are so many each."""
-    moments = np.cumsum([counts, counts * points, counts * points ** 2], 1)
+    moments = np.cumsum([counts, counts * points, counts * points**2], 1)
     sums = np.pad(moments, ((0, 0), (1, 0)))  # (3, points + 1): of all values before each point
     ends = np.array([0, len(points)])
     for _ in range(PASSES):
@@ -43,7 +43,7 @@ def _best_ends(sums: np.ndarray, borders: np.ndarray, count: int) -> np.ndarray:
     """Return the ends of the clusters that err least in squares, of all that end at borders (dynamic programming)."""
     size, total, squares = sums[:, borders, None] - sums[:, None, borders]
     with np.errstate(divide="ignore", invalid="ignore"):
-        errors = np.where(size > 0, squares - total ** 2 / size, np.inf)  # (end, start) of a cluster
+        errors = np.where(size > 0, squares - total**2 / size, np.inf)  # (end, start) of a cluster
     least, starts = errors[:, 0], []
     for _ in range(min(count, len(borders) - 1) - 1):
         both = errors + least  # of the cluster, and of those before it at their best
@@ -105,8 +105,9 @@ def share_weights(model: nn.Module, num_bits: int | dict[str, int]) -> nn.Module
     are replaced. What `train` then changes is the values.
     """
     wanted = bits_by_layer(model, num_bits, "share_weights")
-    return set_quantizers(model, lambda name, weight: _share(weight, 2 ** wanted[name]), list(wanted), "per_tensor",
-                          "share_weights")
+    return set_quantizers(
+        model, lambda name, weight: _share(weight, 2 ** wanted[name]), list(wanted), "per_tensor", "share_weights"
+    )
 
 
 def _share(weight: Tensor, count: int) -> CodebookQuantizer:

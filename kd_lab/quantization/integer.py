@@ -129,14 +129,18 @@ def to_integer(model: nn.Module) -> nn.Module:
     """
     check_model("to_integer", model)
     if any(isinstance(module, IntegerLayer) for module in model.modules()):
-        raise ParameterError("to_integer(): 'model' must be one that quantize_model() gave. Got one that runs on "
-                             "integers already.")
+        raise ParameterError(
+            "to_integer(): 'model' must be one that quantize_model() gave. Got one that runs on integers already."
+        )
     left: dict[str, str] = {}
     integer = _convert(copy.deepcopy(model).eval(), "", left)
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
-        raise ParameterError("to_integer(): 'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
-                             "grids; quantize_model(model, images) gives them. Got "
-                             + ("; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers") + ".")
+        raise ParameterError(
+            "to_integer(): 'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
+            "grids; quantize_model(model, images) gives them. Got "
+            + ("; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers")
+            + "."
+        )
     for module in integer.modules():
         if type(module) is nn.Sequential:
             _chain(module)
@@ -197,13 +201,14 @@ def _chain(sequential: nn.Sequential) -> None:
 
 
 def _join(sequential: nn.Sequential, first: int, last: int) -> None:
-    giver, *between, taker = sequential[first:last + 1]
+    giver, *between, taker = sequential[first : last + 1]
     relu = any(isinstance(module, nn.ReLU) for module in between)
     giver.output = Requantize(giver.output.factor / taker.input.scale, taker.input, relu)
     taker.input = nn.Identity()
     for place, module in enumerate(between, first + 1):
         if isinstance(module, nn.MaxPool2d):
-            sequential[place] = IntegerMaxPool2d(module.kernel_size, module.stride, module.padding, module.dilation,
-                                                 ceil_mode=module.ceil_mode)
+            sequential[place] = IntegerMaxPool2d(
+                module.kernel_size, module.stride, module.padding, module.dilation, ceil_mode=module.ceil_mode
+            )
         elif isinstance(module, (nn.ReLU, nn.Dropout)):
             sequential[place] = nn.Identity()

@@ -36,6 +36,8 @@ def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, in
     chosen = choose_settings(scan, taken, budget)
     if chosen is None:
         least = sum(min(sizes.values()) for sizes in taken.values())
-        raise ParameterError(f"choose_bits(): a budget of {budget} bytes is out of reach: with the fewest bits of "
-                             f"every layer in the scan the codes take {least}. Scan fewer bits, or allow more bytes.")
+        raise ParameterError(
+            f"choose_bits(): a budget of {budget} bytes is out of reach: with the fewest bits of "
+            f"every layer in the scan the codes take {least}. Scan fewer bits, or allow more bytes."
+        )
     return chosen

@@ -24,9 +24,11 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
     """
     check_whole_number("pack_bits", "num_bits", num_bits, BITS)
     check_kind("pack_bits", "codes", codes, Tensor, "a tensor of whole numbers")
-    if codes.is_floating_point() or not ((codes >= 0) & (codes.long() < 2 ** num_bits)).all():
-        raise ParameterError(f"pack_bits(): 'codes' must be whole numbers from 0 to {2 ** num_bits - 1}, which is what "
-                             f"{num_bits} bits hold. Got {codes!r:.80}.")
+    if codes.is_floating_point() or not ((codes >= 0) & (codes.long() < 2**num_bits)).all():
+        raise ParameterError(
+            f"pack_bits(): 'codes' must be whole numbers from 0 to {2**num_bits - 1}, which is what "
+            f"{num_bits} bits hold. Got {codes!r:.80}."
+        )
     bits = codes.int().reshape(-1, 1).numpy() >> np.arange(num_bits)[::-1] & 1  # (codes, num_bits)
     return torch.from_numpy(np.packbits(bits.astype(bool)))
 
@@ -40,8 +42,10 @@ def unpack_bits(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor
     count = math.prod(shape)
     size = -(-count * num_bits // 8)
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (size,):
-        raise ParameterError(f"unpack_bits(): 'packed' must be {size} bytes (uint8), which is what {count} codes of "
-                             f"{num_bits} bits take. Got {packed!r:.80}.")
+        raise ParameterError(
+            f"unpack_bits(): 'packed' must be {size} bytes (uint8), which is what {count} codes of "
+            f"{num_bits} bits take. Got {packed!r:.80}."
+        )
     bits = np.unpackbits(packed.numpy(), count=count * num_bits).reshape(count, num_bits)
     return torch.from_numpy(bits @ (1 << np.arange(num_bits, dtype=np.int32)[::-1])).view(*shape)
 
@@ -69,8 +73,10 @@ def load_quantized(path: Path, model: nn.Module) -> nn.Module:
     loaded = make_permanent(model)
     tensors, metadata = load_tensors(Path(path))
     if "quantized" not in metadata:
-        raise StorageError(f"{path} was not saved by save_quantized(). Is it a checkpoint, or a pruned network? "
-                           "load_checkpoint() of kd_lab.checkpoints or load_pruned() of kd_lab.pruning reads those.")
+        raise StorageError(
+            f"{path} was not saved by save_quantized(). Is it a checkpoint, or a pruned network? "
+            "load_checkpoint() of kd_lab.checkpoints or load_pruned() of kd_lab.pruning reads those."
+        )
     try:
         _unpack(tensors, metadata["quantized"])
     except (ParameterError, LookupError, TypeError, RuntimeError) as error:
@@ -96,10 +102,15 @@ def _pack(function: str, model: nn.Module) -> tuple[dict[str, Tensor], dict]:
             tensors |= {f"{prefix}codes": pack_bits(codes, num_bits), **{prefix + key: tables[key] for key in tables}}
             quantized[name] = [num_bits, [*weight.shape]]
     if not quantized:
-        raise ParameterError(f"{function}(): 'model' must have quantized weights, as quantize_weights() and "
-                             "share_weights() give. Got one without.")
-    inputs = {name: layer.input_quantizer.num_bits for name, layer in layers.items()
-              if getattr(layer, "input_quantizer", None)}
+        raise ParameterError(
+            f"{function}(): 'model' must have quantized weights, as quantize_weights() and "
+            "share_weights() give. Got one without."
+        )
+    inputs = {
+        name: layer.input_quantizer.num_bits
+        for name, layer in layers.items()
+        if getattr(layer, "input_quantizer", None)
+    }
     return tensors, {"quantized": quantized, "inputs": inputs}
 
 
@@ -113,8 +124,10 @@ def _unpack(tensors: dict[str, Tensor], quantized: dict[str, list]) -> None:
 def _encode(function: str, name: str, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     codes, tables = quantizer.encode(weight)
     if not torch.equal(_decode(codes, *map(tables.get, TABLES)), weight):
-        raise ParameterError(f"{function}(): the weight of layer {name!r} must be what its {type(quantizer).__name__} "
-                             "gives, or 0 by a mask. Got one that is changed afterwards.")
+        raise ParameterError(
+            f"{function}(): the weight of layer {name!r} must be what its {type(quantizer).__name__} "
+            "gives, or 0 by a mask. Got one that is changed afterwards."
+        )
     if "codebook" not in tables and len(tables["zero_point"].unique()) == 1:  # as for every symmetric grid
         tables["zero_point"] = tables["zero_point"].flatten()[:1]
     return codes, tables

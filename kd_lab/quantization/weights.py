@@ -70,8 +70,10 @@ class BinaryQuantizer(Quantizer):
 
     def _mean_size(self, weight: Tensor, counted: Tensor) -> Tensor:
         """Return the mean |w| of those counted, in each channel or in all, in a shape that broadcasts."""
-        sizes, counts = (_rows(part, self.granularity).sum(1, dtype=torch.float64)  # so that equal ones have their mean
-                         for part in (weight.abs() * counted, counted))
+        sizes, counts = (
+            _rows(part, self.granularity).sum(1, dtype=torch.float64)  # so that equal ones have their mean
+            for part in (weight.abs() * counted, counted)
+        )
         return _spread((sizes / counts.clamp(min=1)).to(weight.dtype), weight)
 
     def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,8 +111,13 @@ def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
     return value if value.stride() == weight.stride() else torch.empty_like(weight).copy_(value)
 
 
-def quantize_weights(model: nn.Module, num_bits: int | dict[str, int], granularity: str = "per_channel",
-                     symmetric: bool = True, calibration: str = "least_squares") -> nn.Module:
+def quantize_weights(
+    model: nn.Module,
+    num_bits: int | dict[str, int],
+    granularity: str = "per_channel",
+    symmetric: bool = True,
+    calibration: str = "least_squares",
+) -> nn.Module:
     """Return a new model that computes with weights of 1 to 8 bits; a layer that `num_bits` leaves out stays whole.
 
     `num_bits` is one number, or one for each layer by name; biases are never quantized. One grid for a whole tensor
@@ -133,8 +140,9 @@ def quantize_weights(model: nn.Module, num_bits: int | dict[str, int], granulari
 def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.Module:
     """Return a new model that computes with weights of three values, -scale, 0 and scale; others are replaced."""
     names = list(weighted_layers(model, "ternarize_weights"))
-    return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity,
-                          "ternarize_weights")
+    return set_quantizers(
+        model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity, "ternarize_weights"
+    )
 
 
 def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], function: str) -> dict[str, int]:
@@ -147,8 +155,9 @@ def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], function: st
     return wanted
 
 
-def set_quantizers(model: nn.Module, quantizer: Callable[[str, Tensor], Quantizer], names: list[str], granularity: str,
-                   function: str) -> nn.Module:
+def set_quantizers(
+    model: nn.Module, quantizer: Callable[[str, Tensor], Quantizer], names: list[str], granularity: str, function: str
+) -> nn.Module:
     """Return a new model whose named layers compute with `quantizer(name, weight)`, and no other with any."""
     check_choice(function, "granularity", granularity, list(GRANULARITIES))
     quantized = without(model, Quantizer)

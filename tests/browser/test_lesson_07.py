@@ -38,8 +38,9 @@ def test_the_keyboard_moves_every_slider_and_the_recipe_is_run_anew(output):
 
 def test_nothing_is_cut_off_and_the_test_part_moves_nothing(output):
     assert not cut_off(output)
-    sizes = output.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight, image.clientWidth, "
-                                           "image.clientHeight]")
+    sizes = output.locator("img").evaluate(
+        "image => [image.naturalWidth, image.naturalHeight, image.clientWidth, image.clientHeight]"
+    )
     assert sizes[:2] == sizes[2:]
     last = output.get_by_role("row", name="settings tested so far")
     before = last.bounding_box()["y"]

@@ -12,9 +12,11 @@ LOADED = """from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_mnist
 from kd_lab.panels import LeastSquaresPanel, QuantizationPanel, StructuredPruningPanel
 """
-CELLS = {"StructuredPruningPanel": f'{LOADED}StructuredPruningPanel(load_trained("lenet300"), load_mnist())',
-         "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")',
-         "QuantizationPanel": f'{LOADED}QuantizationPanel(load_trained("lenet300"), load_mnist())'}
+CELLS = {
+    "StructuredPruningPanel": f'{LOADED}StructuredPruningPanel(load_trained("lenet300"), load_mnist())',
+    "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")',
+    "QuantizationPanel": f'{LOADED}QuantizationPanel(load_trained("lenet300"), load_mnist())',
+}
 SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity", "QuantizationPanel": "weight_bits"}
 DONE = re.compile(r" of 5,000 validation images$")
 
@@ -59,8 +61,9 @@ def all_fits(output):
 
 def test_nothing_is_cut_off_or_scrolls(page, output):
     all_fits(output)
-    sizes = output.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight, image.clientWidth, "
-                                           "image.clientHeight]")
+    sizes = output.locator("img").evaluate(
+        "image => [image.naturalWidth, image.naturalHeight, image.clientWidth, image.clientHeight]"
+    )
     assert sizes[:2] == sizes[2:]
 
 
@@ -105,8 +108,12 @@ def test_the_choices_of_quantization_change_what_is_measured(page):
     slider.focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    for name, choice in {"granularity": "per_tensor", "grid": "affine", "calibration": "least_squares",
-                         "activation_bits": "2"}.items():
+    for name, choice in {
+        "granularity": "per_tensor",
+        "grid": "affine",
+        "calibration": "least_squares",
+        "activation_bits": "2",
+    }.items():
         output.get_by_text(DONE).and_(output.get_by_text(re.compile("^2-bit"))).wait_for()
         before = output.get_by_text(DONE).inner_text()
         output.get_by_role("combobox", name=name).select_option(choice)

@@ -17,7 +17,7 @@ def figure_with_line(values):
     figure = Figure(figsize=(3, 2), dpi=100)
     axes = figure.add_axes((0.2, 0.2, 0.7, 0.7))
     axes.set(xlim=(0, 2), ylim=(0, 1))
-    line, = axes.plot(values, color="crimson")
+    (line,) = axes.plot(values, color="crimson")
     return figure, line
 
 
@@ -71,7 +71,7 @@ def test_a_strip_holds_the_first_ten_of_the_chosen_digits(mnist):
     strip = digit_strip(images, labels, 9 - labels, torch.arange(20, 40))
     assert strip.shape == (74, 640, 3)
     for place, index in enumerate(range(20, 30)):
-        cell = strip[:, 64 * place:64 * (place + 1)]
+        cell = strip[:, 64 * place : 64 * (place + 1)]
         assert (cell[:18] == text_image(f"{labels[index]} → {9 - labels[index]}", 64, 18, 9)).all()
         white_on_black = torch.tensor(255 - cell[18::2, 4:60:2, 0].astype(int))
         pixels = 255 * (images[index, 0] * 0.3081 + 0.1307)

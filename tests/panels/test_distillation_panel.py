@@ -66,8 +66,14 @@ def answers(panel, **setting):
 def plainly(loss, teacher, part, width, count):
     train_part, validation = (with_answers(teacher, each) for each in (part.train[:count], part.validation))
     parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)
-    return train(small_student(width), train_part[parts], loss, validation=validation[parts], progress=False,
-                 **student_recipe(count))
+    return train(
+        small_student(width),
+        train_part[parts],
+        loss,
+        validation=validation[parts],
+        progress=False,
+        **student_recipe(count),
+    )
 
 
 @pytest.mark.parametrize("temperature, alpha, width, images", [(1, 0, 5, "500"), (20, 0.5, 30, "1,000")])
@@ -93,7 +99,7 @@ def test_the_curves_grow_point_by_point_and_side_by_side(panel):
     assert lengths[:5] == [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)] and lengths[-1] == (POINTS, POINTS)
     assert found[-1].taught.accuracies[-1] > found[1].taught.accuracies[0]
     for earlier, later in pairwise(found):
-        assert later.taught.accuracies[:len(earlier.taught.accuracies)] == earlier.taught.accuracies
+        assert later.taught.accuracies[: len(earlier.taught.accuracies)] == earlier.taught.accuracies
 
 
 def test_both_have_the_same_start_and_the_same_batches(panel):
@@ -191,7 +197,7 @@ def test_the_second_view_trains_nothing_and_shows_the_softened_answer(panel, beg
     shown = panel.flush()
     assert begun == []
     place = part.validation.labels.tolist().index(int(digit))
-    expected = soft_targets(panel._teacher(part.validation.images[place:place + 1]), temperature)[0].tolist()
+    expected = soft_targets(panel._teacher(part.validation.images[place : place + 1]), temperature)[0].tolist()
     assert [bar.get_width() for bar in panel._drawing._teacher] == pytest.approx(expected, rel=1e-4)
     others = sum(expected) - expected[int(digit)]
     assert shown.title == f"T = {temperature:g}: the teacher gives {100 * others:.2g} % to other digits than {digit}"
@@ -221,8 +227,9 @@ def test_the_picture_has_the_points_that_were_measured(panel):
 
 def test_the_table_holds_what_was_measured(panel, teacher, part):
     tables = panel.flush().tables
-    taught, labelled = (plainly(loss, teacher, part, 30, 1000)[0]
-                        for loss in (DistillationLoss(4, 0.1), F.cross_entropy))
+    taught, labelled = (
+        plainly(loss, teacher, part, 30, 1000)[0] for loss in (DistillationLoss(4, 0.1), F.cross_entropy)
+    )
     for model in (teacher, taught, labelled):
         assert f"{100 * accuracy(model, part.validation).value:.2f} % (" in tables
         assert f"{count_parameters(model):,}" in tables and f"{file_bytes(model):,}" in tables
@@ -280,15 +287,26 @@ def test_an_error_in_training_is_shown_and_the_panel_goes_on(panel, monkeypatch)
     assert "validation images" in panel.flush().title
 
 
-@pytest.mark.parametrize("name, value, allowed", [
-    ("temperature", 0, "a number in [0.5, 20]"), ("temperature", float("nan"), "a number in [0.5, 20]"),
-    ("temperature", "4", "a number in [0.5, 20]"), ("alpha", 1.1, "a number in [0, 1]"),
-    ("alpha", -0.1, "a number in [0, 1]"), ("width", 4, "a whole number in [5, 300]"),
-    ("width", 30.0, "a whole number in [5, 300]"), ("width", True, "a whole number in [5, 300]")])
+@pytest.mark.parametrize(
+    "name, value, allowed",
+    [
+        ("temperature", 0, "a number in [0.5, 20]"),
+        ("temperature", float("nan"), "a number in [0.5, 20]"),
+        ("temperature", "4", "a number in [0.5, 20]"),
+        ("alpha", 1.1, "a number in [0, 1]"),
+        ("alpha", -0.1, "a number in [0, 1]"),
+        ("width", 4, "a whole number in [5, 300]"),
+        ("width", 30.0, "a whole number in [5, 300]"),
+        ("width", True, "a whole number in [5, 300]"),
+    ],
+)
 def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
     before = panel.setting
-    for change in (lambda: panel.set(**{name: value}), lambda: setattr(panel.controls[name], "value", value),
-                   lambda: panel.controls[name].set_state({"value": value})):  # the last as the browser sends it
+    for change in (
+        lambda: panel.set(**{name: value}),
+        lambda: setattr(panel.controls[name], "value", value),
+        lambda: panel.controls[name].set_state({"value": value}),
+    ):  # the last as the browser sends it
         with pytest.raises(ParameterError) as error:
             change()
         assert f"{name!r} must be {allowed}. Got {value!r}." in str(error.value)
@@ -296,22 +314,35 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
 
 
 def test_set_checks_everything_before_it_changes_anything(panel):
-    for values, expected in [(dict(temperature=2, images="2,000"), "one of 500, 1,000"),  # of so many as there are
-                             (dict(temperature=2, images=500), "Did you mean '500'?"),
-                             (dict(temperature=2, digit=3), "Did you mean '3'?"),
-                             (dict(temperature=2, view="soft targets"), "Did you mean 'soft targets only'?"),
-                             (dict(temp=2), "Did you mean 'temperature'?")]:
+    for values, expected in [
+        (dict(temperature=2, images="2,000"), "one of 500, 1,000"),  # of so many as there are
+        (dict(temperature=2, images=500), "Did you mean '500'?"),
+        (dict(temperature=2, digit=3), "Did you mean '3'?"),
+        (dict(temperature=2, view="soft targets"), "Did you mean 'soft targets only'?"),
+        (dict(temp=2), "Did you mean 'temperature'?"),
+    ]:
         with pytest.raises(ParameterError) as error:
             panel.set(**values)
         assert expected in str(error.value) and "DistillationPanel.set()" in str(error.value)
-    assert panel.setting == {"temperature": 4, "alpha": 0.1, "width": 30, "images": "1,000", "digit": "4",
-                             "view": "train a student"}
+    assert panel.setting == {
+        "temperature": 4,
+        "alpha": 0.1,
+        "width": 30,
+        "images": "1,000",
+        "digit": "4",
+        "view": "train a student",
+    }
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (("lenet300", None), "Did you mean load_trained(name)?"), ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."),
-    ((nn.Sequential(nn.Flatten(), nn.Linear(784, 11)), None), "must have one shape (N, classes)")])
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (("lenet300", None), "Did you mean load_trained(name)?"),
+        ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."),
+        ((nn.Sequential(nn.Flatten(), nn.Linear(784, 11)), None), "must have one shape (N, classes)"),
+    ],
+)
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, expected, part):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:
@@ -345,7 +376,10 @@ def test_the_random_numbers_of_others_stay_as_they_were(panel):
 
 def test_every_control_has_a_name_for_a_screen_reader(panel):
     assert [panel.controls[name].label for name in ("temperature", "alpha", "width")] == [
-        "temperature", "alpha", "width"]
+        "temperature",
+        "alpha",
+        "width",
+    ]
     assert [panel.controls[name].description for name in ("images", "digit", "view")] == ["images", "digit", "view"]
     assert button(panel).description == "Reveal test"
 

@@ -69,8 +69,12 @@ def test_a_newer_setting_stops_the_refinement(recorder):
 
 
 def test_what_was_drawn_while_a_newer_setting_came_is_not_shown(recorder):
-    engine = Engine(recorder.measure, lambda answer: engine.submit({"x": 2}) if answer == (1, "first") else answer,
-                    recorder.shown.append, recorder.failed.append)
+    engine = Engine(
+        recorder.measure,
+        lambda answer: engine.submit({"x": 2}) if answer == (1, "first") else answer,
+        recorder.shown.append,
+        recorder.failed.append,
+    )
     engine.submit({"x": 1})
     engine.wait()
     assert recorder.shown == [(2, "first"), (2, "all")]

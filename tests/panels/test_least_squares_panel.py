@@ -40,8 +40,10 @@ def answers(panel, **setting):
 
 
 def both(model, sparsity, mnist):
-    return {"magnitude": prune(model, {LAYER: sparsity}, scope="per_layer"),
-            "least squares": prune_least_squares(model, {LAYER: sparsity}, mnist.train.images[:CALIBRATION_IMAGES])}
+    return {
+        "magnitude": prune(model, {LAYER: sparsity}, scope="per_layer"),
+        "least squares": prune_least_squares(model, {LAYER: sparsity}, mnist.train.images[:CALIBRATION_IMAGES]),
+    }
 
 
 def test_it_measures_what_both_methods_give(panel, model, mnist):
@@ -127,8 +129,9 @@ def test_any_small_layer_of_the_kit(name, layer, mnist):
     assert count_widgets() == before
 
 
-@pytest.mark.parametrize("value, part", [
-    (1.5, "in [0, 0.99]. Got 1.5."), (50, "Did you mean 0.5?"), (None, "Got None")])
+@pytest.mark.parametrize(
+    "value, part", [(1.5, "in [0, 0.99]. Got 1.5."), (50, "Did you mean 0.5?"), (None, "Got None")]
+)
 def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
     before = panel.flush()
     with pytest.raises(ParameterError) as error:
@@ -145,13 +148,16 @@ def test_an_error_is_shown_in_words(panel, monkeypatch):
     assert "KeyError" in panel._message.value and panel.shown == before
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (("model", None, "1"), "LeastSquaresPanel(): 'model' must be a network"),
-    ((nn.ReLU(), None, "1"), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), "mnist", "1"), "'data' must be what load_mnist() gives. Got 'mnist'."),
-    ((build_model("mlp128"), None, "2"), "'layer' must be one of 1, 3. Got '2'"),
-    ((nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), None, "1"), "the labels must be 0 to 4"),
-])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (("model", None, "1"), "LeastSquaresPanel(): 'model' must be a network"),
+        ((nn.ReLU(), None, "1"), "must have a Linear or Conv2d layer"),
+        ((build_model("mlp128"), "mnist", "1"), "'data' must be what load_mnist() gives. Got 'mnist'."),
+        ((build_model("mlp128"), None, "2"), "'layer' must be one of 1, 3. Got '2'"),
+        ((nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), None, "1"), "the labels must be 0 to 4"),
+    ],
+)
 def test_bad_input_gets_one_clear_error_and_leaves_no_widget(arguments, part, mnist):
     before, (model, data, layer) = count_widgets(), arguments
     with pytest.raises(ParameterError) as error:

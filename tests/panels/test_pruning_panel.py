@@ -94,8 +94,10 @@ def test_every_importance_and_scope_has_a_curve_of_its_own(panel, model, mnist):
 def test_the_first_answer_compares_with_the_dense_network_on_the_same_images(panel, model, mnist, monkeypatch):
     panel.flush()
     reads = []
-    monkeypatch.setattr("kd_lab.panels.measurement.predict_classes",
-                        lambda network, x: reads.append(network) or predict_classes(network, x))
+    monkeypatch.setattr(
+        "kd_lab.panels.measurement.predict_classes",
+        lambda network, x: reads.append(network) or predict_classes(network, x),
+    )
     first = answers(panel, sparsity=0.9)[0].comparison
     assert first.difference == paired_difference(prune(model, 0.9), model, mnist.validation[:1000])
     assert panel._dense not in reads  # it was asked once, at the beginning
@@ -191,13 +193,22 @@ def test_an_emptied_layer_is_named(mnist):
     panel.close()
 
 
-@pytest.mark.parametrize("value, part", [
-    (1.5, "in [0, 0.99]. Got 1.5."), (50, "Did you mean 0.5?"), (float("nan"), "Got nan"), (float("inf"), "Got inf"),
-    (-0.1, "Got -0.1"), (True, "Got True"), ("0.5", "Did you mean 0.5?"), (None, "Got None")])
+@pytest.mark.parametrize(
+    "value, part",
+    [
+        (1.5, "in [0, 0.99]. Got 1.5."),
+        (50, "Did you mean 0.5?"),
+        (float("nan"), "Got nan"),
+        (float("inf"), "Got inf"),
+        (-0.1, "Got -0.1"),
+        (True, "Got True"),
+        ("0.5", "Did you mean 0.5?"),
+        (None, "Got None"),
+    ],
+)
 def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
     before = panel.flush()
-    for change in (lambda: panel.set(sparsity=value),
-                   lambda: setattr(panel.controls["sparsity"], "value", value)):
+    for change in (lambda: panel.set(sparsity=value), lambda: setattr(panel.controls["sparsity"], "value", value)):
         with pytest.raises(ParameterError) as error:
             change()
         assert part in str(error.value) and "'sparsity'" in str(error.value)
@@ -207,9 +218,11 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
 
 
 def test_set_checks_everything_before_it_changes_anything(panel):
-    for values, part in [(dict(sparsity=0.1, scope="globl"), "Did you mean 'global'?"),
-                         (dict(sparsity=0.1, importanc="random"), "Did you mean 'importance'?"),
-                         (dict(sparsity=0.1, importance=None), "one of magnitude")]:
+    for values, part in [
+        (dict(sparsity=0.1, scope="globl"), "Did you mean 'global'?"),
+        (dict(sparsity=0.1, importanc="random"), "Did you mean 'importance'?"),
+        (dict(sparsity=0.1, importance=None), "one of magnitude"),
+    ]:
         with pytest.raises(ParameterError) as error:
             panel.set(**values)
         assert part in str(error.value) and "PruningPanel.set()" in str(error.value)
@@ -229,11 +242,16 @@ def with_nan():
     return model
 
 
-@pytest.mark.parametrize("arguments, part", [(("mlp128", None), "Did you mean load_trained(name)?"),
-                                             ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-                                             ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."),
-                                             ((torch_pruned(), None), "Call its remove() first"),
-                                             ((with_nan(), None), "NaN or infinite")])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (("mlp128", None), "Did you mean load_trained(name)?"),
+        ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."),
+        ((torch_pruned(), None), "Call its remove() first"),
+        ((with_nan(), None), "NaN or infinite"),
+    ],
+)
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part, mnist):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:
@@ -316,6 +334,8 @@ def test_closing_stops_the_measuring(model, mnist):
 
 
 def test_the_kernel_ends_while_a_panel_measures():
-    code = ("from kd_lab.panels import PruningPanel\nfrom kd_lab.data import load_mnist\n"
-            "from kd_lab.checkpoints import load_trained\nPruningPanel(load_trained('resnet'), load_mnist())")
+    code = (
+        "from kd_lab.panels import PruningPanel\nfrom kd_lab.data import load_mnist\n"
+        "from kd_lab.checkpoints import load_trained\nPruningPanel(load_trained('resnet'), load_mnist())"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=150).returncode == 0

@@ -59,13 +59,22 @@ def plain(model, part, weight_bits, activation_bits, granularity, grid, calibrat
     folded = fold_batch_norm(model)
     if activation_bits == "fp32":
         return quantize_weights(folded, weight_bits, granularity, grid == "symmetric", calibration)
-    return quantize_model(model, part.train.images[:1000], weight_bits, int(activation_bits), granularity=granularity,
-                          symmetric=grid == "symmetric", calibration=calibration)
+    return quantize_model(
+        model,
+        part.train.images[:1000],
+        weight_bits,
+        int(activation_bits),
+        granularity=granularity,
+        symmetric=grid == "symmetric",
+        calibration=calibration,
+    )
 
 
-CORNERS = [*product([3], ("fp32", "2"), GRANULARITIES, ("symmetric", "affine"), CALIBRATIONS),
-           *product([1], ("fp32", "1"), GRANULARITIES, ["affine"], ["min_max"]),
-           (8, "8", "per_channel", "symmetric", "least_squares")]
+CORNERS = [
+    *product([3], ("fp32", "2"), GRANULARITIES, ("symmetric", "affine"), CALIBRATIONS),
+    *product([1], ("fp32", "1"), GRANULARITIES, ["affine"], ["min_max"]),
+    (8, "8", "per_channel", "symmetric", "least_squares"),
+]
 NAMES = ("weight_bits", "activation_bits", "granularity", "grid", "calibration")
 
 
@@ -117,10 +126,15 @@ def test_batch_norm_is_folded_in_the_dense_network_too(mnist):
 def test_the_tables_hold_what_was_measured(panel, model):
     *_, last = answers(panel, weight_bits=2)
     tables = panel.draw(last).tables
-    for text in ("1,500", f"{file_bytes(model):,} bytes", f"{last.packed:,} bytes", "not read for this setting",
-                 f"{last.comparison.difference.lost:,}, {last.comparison.difference.gained:,}",
-                 *(f"{values:,}</td>" for values, _ in last.layers.values()),
-                 *(f"{100 * error:.1f}\u00a0%" for _, error in last.layers.values())):
+    for text in (
+        "1,500",
+        f"{file_bytes(model):,} bytes",
+        f"{last.packed:,} bytes",
+        "not read for this setting",
+        f"{last.comparison.difference.lost:,}, {last.comparison.difference.gained:,}",
+        *(f"{values:,}</td>" for values, _ in last.layers.values()),
+        *(f"{100 * error:.1f}\u00a0%" for _, error in last.layers.values()),
+    ):
         assert text in tables
     assert "…" not in tables and "keeps only its sign" not in tables
     assert "…" in panel.draw(answers(panel, weight_bits=5)[0]).tables
@@ -128,8 +142,10 @@ def test_the_tables_hold_what_was_measured(panel, model):
 
 
 def test_at_one_bit_the_panel_says_that_grid_and_calibration_change_nothing(panel):
-    found = [answers(panel, weight_bits=1, grid=grid, calibration=calibration)[1]
-             for grid, calibration in (("symmetric", "min_max"), ("affine", "least_squares"))]
+    found = [
+        answers(panel, weight_bits=1, grid=grid, calibration=calibration)[1]
+        for grid, calibration in (("symmetric", "min_max"), ("affine", "least_squares"))
+    ]
     assert found[0].comparison.accuracy == found[1].comparison.accuracy
     assert "keeps only its sign" in panel.draw(found[0]).tables
 
@@ -146,8 +162,10 @@ def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
     assert drawing._curve.curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
 
 
-@pytest.mark.parametrize("changed", [dict(activation_bits="1"), dict(granularity="per_tensor"), dict(grid="affine"),
-                                     dict(calibration="percentile")])
+@pytest.mark.parametrize(
+    "changed",
+    [dict(activation_bits="1"), dict(granularity="per_tensor"), dict(grid="affine"), dict(calibration="percentile")],
+)
 def test_every_other_setting_has_a_curve_of_its_own(panel, model, part, changed):
     setting = {name: panel.setting[name] for name in NAMES} | changed | dict(weight_bits=2)
     *_, last = answers(panel, **changed)
@@ -164,8 +182,9 @@ def test_the_picture_shows_a_grid_for_every_channel_or_for_the_whole_layer(panel
     assert len(np.unique(ticks(panel, "3")[:, :, 1], axis=0)) == 10  # a row each
     panel.draw(answers(panel, weight_bits=3, layer="3", granularity="per_tensor", grid="affine")[0])
     scale, zero = find_grid(rows.reshape(1, -1), 3, False, "min_max")
-    assert ticks(panel, "3")[:, 0, 0].tolist() == pytest.approx([(step - zero.item()) * scale.item()
-                                                                 for step in range(-4, 4)])
+    assert ticks(panel, "3")[:, 0, 0].tolist() == pytest.approx(
+        [(step - zero.item()) * scale.item() for step in range(-4, 4)]
+    )
     assert panel._pictures["3"]._caption.get_text() == "a grid of 8 levels for the whole layer"
     panel.draw(answers(panel, weight_bits=1, layer="1")[0])
     sizes = model[1].weight.detach().abs().mean(1)[torch.linspace(0, 127, 16).long()]
@@ -182,7 +201,7 @@ def ticks(panel, layer):
 def test_the_histogram_holds_every_quantized_weight(panel, model, bits, grid):
     panel.draw(answers(panel, weight_bits=bits, grid=grid, granularity="per_tensor")[0])
     counts = panel._pictures["1"]._quantized.get_data().values
-    assert counts.sum() == model[1].weight.numel() and (counts > 0).sum() <= 2 ** bits
+    assert counts.sum() == model[1].weight.numel() and (counts > 0).sum() <= 2**bits
 
 
 def test_a_sign_of_pruned_weights_has_three_values(part):
@@ -259,8 +278,10 @@ def test_an_error_is_shown_in_words_and_the_last_picture_stays(panel, monkeypatc
 @pytest.mark.parametrize("value", [0, 9, 4.0, 2.5, float("nan"), True, "4", None])
 def test_a_slider_refuses_bits_that_it_cannot_stand_at(panel, value):
     before = panel.flush()
-    for change in (lambda: panel.set(weight_bits=value),
-                   lambda: setattr(panel.controls["weight_bits"], "value", value)):
+    for change in (
+        lambda: panel.set(weight_bits=value),
+        lambda: setattr(panel.controls["weight_bits"], "value", value),
+    ):
         with pytest.raises(ParameterError) as error:
             change()
         assert f"'weight_bits' must be a whole number in [1, 8]. Got {value!r}." in str(error.value)
@@ -271,17 +292,28 @@ def test_a_slider_refuses_bits_that_it_cannot_stand_at(panel, value):
 
 def test_set_checks_everything_before_it_changes_anything(panel):
     before = panel.setting
-    for values, expected in [(dict(weight_bits=2, activation_bits="9"), "one of fp32, 8, 7"),
-                             (dict(weight_bits=2, activation_bits=8), "Did you mean '8'?"),
-                             (dict(weight_bits=2, granularity="channel"), "Did you mean 'per_channel'?"),
-                             (dict(weight_bits=2, layer="2"), "one of 1, 3"),
-                             (dict(bits=2), "Did you mean 'weight_bits'?")]:
+    for values, expected in [
+        (dict(weight_bits=2, activation_bits="9"), "one of fp32, 8, 7"),
+        (dict(weight_bits=2, activation_bits=8), "Did you mean '8'?"),
+        (dict(weight_bits=2, granularity="channel"), "Did you mean 'per_channel'?"),
+        (dict(weight_bits=2, layer="2"), "one of 1, 3"),
+        (dict(bits=2), "Did you mean 'weight_bits'?"),
+    ]:
         with pytest.raises(ParameterError) as error:
             panel.set(**values)
         assert expected in str(error.value) and "QuantizationPanel.set()" in str(error.value)
-    assert panel.setting == before == {
-        "weight_bits": 4, "activation_bits": "fp32", "granularity": "per_channel", "grid": "symmetric",
-        "calibration": "min_max", "layer": "1"}
+    assert (
+        panel.setting
+        == before
+        == {
+            "weight_bits": 4,
+            "activation_bits": "fp32",
+            "granularity": "per_channel",
+            "grid": "symmetric",
+            "calibration": "min_max",
+            "layer": "1",
+        }
+    )
 
 
 def with_nan():
@@ -290,10 +322,15 @@ def with_nan():
     return model
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (("mlp128", None), "Did you mean load_trained(name)?"),
-    ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."), ((with_nan(), None), "NaN or infinite")])
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (("mlp128", None), "Did you mean load_trained(name)?"),
+        ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."),
+        ((with_nan(), None), "NaN or infinite"),
+    ],
+)
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, expected, part):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:

@@ -37,7 +37,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def part(mnist):
-    return Mnist(mnist.train[:STEPS * PARTS * 128], mnist.validation[:200], mnist.test[:300])
+    return Mnist(mnist.train[: STEPS * PARTS * 128], mnist.validation[:200], mnist.test[:300])
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,21 @@ def test_both_networks_are_what_compress_makes_and_the_table_holds_them(panel, d
     monkeypatch.setattr("kd_lab.cost.latency", lambda _model, _batch_size: 1e-3)  # which compress times
     panel.set(ratio=0.9, bits=2, temperature=3, alpha=0.2)
     tables = panel.flush().tables
-    taught, plain = (compress(dense, "mlp128", each, part, recipe(0.9, 2), temperature=3.0, alpha=0.2, progress=False,
-                              steps_per_epoch=STEPS, **TRAINING) for each in (teacher, None))
+    taught, plain = (
+        compress(
+            dense,
+            "mlp128",
+            each,
+            part,
+            recipe(0.9, 2),
+            temperature=3.0,
+            alpha=0.2,
+            progress=False,
+            steps_per_epoch=STEPS,
+            **TRAINING,
+        )
+        for each in (teacher, None)
+    )
     *_, last = answers(panel)
     for step, expected in ((last.taught[-1], taught), (last.plain[-1], plain)):
         assert torch.equal(step.answers, expected.model(part.validation.images).argmax(1))
@@ -104,7 +117,7 @@ def test_what_was_made_is_kept_and_other_bits_share_the_pruned_network(panel, be
     assert len(begun) == before + 2
     panel.set(temperature=8)
     panel.flush()
-    assert begun[before + 2:] == [DistillationLoss(8, 0.1)] * 6  # the one on labels alone stays as it is
+    assert begun[before + 2 :] == [DistillationLoss(8, 0.1)] * 6  # the one on labels alone stays as it is
 
 
 def test_so_many_networks_are_kept_and_no_more(panel, monkeypatch, fast):
@@ -169,8 +182,9 @@ def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, f
         shown, drawing = panel.draw(answer), panel._drawing
         done = (len(answer.taught) + len(answer.plain) - 2) / (2 * len(STAGES) - 2)
         assert drawing._bar.get_width() == pytest.approx(done)
-        for steps, (curve, _ends), line in zip((answer.taught, answer.plain), drawing._errors, drawing._bytes,
-                                               strict=True):
+        for steps, (curve, _ends), line in zip(
+            (answer.taught, answer.plain), drawing._errors, drawing._bytes, strict=True
+        ):
             errors = [100 * (step.answers != part.validation.labels).float().mean().item() for step in steps]
             assert curve.get_ydata() == pytest.approx(errors, abs=1e-4)
             assert list(line.get_ydata()) == [step.bytes for step in steps]
@@ -206,10 +220,17 @@ def test_an_error_in_training_is_shown_and_the_panel_goes_on(panel, monkeypatch,
     assert "bytes" in panel.flush().title and panel._message.value == ""
 
 
-@pytest.mark.parametrize("name, value, allowed", [
-    ("ratio", 1, "a number in [0.5, 0.99]"), ("ratio", float("nan"), "a number in [0.5, 0.99]"),
-    ("temperature", 0, "a number in [1, 20]"), ("alpha", 1.1, "a number in [0, 1]"),
-    ("bits", 9, "a whole number in [1, 8]"), ("bits", 2.5, "a whole number in [1, 8]")])
+@pytest.mark.parametrize(
+    "name, value, allowed",
+    [
+        ("ratio", 1, "a number in [0.5, 0.99]"),
+        ("ratio", float("nan"), "a number in [0.5, 0.99]"),
+        ("temperature", 0, "a number in [1, 20]"),
+        ("alpha", 1.1, "a number in [0, 1]"),
+        ("bits", 9, "a whole number in [1, 8]"),
+        ("bits", 2.5, "a whole number in [1, 8]"),
+    ],
+)
 def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
     before = panel.setting
     with pytest.raises(ParameterError) as error:
@@ -217,10 +238,15 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
     assert f"{name!r} must be {allowed}. Got {value!r}." in str(error.value) and panel.setting == before
 
 
-@pytest.mark.parametrize("change, expected", [
-    (dict(name="cnn"), "RecipePanel()"), (dict(data=(1, 2)), "what load_mnist() returns"),
-    (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
-    (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "RecipePanel()")])
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (dict(name="cnn"), "RecipePanel()"),
+        (dict(data=(1, 2)), "what load_mnist() returns"),
+        (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
+        (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "RecipePanel()"),
+    ],
+)
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(dense, teacher, part, change, expected):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:

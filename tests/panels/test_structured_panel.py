@@ -35,8 +35,9 @@ def part(mnist):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Take a time, so that the tests need not."""
-    monkeypatch.setattr("kd_lab.panels.structured.latency", lambda network, batch_size: 1e-8 * batch_size
-                        * count_parameters(network))
+    monkeypatch.setattr(
+        "kd_lab.panels.structured.latency", lambda network, batch_size: 1e-8 * batch_size * count_parameters(network)
+    )
 
 
 @pytest.fixture
@@ -61,8 +62,14 @@ def test_it_measures_what_hard_pruning_gives(panel, model, part, importance):
     assert everything.comparison.difference == paired_difference(pruned, model, part.validation)
     assert last.costs == (count_parameters(pruned), file_bytes(pruned), count_macs(pruned))
     shown = panel.draw(last)
-    for text in (*(f"{cost:,}" for cost in last.costs), f"{file_bytes(model):,}", "60 of 300", "70 of 100",
-                 repr(last.comparison.accuracy), repr(last.comparison.difference)):
+    for text in (
+        *(f"{cost:,}" for cost in last.costs),
+        f"{file_bytes(model):,}",
+        "60 of 300",
+        "70 of 100",
+        repr(last.comparison.accuracy),
+        repr(last.comparison.difference),
+    ):
         assert text in shown.tables
     assert shown.title.startswith(f"67.5 % removed by {importance}: ")
 
@@ -124,8 +131,15 @@ def test_layers_that_share_channels_are_chosen_together(mnist):
     panel.set(layer="0 + 4.body.3: Conv2d 1-16, 3×3", ratio=0.75)
     panel.flush()
     assert [label.get_text() for label in panel._drawing._labels] == [
-        "1\nchannel", "16 → 4\nchannels", "16 → 8\nchannels", "16 → 4\nchannels", "48 → 24\nchannels",
-        "48 → 24\nchannels", "48 → 24\nchannels", "10\nunits"]
+        "1\nchannel",
+        "16 → 4\nchannels",
+        "16 → 8\nchannels",
+        "16 → 4\nchannels",
+        "48 → 24\nchannels",
+        "48 → 24\nchannels",
+        "48 → 24\nchannels",
+        "10\nunits",
+    ]
     panel.close()
 
 
@@ -154,9 +168,17 @@ def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
 def test_heights_are_the_widths(panel):
     panel.draw(answers(panel, ratios={"1": 0.5, "3": 0.9})[0])
     assert [column.get_height() for column in panel._drawing._columns] == [
-        1, 150 / 784, 10 / 784, pytest.approx(10 / 784)]
+        1,
+        150 / 784,
+        10 / 784,
+        pytest.approx(10 / 784),
+    ]
     assert [label.get_text() for label in panel._drawing._labels] == [
-        "784\npixels", "300 → 150\nunits", "100 → 10\nunits", "10\nunits"]
+        "784\npixels",
+        "300 → 150\nunits",
+        "100 → 10\nunits",
+        "10\nunits",
+    ]
 
 
 def test_the_picture_moves_and_keeps_its_size(panel):
@@ -179,9 +201,11 @@ def test_a_storm_of_moves_ends_on_the_last(panel):
 
 
 def test_set_checks_everything_before_it_changes_anything(panel):
-    for values, part in [(dict(ratio=50), "'ratio' must be a number in [0, 0.95]. Got 50. Did you mean 0.5?"),
-                         (dict(ratio=0.1, layer="3"), "must be one of all layers, 1: Linear 784-300"),
-                         (dict(ratio=0.1, importance="random", scope="global"), "'name of the control'")]:
+    for values, part in [
+        (dict(ratio=50), "'ratio' must be a number in [0, 0.95]. Got 50. Did you mean 0.5?"),
+        (dict(ratio=0.1, layer="3"), "must be one of all layers, 1: Linear 784-300"),
+        (dict(ratio=0.1, importance="random", scope="global"), "'name of the control'"),
+    ]:
         with pytest.raises(ParameterError) as error:
             panel.set(**values)
         assert part in str(error.value) and "StructuredPruningPanel.set()" in str(error.value)
@@ -194,10 +218,16 @@ def with_nan():
     return model
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (("mlp128", None), "Did you mean load_trained(name)?"), ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
-    ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."), ((with_nan(), None), "NaN or infinite"),
-    ((nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), None), "they are the network's answers")])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (("mlp128", None), "Did you mean load_trained(name)?"),
+        ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((build_model("mlp128"), (1, 2)), "what load_mnist() gives. Got (1, 2)."),
+        ((with_nan(), None), "NaN or infinite"),
+        ((nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), None), "they are the network's answers"),
+    ],
+)
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part, mnist):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:
