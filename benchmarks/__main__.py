@@ -10,7 +10,7 @@ import pkgutil
 import sys
 
 import benchmarks
-from kd_lab.errors import ParameterError, check_choice
+from kd_lab.errors import ParameterError, check_choice, reason
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_"))
 
@@ -18,11 +18,11 @@ NAMES = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path_
 def main(arguments: list[str]) -> None:
     """Run the benchmark that the command line names."""
     name, *options = arguments or [None]
-    check_choice("python -m benchmarks", "NAME", name, NAMES)
+    check_choice("NAME", name, NAMES)
     run = importlib.import_module(f"benchmarks.{name}").run
     takes = {"rerun": "--rerun" in options} if "rerun" in inspect.signature(run).parameters else {}
     if options not in ([], ["--rerun"] * len(takes)):
-        raise ParameterError(f"python -m benchmarks {name}: {' '.join(options)} is not known.")
+        raise ParameterError(f"{' '.join(options)} is not known to {name}.")
     print(json.dumps(run(**takes)))
 
 
@@ -30,4 +30,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except ParameterError as error:
-        sys.exit(str(error))
+        sys.exit(f"python -m benchmarks: {reason(error)}")

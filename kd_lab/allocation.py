@@ -16,14 +16,12 @@ Scan = dict[str, dict[float, float]]
 SMALLEST = np.finfo(float).tiny
 
 
-def check_scannable(
-    function: str, model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str
-) -> None:
+def check_scannable(model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str) -> None:
     """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list."""
-    weighted_layers(model, function)
-    check_data(function, model, data)
-    check_labels(function, predict(model, data[0][:2]), data[1])
-    check_kind(function, argument, settings, (list, tuple, np.ndarray), example)
+    weighted_layers(model)
+    check_data(model, data)
+    check_labels(predict(model, data[0][:2]), data[1])
+    check_kind(argument, settings, (list, tuple, np.ndarray), example)
 
 
 def scan_layers(
@@ -64,16 +62,16 @@ def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, float] 
     return {name: setting for (name, setting), chosen in zip(choices, solved.x, strict=True) if chosen > 0.5}
 
 
-def check_scan(function: str, scan: Scan, counts: dict[str, int], setting: str, scanner: str) -> None:
+def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str) -> None:
     """Raise a ParameterError unless `counts` holds the weights of each layer, and `scan` rises for the same layers."""
-    check_kind(function, "counts", counts, dict, "a dict of how many weights each layer has")
+    check_kind("counts", counts, dict, "a dict of how many weights each layer has")
     for name, count in counts.items():
-        check_whole_number(function, f"counts[{name!r}]", count, "[1, 1e12]")
+        check_whole_number(f"counts[{name!r}]", count, "[1, 1e12]")
     if not isinstance(scan, dict) or not scan or not all(isinstance(rises, dict) and rises for rises in scan.values()):
         raise ParameterError(
-            f"{function}(): 'scan' must be {{layer: {{{setting}: rise}}}}, as {scanner}() gives it. Got {scan!r:.80}."
+            f"'scan' must be {{layer: {{{setting}: rise}}}}, as {scanner}() gives it. Got {scan!r:.80}."
         )
     for name, rises in scan.items():
-        check_choice(function, "layer of the scan", name, list(counts))
+        check_choice("layer of the scan", name, list(counts))
         for rise in rises.values():
-            check_number(function, "rise in the scan", rise, "(-inf, inf)")
+            check_number("rise in the scan", rise, "(-inf, inf)")

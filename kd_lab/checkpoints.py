@@ -48,8 +48,8 @@ def load_trained(name: str, seed: int = SEED) -> nn.Module:
     Loads the checkpoint that ships with the kit (seed 0) or one made before; else trains it, which takes a minute or a
     few, while other processes that want the same one wait. A damaged file is set aside and named in a DamagedFileError.
     """
-    check_choice("load_trained", "name", name, list(MODELS))
-    check_whole_number("load_trained", "seed", seed, "[0, 1000000]")
+    check_choice("name", name, list(MODELS))
+    check_whole_number("seed", seed, "[0, 1000000]")
     shipped, cached = SHIPPED / f"{name}.safetensors", cached_path(name, seed)
     path = shipped if seed == SEED and shipped.exists() else cached
     if not path.exists():
@@ -92,7 +92,7 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
     if history.stopped == "interrupted":
         raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
     if history.stopped != FINISHED:
-        raise TrainingError(f"make_checkpoint(): {name} from seed {seed} {history.stopped}, so it was not saved.")
+        raise TrainingError(f"{name} from seed {seed} {history.stopped}, so it was not saved.")
     kept = _halve_if_same(model, torch.cat([data.validation.images, data.test.images]))
     scores = {part: accuracy(model, getattr(data, part)).correct for part in ("validation", "test")}
     save_tensors(
@@ -122,7 +122,7 @@ def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def load_checkpoint(path: Path, name: str) -> nn.Module:
     """Return the network in a checkpoint file; raise a StorageError that names what does not fit."""
-    check_choice("load_checkpoint", "name", name, list(MODELS))
+    check_choice("name", name, list(MODELS))
     tensors, metadata = load_tensors(path)
     if "pruned" in metadata:
         raise StorageError(f"{path} holds a pruned {metadata['model']}. Use load_pruned(path) of kd_lab.pruning.")

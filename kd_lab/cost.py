@@ -22,13 +22,13 @@ ZIP_STEP = 16_384  # bytes
 
 def count_parameters(model: nn.Module) -> int:
     """Return how many weights and biases the model has."""
-    check_model("count_parameters", model)
+    check_model(model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_nonzeros(model: nn.Module) -> int:
     """Return how many of the weights and biases that the model computes with are not zero."""
-    check_model("count_nonzeros", model)
+    check_model(model)
     return sum(int(parameter.count_nonzero()) for parameter in make_permanent(model).parameters())
 
 
@@ -38,13 +38,13 @@ def count_macs(model: nn.Module) -> int:
     A zero weight is multiplied like any other, so pruning by a mask doesn't lower this.
     """
     with FlopCounterMode(display=False) as counter:
-        predict(model, torch.zeros(1, *IMAGE), "count_macs")
+        predict(model, torch.zeros(1, *IMAGE))
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
 
 
 def file_bytes(model: nn.Module) -> int:
     """Return the bytes of the safetensors file that holds all of the model's tensors."""
-    return len(_serialise("file_bytes", model))
+    return len(_serialise(model))
 
 
 def zipped_bytes(model: nn.Module) -> int:
@@ -55,7 +55,7 @@ def zipped_bytes(model: nn.Module) -> int:
 
 def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
     """Yield None after every few milliseconds of zipping, for who may want to stop, and the archive's bytes last."""
-    content, archive = _serialise("zipped_bytes", model), io.BytesIO()
+    content, archive = _serialise(model), io.BytesIO()
     with (
         zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped,
         zipped.open("model.safetensors", "w") as file,
@@ -68,17 +68,17 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
 
 def latency(model: nn.Module, batch_size: int) -> float:
     """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads."""
-    check_whole_number("latency", "batch_size", batch_size, "[1, 60000]")
+    check_whole_number("batch_size", batch_size, "[1, 60000]")
     images = torch.zeros(batch_size, *IMAGE)
-    predict(model, images, "latency")  # warms up, and names a model that can't read them
+    predict(model, images)  # warms up, and names a model that can't read them
     with evaluation_mode(model), torch.inference_mode():
         timer = Timer(lambda: model(images))
         number = math.ceil(0.01 / timer.timeit(1))  # passes a time, so that each lasts at least 10 ms
         return median(timer.repeat(20, number)) / number
 
 
-def _serialise(function: str, model: nn.Module) -> bytes:
-    check_model(function, model)
+def _serialise(model: nn.Module) -> bytes:
+    check_model(model)
     return safetensors.torch.save(
         {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
     )

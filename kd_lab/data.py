@@ -95,7 +95,7 @@ def mnist_folder() -> Path:
             return raw
     raw = next((raw for raw in folders if _has_archives(raw) and writable(raw)), folders[-1])
     if not writable(raw):
-        raise DataError(f"load_mnist(): {raw} can't be written. Set KD_LAB_CACHE to a folder of yours that can.")
+        raise DataError(f"{raw} can't be written. Set KD_LAB_CACHE to a folder of yours that can.")
     with lock(raw / "mnist"):
         _prepare(raw)
     return raw
@@ -149,7 +149,7 @@ def _fetch(name: str, md5: str, raw: Path) -> None:
             failures[mirror] = str(error)
     tried = "\n".join(f"  {mirror}: {failure}" for mirror, failure in failures.items())
     raise DataError(
-        f"load_mnist(): {name} can't be fetched:\n{tried}\n"
+        f"{name} can't be fetched:\n{tried}\n"
         f"Get the four archives of MNIST ({', '.join(dict(MNIST.resources))}) from any source, "
         f"put them into {raw} and run this again; no network is needed then."
     )

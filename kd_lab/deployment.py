@@ -31,7 +31,7 @@ def export_onnx(model: nn.Module, path: Path) -> None:
     What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32. Raises a
     SetupError where the packages are missing, and a ParameterError for a model that ONNX can't hold.
     """
-    predict(model, torch.zeros(2, *IMAGE), "export_onnx")
+    predict(model, torch.zeros(2, *IMAGE))
     _package("onnx")
     integer = any(isinstance(module, IntegerLayer) for module in model.modules())
     content = (_integer_graph if integer else _float_graph)(model).SerializeToString()
@@ -78,8 +78,7 @@ def _float_graph(model: nn.Module) -> Any:
     plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
     if any(isinstance(module, FakeQuantizer) for module in plain.modules()):
         raise ParameterError(
-            "export_onnx(): 'model' must not round its activations in floating point. Got one that "
-            "does; call to_integer(model) first."
+            "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
         )
     _package("onnxscript")
     shapes = ({0: torch.export.Dim("batch")},)
@@ -95,7 +94,7 @@ def _float_graph(model: nn.Module) -> Any:
         ).model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ParameterError(
-            f"export_onnx(): 'model' must be one that torch can export. Got: {error.__cause__ or error!s:.200}"
+            f"'model' must be one that torch can export. Got: {error.__cause__ or error!s:.200}"
         ) from error
 
 
@@ -104,7 +103,7 @@ def _integer_graph(model: nn.Module) -> Any:
     wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module))]
     if wrong:
         raise ParameterError(
-            "export_onnx(): 'model' must run on integers from its first layer to its last, as ONNX "
+            "'model' must run on integers from its first layer to its last, as ONNX "
             f"Runtime can. Got one with {', '.join(wrong)}."
         )
     return graph.finish()

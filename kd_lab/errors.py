@@ -1,75 +1,127 @@
-"""Say in one sentence what was wrong: the function, the argument, what is allowed and what came."""
+"""Say in one sentence what was wrong: the function that was called, the argument, what is allowed and what came."""
 
 import difflib
 import math
+import sys
 from numbers import Integral, Real
+from types import FrameType
+
+# the learner's code may stand behind a few frames of these, which call the kit back or run it
+PASSED_THROUGH = {"anywidget", "contextlib", "copy", "dataclasses", "functools", "threading", "torch", "traitlets"}
 
 
 class KdLabError(Exception):
-    """Stand for every error that kd_lab raises on purpose."""
+    """Any error that kd_lab raises on purpose."""
 
 
-class ParameterError(KdLabError, ValueError):
-    """Report an argument that is not allowed; nothing has been changed."""
+class CallError(KdLabError):
+    """A call that can't be carried out; the message begins with the function that the learner called, "prune(): …".
+
+    The function is found on the stack; `problem` is the message without it.
+    """
+
+    def __init__(self, problem: str, function: str | None = None):
+        self.problem = problem
+        self.function = function or called_function()
+        super().__init__(f"{self.function}(): {problem}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problem, self.function)  # another process has another stack
+
+
+class ParameterError(CallError, ValueError):
+    """An argument that is not allowed; nothing has been changed."""
 
 
 class EmptyLayerError(ParameterError):
-    """Report a pruning that would leave nothing of a layer."""
+    """A pruning that would leave nothing of a layer."""
+
+
+class TrainingError(CallError):
+    """A training that diverged before it learned anything."""
+
+
+class DataError(CallError):
+    """MNIST is missing and can't be fetched."""
 
 
 class SetupError(KdLabError):
-    """Report a machine on which kd_lab can't run as it is."""
-
-
-class DataError(KdLabError):
-    """Report that MNIST is missing and can't be fetched."""
+    """A machine on which kd_lab can't run as it is."""
 
 
 class StorageError(KdLabError):
-    """Report a file that can't be written, or that must not be read."""
+    """A file that can't be written, or that must not be read."""
 
 
 class DamagedFileError(StorageError):
-    """Report a file whose bytes are not those that were saved."""
+    """A file whose bytes are not those that were saved."""
 
 
-class TrainingError(KdLabError):
-    """Report a training that diverged before it learned anything."""
+def called_function() -> str:
+    """Return the name of the public function of kd_lab that was called from outside, such as "prune".
+
+    One public function may call others, and a learner's function may be called back by one and call another: it is the
+    outermost one that lies before the learner's own code.
+    """
+    name, frame = "kd_lab", sys._getframe(1)
+    while frame is not None:
+        package, _, module = str(frame.f_globals.get("__name__")).partition(".")
+        if package == "kd_lab":
+            name = (module != "errors" and _public_name(frame)) or name
+        elif package not in PASSED_THROUGH:
+            break
+        frame = frame.f_back
+    return name
 
 
-def check_number(function: str, argument: str, value: object, allowed: str) -> None:
+def reason(error: Exception) -> str:
+    """Return what an error says, without the function that it names: for the message of another error."""
+    return str(getattr(error, "problem", error))
+
+
+def _public_name(frame: FrameType) -> str | None:
+    """Return the name of a frame's function, the class's own for a constructor or a call; None for a private one."""
+    owner, _, name = frame.f_code.co_qualname.partition(".<locals>")[0].rpartition(".")
+    instance = frame.f_locals.get("self", frame.f_locals.get("cls"))
+    if owner and instance is not None:
+        owner = (instance if isinstance(instance, type) else type(instance)).__name__  # of the learner's own subclass
+    parts = [part for part in (owner, name) if part and not (part.startswith("__") and part.endswith("__"))]
+    return ".".join(parts) if parts and not any(part.startswith(("_", "<")) for part in parts) else None
+
+
+def check_number(argument: str, value: object, allowed: str) -> None:
     """Raise a ParameterError unless `value` is a number in `allowed`.
 
     `allowed` is an interval as it is written in mathematics, "(0, 1]", and stands as it is in the message.
     True, text and None are no numbers; NaN lies in no interval.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not _contains(allowed, value):
-        raise ParameterError(_sentence(function, argument, f"a number in {allowed}", value) + _guess(value, allowed))
+        raise ParameterError(_sentence(argument, f"a number in {allowed}", value) + _guess(value, allowed))
 
 
-def check_whole_number(function: str, argument: str, value: object, allowed: str) -> None:
+def check_whole_number(argument: str, value: object, allowed: str) -> None:
     """Raise a ParameterError unless `value` is a whole number in `allowed` (see `check_number`)."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not _contains(allowed, value):
-        raise ParameterError(_sentence(function, argument, f"a whole number in {allowed}", value))
+        raise ParameterError(_sentence(argument, f"a whole number in {allowed}", value))
 
 
-def check_choice(function: str, argument: str, value: object, choices: list[str]) -> None:
+def check_choice(argument: str, value: object, choices: list[str]) -> None:
     """Raise a ParameterError, naming the closest choice, unless `value` is one of `choices`."""
     if isinstance(value, str) and value in choices:
         return
     close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4) if value is not None else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ParameterError(_sentence(function, argument, f"one of {', '.join(choices)}", value) + hint)
+    raise ParameterError(_sentence(argument, f"one of {', '.join(choices)}", value) + hint)
 
 
-def check_kind(function: str, argument: str, value: object, kind: type | tuple[type, ...], allowed: str) -> None:
+def check_kind(argument: str, value: object, kind: type | tuple[type, ...], allowed: str) -> None:
     """Raise a ParameterError unless `value` is of this kind; `allowed` says in words what is."""
     if not isinstance(value, kind):
-        raise ParameterError(_sentence(function, argument, allowed, value))
+        raise ParameterError(_sentence(argument, allowed, value))
 
 
-def _sentence(function: str, argument: str, allowed: str, value: object) -> str:
-    return f"{function}(): {argument!r} must be {allowed}. Got {value!r:.80}."
+def _sentence(argument: str, allowed: str, value: object) -> str:
+    return f"{argument!r} must be {allowed}. Got {value!r:.80}."
 
 
 def _contains(interval: str, value: float) -> bool:

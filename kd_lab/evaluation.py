@@ -24,8 +24,8 @@ class Accuracy:
     count: int
 
     def __post_init__(self):
-        check_whole_number("Accuracy", "count", self.count, "[1, 1e9]")
-        check_whole_number("Accuracy", "correct", self.correct, f"[0, {self.count}]")
+        check_whole_number("count", self.count, "[1, 1e9]")
+        check_whole_number("correct", self.correct, f"[0, {self.count}]")
 
     @classmethod
     def of(cls, right: Tensor) -> "Accuracy":
@@ -64,8 +64,7 @@ class PairedDifference:
         """Count the disagreements between two models' right answers on the same images, both (N,) bool."""
         if right.shape != baseline_right.shape:
             raise ParameterError(
-                "PairedDifference.of(): both must be answers to the same images. Got "
-                f"{len(right)} and {len(baseline_right)}."
+                f"both must be answers to the same images. Got {len(right)} and {len(baseline_right)}."
             )
         return cls(int((right & ~baseline_right).sum()), int((baseline_right & ~right).sum()), len(right))
 
@@ -110,7 +109,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     Raises a ParameterError for fewer than two values or for one that is not finite.
     """
     if len(values) < 2 or not all(math.isfinite(value) for value in values):
-        raise ParameterError(f"mean_interval(): 'values' must be two or more finite numbers. Got {values!r:.60}.")
+        raise ParameterError(f"'values' must be two or more finite numbers. Got {values!r:.60}.")
     center = mean(values)
     half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
     return center, (center - float(half), center + float(half))
@@ -118,65 +117,60 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
 
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> Accuracy:
     """Return the accuracy of a model on images (N, 1, 28, 28) and labels (N,)."""
-    return Accuracy.of(correct_answers(model, data, "accuracy"))
+    return Accuracy.of(correct_answers(model, data))
 
 
 def paired_difference(model: nn.Module, baseline: nn.Module, data: tuple[Tensor, Tensor]) -> PairedDifference:
     """Return by how much a model is better than a baseline on the same images."""
-    return PairedDifference.of(*(correct_answers(each, data, "paired_difference") for each in (model, baseline)))
+    return PairedDifference.of(*(correct_answers(each, data) for each in (model, baseline)))
 
 
-def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor], function: str = "correct_answers") -> Tensor:
+def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
     """Return for each image whether the model's largest logit is that of the label, (N,) bool.
 
-    Raises a ParameterError, in the name of `function`, for data that the model can't be scored on.
+    Raises a ParameterError for data that the model can't be scored on.
     """
-    check_data(function, model, data)
+    check_data(model, data)
     images, labels, *_ = data
-    check_labels(function, predict(model, images[:2], function), labels)
-    return predict_classes(model, images, function) == labels
+    check_labels(predict(model, images[:2]), labels)
+    return predict_classes(model, images) == labels
 
 
-def predict_classes(model: nn.Module, images: Tensor, function: str = "predict_classes") -> Tensor:
+def predict_classes(model: nn.Module, images: Tensor) -> Tensor:
     """Return for each image the class with the largest logit, (N,).
 
-    Raises a ParameterError, in the name of `function`, for images or weights that give no finite logits.
+    Raises a ParameterError for images or weights that give no finite logits.
     """
-    logits = predict(model, images, function)
+    logits = predict(model, images)
     if len(logits) and not all(math.isfinite(end) for end in logits.aminmax()):
-        raise ParameterError(f"{function}(): the model answers NaN or infinite logits. Did its training diverge?")
+        raise ParameterError("the model answers NaN or infinite logits. Did its training diverge?")
     return logits.argmax(dim=1)
 
 
-def check_data(function: str, model: nn.Module, data: tuple[Tensor, ...]) -> None:
+def check_data(model: nn.Module, data: tuple[Tensor, ...]) -> None:
     """Raise a ParameterError unless `data` is (x, *targets): tensors of one length, finite, that the model can read."""
     if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
-        raise ParameterError(
-            f"{function}(): the data must be a tuple of tensors, (images, labels). Got {type(data).__name__}."
-        )
+        raise ParameterError(f"the data must be a tuple of tensors, (images, labels). Got {type(data).__name__}.")
     lengths = [len(part) if part.dim() else 0 for part in data]
     if min(lengths) == 0 or len(set(lengths)) > 1:
-        raise ParameterError(f"{function}(): the data must be tensors of one length, not empty. Got lengths {lengths}.")
+        raise ParameterError(f"the data must be tensors of one length, not empty. Got lengths {lengths}.")
     for name, part in zip(("images", *["targets"] * len(data)), data, strict=False):
         if part.is_floating_point() and not all(math.isfinite(end) for end in part.aminmax()):
-            raise ParameterError(f"{function}(): the {name} must be finite numbers. Got NaN or infinite values.")
-    predict(model, data[0][:2], function)
+            raise ParameterError(f"the {name} must be finite numbers. Got NaN or infinite values.")
+    predict(model, data[0][:2])
 
 
-def check_labels(function: str, logits: Tensor, labels: Tensor) -> None:
+def check_labels(logits: Tensor, labels: Tensor) -> None:
     """Raise a ParameterError unless labels (N,) are whole numbers and logits (N, classes) have a place for each."""
     if logits.dim() != 2:
-        raise ParameterError(
-            f"{function}(): the model must answer with logits (N, classes). Got shape {tuple(logits.shape)}."
-        )
+        raise ParameterError(f"the model must answer with logits (N, classes). Got shape {tuple(logits.shape)}.")
     if labels.dim() != 1 or labels.is_floating_point():
         raise ParameterError(
-            f"{function}(): the labels must be whole numbers of shape (N,). "
-            f"Got shape {tuple(labels.shape)} and {labels.dtype}."
+            f"the labels must be whole numbers of shape (N,). Got shape {tuple(labels.shape)} and {labels.dtype}."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise ParameterError(
-            f"{function}(): the labels must be 0 to {logits.shape[1] - 1}, since the model has "
+            f"the labels must be 0 to {logits.shape[1] - 1}, since the model has "
             f"{logits.shape[1]} outputs. Got labels from {low} to {high}."
         )

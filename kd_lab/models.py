@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_whole_number, reason
 
 BATCH_SIZE = 125  # images in a forward pass: many more no longer fit the processor's cache
 
@@ -108,27 +108,24 @@ def build_model(name: str, seed: int = 0) -> nn.Module:
 
     Convolutions are laid out `channels_last`, which is what makes them fast on a CPU.
     """
-    check_choice("build_model", "name", name, list(MODELS))
-    check_whole_number("build_model", "seed", seed, "[0, 1000000]")
+    check_choice("name", name, list(MODELS))
+    check_whole_number("seed", seed, "[0, 1000000]")
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
         return MODELS[name]().to(memory_format=torch.channels_last)
 
 
-def check_model(function: str, model: object) -> None:
+def check_model(model: object) -> None:
     """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
     if isinstance(model, nn.Module):
         return
     hint = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
     raise ParameterError(
-        f"{function}(): 'model' must be a network (an nn.Module). Got {type(model).__name__}."
-        + hint.get(type(model), "")
+        f"'model' must be a network (an nn.Module). Got {type(model).__name__}." + hint.get(type(model), "")
     )
 
 
-def check_tensors(
-    function: str, dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor
-) -> None:
+def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor) -> None:
     """Raise a ParameterError unless all are tensors of finite numbers, at least one, of these dimensions and dtype."""
     kind = (f"{dimensions} dimensions and of " if dimensions else "") + "finite numbers, at least one"
     kind += f", in {dtype}" if dtype else ""
@@ -142,25 +139,25 @@ def check_tensors(
             or not torch.isfinite(tensor).all()
         ):
             got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{function}(): {name!r} must be a tensor of {kind}. Got {got}.")
+            raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.")
 
 
-def predict(model: nn.Module, images: Tensor, function: str = "predict") -> Tensor:
+def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Return the logits (N, classes), computed in evaluation mode and without gradients.
 
-    Raises a ParameterError, in the name of `function`, for images that the model can't read.
+    Raises a ParameterError for images that the model can't read.
     """
-    check_model(function, model)
+    check_model(model)
     if not isinstance(images, Tensor):
-        raise ParameterError(f"{function}(): 'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
+        raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
     try:
         with evaluation_mode(model), torch.no_grad():
             return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ParameterError(
-            f"{function}(): the model can't read images of shape {tuple(images.shape[1:])} and "
+            f"the model can't read images of shape {tuple(images.shape[1:])} and "
             f"{images.dtype}; the kit's networks take (1, 28, 28) and torch.float32, as load_mnist() "
-            f"gives. The layer said: {error}"
+            f"gives. The layer said: {reason(error)}"
         ) from error
 
 

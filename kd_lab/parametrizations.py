@@ -15,19 +15,19 @@ from kd_lab.models import check_model
 WEIGHTED = (nn.Linear, nn.Conv2d)
 
 
-def weighted_layers(model: nn.Module, function: str = "weighted_layers") -> dict[str, nn.Module]:
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the Linear layers and convolutions by name; their `weight` is what compression transforms.
 
-    Raises a ParameterError, in the name of `function`, where there is none.
+    Raises a ParameterError where there is none.
     """
-    check_model(function, model)
+    check_model(model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
     if not layers:
-        raise ParameterError(f"{function}(): 'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
+        raise ParameterError(f"'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
     for name, layer in layers.items():
         if not parametrize.is_parametrized(layer, "weight") and not isinstance(layer.weight, nn.Parameter):
             raise ParameterError(
-                f"{function}(): the weight of layer {name!r} must be a parameter. Got one that is "
+                f"the weight of layer {name!r} must be a parameter. Got one that is "
                 "computed from others. Did torch.nn.utils.prune mask it? Call its remove() first."
             )
     return layers
@@ -42,7 +42,7 @@ def parametrization(layer: nn.Module, kind: type[nn.Module]) -> nn.Module | None
 
 def make_permanent(model: nn.Module) -> nn.Module:
     """Return a new, ordinary model whose weights are those that the parametrizations gave."""
-    check_model("make_permanent", model)
+    check_model(model)
     plain = copy.deepcopy(model)
     for module in list(plain.modules()):
         if parametrize.is_parametrized(module):
@@ -65,7 +65,7 @@ def _settle(module: nn.Module) -> None:
 def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
     lifted = copy.deepcopy(model)
-    for layer in weighted_layers(lifted, "without").values():
+    for layer in weighted_layers(lifted).values():
         if not parametrization(layer, kind):
             continue
         chain = layer.parametrizations.weight

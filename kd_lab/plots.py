@@ -14,7 +14,7 @@ from kd_lab.errors import ParameterError
 
 def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:
     """Draw images (N, 1, 28, 28) in one row, each under its title; return the N Axes."""
-    _check_lengths("plot_digits", images=images, titles=titles)
+    _check_lengths(images=images, titles=titles)
     _figure, row = plt.subplots(1, len(images), figsize=(len(images), 1.4), layout="constrained", squeeze=False)
     for axes, image, title in zip(row[0], images, titles, strict=True):
         axes.imshow(image[0].numpy(), cmap="gray_r")
@@ -25,7 +25,7 @@ def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:
 
 def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> Axes:
     """Draw fractions as dots in percent, each with its interval as a bar and the first on top; return the Axes."""
-    _check_lengths("plot_intervals", names=names, values=values, intervals=intervals)
+    _check_lengths(names=names, values=values, intervals=intervals)
     axes = plt.subplots(figsize=(6, 0.4 * len(names) + 0.8), layout="constrained")[1]
     low, high = np.transpose(intervals)
     values = np.asarray(values)
@@ -44,7 +44,7 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _check_lengths(function: str, **arguments: Sequence) -> None:
+def _check_lengths(**arguments: Sequence) -> None:
     lengths = {name: len(values) for name, values in arguments.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ParameterError(f"{function}(): {', '.join(lengths)} must be equally long, at least 1. Got {lengths}.")
+        raise ParameterError(f"{', '.join(lengths)} must be equally long, at least 1. Got {lengths}.")

@@ -12,5 +12,5 @@ RESULTS = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).resolve().pare
 
 def load_results(name: str) -> dict[str, Any]:
     """Return the record of a campaign by its name, that of the benchmark: `python -m benchmarks NAME` makes it anew."""
-    check_choice("load_results", "name", name, sorted(path.stem for path in RESULTS.glob("*.json")))
+    check_choice("name", name, sorted(path.stem for path in RESULTS.glob("*.json")))
     return json.loads((RESULTS / f"{name}.json").read_text())

@@ -90,9 +90,9 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
     """Measure every model on the same images; the first is the baseline that the others are compared with."""
     if not isinstance(models, dict) or not models:
         raise ParameterError(
-            f"scorecard(): 'models' must be a dict with at least one model, as {{'cnn': model}}. Got {models!r:.60}."
+            f"'models' must be a dict with at least one model, as {{'cnn': model}}. Got {models!r:.60}."
         )
-    right = {name: correct_answers(model, data, "scorecard") for name, model in models.items()}
+    right = {name: correct_answers(model, data) for name, model in models.items()}
     baseline = next(iter(models))
     differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}
     differences[baseline] = None

@@ -21,7 +21,15 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
 
-from kd_lab.errors import ParameterError, TrainingError, check_choice, check_kind, check_number, check_whole_number
+from kd_lab.errors import (
+    ParameterError,
+    TrainingError,
+    check_choice,
+    check_kind,
+    check_number,
+    check_whole_number,
+    reason,
+)
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
 
@@ -100,9 +108,9 @@ def train(
     learned; a loss of NaN ends the training with the best epoch so far and a warning, or raises a TrainingError where
     no epoch was finished.
     """
-    check_settings("train", epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
+    check_settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        _check_parts("train", model, data, validation, loss_fn, penalty)
+        _check_parts(model, data, validation, loss_fn, penalty)
     steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
     with torch.random.fork_rng(devices=[]), _progress_bar(epochs * steps, progress) as bar:
         torch.manual_seed(int(seed))  # for dropout; the batches have a generator of their own
@@ -110,7 +118,7 @@ def train(
         run.set_optimizer(learning_rate, weight_decay, schedule, epochs * steps)
         for _ in run.fit(data, validation, epochs, steps, _batches(len(data[0]), batch_size, seed)):
             pass
-    return run.finish("train", learning_rate)
+    return run.finish(learning_rate)
 
 
 def train_live(
@@ -131,12 +139,12 @@ def train_live(
     changes. No global random numbers are used, so that it may run in the background: it is for networks without
     dropout.
     """
-    check_settings("train_live", epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
-    _check_parts("train_live", model, data, validation, loss_fn, None)
+    check_settings(epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
+    _check_parts(model, data, validation, loss_fn, None)
     run = _Run(model, loss_fn, None, _progress_bar(0, False))
     run.set_optimizer(learning_rate, 0.0, "one_cycle", epochs * steps_per_epoch)
     yield from run.fit(data, validation, epochs, steps_per_epoch, _batches(len(data[0]), batch_size, seed))
-    yield run.finish("train_live", learning_rate)
+    yield run.finish(learning_rate)
 
 
 class _Run:
@@ -211,22 +219,22 @@ class _Run:
         self.losses = []
         self.bar.set_postfix_str(f"validation loss {epoch.validation_loss:.4f}")
 
-    def finish(self, function: str, learning_rate: float) -> tuple[nn.Module, History]:
+    def finish(self, learning_rate: float) -> tuple[nn.Module, History]:
         if self.history.stopped == "diverged":
-            self.report_divergence(function, learning_rate)
+            self.report_divergence(learning_rate)
         self.model.load_state_dict(self.kept)
         self.history.seconds = time.perf_counter() - self.start
         return self.model.eval(), self.history
 
-    def report_divergence(self, function: str, learning_rate: float) -> None:
+    def report_divergence(self, learning_rate: float) -> None:
         epoch = len(self.history.epochs) + 1
-        message = (
-            f"{function}(): the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is "
-            f"{learning_rate:g}; try {learning_rate / 10:g}."
+        error = TrainingError(
+            f"the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is {learning_rate:g}; try "
+            f"{learning_rate / 10:g}."
         )
         if self.kept is None:
-            raise TrainingError(message)
-        warnings.warn(f"{message} The weights of epoch {self.history.best_epoch} are kept.", stacklevel=4)
+            raise error
+        warnings.warn(f"{error} The weights of epoch {self.history.best_epoch} are kept.", stacklevel=4)
 
 
 def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
@@ -259,7 +267,6 @@ def _progress_bar(steps: int, progress: bool) -> tqdm:
 
 
 def check_settings(
-    function: str,
     epochs: int = 1,
     learning_rate: float = 3e-3,
     weight_decay: float = 0.0,
@@ -269,48 +276,42 @@ def check_settings(
     steps_per_epoch: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Raise a ParameterError, in the name of `function`, unless these are settings of `train`."""
-    check_kind(function, "progress", progress, bool, "True or False")
-    check_whole_number(function, "seed", seed, "[0, 1000000]")
-    check_whole_number(function, "epochs", epochs, "[1, 1000]")
-    check_number(function, "learning_rate", learning_rate, "(0, 10]")
-    check_number(function, "weight_decay", weight_decay, "[0, 100]")
-    check_whole_number(function, "batch_size", batch_size, "[1, 60000]")
-    check_choice(function, "schedule", schedule, list(SCHEDULES))
+    """Raise a ParameterError unless these are settings of `train`."""
+    check_kind("progress", progress, bool, "True or False")
+    check_whole_number("seed", seed, "[0, 1000000]")
+    check_whole_number("epochs", epochs, "[1, 1000]")
+    check_number("learning_rate", learning_rate, "(0, 10]")
+    check_number("weight_decay", weight_decay, "[0, 100]")
+    check_whole_number("batch_size", batch_size, "[1, 60000]")
+    check_choice("schedule", schedule, list(SCHEDULES))
     if steps_per_epoch is not None:
-        check_whole_number(function, "steps_per_epoch", steps_per_epoch, "[1, 1000000]")
+        check_whole_number("steps_per_epoch", steps_per_epoch, "[1, 1000000]")
 
 
-def _check_parts(
-    function: str, model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None
-) -> None:
+def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None) -> None:
     for part in (data, validation):
-        check_data(function, model, part)
+        check_data(model, part)
         if part[1].dim() == 1 and not part[1].is_floating_point():
-            check_labels(function, predict(model, part[0][:2]), part[1])
+            check_labels(predict(model, part[0][:2]), part[1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ParameterError(
-            f"{function}(): 'model' must have a weight to train. Got one whose weights are all frozen."
-        )
+        raise ParameterError("'model' must have a weight to train. Got one whose weights are all frozen.")
 
     def loss_of(x: Tensor, *targets: Tensor) -> Tensor:
         return loss_fn(copy.deepcopy(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
 
     for part in (data, validation):
-        _check_loss(function, "loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
+        _check_loss("loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
     if penalty is not None:
-        _check_loss(function, "penalty", "judge the model", penalty, model)
+        _check_loss("penalty", "judge the model", penalty, model)
 
 
-def _check_loss(function: str, argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> None:
+def _check_loss(argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> None:
     try:
         loss = loss_of(*arguments)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ParameterError(f"{function}(): {argument!r} can't {task}: {error}") from error
+        raise ParameterError(f"{argument!r} can't {task}: {reason(error)}") from error
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ParameterError(f"{function}(): {argument!r} must return a tensor with one number. Got {got}.")
+        raise ParameterError(f"{argument!r} must return a tensor with one number. Got {got}.")
     if not loss.requires_grad:
-        raise ParameterError(
-            f"{function}(): {argument!r} must return a loss that gradients flow through. Got a detached one."
-        )
+        raise ParameterError(f"{argument!r} must return a loss that gradients flow through. Got a detached one.")

@@ -18,7 +18,7 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
     `counts` (symbols,) says how often each comes. No other code that gives each symbol whole bits is shorter in all;
     the mean is less than a bit above the entropy.
     """
-    counts = _whole("huffman_lengths", "counts", counts, "of 0 or more")
+    counts = _whole("counts", counts, "of 0 or more")
     lengths = np.zeros(len(counts), dtype=int)
     heap = [(count, symbol, [symbol]) for symbol, count in enumerate(counts.tolist()) if count]
     if len(heap) == 1:
@@ -139,21 +139,18 @@ def _width(size: int) -> int:
 
 
 def _lengths(lengths: np.ndarray) -> np.ndarray:
-    lengths = _whole("canonical_codes", "lengths", lengths, f"from 0 to {LONGEST}")
+    lengths = _whole("lengths", lengths, f"from 0 to {LONGEST}")
     if lengths.max() > LONGEST or (0.5 ** lengths[lengths > 0]).sum() > 1:
         raise ParameterError(
-            "canonical_codes(): 'lengths' must be those of codes of which none begins like another. "
-            f"Got {lengths!r:.80}."
+            f"'lengths' must be those of codes of which none begins like another. Got {lengths!r:.80}."
         )
     return lengths
 
 
-def _whole(function: str, argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
+def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
     """Return whole numbers (symbols,) of 0 or more, or raise a ParameterError."""
     with suppress(ValueError):  # lists of several lengths
         found = np.asarray(values)
         if found.ndim == 1 and found.dtype.kind in "iu" and len(found) and found.min() >= 0:
             return found
-    raise ParameterError(
-        f"{function}(): {argument!r} must be whole numbers {allowed}, one for each symbol. Got {values!r:.80}."
-    )
+    raise ParameterError(f"{argument!r} must be whole numbers {allowed}, one for each symbol. Got {values!r:.80}.")

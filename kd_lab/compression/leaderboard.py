@@ -136,11 +136,10 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
     """
     if not isinstance(label, str) or not re.fullmatch(LABEL, label):
         raise ParameterError(
-            "submit(): 'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. "
-            f"Got {label!r:.80}."
+            f"'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. Got {label!r:.80}."
         )
-    check_kind("submit", "path", path, (str, Path), "the path of a .kdz file")
-    check_kind("submit", "data", data, Mnist, "what load_mnist() returns")
+    check_kind("path", path, (str, Path), "the path of a .kdz file")
+    check_kind("data", data, Mnist, "what load_mnist() returns")
     content = read_packed(Path(path))
     entry = _score(label, content, str(path), data)
     write_safely(submissions() / f"{label}.{hashlib.sha256(content).hexdigest()[:8]}.kdz", content)
@@ -149,8 +148,8 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
 
 def leaderboard(network: str, data: Mnist) -> Leaderboard:
     """Score every file for a network of the kit: those that ship with it, and those that were submitted here."""
-    check_choice("leaderboard", "network", network, list(MODELS))
-    check_kind("leaderboard", "data", data, Mnist, "what load_mnist() returns")
+    check_choice("network", network, list(MODELS))
+    check_kind("data", data, Mnist, "what load_mnist() returns")
     shipped = [_score(label, read_packed(path), str(path), data) for path, label in _shipped(network).items()]
     return Leaderboard(network, sorted([*shipped, *_submitted(network, data)], key=lambda entry: entry.bytes))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_lab.compression.huffman import HuffmanReader, HuffmanWriter
 from kd_lab.compression.range_coder import RangeReader, RangeWriter
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, reason
 from kd_lab.models import MODELS
 from kd_lab.parametrizations import make_permanent, weighted_layers
 from kd_lab.pruning import Form, build_form, form_of
@@ -32,8 +32,8 @@ TABLE = 256  # values; of more, each weight has its own
 
 def save_packed(path: Path, model: nn.Module, name: str, coder: str = "range") -> None:
     """Save a network of the kit, pruned, quantized, shared or not, in as few bytes as `pack` finds for it."""
-    check_kind("save_packed", "path", path, (str, Path), "the path of a file")
-    write_safely(Path(path), pack(model, name, coder, "save_packed"))
+    check_kind("path", path, (str, Path), "the path of a file")
+    write_safely(Path(path), pack(model, name, coder))
 
 
 def load_packed(path: Path) -> nn.Module:
@@ -65,20 +65,20 @@ def network_of(content: bytes, where: str = "network_of()") -> str:
     return name
 
 
-def pack(model: nn.Module, name: str, coder: str = "range", function: str = "pack") -> bytes:
+def pack(model: nn.Module, name: str, coder: str = "range") -> bytes:
     """Return the bytes of the file that `save_packed` makes.
 
     `name` is that of the network before channels or layers were removed; `coder` is "range" or "huffman". Raises a
     ParameterError for a model that is no version of that network, and for weights of NaN.
     """
-    check_choice(function, "coder", coder, list(CODERS))
-    weighted_layers(model, function)  # says so where it is no network, or torch.nn.utils.prune masked it
+    check_choice("coder", coder, list(CODERS))
+    weighted_layers(model)  # says so where it is no network, or torch.nn.utils.prune masked it
     plain = make_permanent(model).cpu()
-    form = form_of(function, plain, name)
+    form = form_of(plain, name)
     writer = CODERS[coder][0]()
     for key, tensor in sorted(plain.state_dict().items()):  # a parametrization changes their order
         if not torch.isfinite(tensor).all():
-            raise ParameterError(f"{function}(): {key!r} of 'model' must be finite. Got NaN or infinite values.")
+            raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")
         _write(writer, tensor)
     body = _describe(name, coder, form) + writer.content()
     return MAGIC + SCHEMA + hashlib.sha256(body).digest()[:DIGEST] + body
@@ -96,7 +96,7 @@ def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
         if pack(model, name, coder) != content:
             raise ValueError("Packing it again gives another file.")
     except (ParameterError, ValueError, LookupError, AssertionError) as error:
-        raise StorageError(f"{where} holds no network of the kit: {error}") from error
+        raise StorageError(f"{where} holds no network of the kit: {reason(error)}") from error
     return model.eval()
 
 
@@ -118,14 +118,14 @@ def _check(content: bytes, where: str) -> None:
 
 def _describe(name: str, coder: str, form: Form) -> bytes:
     """Return the line that says what the network is: "lenet300 range 1=120 -4", say, where nothing else is left."""
-    whole = form_of("pack", build_form(name, Form([], {})), name).widths
+    whole = form_of(build_form(name, Form([], {})), name).widths
     widths = [f"{group}={width}" for group, width in form.widths.items() if width != whole.get(group)]
     return " ".join([name, coder, *widths, *(f"-{layer}" for layer in form.removed)]).encode() + b"\n"
 
 
 def _understand(line: str) -> tuple[str, str, Form]:
     name, coder, *rest = line.split(" ")
-    check_choice("unpack", "coder", coder, list(CODERS))
+    check_choice("coder", coder, list(CODERS))
     removed = [part[1:] for part in rest if part.startswith("-")]
     widths = dict(part.split("=") for part in rest if not part.startswith("-"))
     return name, coder, Form(removed, {group: int(width) for group, width in widths.items()})

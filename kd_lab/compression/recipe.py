@@ -99,9 +99,9 @@ def compress(
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    check_recipe("compress", model, name, teacher, data, settings, folder)
+    check_recipe(model, name, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
-    check_number("compress", "strength", strength, "[0, 100]")
+    check_number("strength", strength, "[0, 100]")
     models = {"start": make_permanent(model).eval()}
     try:
         for stage, finished in run_stages(
@@ -115,27 +115,21 @@ def compress(
 
 
 def check_recipe(
-    function: str,
-    model: nn.Module,
-    name: str,
-    teacher: nn.Module | None,
-    data: Mnist,
-    settings: dict,
-    folder: Path | None = None,
+    model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, settings: dict, folder: Path | None = None
 ) -> None:
-    """Raise a ParameterError, in the name of `function`, unless these can be put through a recipe."""
-    check_kind(function, "folder", folder, (str, Path, type(None)), "the path of a folder, or None")
+    """Raise a ParameterError unless these can be put through a recipe."""
+    check_kind("folder", folder, (str, Path, type(None)), "the path of a folder, or None")
     if folder is not None and not writable(Path(folder)):
-        raise ParameterError(f"{function}(): 'folder' must be one that can be written, or be made. Got {folder!r:.80}.")
-    check_kind(function, "data", data, Mnist, "what load_mnist() returns")
-    weighted_layers(model, function)
-    form_of(function, make_permanent(model), name)
+        raise ParameterError(f"'folder' must be one that can be written, or be made. Got {folder!r:.80}.")
+    check_kind("data", data, Mnist, "what load_mnist() returns")
+    weighted_layers(model)
+    form_of(make_permanent(model), name)
     for setting in settings:
-        check_choice(function, "setting", setting, SETTINGS)
-    check_settings(function, **settings)
+        check_choice("setting", setting, SETTINGS)
+    check_settings(**settings)
     if teacher is not None:
-        check_kind(function, "teacher", teacher, nn.Module, "a network, or None")
-        check_teacher(function, model, teacher, data.validation)
+        check_kind("teacher", teacher, nn.Module, "a network, or None")
+        check_teacher(model, teacher, data.validation)
 
 
 def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None) -> None:
@@ -145,19 +139,17 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
         or not all(map(callable, stages))
         or any(isinstance(stage, type) for stage in stages)
     ):
-        raise ParameterError(
-            f"compress(): 'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. Got {stages!r:.80}."
-        )
+        raise ParameterError(f"'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. Got {stages!r:.80}.")
     for stage in stages:
         if folder is not None and " at 0x" in repr(stage):
             raise ParameterError(
-                "compress(): a stage that is to be kept in 'folder' must have a repr that says what "
+                "a stage that is to be kept in 'folder' must have a repr that says what "
                 f"it does, as a dataclass has. Got {stage!r:.80}."
             )
         for argument, value in vars(stage).items() if isinstance(stage, BY_LAYER) else ():
             layers = channel_groups(model) if isinstance(stage, PruneUnits) else weighted_layers(model)
             for layer in value if isinstance(value, dict) else ():
-                check_choice("compress", f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
+                check_choice(f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
 
 
 class Teaching:

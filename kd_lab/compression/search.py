@@ -197,11 +197,11 @@ def search_recipe(
     arguments goes on where it was stopped.
     """
     settings = {"seed": seed, **settings}
-    check_recipe("search_recipe", model, name, teacher, data, settings, folder)
+    check_recipe(model, name, teacher, data, settings, folder)
     budget = _check_budget(most_bytes, most_lost)
-    check_whole_number("search_recipe", "runs", runs, "[1, 1000]")
-    check_number("search_recipe", "minutes", minutes, "(0, 10000]")
-    check_whole_number("search_recipe", "epochs", epochs, "[1, 1000]")
+    check_whole_number("runs", runs, "[1, 1000]")
+    check_number("minutes", minutes, "(0, 10000]")
+    check_whole_number("epochs", epochs, "[1, 1000]")
     _check_least(model, name, budget)
     kept = {layer: _least_kept(weights) for layer, weights in _weights(model).items()}
     try_setting = functools.partial(
@@ -224,20 +224,20 @@ def search_recipe(
         if not trials:
             raise
     if not trials:
-        raise TrainingError("search_recipe(): every trial diverged. Try a smaller 'learning_rate'.")
+        raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
     return Search(trials, budget, FLOAT32 * count_parameters(model))
 
 
 def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
     if (most_bytes is None) == (most_lost is None):
         raise ParameterError(
-            "search_recipe(): one of 'most_bytes' and 'most_lost' must be given, and they exclude "
+            "one of 'most_bytes' and 'most_lost' must be given, and they exclude "
             f"each other. Got {most_bytes!r} and {most_lost!r}."
         )
     if most_bytes is None:
-        check_number("search_recipe", "most_lost", most_lost, "[0, 100]")
+        check_number("most_lost", most_lost, "[0, 100]")
     else:
-        check_whole_number("search_recipe", "most_bytes", most_bytes, "[1, 1000000000]")
+        check_whole_number("most_bytes", most_bytes, "[1, 1000000000]")
     return Budget(most_bytes, most_lost)
 
 
@@ -255,7 +255,7 @@ def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
     least = len(pack(smallest, name))
     if budget.most_bytes < least:
         raise ParameterError(
-            f"search_recipe(): 'most_bytes' can't be met: the smallest file of this search has about "
+            f"'most_bytes' can't be met: the smallest file of this search has about "
             f"{least:,} bytes. Got {budget.most_bytes:,}."
         )
 

@@ -23,7 +23,7 @@ class FineTune:
     epochs: int
 
     def __post_init__(self):
-        check_whole_number("FineTune", "epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(model, self.epochs)
@@ -41,9 +41,9 @@ class Prune:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_each("Prune", "sparsity", self.sparsity, check_number, "(0, 1)")
-        check_whole_number("Prune", "steps", self.steps, "[1, 1000]")
-        check_whole_number("Prune", "epochs", self.epochs, EPOCHS)
+        _check_each("sparsity", self.sparsity, check_number, "(0, 1)")
+        check_whole_number("steps", self.steps, "[1, 1000]")
+        check_whole_number("epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: layer.weight != 0 for name, layer in weighted_layers(model).items()}
@@ -74,8 +74,8 @@ class PruneUnits:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_each("PruneUnits", "ratio", self.ratio, check_number, "[0, 1)")
-        check_whole_number("PruneUnits", "epochs", self.epochs, EPOCHS)
+        _check_each("ratio", self.ratio, check_number, "[0, 1)")
+        check_whole_number("epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return hard_prune(fine_tune(with_masks(hard_prune(prune_channels(model, self.ratio))), self.epochs))
@@ -92,7 +92,7 @@ class Quantize:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_bits("Quantize", self.num_bits, self.epochs)
+        _check_bits(self.num_bits, self.epochs)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(quantize_weights(model, self.num_bits, "per_tensor"), self.epochs)
@@ -111,8 +111,8 @@ class Share:
     bias_bits: int = 4
 
     def __post_init__(self):
-        _check_bits("Share", self.num_bits, self.epochs)
-        check_whole_number("Share", "bias_bits", self.bias_bits, "[1, 8]")
+        _check_bits(self.num_bits, self.epochs)
+        check_whole_number("bias_bits", self.bias_bits, "[1, 8]")
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         shared = share_weights(model, self.num_bits)
@@ -151,14 +151,14 @@ def _halve(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _check_bits(stage: str, num_bits: int | dict[str, int], epochs: int) -> None:
-    _check_each(stage, "num_bits", num_bits, check_whole_number, "[1, 8]")
-    check_whole_number(stage, "epochs", epochs, EPOCHS)
+def _check_bits(num_bits: int | dict[str, int], epochs: int) -> None:
+    _check_each("num_bits", num_bits, check_whole_number, "[1, 8]")
+    check_whole_number("epochs", epochs, EPOCHS)
 
 
-def _check_each(stage: str, argument: str, value: object, check: Callable, allowed: str) -> None:
+def _check_each(argument: str, value: object, check: Callable, allowed: str) -> None:
     """Check one number, or those for each layer by name."""
     if not isinstance(value, dict) or not value:
-        return check(stage, argument, value, allowed)
+        return check(argument, value, allowed)
     for layer, number in value.items():
-        check(stage, f"{argument} of layer {layer}", number, allowed)
+        check(f"{argument} of layer {layer}", number, allowed)

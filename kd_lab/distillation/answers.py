@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_number
+from kd_lab.errors import ParameterError, called_function, check_number
 from kd_lab.evaluation import accuracy, check_data, check_labels
 from kd_lab.models import check_tensors, predict
 from kd_lab.training import Data, History, train
@@ -17,8 +17,8 @@ TEMPERATURES, ALPHAS = "(0, 1000]", "[0, 1]"
 
 def soft_targets(logits: Tensor, temperature: float) -> Tensor:
     """Return softmax(logits / T), the softened answers (N, classes): the hotter, the more alike the classes."""
-    check_number("soft_targets", "temperature", temperature, TEMPERATURES)
-    check_tensors("soft_targets", logits=logits)
+    check_number("temperature", temperature, TEMPERATURES)
+    check_tensors(logits=logits)
     return F.softmax(logits / temperature, dim=-1)
 
 
@@ -28,8 +28,8 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     T² makes up for the gradients, which shrink as 1/T² (section 2 of the paper). As T grows, the gradient comes to
     (z - v) / classes for each image, z and v being student's and teacher's logits less their means (section 2.1).
     """
-    check_number("soft_loss", "temperature", temperature, TEMPERATURES)
-    _check_logits("soft_loss", student_logits, teacher_logits)
+    check_number("temperature", temperature, TEMPERATURES)
+    _check_logits(student_logits, teacher_logits)
     return temperature**2 * F.kl_div(
         F.log_softmax(student_logits / temperature, dim=1),
         F.log_softmax(teacher_logits / temperature, dim=1),
@@ -40,7 +40,7 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Return the mean squared difference of the logits (N, classes): Ba & Caruana 2014, arXiv 1312.6184."""
-    _check_logits("logit_loss", student_logits, teacher_logits)
+    _check_logits(student_logits, teacher_logits)
     return F.mse_loss(student_logits, teacher_logits)
 
 
@@ -48,16 +48,10 @@ def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
 ) -> Tensor:
     """Return alpha·(cross-entropy with the labels) + (1 - alpha)·`soft_loss`; alpha is 0 to 1, labels are (N,)."""
-    check_number("distillation_loss", "alpha", alpha, ALPHAS)
+    check_number("alpha", alpha, ALPHAS)
     soft = soft_loss(student_logits, teacher_logits, temperature)
-    check_shapes(
-        "distillation_loss",
-        "'labels' must be (N,) for logits (N, classes)",
-        lambda a, b: a == b[:1],
-        labels,
-        student_logits,
-    )
-    check_labels("distillation_loss", student_logits, labels)
+    check_shapes("'labels' must be (N,) for logits (N, classes)", lambda a, b: a == b[:1], labels, student_logits)
+    check_labels(student_logits, labels)
     return alpha * F.cross_entropy(student_logits, labels) + (1 - alpha) * soft
 
 
@@ -69,8 +63,8 @@ class DistillationLoss:
     alpha: float
 
     def __post_init__(self):
-        check_number("DistillationLoss", "temperature", self.temperature, TEMPERATURES)
-        check_number("DistillationLoss", "alpha", self.alpha, ALPHAS)
+        check_number("temperature", self.temperature, TEMPERATURES)
+        check_number("alpha", self.alpha, ALPHAS)
 
     def __call__(self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the `distillation_loss` of a batch."""
@@ -79,9 +73,9 @@ class DistillationLoss:
 
 def with_answers(teacher: nn.Module, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     """Return (images, labels, logits): the teacher, frozen and in evaluation mode, has answered each image once."""
-    check_data("with_answers", teacher, data)
+    check_data(teacher, data)
     images, labels, *_ = data
-    return images, labels, predict(teacher, images, "with_answers")
+    return images, labels, predict(teacher, images)
 
 
 def distil(
@@ -100,28 +94,27 @@ def distil(
     ParameterError where they have not the same classes.
     """
     loss = DistillationLoss(temperature, alpha)
-    check_teacher("distil", student, teacher, validation)
-    check_data("distil", student, data)
+    check_teacher(student, teacher, validation)
+    check_data(student, data)
     return train(student, with_answers(teacher, data), loss, validation=with_answers(teacher, validation), **settings)
 
 
-def check_teacher(function: str, student: nn.Module, teacher: nn.Module, validation: Data) -> None:
+def check_teacher(student: nn.Module, teacher: nn.Module, validation: Data) -> None:
     """Raise a ParameterError unless both answer in the same classes; warn where the student is the better one."""
     for model in (student, teacher):
-        check_data(function, model, validation)
-    _check_logits(function, *(predict(model, validation[0][:2], function) for model in (student, teacher)))
+        check_data(model, validation)
+    _check_logits(*(predict(model, validation[0][:2]) for model in (student, teacher)))
     student_knows, teacher_knows = (accuracy(model, validation) for model in (student, teacher))
     if student_knows.correct > teacher_knows.correct:
         warnings.warn(
-            f"{function}(): the student reads {100 * student_knows.value:.2f} % of the validation images, "
+            f"{called_function()}(): the student reads {100 * student_knows.value:.2f} % of the validation images, "
             f"its teacher {100 * teacher_knows.value:.2f} %. Did you swap them?",
             stacklevel=3,
         )
 
 
-def _check_logits(function: str, student_logits: Tensor, teacher_logits: Tensor) -> None:
+def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     check_shapes(
-        function,
         "'student_logits' and 'teacher_logits' must have one shape (N, classes)",
         lambda a, b: a == b and len(a) == 2,
         student_logits,
@@ -129,11 +122,11 @@ def _check_logits(function: str, student_logits: Tensor, teacher_logits: Tensor)
     )
 
 
-def check_shapes(function: str, rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
+def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
     """Raise a ParameterError unless their shapes fit.
 
     Only shapes are looked at: where a student's outputs become NaN, `train` must see a loss of NaN.
     """
     shapes = [tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]
     if str in map(type, shapes) or not fits(*shapes):
-        raise ParameterError(f"{function}(): {rule}. Got {' and '.join(map(str, shapes))}.")
+        raise ParameterError(f"{rule}. Got {' and '.join(map(str, shapes))}.")

@@ -22,7 +22,7 @@ def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
 
     It is the loss of FitNets (Romero et al. 2015, arXiv 1412.6550, equation 3) but for a factor.
     """
-    check_shapes("hint_loss", "outputs must be of one shape", lambda a, b: a == b, output, hint)
+    check_shapes("outputs must be of one shape", lambda a, b: a == b, output, hint)
     return F.mse_loss(output, hint)
 
 
@@ -31,13 +31,13 @@ def attention_map(output: Tensor) -> Tensor:
 
     The squares are summed over the channels (Zagoruyko & Komodakis 2017, arXiv 1612.03928, section 3.1).
     """
-    check_shapes("attention_map", "outputs must be (N, channels, height, width)", lambda shape: len(shape) == 4, output)
+    check_shapes("outputs must be (N, channels, height, width)", lambda shape: len(shape) == 4, output)
     return F.normalize(output.square().sum(dim=1).flatten(1), dim=1)
 
 
 def attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Return the squared distance of two attention maps (N, height·width), 0 to 2, the mean over the images."""
-    check_shapes("attention_loss", "outputs must be maps of one shape", lambda a, b: a == b, student_map, teacher_map)
+    check_shapes("outputs must be maps of one shape", lambda a, b: a == b, student_map, teacher_map)
     return (student_map - teacher_map).square().sum(dim=1).mean()
 
 
@@ -46,18 +46,14 @@ def similarity_map(output: Tensor) -> Tensor:
 
     Row i holds the products of image i with all (Tung & Mori 2019, arXiv 1907.09682, equations 1 to 3).
     """
-    check_shapes("similarity_map", "outputs must be (N, …)", lambda shape: len(shape) > 1, output)
+    check_shapes("outputs must be (N, …)", lambda shape: len(shape) > 1, output)
     return F.normalize(output.flatten(1) @ output.flatten(1).T, dim=1)
 
 
 def similarity_loss(student_output: Tensor, teacher_output: Tensor) -> Tensor:
     """Return the mean squared difference of the similarity maps of two outputs (N, …), of any widths: equation 4."""
     check_shapes(
-        "similarity_loss",
-        "outputs must be (N, …) for the same N images",
-        lambda a, b: a[:1] == b[:1],
-        student_output,
-        teacher_output,
+        "outputs must be (N, …) for the same N images", lambda a, b: a[:1] == b[:1], student_output, teacher_output
     )
     return F.mse_loss(similarity_map(student_output), similarity_map(teacher_output))
 
@@ -78,8 +74,8 @@ class InsidesLoss:
     alpha: float
 
     def __post_init__(self):
-        check_choice("InsidesLoss", "kind", self.kind, list(LOSSES))
-        check_number("InsidesLoss", "weight", self.weight, WEIGHTS)
+        check_choice("kind", self.kind, list(LOSSES))
+        check_number("weight", self.weight, WEIGHTS)
         DistillationLoss(self.temperature, self.alpha)  # refuses what it must
 
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
@@ -97,7 +93,7 @@ class Hinted(nn.Module):
 
     def __init__(self, model: nn.Module, layer: str, translate: Callable[[Tensor], Tensor], answers: bool = True):
         super().__init__()
-        _check_layer("Hinted", "layer", model, layer)
+        _check_layer("layer", model, layer)
         self.model, self.layer, self.translate, self.answers = model, layer, translate, answers
 
     def forward(self, images: Tensor) -> Tensor:
@@ -113,7 +109,7 @@ def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0
     For maps of one height and width it is a 1×1 convolution, else a Linear layer on the flattened output; where the
     shapes are the same, nothing stands between the two.
     """
-    check_whole_number("regressor", "seed", seed, "[0, 1000000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
     if tuple(shape) == tuple(hint_shape):
         return nn.Identity()
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
@@ -123,21 +119,18 @@ def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0
         return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), torch.Size(hint_shape).numel()))
 
 
-def layer_outputs(
-    model: nn.Module, layer: str, images: Tensor, function: str = "layer_outputs", argument: str = "layer"
-) -> Tensor:
+def layer_outputs(model: nn.Module, layer: str, images: Tensor, argument: str = "layer") -> Tensor:
     """Return what a layer, by its name in the model, gives for the images: (N, …), as `predict` runs the model.
 
-    Raises a ParameterError, in the name of `function` and `argument`, for a layer that does not give one tensor (N, …).
+    Raises a ParameterError for a layer that does not give one tensor (N, …).
     """
-    _check_layer(function, argument, model, layer)
+    _check_layer(argument, model, layer)
     with _listening(model, layer) as outputs:
-        predict(model, images, function)
+        predict(model, images)
     tensors = [output for output in outputs if isinstance(output, Tensor) and output.dim() > 1]
     if sum(map(len, tensors)) != len(images):
         raise ParameterError(
-            f"{function}(): {argument!r} must be a layer that gives one tensor (N, …) for N images. "
-            f"Layer {layer!r} does not."
+            f"{argument!r} must be a layer that gives one tensor (N, …) for N images. Layer {layer!r} does not."
         )
     return torch.cat(tensors)
 
@@ -164,16 +157,16 @@ def distil_insides(
     convolution of 16×14×14 numbers takes 690 MB for 55,000 images; of attention maps only a channel's worth is kept.
     """
     loss = InsidesLoss(kind, weight, temperature, alpha)
-    check_teacher("distil_insides", student, teacher, validation)
-    learner, source = _hinted("distil_insides", kind, student, teacher, student_layer, teacher_layer, validation, seed)
+    check_teacher(student, teacher, validation)
+    learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
 
     def with_hints(part: Data) -> Data:
         images, labels, *_ = part
         return images, labels, *predict(source, images).tensor_split([classes], dim=1)
 
     classes = predict(teacher, validation[0][:2]).shape[1]
-    check_data("distil_insides", student, data)
-    check_labels("distil_insides", predict(student, data[0][:2]), data[1])
+    check_data(student, data)
+    check_labels(predict(student, data[0][:2]), data[1])
     return _train_hinted(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
 
 
@@ -194,17 +187,16 @@ def train_on_hints(
     It is the first stage of FitNets; the weights behind the layer stay as they were, and `distil` is the second stage.
     Neither labels nor the teacher's answers count. The arguments are those of `distil_insides`.
     """
-    check_choice("train_on_hints", "kind", kind, list(LOSSES))
-    check_teacher("train_on_hints", student, teacher, validation)
-    learner, source = _hinted("train_on_hints", kind, student, teacher, student_layer, teacher_layer, validation, seed)
+    check_choice("kind", kind, list(LOSSES))
+    check_teacher(student, teacher, validation)
+    learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
     learner.answers = source.answers = False
-    check_data("train_on_hints", student, data)
+    check_data(student, data)
     parts = [(images, predict(source, images)) for images, *_ in (data, validation)]
     return _train_hinted(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
 
 
 def _hinted(
-    function: str,
     kind: str,
     student: nn.Module,
     teacher: nn.Module,
@@ -215,14 +207,14 @@ def _hinted(
 ) -> tuple[Hinted, Hinted]:
     """Return student and teacher, each so that it gives its layer's output in the form that is compared."""
     outputs = [
-        layer_outputs(student, student_layer, validation[0][:2], function, "student_layer"),
-        layer_outputs(teacher, teacher_layer, validation[0][:2], function, "teacher_layer"),
+        layer_outputs(student, student_layer, validation[0][:2], "student_layer"),
+        layer_outputs(teacher, teacher_layer, validation[0][:2], "teacher_layer"),
     ]
-    _check_reach(function, student, student_layer, validation[0][:2])
+    _check_reach(student, student_layer, validation[0][:2])
     shapes = [tuple(output.shape[1:]) for output in outputs]
     if kind == "attention" and (len(shapes[0]) != 3 or shapes[0][1:] != shapes[1][1:]):
         raise ParameterError(
-            f"{function}(): attention maps need layers (channels, height, width) of one height and "
+            f"attention maps need layers (channels, height, width) of one height and "
             f"width. The student's layer {student_layer!r} gives {shapes[0]}, the teacher's "
             f"{teacher_layer!r} {shapes[1]}."
         )
@@ -231,18 +223,18 @@ def _hinted(
     return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
 
 
-def _check_layer(function: str, argument: str, model: nn.Module, layer: str) -> None:
-    check_model(function, model)
-    check_choice(function, argument, layer, [name for name, _ in model.named_modules() if name])
+def _check_layer(argument: str, model: nn.Module, layer: str) -> None:
+    check_model(model)
+    check_choice(argument, layer, [name for name, _ in model.named_modules() if name])
 
 
-def _check_reach(function: str, student: nn.Module, layer: str, images: Tensor) -> None:
+def _check_reach(student: nn.Module, layer: str, images: Tensor) -> None:
     """Raise a ParameterError where a loss on the layer's output would reach no weight of the student."""
     with evaluation_mode(student), torch.enable_grad(), _listening(student, layer) as outputs:
         student(images)
     if not outputs[0].requires_grad:
         raise ParameterError(
-            f"{function}(): 'student_layer' must be a layer whose output depends on weights that can "
+            f"'student_layer' must be a layer whose output depends on weights that can "
             f"be trained. That of {layer!r} does not."
         )
 

@@ -15,7 +15,7 @@ SHOWN = 5  # of the parameters that don't fit
 
 def used_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters by name; of a weight with parametrizations (a mask, rounding) the one that is used."""
-    check_model("used_parameters", model)
+    check_model(model)
     found = {}
     for name, module in model.named_modules():
         own = [key for key, _ in module.named_parameters(recurse=False)]
@@ -32,16 +32,15 @@ def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] 
     penalty raises a ParameterError, which `train` does before it begins, for a student whose parameters have other
     names or shapes.
     """
-    function = "match_parameters"
-    check_number(function, "strength", strength, "[0, 1e6]")
-    check_model(function, teacher)
+    check_number("strength", strength, "[0, 1e6]")
+    check_model(teacher)
     targets = {name: parameter.detach() for name, parameter in used_parameters(make_permanent(teacher)).items()}
-    _check_layers(function, layers, sorted({name.rpartition(".")[0] for name in targets}))
+    _check_layers(layers, sorted({name.rpartition(".")[0] for name in targets}))
     targets = _chosen(targets, layers)
 
     def penalty(student: nn.Module) -> Tensor:
         found = _chosen(used_parameters(student), layers)
-        _check_shapes(function, found, targets)
+        _check_shapes(found, targets)
         return strength * sum((found[name] - target).abs().sum() for name, target in targets.items())
 
     return penalty
@@ -53,15 +52,15 @@ def _chosen(parameters: dict[str, Tensor], layers: Sequence[str] | None) -> dict
     }
 
 
-def _check_layers(function: str, layers: Sequence[str] | None, present: list[str]) -> None:
+def _check_layers(layers: Sequence[str] | None, present: list[str]) -> None:
     if not present:
-        raise ParameterError(f"{function}(): 'teacher' must have parameters. Got a network without any.")
-    check_kind(function, "layers", layers, (list, tuple, type(None)), "a list of names, as in ['1'], or None for all")
+        raise ParameterError("'teacher' must have parameters. Got a network without any.")
+    check_kind("layers", layers, (list, tuple, type(None)), "a list of names, as in ['1'], or None for all")
     for name in layers or ([] if layers is None else [layers]):  # an empty list is no choice
-        check_choice(function, "layers", name, present)
+        check_choice("layers", name, present)
 
 
-def _check_shapes(function: str, found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+def _check_shapes(found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     """Raise a ParameterError that names the parameters which one has and the other has not, or in another shape."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (found, targets)]
     others = [
@@ -71,7 +70,7 @@ def _check_shapes(function: str, found: dict[str, Tensor], targets: dict[str, Te
     ]
     if others:
         raise ParameterError(
-            f"{function}(): student and teacher must have the same parameters. They differ in "
+            f"student and teacher must have the same parameters. They differ in "
             f"{'; '.join(others[:SHOWN])}{'; …' if len(others) > SHOWN else '.'} 'layers' can name "
             "those to compare."
         )

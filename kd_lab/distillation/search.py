@@ -28,7 +28,7 @@ def try_setting(
     fit: Callable[[float, float], nn.Module], temperature: float, alpha: float, validation: tuple[Tensor, Tensor]
 ) -> Trial:
     """Return the Trial of the student that `fit(temperature, alpha)` trains."""
-    check_kind("try_setting", "fit", fit, Callable, "a function of temperature and alpha")
+    check_kind("fit", fit, Callable, "a function of temperature and alpha")
     student = fit(temperature, alpha)
     found = accuracy(student, validation)  # says what is wrong with either
     return Trial(temperature, alpha, found, mean_cross_entropy(student, validation))
@@ -42,8 +42,8 @@ def search_settings(
     After a few at random, each next one is where a Gaussian process, fitted to the runs so far, expects the largest
     improvement in accuracy (Jones et al. 1998; Optuna's GPSampler).
     """
-    check_whole_number("search_settings", "runs", runs, "[1, 1000]")
-    check_whole_number("search_settings", "seed", seed, "[0, 1000000]")
+    check_whole_number("runs", runs, "[1, 1000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
     optuna = optional("optuna", "optuna")  # which Colab has not
     trials = []
 
@@ -73,6 +73,6 @@ def quiet_optuna() -> Iterator[None]:
 def best_trial(trials: list[Trial]) -> Trial:
     """Return the one with the smallest loss among those whose accuracy is within 0.25 points of the best."""
     if not trials:
-        raise ParameterError("best_trial(): 'trials' must be one or more, as search_settings gives them. Got none.")
+        raise ParameterError("'trials' must be one or more, as search_settings gives them. Got none.")
     best = max(trial.accuracy.value for trial in trials)
     return min((trial for trial in trials if trial.accuracy.value > best - ALIKE), key=lambda trial: trial.loss)

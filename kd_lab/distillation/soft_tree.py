@@ -36,8 +36,8 @@ class SoftTree(nn.Module):
 
     def __init__(self, depth: int, seed: int = 0):
         super().__init__()
-        check_whole_number("SoftTree", "depth", depth, "[1, 12]")
-        check_whole_number("SoftTree", "seed", seed, "[0, 1000000]")
+        check_whole_number("depth", depth, "[1, 12]")
+        check_whole_number("seed", seed, "[0, 1000000]")
         self.depth = depth
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
@@ -73,7 +73,7 @@ class SoftTree(nn.Module):
 
     def paths(self, images: Tensor) -> Paths:
         """Return the most probable path of each image (N, 1, 28, 28), the one to its most probable leaf."""
-        predict(self, images[:1], "SoftTree.paths")  # names images that it can't read
+        predict(self, images[:1])  # names images that it can't read
         with torch.no_grad():
             turns = self.log_turns(images)
             leaf = self.log_levels(turns)[-1].argmax(dim=1)
@@ -89,7 +89,7 @@ class SingleLeaf(nn.Module):
 
     def __init__(self, tree: SoftTree):
         super().__init__()
-        check_soft_tree("SingleLeaf", tree)
+        check_soft_tree(tree)
         self.tree = tree
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,9 +103,9 @@ def balance_penalty(tree: SoftTree, images: Tensor) -> Tensor:
     -Σ 2^-level·(log a + log(1 - a))/2, where a is a node's mean probability of going right, weighed by how probably
     each image (N, 1, 28, 28) gets there. Without it, nodes that send all digits one way leave half a tree unused.
     """
-    check_soft_tree("balance_penalty", tree)
-    check_tensors("balance_penalty", images=images)
-    predict(tree, images[:1], "balance_penalty")  # names images that it can't read
+    check_soft_tree(tree)
+    check_tensors(images=images)
+    predict(tree, images[:1])  # names images that it can't read
     turns = tree.log_turns(images)
     reached = torch.cat(tree.log_levels(turns)[:-1], dim=1)  # (N, nodes)
     shares = torch.logsumexp(reached.unsqueeze(2) + turns, dim=0) - torch.logsumexp(reached, dim=0).unsqueeze(1)
@@ -113,6 +113,6 @@ def balance_penalty(tree: SoftTree, images: Tensor) -> Tensor:
     return -(strength * shares.mean(dim=1)).sum()
 
 
-def check_soft_tree(function: str, tree: object) -> None:
+def check_soft_tree(tree: object) -> None:
     """Raise a ParameterError unless it is a soft tree."""
-    check_kind(function, "tree", tree, SoftTree, "a SoftTree")
+    check_kind("tree", tree, SoftTree, "a SoftTree")

@@ -14,8 +14,8 @@ def small_student(width: int = 30, seed: int = 0) -> nn.Module:
     They are those that torch itself would draw, but no global random numbers are used, so that it may be built in the
     background.
     """
-    check_whole_number("small_student", "width", width, "[1, 10000]")
-    check_whole_number("small_student", "seed", seed, "[0, 1000000]")
+    check_whole_number("width", width, "[1, 10000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
     hidden, output = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((784, width), (width, 10)))
     generator = torch.Generator().manual_seed(seed)
     for layer in (hidden, output):
@@ -31,7 +31,7 @@ def student_recipe(images: int) -> dict[str, float]:
     Its "epochs" are the points of a curve, of which the one with the smallest validation loss is kept. Chosen on the
     validation part, at 30 hidden units, by the students that learn from labels alone.
     """
-    check_whole_number("student_recipe", "images", images, "[1, 1e9]")
+    check_whole_number("images", images, "[1, 1e9]")
     batch_size, steps, learning_rate = next(recipe for most, recipe in RECIPES.items() if images <= most)
     return {
         "epochs": POINTS,

@@ -25,13 +25,13 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
     Where a filter is red, ink sends a digit right; where it is blue, left. The most probable path of `image`
     (1, 28, 28) is drawn with its outline and the probabilities of its turns. Raises a ParameterError for a deeper tree.
     """
-    check_soft_tree("draw_soft_tree", tree)
+    check_soft_tree(tree)
     if tree.depth > DEEPEST:
         raise ParameterError(
-            f"draw_soft_tree(): 'tree' must be at most {DEEPEST} deep to be drawn as a whole. "
+            f"'tree' must be at most {DEEPEST} deep to be drawn as a whole. "
             f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?"
         )
-    path = {} if image is None else _path("draw_soft_tree", tree, image)
+    path = {} if image is None else _path(tree, image)
     figure, cells = _draw_tree(
         range(2 ** (tree.depth + 1) - 1), tree.depth, path, "Red: ink here sends right.\nBlue: ink here sends left."
     )
@@ -54,8 +54,8 @@ def draw_path(tree: SoftTree, image: Tensor) -> Figure:
     Above each filter stand the turn there and its probability. The colours are those of `draw_soft_tree`; the tree may
     have any depth.
     """
-    check_soft_tree("draw_path", tree)
-    (_root, *path), filters = _path("draw_path", tree, image).items(), _filters(tree)
+    check_soft_tree(tree)
+    (_root, *path), filters = _path(tree, image).items(), _filters(tree)
     figure, row = plt.subplots(1, tree.depth + 2, figsize=(1.1 * (tree.depth + 2), 1.6), layout="constrained")
     _show_digit(row[0], image)
     for axes, (node, probability) in zip(row[1:-1], path, strict=True):
@@ -72,10 +72,10 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     Each node is the mean of those `images` (N, 1, 28, 28) that reach it, and shows the one pixel that it asks; a digit
     with little ink there goes left, one with more goes right.
     """
-    check_kind("draw_tree", "trees", trees, Trees, "what fit_trees returns")
-    check_whole_number("draw_tree", "levels", levels, f"[1, {DEEPEST}]")
-    check_tensors("draw_tree", 4, images=images)
-    predict(trees, images[:1], "draw_tree")  # names images that it can't read
+    check_kind("trees", trees, Trees, "what fit_trees returns")
+    check_whole_number("levels", levels, f"[1, {DEEPEST}]")
+    check_tensors(4, images=images)
+    predict(trees, images[:1])  # names images that it can't read
     tree = trees.estimators[0]
     nodes = _nodes(tree, levels)
     reached = torch.tensor(tree.decision_path(images.flatten(1).numpy()).toarray(), dtype=torch.bool)  # (N, nodes)
@@ -89,13 +89,13 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     return figure
 
 
-def _path(function: str, tree: SoftTree, image: Tensor) -> dict[int, float]:
+def _path(tree: SoftTree, image: Tensor) -> dict[int, float]:
     """Return the nodes on the most probable path of an image, each with how probably it follows the one before.
 
     A leaf is counted as if it were the next of the inner nodes.
     """
-    check_tensors(function, 3, image=image)
-    predict(tree, image.unsqueeze(0), function)  # names an image that it can't read
+    check_tensors(3, image=image)
+    predict(tree, image.unsqueeze(0))  # names an image that it can't read
     nodes, right, probabilities, _leaf = (part[0] for part in tree.paths(image.unsqueeze(0)))
     return {0: 1.0} | dict(zip((2 * nodes + 1 + right).tolist(), probabilities.tolist(), strict=True))
 

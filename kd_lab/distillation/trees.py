@@ -34,24 +34,22 @@ def fit_trees(images: Tensor, answers: Tensor, *, max_leaf_nodes: int, trees: in
     own sample of the images and, at each node, of the pixels. Raises a ParameterError for answers that are not
     probabilities or not as many as the images (N, 1, 28, 28).
     """
-    check_whole_number("fit_trees", "max_leaf_nodes", max_leaf_nodes, "[2, 60000]")
-    check_whole_number("fit_trees", "trees", trees, "[1, 1000]")
-    check_whole_number("fit_trees", "seed", seed, "[0, 1000000]")
-    _check_examples("fit_trees", images, answers)
+    check_whole_number("max_leaf_nodes", max_leaf_nodes, "[2, 60000]")
+    check_whole_number("trees", trees, "[1, 1000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
+    _check_examples(images, answers)
     sampled = {"bootstrap": True, "max_features": "sqrt"} if trees > 1 else {"bootstrap": False, "max_features": 1.0}
     forest = RandomForestRegressor(trees, max_leaf_nodes=max_leaf_nodes, random_state=seed, n_jobs=1, **sampled)
     return Trees(forest.fit(images.flatten(1).numpy(), answers.detach().numpy()).estimators_)
 
 
-def _check_examples(function: str, images: Tensor, answers: Tensor) -> None:
-    check_tensors(function, 4, torch.float32, images=images)
-    check_tensors(function, 2, answers=answers)
+def _check_examples(images: Tensor, answers: Tensor) -> None:
+    check_tensors(4, torch.float32, images=images)
+    check_tensors(2, answers=answers)
     if len(images) != len(answers):
-        raise ParameterError(
-            f"{function}(): 'images' and 'answers' must be equally many. Got {len(images)} and {len(answers)}."
-        )
+        raise ParameterError(f"'images' and 'answers' must be equally many. Got {len(images)} and {len(answers)}.")
     if answers.min() < 0 or not torch.allclose(answers.sum(dim=1).float(), torch.ones(len(answers)), atol=1e-3):
         raise ParameterError(
-            f"{function}(): 'answers' must be probabilities (N, classes), as soft_targets(logits, "
+            "'answers' must be probabilities (N, classes), as soft_targets(logits, "
             "temperature) gives. Got rows that do not sum to 1."
         )

@@ -37,8 +37,8 @@ class DistillationPanel(Panel):
     """
 
     def __init__(self, teacher: torch.nn.Module, data: Mnist):
-        self._teacher = dense_network("DistillationPanel", teacher, data)
-        check_teacher("DistillationPanel", small_student(), self._teacher, data.validation)
+        self._teacher = dense_network(teacher, data)
+        check_teacher(small_student(), self._teacher, data.validation)
         self._data, self._costs = data, _costs(self._teacher)
         self._validation = with_answers(self._teacher, data.validation)
         self._train_logits = torch.empty(0, 10)  # the teacher's, as far as they were needed

@@ -54,10 +54,8 @@ class LeastSquaresPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
-        dense = dense_network("LeastSquaresPanel", model, data)
-        self._hessian = damped_hessian(
-            layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES], "LeastSquaresPanel")
-        )
+        dense = dense_network(model, data)
+        self._hessian = damped_hessian(layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES]))
         inputs = layer_inputs(dense, layer, data.validation.images[:FIRST]).double()
         self._moments = inputs.T @ inputs
         self._layer, self._kind = layer, describe(weighted_layers(dense)[layer])

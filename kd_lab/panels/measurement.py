@@ -18,13 +18,13 @@ from kd_lab.pruning import importances
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn
 
 
-def dense_network(function: str, model: nn.Module, data: Mnist) -> nn.Module:
-    """Return an ordinary copy of a panel's network; refuse, in the name of `function`, what can't be measured."""
-    weighted_layers(model, function)
-    check_kind(function, "data", data, Mnist, "what load_mnist() gives")
+def dense_network(model: nn.Module, data: Mnist) -> nn.Module:
+    """Return an ordinary copy of a panel's network; refuse  what can't be measured."""
+    weighted_layers(model)
+    check_kind("data", data, Mnist, "what load_mnist() gives")
     dense = make_permanent(model)
-    correct_answers(dense, data.validation[:10], function)  # which hold every label
-    importances(dense, "magnitude", function=function)  # says so where weights are no numbers
+    correct_answers(dense, data.validation[:10])  # which hold every label
+    importances(dense, "magnitude")  # says so where weights are no numbers
     return dense
 
 

@@ -71,10 +71,9 @@ class Panel:
 
     def set(self, **values: Any) -> None:
         """Set controls by name, as a learner would with the mouse; all are checked before any is changed."""
-        function = f"{type(self).__name__}.set"
         for name, value in values.items():
-            check_choice(function, "name of the control", name, list(self.controls))
-            _check_control(function, name, self.controls[name], value)
+            check_choice("name of the control", name, list(self.controls))
+            _check_control(name, self.controls[name], value)
         for name, value in values.items():
             self.controls[name].value = value
 
@@ -145,11 +144,11 @@ def _fixed(width: int, height: int) -> widgets.Layout:
     return widgets.Layout(width=f"{width}px", height=f"{height}px", min_height=f"{height}px")
 
 
-def _check_control(function: str, name: str, control: widgets.Widget, value: Any) -> None:
+def _check_control(name: str, control: widgets.Widget, value: Any) -> None:
     if isinstance(control, Slider):
-        control.check(function, value)
+        control.check(value)
     else:
-        check_choice(function, name, value, list(control.options))
+        check_choice(name, value, list(control.options))
 
 
 def _replace_earlier(panel: Panel) -> None:

@@ -31,7 +31,7 @@ class PruningPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        self._dense = dense_network("PruningPanel", model, data)
+        self._dense = dense_network(model, data)
         self._pruned = copy.deepcopy(self._dense)
         self._layers = weighted_layers(self._dense)
         self._data = data

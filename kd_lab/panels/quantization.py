@@ -38,7 +38,7 @@ class QuantizationPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        self._dense = fold_batch_norm(dense_network("QuantizationPanel", model, data))
+        self._dense = fold_batch_norm(dense_network(model, data))
         self._quantized = quantize_activations(self._dense, data.train.images[:1])  # with a place for every quantizer
         self._layers = weighted_layers(self._dense)
         self._data = data

@@ -45,8 +45,8 @@ class RecipePanel(Panel):
     """
 
     def __init__(self, model: nn.Module, name: str, teacher: nn.Module, data: Mnist):
-        check_recipe("RecipePanel", model, name, teacher, data, {})
-        self._dense, self._name = dense_network("RecipePanel", model, data), name
+        check_recipe(model, name, teacher, data, {})
+        self._dense, self._name = dense_network(model, data), name
         self._data = data
         self._taught = [with_answers(teacher, part) for part in (data.train[:IMAGES], data.validation)]
         self._start = self._step(self._dense)

@@ -12,7 +12,7 @@ class _Value(traitlets.TraitType):
     """Check a value where it is set; a validator of the widget would be passed over by what the browser sends."""
 
     def validate(self, slider: "Slider", value: Any) -> float:
-        slider.check("slider", value)
+        slider.check(value)
         return slider.kind(value)
 
 
@@ -65,9 +65,9 @@ class Slider(anywidget.AnyWidget):
     min, max, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 1.0, 0.01, 1.0))
     value = _Value(0.0).tag(sync=True)
 
-    def check(self, function: str, value: Any) -> None:
-        """Raise a ParameterError, in the name of `function`, for a value that the slider can't stand at."""
-        self.check_kind(function, self.label, value, f"[{self.min:g}, {self.max:g}]")
+    def check(self, value: Any) -> None:
+        """Raise a ParameterError for a value that the slider can't stand at."""
+        self.check_kind(self.label, value, f"[{self.min:g}, {self.max:g}]")
 
 
 class FractionSlider(Slider):

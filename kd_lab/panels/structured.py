@@ -34,9 +34,8 @@ class StructuredPruningPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        function = type(self).__name__
-        self._dense = dense_network(function, model, data)
-        self._groups = find_groups(function, self._dense)
+        self._dense = dense_network(model, data)
+        self._groups = find_groups(self._dense)
         self._data, self._validation = data, Measurement(self._dense, data.validation)
         self._costs = _costs(self._dense)
         self._rankings: dict[str, Ranking] = {}

@@ -23,28 +23,24 @@ NEED_DATA = ("gradient", "weight_gradient")
 
 
 def importances(
-    model: nn.Module,
-    importance: str,
-    data: tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
-    function: str = "importances",
+    model: nn.Module, importance: str, data: tuple[Tensor, Tensor] | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Return the importance of every weight of the Linear layers and convolutions, by the name of the layer.
 
     `data`, (images, labels) from the training part, is what the gradients are averaged over; `seed` is for "random".
     """
-    layers = weighted_layers(model, function)
-    check_choice(function, "importance", importance, list(IMPORTANCES))
-    check_whole_number(function, "seed", seed, "[0, 1000000]")
+    layers = weighted_layers(model)
+    check_choice("importance", importance, list(IMPORTANCES))
+    check_whole_number("seed", seed, "[0, 1000000]")
     if importance in NEED_DATA and data is None:
         raise ParameterError(
-            f"{function}(): importance {importance!r} needs 'data', training images and labels to "
+            f"importance {importance!r} needs 'data', training images and labels to "
             "average the gradients over. Got None."
         )
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
-            raise ParameterError(f"{function}(): the weights must be finite numbers. Those of layer {name!r} are not.")
-    gradients = average_gradients(model, data, function) if importance in NEED_DATA else dict.fromkeys(layers)
+            raise ParameterError(f"the weights must be finite numbers. Those of layer {name!r} are not.")
+    gradients = average_gradients(model, data) if importance in NEED_DATA else dict.fromkeys(layers)
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
         return {
@@ -58,25 +54,23 @@ def layer_adaptive(importance: Tensor) -> Tensor:
     Each is its square over the sum of the squares of those in the layer that are no less important, so the last weight
     of a layer has 1: a layer of few weights is spared (LAMP: Lee et al. 2021, arXiv 2010.07611, equation 3).
     """
-    check_tensors("layer_adaptive", importance=importance)
+    check_tensors(importance=importance)
     squares, order = importance.double().square().flatten().sort(stable=True)
     left = squares.flip(0).cumsum(0).flip(0)  # of this one and all behind it
     scores = torch.empty_like(squares).index_copy_(0, order, squares / left.clamp(min=TINY))
     return scores.view(importance.shape)
 
 
-def average_gradients(
-    model: nn.Module, data: tuple[Tensor, Tensor], function: str = "average_gradients"
-) -> dict[str, Tensor]:
+def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """Return the gradient of the mean cross-entropy over all of the data for each layer's weight, by layer.
 
     It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were.
     """
-    check_data(function, model, data)
+    check_data(model, data)
     images, labels, *_ = data
-    check_labels(function, predict(model, images[:2]), labels)
+    check_labels(predict(model, images[:2]), labels)
     plain = make_permanent(model).eval().requires_grad_(True)
-    weights = {name: layer.weight for name, layer in weighted_layers(plain, function).items()}
+    weights = {name: layer.weight for name, layer in weighted_layers(plain).items()}
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     with torch.enable_grad():
         for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):

@@ -29,14 +29,14 @@ def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) ->
     the layers' outputs are compared on. Layer after layer, each reads what the pruned ones below it give, and aims at
     what it gave in the dense network. Weights that an earlier mask had pruned are the first to go.
     """
-    function, dense, pruned, masks = "prune_least_squares", make_permanent(model), make_permanent(model), {}
-    cut = _check(function, dense, sparsity, images)
+    dense, pruned, masks = make_permanent(model), make_permanent(model), {}
+    cut = _check(dense, sparsity, images)
     for name, fraction in cut.items():
         layer = weighted_layers(pruned)[name]
-        inputs = layer_inputs(pruned, name, images, function)
+        inputs = layer_inputs(pruned, name, images)
         hessian = damped_hessian(inputs)
         # as if the layer had been trained for these inputs: without it, errors add up in a deep network
-        lost = (layer_inputs(dense, name, images, function) - inputs).double() @ layer.weight.flatten(1).double().T
+        lost = (layer_inputs(dense, name, images) - inputs).double() @ layer.weight.flatten(1).double().T
         refit = torch.linalg.solve(hessian, inputs.double().T @ lost / len(inputs)).T
         weight = layer.weight.flatten(1) + refit
         mask = rank({name: least_squares_importance(weight, hessian)}, "per_layer").masks(fraction)[name]
@@ -46,20 +46,20 @@ def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) ->
     return pruned
 
 
-def layer_inputs(model: nn.Module, layer: str, images: Tensor, function: str = "layer_inputs") -> Tensor:
+def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """Return what a layer reads when the model reads the images, in evaluation mode: (N, inputs) for a Linear layer.
 
     For a convolution they are its patches, (N · positions, channels · height · width), as its weight.flatten(1) is laid
-    out. Raises a ParameterError, in the name of `function`, for a grouped one: its outputs read different patches.
+    out. Raises a ParameterError for a grouped one: its outputs read different patches.
     """
-    layers = weighted_layers(model, function)
-    check_choice(function, "layer", layer, list(layers))
-    _check_groups(function, layer, layers[layer])
+    layers = weighted_layers(model)
+    check_choice("layer", layer, list(layers))
+    _check_groups(layer, layers[layer])
     found = []
     with layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0]))):
-        predict(model, images, function)
+        predict(model, images)
     if not found:
-        raise ParameterError(f"{function}(): the model doesn't use its layer {layer!r}.")
+        raise ParameterError(f"the model doesn't use its layer {layer!r}.")
     return torch.cat(found)
 
 
@@ -79,7 +79,7 @@ def damped_hessian(inputs: Tensor) -> Tensor:
     the diagonal; without it H would be singular where inputs never change, as at the edge of MNIST's images. It is
     never zero, so that a layer which reads nothing but zeros is pruned by magnitude.
     """
-    check_tensors("damped_hessian", 2, inputs=inputs)
+    check_tensors(2, inputs=inputs)
     moments = sum(part.double().T @ part.double() for part in inputs.split(10_000)) / len(inputs)
     return moments + DAMPING * moments.diagonal().mean().clamp(min=TINY) * torch.eye(len(moments))
 
@@ -90,7 +90,7 @@ def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
     In each row the weight with the smallest w² / [H⁻¹]ₚₚ goes first, and the others make up for it; so on with those
     that are left. In each row importance never falls along this order, so whatever is cut is a beginning of it.
     """
-    weight, hessian, inverse = _checked("least_squares_importance", weight, hessian)
+    weight, hessian, inverse = _checked(weight, hessian)
     parts = [_removals(rows, inverse) for rows in weight.split(max(1, MEMORY // hessian.numel()))]
     order, growth = (torch.cat(part) for part in zip(*parts, strict=True))
     growing = growth.cummax(dim=1).values * (1 + TIE * torch.arange(len(hessian), dtype=torch.float64))
@@ -142,11 +142,9 @@ def compensated_weight(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
 
     In each row w' is the exact minimum of (w - w') H (w - w')ᵀ over the weights K that are kept: H_KK w'_K = (H w)_K.
     """
-    weight, hessian, inverse = _checked("compensated_weight", weight, hessian)
+    weight, hessian, inverse = _checked(weight, hessian)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ParameterError(
-            f"compensated_weight(): 'mask' must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}."
-        )
+        raise ParameterError(f"'mask' must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}.")
     target, result = weight @ hessian, torch.zeros_like(weight)
     for row, kept in enumerate(mask):
         gone = ~kept
@@ -163,40 +161,38 @@ def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
     return torch.cholesky_solve(vector.unsqueeze(1), torch.linalg.cholesky(matrix)).squeeze(1)
 
 
-def _check(function: str, model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
+def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
     """Return the sparsity of each layer to prune, in the order of the layers; refuse before the long work begins."""
-    layers = weighted_layers(model, function)
-    check_sparsity(function, "sparsity", sparsity, list(layers))
-    importances(model, "magnitude", function=function)  # says so where weights are no numbers
-    check_tensors(function, 4, images=images)
-    predict(model, images[:2], function)
+    layers = weighted_layers(model)
+    check_sparsity("sparsity", sparsity, list(layers))
+    importances(model, "magnitude")  # says so where weights are no numbers
+    check_tensors(4, images=images)
+    predict(model, images[:2])
     cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(layers, sparsity)
     for name, fraction in cut.items():
-        _check_groups(function, name, layers[name])
+        _check_groups(name, layers[name])
         if round(fraction * (count := layers[name].weight.numel())) == count:
-            raise ParameterError(f"{function}(): sparsity {fraction} leaves no weight in layer {name!r}. Lower it.")
+            raise ParameterError(f"sparsity {fraction} leaves no weight in layer {name!r}. Lower it.")
     return {name: cut[name] for name in layers if name in cut}
 
 
-def _check_groups(function: str, name: str, layer: nn.Module) -> None:
+def _check_groups(name: str, layer: nn.Module) -> None:
     if getattr(layer, "groups", 1) > 1:
         raise ParameterError(
-            f"{function}(): a grouped convolution can't be pruned by least squares here, and layer "
+            f"a grouped convolution can't be pruned by least squares here, and layer "
             f"{name!r} has {layer.groups} groups. Leave it out."
         )
 
 
-def _checked(function: str, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight (rows, n), H and H⁻¹ (n, n), all in float64."""
-    check_tensors(function, 2, weight=weight, hessian=hessian)
+    check_tensors(2, weight=weight, hessian=hessian)
     if hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ParameterError(
-            f"{function}(): 'hessian' must have a row and a column for each of {weight.shape[1]} "
+            f"'hessian' must have a row and a column for each of {weight.shape[1]} "
             f"weights of a row. Got shape {tuple(hessian.shape)}."
         )
     factor, failed = torch.linalg.cholesky_ex(hessian.double())
     if failed:
-        raise ParameterError(
-            f"{function}(): 'hessian' must be positive definite, as damped_hessian() gives it. Got one that is not."
-        )
+        raise ParameterError("'hessian' must be positive definite, as damped_hessian() gives it. Got one that is not.")
     return weight.double(), hessian.double(), torch.cholesky_inverse(factor)

@@ -41,7 +41,7 @@ def weight_gradient_mask(weight: Tensor, gradient: Tensor, sparsity: float) -> T
 
 def random_mask(weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
     """Return the mask that prunes the given fraction of the weights by chance; the same seed gives the same mask."""
-    check_whole_number("random_mask", "seed", seed, "[0, 1000000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
     return _mask("random", sparsity, torch.Generator().manual_seed(seed), weight=weight)
 
 
@@ -57,16 +57,16 @@ class Ranking:
 
     def masks(self, sparsity: Sparsity) -> dict[str, Tensor]:
         """Return the mask (bool, True keeps) of every layer; a layer that `sparsity` leaves out stays whole."""
-        check_sparsity("Ranking.masks", "sparsity", sparsity, list(self.places))
+        check_sparsity("sparsity", sparsity, list(self.places))
         cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(self.places, sparsity)
         return {name: places >= round(cut.get(name, 0) * self.counts[name]) for name, places in self.places.items()}
 
 
 def rank(importances: dict[str, Tensor], scope: str = "global") -> Ranking:
     """Rank the weights by importance, among all layers ("global") or each layer's own ("per_layer")."""
-    check_choice("rank", "scope", scope, list(SCOPES))
-    check_kind("rank", "importances", importances, dict, "a dict of tensors")
-    check_tensors("rank", **importances)
+    check_choice("scope", scope, list(SCOPES))
+    check_kind("importances", importances, dict, "a dict of tensors")
+    check_tensors(**importances)
     groups = [importances] if scope == "global" else [{name: values} for name, values in importances.items()]
     places, counts = {}, {}
     for group in groups:
@@ -95,15 +95,15 @@ class Mask(nn.Module):
         return weight.clone().mul_(self.mask)
 
 
-def set_masks(model: nn.Module, masks: dict[str, Tensor], function: str = "set_masks") -> None:
+def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
     """Mask the weights of the named layers, in place; a layer that is masked already gets the new mask instead."""
-    layers = weighted_layers(model, function)
-    check_kind(function, "masks", masks, dict, "a dict of masks by layer")
+    layers = weighted_layers(model)
+    check_kind("masks", masks, dict, "a dict of masks by layer")
     for name, mask in masks.items():
-        check_choice(function, "name of a layer", name, list(layers))
+        check_choice("name of a layer", name, list(layers))
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
             raise ParameterError(
-                f"{function}(): the mask of layer {name!r} must be a bool tensor of shape "
+                f"the mask of layer {name!r} must be a bool tensor of shape "
                 f"{tuple(layers[name].weight.shape)}. Got {mask!r:.60}."
             )
     for name, mask in masks.items():
@@ -138,24 +138,24 @@ def prune(
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    check_sparsity("prune", "sparsity", sparsity, list(weighted_layers(model, "prune")), scope)
+    check_sparsity("sparsity", sparsity, list(weighted_layers(model)), scope)
     pruned = lift_masks(model)
-    masks = rank(importances(pruned, importance, data, seed, "prune"), scope).masks(sparsity)
-    check_left(f"prune(): sparsity {sparsity} leaves no weight", masks, scope)
+    masks = rank(importances(pruned, importance, data, seed), scope).masks(sparsity)
+    check_left(f"sparsity {sparsity} leaves no weight", masks, scope)
     set_masks(pruned, masks)
     return pruned
 
 
-def n_m_mask(weight: Tensor, n: int = 2, m: int = 4, function: str = "n_m_mask") -> Tensor:
+def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     """Return the mask that keeps the n largest |w| of every m consecutive weights along the inputs of a row.
 
     A convolution's row is flattened; of an incomplete last group, at most n stay. Mishra et al. 2021, arXiv 2104.08378.
     """
-    check_tensors(function, weight=weight)
-    check_whole_number(function, "m", m, "[2, 1000]")
-    check_whole_number(function, "n", n, f"[1, {m - 1}]")
+    check_tensors(weight=weight)
+    check_whole_number("m", m, "[2, 1000]")
+    check_whole_number("n", n, f"[1, {m - 1}]")
     if weight.dim() < 2:
-        raise ParameterError(f"{function}(): 'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
+        raise ParameterError(f"'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
     rows = weight.detach().abs().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
     places = groups.argsort(dim=2, stable=True).argsort(dim=2)
@@ -165,10 +165,10 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4, function: str = "n_m_mask")
 
 def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
-    weighted_layers(model, "prune_n_m")
+    weighted_layers(model)
     pruned = lift_masks(model)
-    sizes = importances(pruned, "magnitude", function="prune_n_m")
-    set_masks(pruned, {name: n_m_mask(size, n, m, "prune_n_m") for name, size in sizes.items()})
+    sizes = importances(pruned, "magnitude")
+    set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
     return pruned
 
 
@@ -177,32 +177,30 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
 
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
-    check_number("prune_layer_adaptive", "sparsity", sparsity, ALLOWED)
-    weighted_layers(model, "prune_layer_adaptive")
+    check_number("sparsity", sparsity, ALLOWED)
+    weighted_layers(model)
     pruned = lift_masks(model)
-    sizes = importances(pruned, "magnitude", function="prune_layer_adaptive")
+    sizes = importances(pruned, "magnitude")
     masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)
-    check_left(f"prune_layer_adaptive(): sparsity {sparsity} leaves no weight", masks, "global")
+    check_left(f"sparsity {sparsity} leaves no weight", masks, "global")
     set_masks(pruned, masks)
     return pruned
 
 
-def check_sparsity(
-    function: str, argument: str, sparsity: Sparsity, layers: list[str], scope: str = "per_layer"
-) -> None:
+def check_sparsity(argument: str, sparsity: Sparsity, layers: list[str], scope: str = "per_layer") -> None:
     """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these layers by name.
 
     Only with `scope` "per_layer", one of SCOPES, may it be one for each layer.
     """
-    check_choice(function, "scope", scope, list(SCOPES))
+    check_choice("scope", scope, list(SCOPES))
     if not isinstance(sparsity, dict):
-        return check_number(function, argument, sparsity, ALLOWED)
+        return check_number(argument, sparsity, ALLOWED)
     for name, value in sparsity.items():
-        check_choice(function, argument, name, layers)
-        check_number(function, f"{argument}[{name!r}]", value, ALLOWED)
+        check_choice(argument, name, layers)
+        check_number(f"{argument}[{name!r}]", value, ALLOWED)
     if scope == "global":
         raise ParameterError(
-            f"{function}(): {argument!r} for each layer and 'scope' \"global\" exclude each other: "
+            f"{argument!r} for each layer and 'scope' \"global\" exclude each other: "
             'one threshold over all layers leaves no choice for one. Use scope="per_layer".'
         )
 
@@ -217,13 +215,11 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
-    function = f"{importance}_mask"
-    check_number(function, "sparsity", sparsity, ALLOWED)
-    check_tensors(function, **tensors)
+    check_number("sparsity", sparsity, ALLOWED)
+    check_tensors(**tensors)
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         raise ParameterError(
-            f"{function}(): {' and '.join(tensors)} must have one shape. "
-            f"Got {[tuple(tensor.shape) for tensor in tensors.values()]}."
+            f"{' and '.join(tensors)} must have one shape. Got {[tuple(tensor.shape) for tensor in tensors.values()]}."
         )
     values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
     return rank({"": values}).masks(sparsity)[""]

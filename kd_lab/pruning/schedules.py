@@ -19,16 +19,14 @@ FineTune = Callable[[nn.Module], nn.Module]
 SMALLEST_STEP = 0.05
 
 
-def cubic_sparsities(
-    sparsity: float, steps: int, start: float = 0.0, function: str = "cubic_sparsities"
-) -> list[float]:
+def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[float]:
     """Return rising sparsities from `start` (left out) to `sparsity`: large steps first, while there is much to spare.
 
     After step t of n it is s + (start − s)·(1 − t/n)³: Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
     """
-    check_number(function, "sparsity", sparsity, ALLOWED)
-    check_number(function, "start", start, f"[0, {sparsity}]")
-    check_whole_number(function, "steps", steps, "[1, 1000]")
+    check_number("sparsity", sparsity, ALLOWED)
+    check_number("start", start, f"[0, {sparsity}]")
+    check_whole_number("steps", steps, "[1, 1000]")
     return [sparsity + (start - sparsity) * (1 - step / steps) ** 3 for step in range(1, steps + 1)]
 
 
@@ -40,10 +38,10 @@ def prune_gradually(
     `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
     one all weights are ranked anew, so that a weight may come back.
     """
-    _check_functions("prune_gradually", fine_tune, prune)
-    for step in cubic_sparsities(sparsity, steps, start, "prune_gradually"):
+    _check_functions(fine_tune, prune)
+    for step in cubic_sparsities(sparsity, steps, start):
         model = fine_tune(prune(model, step))
-        check_model("prune_gradually", model)
+        check_model(model)
     return model
 
 
@@ -102,18 +100,18 @@ def prune_until(
     that share of what is left; after a restoration it is halved. Ends at `target`, or when a step would be less than
     a twentieth, and returns the best model and how far it got.
     """
-    check_number("prune_until", "target", target, "(0, 1)")
-    check_number("prune_until", "tolerance", tolerance, "[0, 0.5]")
-    check_number("prune_until", "step", step, f"[{SMALLEST_STEP}, 1)")
-    _check_functions("prune_until", fine_tune, prune)
-    right = correct_answers(model, data, "prune_until")
+    check_number("target", target, "(0, 1)")
+    check_number("tolerance", tolerance, "[0, 0.5]")
+    check_number("step", step, f"[{SMALLEST_STEP}, 1)")
+    _check_functions(fine_tune, prune)
+    right = correct_answers(model, data)
     best, outcome = copy.deepcopy(model), Outcome(target, [])
     while outcome.reached < target and step >= SMALLEST_STEP:
         sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
         difference = None
         with suppress(EmptyLayerError):
             tried = fine_tune(prune(best, sparsity))
-            difference = PairedDifference.of(correct_answers(tried, data, "prune_until"), right)
+            difference = PairedDifference.of(correct_answers(tried, data), right)
         kept = difference is not None and difference.value >= -tolerance
         outcome.attempts.append(Attempt(sparsity, difference, kept))
         best, step = (tried, step) if kept else (best, step / 2)
@@ -127,17 +125,15 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     their control, the random re-initialisation.
     """
     masks = {
-        name: mask.mask
-        for name, layer in weighted_layers(pruned, "rewind").items()
-        if (mask := parametrization(layer, Mask))
+        name: mask.mask for name, layer in weighted_layers(pruned).items() if (mask := parametrization(layer, Mask))
     }
     if not masks:
-        raise ParameterError("rewind(): 'pruned' must have masks. Got a model without; did make_permanent settle them?")
+        raise ParameterError("'pruned' must have masks. Got a model without; did make_permanent settle them?")
     ticket = copy.deepcopy(initial)
-    set_masks(ticket, masks, "rewind")
+    set_masks(ticket, masks)
     return ticket
 
 
-def _check_functions(function: str, fine_tune: FineTune, prune: Prune) -> None:
-    check_kind(function, "fine_tune", fine_tune, Callable, "a function of a model")
-    check_kind(function, "prune", prune, Callable, "a function of a model and a sparsity")
+def _check_functions(fine_tune: FineTune, prune: Prune) -> None:
+    check_kind("fine_tune", fine_tune, Callable, "a function of a model")
+    check_kind("prune", prune, Callable, "a function of a model and a sparsity")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.cost import IMAGE
-from kd_lab.errors import ParameterError, check_choice
+from kd_lab.errors import ParameterError, check_choice, reason
 from kd_lab.models import predict
 from kd_lab.parametrizations import WEIGHTED, make_permanent, weighted_layers
 from kd_lab.pruning.importance import importances
@@ -75,34 +75,33 @@ class Group:
         self.obstacle = self.obstacle or obstacle
 
 
-def channel_groups(model: nn.Module, function: str = "channel_groups") -> dict[str, Group]:
+def channel_groups(model: nn.Module) -> dict[str, Group]:
     """Return the groups of channels that can be removed safely, by the name of the first layer that computes them.
 
-    Raises a ParameterError, in the name of `function`, for a model that has no layers or can't read MNIST's images.
+    Raises a ParameterError for a model that has no layers or can't read MNIST's images.
     """
-    return {group.producers[0]: group for group in _all_groups(function, model) if not group.obstacle}
+    return {group.producers[0]: group for group in _all_groups(model) if not group.obstacle}
 
 
-def find_groups(function: str, model: nn.Module, names: list[str] | None = None) -> dict[str, Group]:
+def find_groups(model: nn.Module, names: list[str] | None = None) -> dict[str, Group]:
     """Return the groups of these names, or all.
 
-    Raises a ParameterError, in the name of `function`, that says what stands in the way of one, or of every one.
+    Raises a ParameterError that says what stands in the way of one, or of every one.
     """
-    by_layer = {layer: group for group in _all_groups(function, model) for layer in group.producers}
+    by_layer = {layer: group for group in _all_groups(model) for layer in group.producers}
     groups = {name: group for name, group in by_layer.items() if not group.obstacle and name == group.producers[0]}
     for name in names or ([] if groups else list(by_layer)[:1]):
         group = by_layer.get(name)
         if group and group.obstacle:
             raise ParameterError(
-                f"{function}(): the channels of layer {name!r} can't be removed safely: "
+                f"the channels of layer {name!r} can't be removed safely: "
                 f"{group.obstacle}. prune() can still mask single weights of it."
             )
         if group and name not in groups:
             raise ParameterError(
-                f"{function}(): the channels of layer {name!r} go together with those of "
-                f"{group.producers[0]!r}. Name that one."
+                f"the channels of layer {name!r} go together with those of {group.producers[0]!r}. Name that one."
             )
-        check_choice(function, "layer", name, list(groups))
+        check_choice("layer", name, list(groups))
     return groups if names is None else {name: groups[name] for name in names}
 
 
@@ -121,11 +120,11 @@ def prune_channels(
     What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew,
     as by prune.
     """
-    groups = find_groups("prune_channels", model, list(ratio) if isinstance(ratio, dict) else None)
-    check_sparsity("prune_channels", "ratio", ratio, list(groups), scope)
+    groups = find_groups(model, list(ratio) if isinstance(ratio, dict) else None)
+    check_sparsity("ratio", ratio, list(groups), scope)
     pruned = lift_masks(model)
-    kept = rank(channel_importances(pruned, groups, importance, data, seed, "prune_channels"), scope).masks(ratio)
-    check_left(f"prune_channels(): ratio {ratio} leaves no channel", kept, scope)
+    kept = rank(channel_importances(pruned, groups, importance, data, seed), scope).masks(ratio)
+    check_left(f"ratio {ratio} leaves no channel", kept, scope)
     set_masks(pruned, _weight_masks(pruned, groups, kept))
     return pruned
 
@@ -136,13 +135,12 @@ def channel_importances(
     importance: str = "magnitude",
     data: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
-    function: str = "channel_importances",
 ) -> dict[str, Tensor]:
     """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
 
     With "magnitude" that is the L1 norm of Li et al. 2017 up to the scale, which makes layers comparable.
     """
-    weights = importances(model, importance, data, seed, function)
+    weights = importances(model, importance, data, seed)
     rows = {
         name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1)
         for name, group in groups.items()
@@ -168,16 +166,18 @@ def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Te
     return masks
 
 
-def _all_groups(function: str, model: nn.Module) -> list[Group]:
+def _all_groups(model: nn.Module) -> list[Group]:
     """Return the groups of all layers, those that can't be pruned with their obstacle."""
-    layers = weighted_layers(model, function)
+    layers = weighted_layers(model)
     plain, images = make_permanent(model).eval(), torch.zeros(2, *IMAGE)
-    predict(plain, images, function)  # names a model that can't read them
+    predict(plain, images)  # names a model that can't read them
     try:
         with _tracing:
             traced = fx.GraphModule(plain, _Tracer().trace(plain))
     except Exception as error:  # noqa: BLE001 any code of a learner is run here, with stand-ins for tensors
-        return [Group(producers=(name,), obstacle=f"torch.fx can't follow the network: {error}") for name in layers]
+        return [
+            Group(producers=(name,), obstacle=f"torch.fx can't follow the network: {reason(error)}") for name in layers
+        ]
     follower = _Follower(traced)
     with torch.no_grad():
         follower.run(images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.cost import IMAGE
-from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_whole_number
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_whole_number, reason
 from kd_lab.models import MODELS, build_model, check_model, predict
 from kd_lab.parametrizations import make_permanent
 from kd_lab.pruning.structure import Group, channel_groups, find_groups, spread
@@ -20,8 +20,8 @@ def remove_channels(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
 
     `kept` holds by the name of a group a bool tensor (size,), True keeps, or the indices of the channels that stay.
     """
-    check_kind("remove_channels", "kept", kept, dict, "a dict of the channels that stay, by group")
-    groups = find_groups("remove_channels", model, list(kept))
+    check_kind("kept", kept, dict, "a dict of the channels that stay, by group")
+    groups = find_groups(model, list(kept))
     masks = {name: _as_mask(name, group.size, kept[name]) for name, group in groups.items()}
     plain = make_permanent(model)
     _cut(plain, groups, masks)
@@ -34,14 +34,13 @@ def hard_prune(model: nn.Module) -> nn.Module:
     Its answers in evaluation mode are those of `model`. A layer that would lose every channel is named in a
     ParameterError.
     """
-    groups, plain = channel_groups(model, "hard_prune"), make_permanent(model)
+    groups, plain = channel_groups(model), make_permanent(model)
     # without the readers, what only they read goes, too
     while masks := {name: mask for name, group in groups.items() if not (mask := _read(plain, group)).all()}:
         for name, mask in masks.items():
             if not mask.any():
                 raise ParameterError(
-                    f"hard_prune(): no layer reads any channel of layer {name!r}, so nothing would be "
-                    "left of it. Prune less."
+                    f"no layer reads any channel of layer {name!r}, so nothing would be left of it. Prune less."
                 )
         _cut(plain, groups, masks)
     return plain
@@ -52,11 +51,11 @@ def remove_layers(model: nn.Module, names: list[str]) -> nn.Module:
 
     A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
     """
-    check_model("remove_layers", model)
-    check_kind("remove_layers", "names", names, (list, tuple), "a list of names, as in ['4']")
+    check_model(model)
+    check_kind("names", names, (list, tuple), "a list of names, as in ['4']")
     plain, fewer = make_permanent(model), copy.deepcopy(model)
     for name in names:
-        check_choice("remove_layers", "name", name, [name for name, _ in plain.named_modules() if name])
+        check_choice("name", name, [name for name, _ in plain.named_modules() if name])
         _check_removable(plain, name)
     for name in sorted(names, reverse=True):  # what lies inside another goes first
         fewer.set_submodule(name, nn.Identity())
@@ -70,13 +69,13 @@ class Form(NamedTuple):
     widths: dict[str, int]
 
 
-def form_of(function: str, model: nn.Module, name: str) -> Form:
+def form_of(model: nn.Module, name: str) -> Form:
     """Return what is left of the network of this name in `model`, an ordinary one.
 
-    Raises a ParameterError, in the name of `function`, for a model that is no pruned version of that network.
+    Raises a ParameterError for a model that is no pruned version of that network.
     """
-    check_choice(function, "name", name, list(MODELS))
-    check_model(function, model)
+    check_choice("name", name, list(MODELS))
+    check_model(model)
     whole, tensors = dict(build_model(name).named_modules()), model.state_dict()
     removed = [
         key
@@ -87,9 +86,9 @@ def form_of(function: str, model: nn.Module, name: str) -> Form:
         form = Form(removed, _widths(name, removed, tensors))
         same = str(_filled(name, form, tensors)) == str(model)
     except ParameterError as error:
-        raise ParameterError(f"{function}(): 'model' must be a pruned {name}. {error}") from error
+        raise ParameterError(f"'model' must be a pruned {name}. {reason(error)}") from error
     if not same:
-        raise ParameterError(f"{function}(): 'model' must be a pruned {name}. Got one with other modules.")
+        raise ParameterError(f"'model' must be a pruned {name}. Got one with other modules.")
     return form
 
 
@@ -97,10 +96,10 @@ def build_form(name: str, form: Form) -> nn.Module:
     """Build what is left of the network of this name, with initial weights."""
     model = remove_layers(build_model(name), form.removed)
     groups = channel_groups(model)
-    check_kind("build_form", "widths", form.widths, dict, "a dict of channels by group")
+    check_kind("widths", form.widths, dict, "a dict of channels by group")
     for group, width in form.widths.items():
-        check_choice("build_form", "name of a group", group, list(groups))
-        check_whole_number("build_form", f"width of {group!r}", width, f"[1, {groups[group].size}]")
+        check_choice("name of a group", group, list(groups))
+        check_whole_number(f"width of {group!r}", width, f"[1, {groups[group].size}]")
     return remove_channels(model, {group: torch.arange(width) for group, width in form.widths.items()})
 
 
@@ -109,9 +108,9 @@ def save_pruned(path: Path, model: nn.Module, name: str) -> None:
 
     Raises a ParameterError for a model that is no pruned version of the network of this name.
     """
-    check_model("save_pruned", model)
+    check_model(model)
     plain = make_permanent(model)
-    form = form_of("save_pruned", plain, name)
+    form = form_of(plain, name)
     save_tensors(Path(path), plain.state_dict(), {"model": name, "pruned": {"removed": form.removed}})
 
 
@@ -129,7 +128,7 @@ def load_pruned(path: Path) -> nn.Module:
         name, removed = metadata["model"], metadata["pruned"]["removed"]
         return _filled(name, Form(removed, _widths(name, removed, tensors)), tensors).eval()
     except ParameterError as error:
-        raise StorageError(f"{path} holds no pruned {metadata['model']}. {error}") from error
+        raise StorageError(f"{path} holds no pruned {metadata['model']}. {reason(error)}") from error
 
 
 def _widths(name: str, removed: list[str], tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -163,11 +162,11 @@ def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
             kept = torch.zeros(size, dtype=torch.bool).index_fill(0, kept.long(), True)
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
         raise ParameterError(
-            f"remove_channels(): 'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
+            f"'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
             f"a tensor of different indices from 0 to {size - 1}. Got {kept!r:.80}."
         )
     if not kept.any():
-        raise ParameterError(f"remove_channels(): 'kept' leaves no channel in layer {name!r}. Keep at least one.")
+        raise ParameterError(f"'kept' leaves no channel in layer {name!r}. Keep at least one.")
     return kept
 
 
@@ -208,7 +207,7 @@ def _check_removable(model: nn.Module, name: str) -> None:
         shapes.append([tuple(getattr(each, "shape", ())) for each in (*inputs, output)])
 
     with model.get_submodule(name).register_forward_hook(note):
-        predict(model, torch.zeros(1, *IMAGE), "remove_layers")
+        predict(model, torch.zeros(1, *IMAGE))
     if not shapes or any(len(found) != 2 or found[0] != found[1] for found in shapes):
         came = f"makes {shapes[0][-1]} of {shapes[0][0]}" if shapes else "is never run"
-        raise ParameterError(f"remove_layers(): module {name!r} must give the shape that it takes. It {came}.")
+        raise ParameterError(f"module {name!r} must give the shape that it takes. It {came}.")

@@ -23,7 +23,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     In evaluation a BatchNorm multiplies and adds constants, which the weight and the bias before it can take over; an
     Identity stays in its place. Only those in a Sequential, right behind a Linear layer or convolution, can be folded.
     """
-    check_model("fold_batch_norm", model)
+    check_model(model)
     folded = make_permanent(model).eval()
     for block in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
         for place in range(1, len(block)):
@@ -41,12 +41,12 @@ def quantize_activations(
     `images` (N, 1, 28, 28), from the training part, are run through the model to find each grid (calibration); grids
     that were there are replaced, and a layer that is never run gets none.
     """
-    check_whole_number("quantize_activations", "num_bits", num_bits, "[1, 8]")
-    check_choice("quantize_activations", "calibration", calibration, list(CALIBRATIONS))
+    check_whole_number("num_bits", num_bits, "[1, 8]")
+    check_choice("calibration", calibration, list(CALIBRATIONS))
     quantized = copy.deepcopy(model)
-    for layer in weighted_layers(quantized, "quantize_activations").values():
+    for layer in weighted_layers(quantized).values():
         set_input_quantizer(layer, None)
-    for name, values in _record(quantized, images, "quantize_activations", inputs=True).items():
+    for name, values in _record(quantized, images, inputs=True).items():
         row = values.reshape(1, -1)
         if calibration == "least_squares":
             row = row[:, :: 1 + row.shape[1] // MOST]
@@ -70,8 +70,8 @@ def quantize_model(
     `symmetric` says how the grids of the weights lie; those of the activations are affine, since behind a ReLU half of
     a symmetric one would stay unused.
     """
-    check_finite("quantize_model", images=images)  # before the weights, which take longer
-    check_whole_number("quantize_model", "activation_bits", activation_bits, "[1, 8]")
+    check_finite(images=images)  # before the weights, which take longer
+    check_whole_number("activation_bits", activation_bits, "[1, 8]")
     weights = quantize_weights(fold_batch_norm(model), weight_bits, granularity, symmetric, calibration)
     return quantize_activations(weights, images, activation_bits, calibration)
 
@@ -81,12 +81,11 @@ def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[st
 
     `dense` says what is right; a layer that is never run is left out.
     """
-    found, expected = (_record(each, images, "output_errors", inputs=False) for each in (model, dense))
+    found, expected = (_record(each, images, inputs=False) for each in (model, dense))
     shapes, wanted = ({name: tuple(output.shape[1:]) for name, output in each.items()} for each in (found, expected))
     if list(shapes.items()) != list(wanted.items()):
         raise ParameterError(
-            "output_errors(): both models must have the same layers with outputs of the same shapes. "
-            f"Got {shapes} and {wanted}."
+            f"both models must have the same layers with outputs of the same shapes. Got {shapes} and {wanted}."
         )
     return {
         name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=SMALLEST)).item()
@@ -105,18 +104,18 @@ def _quantize_input(layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]
     return arguments if layer.input_quantizer is None else (layer.input_quantizer(*arguments),)
 
 
-def _record(model: nn.Module, images: Tensor, function: str, inputs: bool) -> dict[str, Tensor]:
+def _record(model: nn.Module, images: Tensor, inputs: bool) -> dict[str, Tensor]:
     """Return what each layer takes, or gives, for these images, in the order in which the layers are run."""
-    check_finite(function, images=images)
+    check_finite(images=images)
     seen: dict[str, list[Tensor]] = {}
     hooks = [
         layer.register_forward_hook(
             lambda _layer, taken, given, name=name: seen.setdefault(name, []).append(taken[0] if inputs else given)
         )
-        for name, layer in weighted_layers(model, function).items()
+        for name, layer in weighted_layers(model).items()
     ]
     try:
-        predict(model, images, function)
+        predict(model, images)
     finally:
         for hook in hooks:
             hook.remove()

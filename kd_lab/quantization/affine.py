@@ -13,9 +13,9 @@ SHRINKS = [step / 40 for step in range(40, 0, -1)]  # of the whole range, those 
 SMALLEST = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is finite
 
 
-def integer_range(num_bits: int, function: str = "integer_range") -> tuple[int, int]:
+def integer_range(num_bits: int) -> tuple[int, int]:
     """Return the smallest and the largest signed integer of so many bits (1 to 16): 8 give -128 and 127."""
-    check_whole_number(function, "num_bits", num_bits, BITS)
+    check_whole_number("num_bits", num_bits, BITS)
     return -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
 
 
@@ -26,14 +26,11 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     its largest integer for the larger end; an affine one has an integer for either end. Jacob et al. 2018, arXiv
     1712.05877, section 3.
     """
-    smallest, largest = integer_range(num_bits, "scale_and_zero_point")
-    check_kind("scale_and_zero_point", "symmetric", symmetric, bool, "True or False")
-    check_finite("scale_and_zero_point", low=low, high=high)
+    smallest, largest = integer_range(num_bits)
+    check_kind("symmetric", symmetric, bool, "True or False")
+    check_finite(low=low, high=high)
     if low.shape != high.shape:
-        raise ParameterError(
-            "scale_and_zero_point(): 'low' and 'high' must have one shape. Got "
-            f"{tuple(low.shape)} and {tuple(high.shape)}."
-        )
+        raise ParameterError(f"'low' and 'high' must have one shape. Got {tuple(low.shape)} and {tuple(high.shape)}.")
     low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
@@ -49,14 +46,14 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Ten
 
     `scale`, above 0, and `zero_point` have one number, or a shape that broadcasts to that of x.
     """
-    check_finite("quantize", x=x)
-    whole = _steps("quantize", x, scale, zero_point, num_bits) + zero_point
+    check_finite(x=x)
+    whole = _steps(x, scale, zero_point, num_bits) + zero_point
     return whole.to(torch.int8 if num_bits <= 8 else torch.int16)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Return the numbers (float32) that these integers stand for: (q - zero_point) · scale."""
-    _check_shapes("dequantize", "q", q, scale, zero_point)
+    _check_shapes("q", q, scale, zero_point)
     return (q.float() - zero_point) * scale
 
 
@@ -66,15 +63,15 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -
     Gradients pass straight through the rounding, and stop where x lies beyond the ends (Bengio et al. 2013, arXiv
     1308.3432); to `scale` they are those of Esser et al. 2020, arXiv 1902.08153.
     """
-    return _steps("fake_quantize", x, scale, zero_point, num_bits) * scale
+    return _steps(x, scale, zero_point, num_bits) * scale
 
 
-def _steps(function: str, x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
+def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
     """Return how many steps of the grid x lies from 0."""
-    smallest, largest = integer_range(num_bits, function)
-    _check_shapes(function, "x", x, scale, zero_point)
+    smallest, largest = integer_range(num_bits)
+    _check_shapes("x", x, scale, zero_point)
     if not (torch.as_tensor(scale) > 0).all():
-        raise ParameterError(f"{function}(): 'scale' must be above 0. Got {scale!r:.80}.")
+        raise ParameterError(f"'scale' must be above 0. Got {scale!r:.80}.")
     # times the reciprocal, as torch and integer hardware do: a division would round a few numbers to the other side
     return _Round.apply(x * (1 / scale), smallest - zero_point, largest - zero_point)
 
@@ -93,17 +90,17 @@ class _Round(torch.autograd.Function):
         return gradient * context.saved_tensors[0], None, None
 
 
-def _check_shapes(function: str, name: str, x: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+def _check_shapes(name: str, x: Tensor, scale: Tensor, zero_point: Tensor) -> None:
     """Raise a ParameterError unless x is a tensor, to whose shape the others, if not numbers, broadcast."""
-    check_kind(function, name, x, Tensor, "a tensor")
+    check_kind(name, x, Tensor, "a tensor")
     for argument, value in (("scale", scale), ("zero_point", zero_point)):
-        check_kind(function, argument, value, (Tensor, int, float), "a number or a tensor")
+        check_kind(argument, value, (Tensor, int, float), "a number or a tensor")
         value = torch.as_tensor(value)
         try:
             value.numel() == 1 or value.expand(x.shape)
         except RuntimeError as error:
             raise ParameterError(
-                f"{function}(): {argument!r} must have one number, or a shape that broadcasts to "
+                f"{argument!r} must have one number, or a shape that broadcasts to "
                 f"{tuple(x.shape)}, that of {name!r}. Got {tuple(value.shape)}."
             ) from error
 
@@ -116,8 +113,8 @@ def find_grid(
     "min_max" covers all numbers, "percentile" all but one of a thousand at either end, and "least_squares" the part of
     the whole range whose rounding errs least.
     """
-    check_choice("find_grid", "calibration", calibration, list(CALIBRATIONS))
-    check_finite("find_grid", 2, rows=rows)
+    check_choice("calibration", calibration, list(CALIBRATIONS))
+    check_finite(2, rows=rows)
     rows = rows.detach()
     low, high = _percentiles(rows) if calibration == "percentile" else rows.aminmax(dim=1)
     if calibration != "least_squares":
@@ -140,6 +137,6 @@ def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.kthvalue(count - place + 1, dim=1).values, rows.kthvalue(place, dim=1).values
 
 
-def check_finite(function: str, dimensions: int | None = None, /, **tensors: Tensor) -> None:
+def check_finite(dimensions: int | None = None, /, **tensors: Tensor) -> None:
     """Raise a ParameterError unless all are tensors of finite numbers in float32, which the kit computes in."""
-    check_tensors(function, dimensions, torch.float32, **tensors)
+    check_tensors(dimensions, torch.float32, **tensors)

@@ -20,8 +20,8 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     then Lloyd's rounds on all values, twice more with finer borders. `count` is from 1 to 256; of fewer different
     values each is a centroid.
     """
-    check_finite("kmeans", 1, values=values)
-    check_whole_number("kmeans", "count", count, "[1, 256]")
+    check_finite(1, values=values)
+    check_whole_number("count", count, "[1, 256]")
     points, places, counts = np.unique(values.detach(), return_inverse=True, return_counts=True)
     codebook = points if len(points) <= count else _cluster(points.astype(float), counts, count).astype(np.float32)
     codes = np.searchsorted(_midpoints(codebook.astype(float)), points)
@@ -104,10 +104,8 @@ def share_weights(model: nn.Module, num_bits: int | dict[str, int]) -> nn.Module
     `num_bits` is one number, or one for each layer by name; a layer left out stays whole. Quantizers that were there
     are replaced. What `train` then changes is the values.
     """
-    wanted = bits_by_layer(model, num_bits, "share_weights")
-    return set_quantizers(
-        model, lambda name, weight: _share(weight, 2 ** wanted[name]), list(wanted), "per_tensor", "share_weights"
-    )
+    wanted = bits_by_layer(model, num_bits)
+    return set_quantizers(model, lambda name, weight: _share(weight, 2 ** wanted[name]), list(wanted), "per_tensor")
 
 
 def _share(weight: Tensor, count: int) -> CodebookQuantizer:

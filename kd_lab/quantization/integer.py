@@ -127,16 +127,14 @@ def to_integer(model: nn.Module) -> nn.Module:
     Layers of a Sequential hand int8 to each other through ReLU, MaxPool2d, Flatten, Identity and Dropout; the last one
     gives float32. The attribute `left_in_float` of the new model, a dict, names what stays in fp32 and says why.
     """
-    check_model("to_integer", model)
+    check_model(model)
     if any(isinstance(module, IntegerLayer) for module in model.modules()):
-        raise ParameterError(
-            "to_integer(): 'model' must be one that quantize_model() gave. Got one that runs on integers already."
-        )
+        raise ParameterError("'model' must be one that quantize_model() gave. Got one that runs on integers already.")
     left: dict[str, str] = {}
     integer = _convert(copy.deepcopy(model).eval(), "", left)
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
         raise ParameterError(
-            "to_integer(): 'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
+            "'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
             "grids; quantize_model(model, images) gives them. Got "
             + ("; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers")
             + "."

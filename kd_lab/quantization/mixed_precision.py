@@ -14,11 +14,11 @@ def bit_scan(model: nn.Module, data: tuple[Tensor, Tensor], bits: list[int]) -> 
     one for each output; the other layers are whole.
     """
     example = "a list of whole numbers, at least one, as in [2, 4, 8]"
-    check_scannable("bit_scan", model, data, "bits", bits, example)
+    check_scannable(model, data, "bits", bits, example)
     if len(bits) == 0:
-        raise ParameterError(f"bit_scan(): 'bits' must be {example}. Got {bits!r}.")
+        raise ParameterError(f"'bits' must be {example}. Got {bits!r}.")
     for each in bits:
-        check_whole_number("bit_scan", "bits", each, WEIGHT_BITS)
+        check_whole_number("bits", each, WEIGHT_BITS)
     return scan_layers(model, data, bits, quantize_weights)
 
 
@@ -27,17 +27,17 @@ def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, in
 
     `counts` are the weights of each layer, and `budget` is how many bytes their packed codes may take together.
     """
-    check_whole_number("choose_bits", "budget", budget, "[1, 1e12]")
-    check_scan("choose_bits", scan, counts, "bits", "bit_scan")
+    check_whole_number("budget", budget, "[1, 1e12]")
+    check_scan(scan, counts, "bits", "bit_scan")
     for rises in scan.values():
         for bits in rises:
-            check_whole_number("choose_bits", "bits in the scan", bits, WEIGHT_BITS)
+            check_whole_number("bits in the scan", bits, WEIGHT_BITS)
     taken = {name: {bits: -(-counts[name] * bits // 8) for bits in rises} for name, rises in scan.items()}
     chosen = choose_settings(scan, taken, budget)
     if chosen is None:
         least = sum(min(sizes.values()) for sizes in taken.values())
         raise ParameterError(
-            f"choose_bits(): a budget of {budget} bytes is out of reach: with the fewest bits of "
+            f"a budget of {budget} bytes is out of reach: with the fewest bits of "
             f"every layer in the scan the codes take {least}. Scan fewer bits, or allow more bytes."
         )
     return chosen

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, StorageError, check_kind, check_whole_number
+from kd_lab.errors import ParameterError, StorageError, check_kind, check_whole_number, reason
 from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
 from kd_lab.quantization.activations import set_input_quantizer
 from kd_lab.quantization.affine import BITS, dequantize
@@ -22,11 +22,11 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
 
     Each begins with its highest bit; zeros fill the last byte. `num_bits` is from 1 to 16.
     """
-    check_whole_number("pack_bits", "num_bits", num_bits, BITS)
-    check_kind("pack_bits", "codes", codes, Tensor, "a tensor of whole numbers")
+    check_whole_number("num_bits", num_bits, BITS)
+    check_kind("codes", codes, Tensor, "a tensor of whole numbers")
     if codes.is_floating_point() or not ((codes >= 0) & (codes.long() < 2**num_bits)).all():
         raise ParameterError(
-            f"pack_bits(): 'codes' must be whole numbers from 0 to {2**num_bits - 1}, which is what "
+            f"'codes' must be whole numbers from 0 to {2**num_bits - 1}, which is what "
             f"{num_bits} bits hold. Got {codes!r:.80}."
         )
     bits = codes.int().reshape(-1, 1).numpy() >> np.arange(num_bits)[::-1] & 1  # (codes, num_bits)
@@ -35,15 +35,15 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor:
     """Return the whole numbers (int32) of this shape that `pack_bits` packed."""
-    check_whole_number("unpack_bits", "num_bits", num_bits, BITS)
-    check_kind("unpack_bits", "shape", shape, (tuple, list), "a tuple of whole numbers")
+    check_whole_number("num_bits", num_bits, BITS)
+    check_kind("shape", shape, (tuple, list), "a tuple of whole numbers")
     for size in shape:
-        check_whole_number("unpack_bits", "shape", size, "[0, 1e12]")
+        check_whole_number("shape", size, "[0, 1e12]")
     count = math.prod(shape)
     size = -(-count * num_bits // 8)
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (size,):
         raise ParameterError(
-            f"unpack_bits(): 'packed' must be {size} bytes (uint8), which is what {count} codes of "
+            f"'packed' must be {size} bytes (uint8), which is what {count} codes of "
             f"{num_bits} bits take. Got {packed!r:.80}."
         )
     bits = np.unpackbits(packed.numpy(), count=count * num_bits).reshape(count, num_bits)
@@ -55,12 +55,12 @@ def save_quantized(path: Path, model: nn.Module) -> None:
 
     Raises a ParameterError where no weight is quantized, or where more than a mask changes one after its quantizer.
     """
-    save_tensors(Path(path), *_pack("save_quantized", model))
+    save_tensors(Path(path), *_pack(model))
 
 
 def packed_bytes(model: nn.Module) -> int:
     """Return the bytes of the file that `save_quantized` makes, all included, without making it."""
-    return len(serialise(*_pack("packed_bytes", model)))
+    return len(serialise(*_pack(model)))
 
 
 def load_quantized(path: Path, model: nn.Module) -> nn.Module:
@@ -69,7 +69,7 @@ def load_quantized(path: Path, model: nn.Module) -> nn.Module:
     `model` is a network of the same layers, whose values don't matter: build_model("lenet300"), or one with BatchNorm
     folded, or hard-pruned. Weights come back as plain numbers. A StorageError says what does not fit.
     """
-    weighted_layers(model, "load_quantized")
+    weighted_layers(model)
     loaded = make_permanent(model)
     tensors, metadata = load_tensors(Path(path))
     if "quantized" not in metadata:
@@ -80,7 +80,7 @@ def load_quantized(path: Path, model: nn.Module) -> nn.Module:
     try:
         _unpack(tensors, metadata["quantized"])
     except (ParameterError, LookupError, TypeError, RuntimeError) as error:
-        raise StorageError(f"{path} holds no quantized network: its parts don't fit together. {error}") from error
+        raise StorageError(f"{path} holds no quantized network that fits together. {reason(error)}") from error
     for name, layer in weighted_layers(loaded).items():
         num_bits = metadata["inputs"].get(name)
         set_input_quantizer(layer, num_bits and FakeQuantizer(torch.ones(1), torch.zeros(1).int(), num_bits))
@@ -89,22 +89,21 @@ def load_quantized(path: Path, model: nn.Module) -> nn.Module:
     return loaded.eval()
 
 
-def _pack(function: str, model: nn.Module) -> tuple[dict[str, Tensor], dict]:
+def _pack(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
     """Return the tensors and the metadata of the file."""
-    layers = weighted_layers(model, function)
+    layers = weighted_layers(model)
     tensors, quantized = make_permanent(model).state_dict(), {}
     for name, layer in layers.items():
         if quantizer := parametrization(layer, Quantizer):
             prefix, weight = _prefix(name), layer.weight.detach()
-            codes, tables = _encode(function, name, quantizer, weight)
+            codes, tables = _encode(name, quantizer, weight)
             num_bits = max(1, int(codes.max()).bit_length())
             del tensors[f"{prefix}weight"]
             tensors |= {f"{prefix}codes": pack_bits(codes, num_bits), **{prefix + key: tables[key] for key in tables}}
             quantized[name] = [num_bits, [*weight.shape]]
     if not quantized:
         raise ParameterError(
-            f"{function}(): 'model' must have quantized weights, as quantize_weights() and "
-            "share_weights() give. Got one without."
+            "'model' must have quantized weights, as quantize_weights() and share_weights() give. Got one without."
         )
     inputs = {
         name: layer.input_quantizer.num_bits
@@ -121,11 +120,11 @@ def _unpack(tensors: dict[str, Tensor], quantized: dict[str, list]) -> None:
         tensors[f"{_prefix(name)}weight"] = _decode(unpack_bits(codes, num_bits, shape), *tables)
 
 
-def _encode(function: str, name: str, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _encode(name: str, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     codes, tables = quantizer.encode(weight)
     if not torch.equal(_decode(codes, *map(tables.get, TABLES)), weight):
         raise ParameterError(
-            f"{function}(): the weight of layer {name!r} must be what its {type(quantizer).__name__} "
+            f"the weight of layer {name!r} must be what its {type(quantizer).__name__} "
             "gives, or 0 by a mask. Got one that is changed afterwards."
         )
     if "codebook" not in tables and len(tables["zero_point"].unique()) == 1:  # as for every symmetric grid

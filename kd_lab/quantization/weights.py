@@ -124,9 +124,9 @@ def quantize_weights(
     ("per_tensor") or one for each output ("per_channel"), found by find_grid. With one bit a grid would hold 0 and one
     other number, so a weight keeps its sign instead (BinaryQuantizer). Quantizers that were there are replaced.
     """
-    wanted = bits_by_layer(model, num_bits, "quantize_weights")
-    check_kind("quantize_weights", "symmetric", symmetric, bool, "True or False")
-    check_choice("quantize_weights", "calibration", calibration, list(CALIBRATIONS))
+    wanted = bits_by_layer(model, num_bits)
+    check_kind("symmetric", symmetric, bool, "True or False")
+    check_choice("calibration", calibration, list(CALIBRATIONS))
 
     def quantizer(name: str, weight: Tensor) -> Quantizer:
         if wanted[name] == 1:
@@ -134,36 +134,34 @@ def quantize_weights(
         grid = find_grid(_rows(weight, granularity), wanted[name], symmetric, calibration)
         return FakeQuantizer(*(_spread(part, weight) for part in grid), wanted[name])
 
-    return set_quantizers(model, quantizer, list(wanted), granularity, "quantize_weights")
+    return set_quantizers(model, quantizer, list(wanted), granularity)
 
 
 def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.Module:
     """Return a new model that computes with weights of three values, -scale, 0 and scale; others are replaced."""
-    names = list(weighted_layers(model, "ternarize_weights"))
-    return set_quantizers(
-        model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity, "ternarize_weights"
-    )
+    names = list(weighted_layers(model))
+    return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity)
 
 
-def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], function: str) -> dict[str, int]:
+def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int]) -> dict[str, int]:
     """Return the bits of each layer: one number for all, or those given by name."""
-    layers = weighted_layers(model, function)
+    layers = weighted_layers(model)
     wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
     for name, bits in wanted.items():
-        check_choice(function, "num_bits", name, list(layers))
-        check_whole_number(function, "num_bits", bits, WEIGHT_BITS)
+        check_choice("num_bits", name, list(layers))
+        check_whole_number("num_bits", bits, WEIGHT_BITS)
     return wanted
 
 
 def set_quantizers(
-    model: nn.Module, quantizer: Callable[[str, Tensor], Quantizer], names: list[str], granularity: str, function: str
+    model: nn.Module, quantizer: Callable[[str, Tensor], Quantizer], names: list[str], granularity: str
 ) -> nn.Module:
     """Return a new model whose named layers compute with `quantizer(name, weight)`, and no other with any."""
-    check_choice(function, "granularity", granularity, list(GRANULARITIES))
+    check_choice("granularity", granularity, list(GRANULARITIES))
     quantized = without(model, Quantizer)
     for name, layer in weighted_layers(quantized).items():
         if name in names:
-            check_finite(function, **{f"the weight of {name}": layer.weight})
+            check_finite(**{f"the weight of {name}": layer.weight})
             parametrize.register_parametrization(layer, "weight", quantizer(name, layer.weight.detach()))
     return quantized
 
