@@ -92,6 +92,7 @@ def fails_at_zero(model):
 
 
 IMAGES = torch.zeros(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64)
+UNFIT = FakeQuantizer(torch.ones(3), torch.zeros(3), 8)
 CALLED = {  # by the function, or the class, that the learner called
     "prune": lambda model: prune(model, 50),
     "quantize_model": lambda model: quantize_model(model, IMAGES[0], 8, 99),  # which calls others
@@ -102,7 +103,7 @@ CALLED = {  # by the function, or the class, that the learner called
     "PairedDifference.of": lambda _model: PairedDifference.of(torch.zeros(3), torch.zeros(2)),
     "Ranking.masks": lambda _model: rank({"a": torch.ones(3)}).masks(50),
     "OwnPanel": lambda _model: OwnPanel("cnn", IMAGES),
-    "accuracy": lambda model: accuracy(nn.Sequential(model, FakeQuantizer(torch.ones(3), torch.zeros(3), 8)), IMAGES),  # torch is between
+    "accuracy": lambda model: accuracy(nn.Sequential(model, UNFIT), IMAGES),  # torch is between
 }
 
 
