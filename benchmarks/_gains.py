@@ -9,18 +9,11 @@ from torch import nn
 
 from benchmarks._campaign import SEEDS, scores
 from kd_lab.checkpoints import load_trained
+from kd_lab.compression.search import SettingTrial, best_trial, search_settings, try_setting
 from kd_lab.data import Mnist
-from kd_lab.distillation import (
-    DistillationLoss,
-    Trial,
-    best_trial,
-    search_settings,
-    small_student,
-    student_recipe,
-    try_setting,
-    with_answers,
-)
+from kd_lab.distillation import DistillationLoss, student_recipe, with_answers
 from kd_lab.evaluation import mean_interval
+from kd_lab.networks.zoo import small_student
 from kd_lab.training import train
 
 TEACHER, WIDTH = "lenet300", 30
@@ -91,7 +84,7 @@ def search_of(seed: int, data: Mnist) -> dict[str, dict]:
     return chosen
 
 
-def choice(trial: Trial, fit: Callable[[float, float], nn.Module], data: Mnist) -> dict[str, float]:
+def choice(trial: SettingTrial, fit: Callable[[float, float], nn.Module], data: Mnist) -> dict[str, float]:
     """Return a setting and the errors of its student."""
     return {
         "temperature": round(trial.temperature, 2),

@@ -13,10 +13,10 @@ from torch import nn
 
 from benchmarks._campaign import SEEDS, scores
 from kd_lab.checkpoints import load_trained
-from kd_lab.data import Mnist, Split
-from kd_lab.digits import load_optical_digits
-from kd_lab.distillation import distil, distil_insides, match_parameters, train_on_hints
-from kd_lab.models import build_model
+from kd_lab.data import Mnist, Split, load_optical_digits
+from kd_lab.distillation import distil, distil_features, train_on_hints
+from kd_lab.networks.zoo import build_model
+from kd_lab.penalties import match_parameters
 from kd_lab.pruning import prune
 from kd_lab.training import train
 
@@ -149,7 +149,7 @@ def teach(name: str, seed: int, count: int, data: Mnist) -> dict[str, dict]:
         if way.startswith("two stages"):
             models[way], _ = answered(train_on_hints(student, teacher, images, **layers, **settings)[0])
         else:
-            models[way], _ = distil_insides(student, teacher, images, **asked, **layers, **settings)
+            models[way], _ = distil_features(student, teacher, images, **asked, **layers, **settings)
     found = {way: scores(model, data) for way, model in models.items()}
     print(name, count, seed, {way: each["validation_error"] for way, each in found.items()}, flush=True)
     return found

@@ -15,12 +15,13 @@ from tabulate import tabulate
 
 from benchmarks._campaign import SEEDS, answers, error, gain, keep
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress, load_packed, save_packed
+from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression.stages import Stage
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, Split, load_mnist
 from kd_lab.errors import ParameterError
-from kd_lab.models import build_model
+from kd_lab.formats.kdz import load_packed, save_packed
+from kd_lab.networks.zoo import build_model
 from kd_lab.results import RESULTS, load_results
 from kd_lab.storage import cache_folder, lock
 

@@ -23,8 +23,8 @@ from benchmarks._insides import insides_campaign
 from benchmarks.train import seconds, usual_loader
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, load_mnist
-from kd_lab.distillation import small_student
 from kd_lab.evaluation import accuracy
+from kd_lab.networks.zoo import small_student
 from kd_lab.panels import DistillationPanel
 from kd_lab.results import load_results
 

@@ -24,7 +24,7 @@ from traitlets.config import Config
 from benchmarks import record
 from kd_lab import checkpoints, data
 from kd_lab.errors import DataError, KdLabError
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.panels import PruningPanel
 from kd_lab.storage import load_tensors, save_tensors
 

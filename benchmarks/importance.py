@@ -11,7 +11,7 @@ from benchmarks import record
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.parametrizations import weighted_layers
+from kd_lab.networks.layers import weighted_layers
 from kd_lab.pruning import IMPORTANCES, SCOPES, prune
 
 NETWORKS = ("lenet300", "cnn")

@@ -19,8 +19,8 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters, latency
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.evaluation import mean_interval
-from kd_lab.models import build_model
-from kd_lab.parametrizations import weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_least_squares, rewind
 from kd_lab.results import load_results
 from kd_lab.training import History, train

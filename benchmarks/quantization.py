@@ -23,8 +23,8 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.evaluation import mean_interval
+from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels import QuantizationPanel
-from kd_lab.parametrizations import weighted_layers
 from kd_lab.quantization import quantize_model, quantize_weights, save_quantized
 from kd_lab.results import load_results
 from kd_lab.training import train

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Subset
 from benchmarks.train import usual_images
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, load_mnist
+from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels import PruningPanel
-from kd_lab.parametrizations import weighted_layers
 
 SPARSITIES = (0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95)
 STEPS = (0.0, 0.01, 0.02, 0.03)  # of the slider at each of these, as in a drag

@@ -17,7 +17,7 @@ from torchvision.datasets import MNIST
 
 from kd_lab.data import MEAN, STD, Mnist, load_mnist, mnist_folder, split_indices
 from kd_lab.evaluation import accuracy
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.training import train
 
 ROUNDS = 3

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
 from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_choice, check_whole_number
 from kd_lab.evaluation import accuracy
-from kd_lab.models import MODELS, build_model, predict
-from kd_lab.storage import cache_folder, cache_key, check_shapes, load_tensors, lock, save_tensors, set_aside
+from kd_lab.formats.network_file import load_network
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import MODELS, build_model
+from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
 from kd_lab.training import FINISHED, train
 
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
@@ -55,11 +57,14 @@ def load_trained(name: str, seed: int = SEED) -> nn.Module:
     if not path.exists():
         _train_once(path, name, seed)
     try:
-        return load_checkpoint(path, name)
+        model = load_network(path)
     except DamagedFileError as error:
         aside = set_aside(path)
         where = f"It was set aside as {aside.name}." if aside else "Delete it."
         raise DamagedFileError(f"{error} {where} Run this again to train {name} afresh.") from error
+    if model.architecture != name:
+        raise StorageError(f"{path} holds a {model.architecture}, not a {name}.")
+    return model
 
 
 def _train_once(path: Path, name: str, seed: int) -> None:
@@ -71,9 +76,19 @@ def _train_once(path: Path, name: str, seed: int) -> None:
 
 
 def cached_path(name: str, seed: int) -> Path:
-    """Return where a network that was trained here is kept; another recipe or seed means another file."""
-    key = cache_key({"model": str(build_model(name)), "recipe": asdict(RECIPES[name]), "seed": seed})
+    """Return where a network that was trained here is kept; another recipe or seed means another file.
+
+    The key leaves out the layers' names, as version 0.1 had none: what it has trained is still found.
+    """
+    key = cache_key({"model": str(_unnamed(build_model(name))), "recipe": asdict(RECIPES[name]), "seed": seed})
     return cache_folder() / "checkpoints" / f"{name}-{key}.safetensors"
+
+
+def _unnamed(module: nn.Module) -> nn.Module:
+    """Return the module, changed in place, with the layers of every Sequential named by their places."""
+    for name, child in module.named_children():
+        setattr(module, name, _unnamed(child))
+    return nn.Sequential(*module) if isinstance(module, nn.Sequential) else module
 
 
 def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
@@ -99,7 +114,7 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
         path,
         kept,
         {
-            "model": name,
+            "architecture": name,
             "recipe": asdict(RECIPES[name]),
             "seed": seed,
             "correct": scores,
@@ -118,20 +133,6 @@ def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     rounded.load_state_dict(halved)
     same = torch.equal(predict(rounded, images).argmax(1), predict(model, images).argmax(1))
     return halved if same else model.state_dict()
-
-
-def load_checkpoint(path: Path, name: str) -> nn.Module:
-    """Return the network in a checkpoint file; raise a StorageError that names what does not fit."""
-    check_choice("name", name, list(MODELS))
-    tensors, metadata = load_tensors(path)
-    if "pruned" in metadata:
-        raise StorageError(f"{path} holds a pruned {metadata['model']}. Use load_pruned(path) of kd_lab.pruning.")
-    if "quantized" in metadata:
-        raise StorageError(f"{path} holds a quantized network. Use load_quantized(path, model) of kd_lab.quantization.")
-    model = build_model(name)
-    check_shapes(path, f"a {name}", model.state_dict(), tensors)
-    model.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
-    return model.eval()
 
 
 class KeptLogits(NamedTuple):

@@ -9,14 +9,13 @@ from timeit import Timer
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab.errors import check_whole_number
-from kd_lab.models import check_model, evaluation_mode, predict
-from kd_lab.parametrizations import make_permanent
+from kd_lab.networks.layers import check_model, evaluation_mode, example_images, predict
+from kd_lab.networks.parametrizations import make_permanent
 
-IMAGE = (1, 28, 28)
 ZIP_STEP = 16_384  # bytes
 
 
@@ -32,13 +31,13 @@ def count_nonzeros(model: nn.Module) -> int:
     return sum(int(parameter.count_nonzero()) for parameter in make_permanent(model).parameters())
 
 
-def count_macs(model: nn.Module) -> int:
+def count_macs(model: nn.Module, images: Tensor | None = None) -> int:
     """Return the multiply-accumulates of one image, in the Linear layers and convolutions.
 
     A zero weight is multiplied like any other, so pruning by a mask doesn't lower this.
     """
     with FlopCounterMode(display=False) as counter:
-        predict(model, torch.zeros(1, *IMAGE))
+        predict(model, example_images(images, 1))
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
 
 
@@ -66,13 +65,13 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
     yield len(archive.getvalue())
 
 
-def latency(model: nn.Module, batch_size: int) -> float:
+def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> float:
     """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads."""
     check_whole_number("batch_size", batch_size, "[1, 60000]")
-    images = torch.zeros(batch_size, *IMAGE)
-    predict(model, images)  # warms up, and names a model that can't read them
+    batch = torch.zeros(batch_size, *example_images(images).shape[1:])
+    predict(model, batch)  # warms up, and names a model that can't read them
     with evaluation_mode(model), torch.inference_mode():
-        timer = Timer(lambda: model(images))
+        timer = Timer(lambda: model(batch))
         number = math.ceil(0.01 / timer.timeit(1))  # passes a time, so that each lasts at least 10 ms
         return median(timer.repeat(20, number)) / number
 

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.cost import IMAGE
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.models import predict
-from kd_lab.parametrizations import make_permanent
-from kd_lab.quantization.affine import integer_range
+from kd_lab.networks.layers import example_images, predict
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
 from kd_lab.storage import write_safely
@@ -25,16 +24,18 @@ FLOAT = 1  # onnx.TensorProto.FLOAT
 PADDING = {"same": {"auto_pad": "SAME_UPPER"}, "valid": {}}  # where torch has a word for it
 
 
-def export_onnx(model: nn.Module, path: Path) -> None:
-    """Write an ONNX file, whole or not at all, that takes images (N, 1, 28, 28) and gives logits.
+def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None) -> None:
+    """Write an ONNX file, whole or not at all, that takes images and gives logits, of any number at a time.
 
-    What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32. Raises a
-    SetupError where the packages are missing, and a ParameterError for a model that ONNX can't hold.
+    What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32. `images`, a
+    few, are needed for a network that reads others than (N, 1, 28, 28). Raises a SetupError where the packages are
+    missing, and a ParameterError for a model that ONNX can't hold.
     """
-    predict(model, torch.zeros(2, *IMAGE))
+    images = example_images(images)
+    predict(model, images)
     _package("onnx")
     integer = any(isinstance(module, IntegerLayer) for module in model.modules())
-    content = (_integer_graph if integer else _float_graph)(model).SerializeToString()
+    content = (_integer_graph if integer else _float_graph)(model, images).SerializeToString()
     write_safely(Path(path), content)
 
 
@@ -74,7 +75,7 @@ def _package(name: str) -> ModuleType:
     return optional(name, "onnx", "onnxruntime", "onnxscript")
 
 
-def _float_graph(model: nn.Module) -> Any:
+def _float_graph(model: nn.Module, images: Tensor) -> Any:
     plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
     if any(isinstance(module, FakeQuantizer) for module in plain.modules()):
         raise ParameterError(
@@ -85,7 +86,7 @@ def _float_graph(model: nn.Module) -> Any:
     try:
         return torch.onnx.export(
             plain,
-            (torch.zeros(2, *IMAGE),),
+            (images.clone(),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=shapes,
@@ -98,7 +99,7 @@ def _float_graph(model: nn.Module) -> Any:
         ) from error
 
 
-def _integer_graph(model: nn.Module) -> Any:
+def _integer_graph(model: nn.Module, images: Tensor) -> Any:
     graph = _Graph()
     wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module))]
     if wrong:
@@ -106,7 +107,7 @@ def _integer_graph(model: nn.Module) -> Any:
             "'model' must run on integers from its first layer to its last, as ONNX "
             f"Runtime can. Got one with {', '.join(wrong)}."
         )
-    return graph.finish()
+    return graph.finish(images.shape[1:])
 
 
 def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -133,12 +134,12 @@ class _Graph:
         self.nodes.append(self.helper.make_node(kind, [self.flow, *names], [given], domain=domain, **attributes))
         self.flow = given
 
-    def finish(self) -> Any:
-        """Return the model whose logits are what the last node gives."""
+    def finish(self, shape: tuple[int, ...]) -> Any:
+        """Return the model that takes images of this shape and whose logits are what the last node gives."""
         self.nodes[-1].output[0] = "logits"
         images, logits = (
-            self.helper.make_tensor_value_info(name, FLOAT, shape)
-            for name, shape in (("images", ["batch", *IMAGE]), ("logits", None))
+            self.helper.make_tensor_value_info(name, FLOAT, size)
+            for name, size in (("images", ["batch", *shape]), ("logits", None))
         )
         graph = self.helper.make_graph(self.nodes, "integer", [images], [logits], self.constants)
         opsets = [self.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]

@@ -11,7 +11,7 @@ from scipy.stats import binomtest, norm, t
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_whole_number
-from kd_lab.models import predict
+from kd_lab.networks.layers import predict
 
 CONFIDENCE = 0.95
 

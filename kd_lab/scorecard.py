@@ -96,19 +96,21 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
     baseline = next(iter(models))
     differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}
     differences[baseline] = None
-    scores = {name: _measure(model, Accuracy.of(right[name]), differences[name]) for name, model in models.items()}
+    scores = {
+        name: _measure(model, Accuracy.of(right[name]), differences[name], data[0]) for name, model in models.items()
+    }
     return Scorecard(scores, torch.get_num_threads())
 
 
-def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None) -> Score:
-    counts = [
-        count(model)
-        for count in (cost.count_parameters, cost.count_nonzeros, cost.count_macs, cost.file_bytes, cost.zipped_bytes)
-    ]
+def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None, images: Tensor) -> Score:
     return Score(
         accuracy,
         difference,
-        *counts,
-        latency=(cost.latency(model, 1), cost.latency(model, 256)),
-        left_in_float=tuple(getattr(model, "left_in_float", ())),
-    )  # to_integer says so on the model
+        cost.count_parameters(model),
+        cost.count_nonzeros(model),
+        cost.count_macs(model, images),
+        cost.file_bytes(model),
+        cost.zipped_bytes(model),
+        latency=(cost.latency(model, 1, images), cost.latency(model, 256, images)),
+        left_in_float=tuple(getattr(model, "left_in_float", ())),  # to_integer says so on the model
+    )

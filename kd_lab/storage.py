@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kd_lab.errors import DamagedFileError, StorageError
 
-SCHEMA = 1  # raised when a file's meaning changes, so that an older kd_lab says so instead of guessing
+SCHEMA = 2  # raised when a file's meaning changes, so that an older kd_lab says so instead of guessing
+READABLE = "1", "2"  # 1 is version 0.1, whose layers were named by their places
 MAX_HEADER = 1_000_000  # bytes; ours are below 10,000, and an absurd length must not take memory
 STALE_AFTER = 3600  # seconds after which a temporary file can't belong to a save that still runs
 NO_DIGEST = "0" * 64
@@ -184,7 +185,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, metadata
 
 
-def check_shapes(path: Path, what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def check_tensor_shapes(path: Path, what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Raise a StorageError that names up to five tensors of the file that are not as `what` has them."""
 
     def shape(state: dict[str, Tensor], key: str) -> str:
@@ -218,8 +219,10 @@ def _read_header(file, path: Path) -> dict:
 
 
 def _check_schema(header: dict, path: Path) -> None:
-    if header["schema"] != str(SCHEMA):
-        raise StorageError(f"{path} has schema {header['schema']!r}; this kd_lab reads schema {SCHEMA}. Update kd_lab.")
+    if header["schema"] not in READABLE:
+        raise StorageError(
+            f"{path} has schema {header['schema']!r}; this kd_lab reads schema {SCHEMA} and before. Update kd_lab."
+        )
 
 
 def _check_digest(content: bytes, digest: str, path: Path) -> None:

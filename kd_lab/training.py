@@ -31,11 +31,11 @@ from kd_lab.errors import (
     reason,
 )
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.models import BATCH_SIZE, evaluation_mode, predict
+from kd_lab.networks.layers import BATCH_SIZE, evaluation_mode, predict
+from kd_lab.penalties import Penalty
 
 Data = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
-Penalty = Callable[[nn.Module], Tensor]
 SCHEDULES = ("one_cycle", "constant")
 FINISHED = "finished"
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from kd_lab.checkpoints import load_trained
+from kd_lab.compression.allocation import allocate, sensitivity_scan
 from kd_lab.errors import ParameterError
-from kd_lab.models import predict
-from kd_lab.parametrizations import weighted_layers
-from kd_lab.pruning import allocate, prune, sensitivity_scan
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.pruning import prune
 
 
 def test_a_scan_is_the_rise_of_the_loss_with_one_layer_pruned(validation):

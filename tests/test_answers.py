@@ -21,7 +21,8 @@ from kd_lab.distillation import (
 )
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import build_model, predict
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import build_model
 from kd_lab.training import train
 
 TEMPERATURES = [0.01, 0.5, 1, 2.5, 20, 1000]

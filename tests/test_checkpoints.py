@@ -10,7 +10,7 @@ from kd_lab import checkpoints
 from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_checkpoint, load_trained
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import MODELS, build_model
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.storage import load_tensors, save_tensors
 from kd_lab.training import History
 

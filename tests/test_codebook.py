@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from kd_lab.parametrizations import parametrization
 from sklearn.cluster import KMeans
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import build_model, predict
-from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import prune
 from kd_lab.pruning.masks import lift_masks
 from kd_lab.quantization import BinaryQuantizer, CodebookQuantizer, kmeans, quantize_weights, share_weights

@@ -9,7 +9,7 @@ from torch import nn
 
 from kd_lab import cost
 from kd_lab.errors import ParameterError
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 
 MACS = {
     "mlp128": 784 * 128 + 128 * 10,

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks import deep_compression
 from benchmarks._campaign import SEEDS, error
-from kd_lab.compression import load_packed
 from kd_lab.data import load_mnist
 from kd_lab.errors import ParameterError
+from kd_lab.formats.kdz import load_packed
 from kd_lab.results import load_results
 
 SCORED = ("lenet300_taught_1_64", "lenet5_taught_1_00")

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.data import MEAN, STD
-from kd_lab.digits import load_optical_digits
+from kd_lab.data import MEAN, STD, load_optical_digits
 from kd_lab.evaluation import accuracy
 
 

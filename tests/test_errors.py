@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import kd_lab
-from kd_lab.distillation import DistillationLoss, match_parameters
+from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number, reason
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.panels import PruningPanel
+from kd_lab.penalties import match_parameters
 from kd_lab.pruning import prune, prune_gradually, rank
 from kd_lab.quantization import FakeQuantizer, quantize_model
 from kd_lab.training import train

@@ -17,7 +17,8 @@ from kd_lab.evaluation import (
     paired_difference,
     predict_classes,
 )
-from kd_lab.models import build_model, predict
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import build_model
 
 Z = 1.959963984540054
 

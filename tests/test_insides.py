@@ -10,24 +10,25 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Split
 from kd_lab.distillation import (
+    FeatureLoss,
     Hinted,
-    InsidesLoss,
     attention_loss,
     attention_map,
     distil,
-    distil_insides,
+    distil_features,
     distillation_loss,
+    features,
     hint_loss,
-    insides,
     layer_outputs,
-    match_parameters,
     regressor,
     similarity_loss,
     similarity_map,
     train_on_hints,
 )
 from kd_lab.errors import ParameterError
-from kd_lab.models import build_model, predict
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import build_model
+from kd_lab.penalties import match_parameters
 from kd_lab.pruning import prune
 
 ONCE = {"epochs": 1, "progress": False}
@@ -150,7 +151,7 @@ def test_the_loss_is_the_sum_of_its_parts_and_its_gradients_reach_student_and_re
     hint, logits = layer_outputs(teacher, "2", some.images[:20]), predict(teacher, some.images[:20])
     translate = {"hint": regressor((4, 14, 14), (16, 14, 14)), "attention": attention_map}.get(kind, nn.Identity())
     kept = attention_map(hint) if kind == "attention" else hint.flatten(1)
-    loss = InsidesLoss(kind, 0.7, 3.0, 0.4)(
+    loss = FeatureLoss(kind, 0.7, 3.0, 0.4)(
         Hinted(student, "2", translate)(some.images[:20]), some.labels[:20], logits, kept
     )
     output = student[:3](some.images[:20])
@@ -173,7 +174,7 @@ def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, ch
     before = copy.deepcopy((student.state_dict(), teacher.state_dict()))
     calls = []
     teacher.register_forward_hook(lambda _model, inputs, _output: calls.append(len(inputs[0])))
-    learned, history = distil_insides(
+    learned, history = distil_features(
         student,
         teacher,
         some,
@@ -199,7 +200,7 @@ def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, ch
 def test_without_weight_it_is_plain_distillation(some, choose):
     teacher, settings = load_trained("cnn"), {"validation": choose, "epochs": 2, "seed": 3, "progress": False}
     plain, _ = distil(thin_cnn(), teacher, some, **settings)
-    hinted, history = distil_insides(
+    hinted, history = distil_features(
         thin_cnn(), teacher, some, student_layer="2", teacher_layer="2", weight=0, **settings
     )
     torch.testing.assert_close(hinted.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
@@ -228,11 +229,11 @@ def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, c
     assert torch.equal(again[0].weight, lower[0].weight)
 
 
-@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
 def test_the_seed_is_that_of_the_regressor_and_of_the_batches(train_insides, some, choose, monkeypatch):
-    seeds, build, learn = [], insides.regressor, insides.train
-    monkeypatch.setattr(insides, "regressor", lambda *shapes: seeds.append(shapes[-1]) or build(*shapes))
-    monkeypatch.setattr(insides, "train", lambda *parts, seed, **rest: seeds.append(seed) or learn(*parts, **rest))
+    seeds, build, learn = [], features.regressor, features.train
+    monkeypatch.setattr(features, "regressor", lambda *shapes: seeds.append(shapes[-1]) or build(*shapes))
+    monkeypatch.setattr(features, "train", lambda *parts, seed, **rest: seeds.append(seed) or learn(*parts, **rest))
     train_insides(
         thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2", seed=7, **ONCE
     )
@@ -255,7 +256,7 @@ def test_batch_statistics_behind_the_layer_stay_too(some, choose):
     assert moved == {name for name in student.state_dict() if name.startswith(before)}
 
 
-@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
 def test_the_callers_networks_and_random_numbers_stay_as_they_were(train_insides, some, choose):
     student, teacher = (nn.Sequential(*load_trained("resnet"), nn.Dropout(0.5)).train() for _ in range(2))
     before, state = copy.deepcopy((student.state_dict(), teacher.state_dict())), torch.get_rng_state()
@@ -268,7 +269,7 @@ def test_the_callers_networks_and_random_numbers_stay_as_they_were(train_insides
 def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose):
     for student_layer, teacher_layer in (("2", "2"), ("2", "7"), ("1", "8")):
         for kind in ("hint", "similarity"):
-            distil_insides(
+            distil_features(
                 build_model("mlp128"),
                 load_trained("cnn"),
                 some,
@@ -282,7 +283,7 @@ def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose
 
 def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
     masked = prune(build_model("lenet300"), 0.9)
-    learned, _ = distil_insides(
+    learned, _ = distil_features(
         masked, load_trained("lenet300"), some, validation=choose, student_layer="2", teacher_layer="2", **ONCE
     )
     assert (learned[1].weight == 0).sum() == (masked[1].weight == 0).sum() > 0
@@ -299,7 +300,7 @@ def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
     assert torch.equal(lower[-1].weight, build_model("resnet")[-1].weight)
 
 
-@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
 def test_a_penalty_judges_the_student(train_insides, some, choose):
     teacher, found = load_trained("mlp128"), []
     for strength in (0, 10):
@@ -319,7 +320,7 @@ def test_a_penalty_judges_the_student(train_insides, some, choose):
     assert found[1] < 0.95 * found[0]
 
 
-@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
 def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some, choose):
     name = train_insides.__name__
     for student_layer, teacher_layer, told in (
@@ -348,7 +349,7 @@ def test_what_cannot_be_listened_to_is_named():
 
 def test_maps_of_other_sizes_are_refused_with_both(some, choose):
     with pytest.raises(ParameterError, match=r"attention maps need .* gives \(128,\), the teacher's '2' \(128,\)"):
-        distil_insides(
+        distil_features(
             build_model("mlp128"),
             load_trained("mlp128"),
             some,
@@ -361,10 +362,10 @@ def test_maps_of_other_sizes_are_refused_with_both(some, choose):
     for layer, shape in (("3", r"\(32, 14, 14\)"), ("7", r"\(128,\)")):
         with pytest.raises(
             ParameterError,
-            match=r"^distil_insides\(\): attention maps need .* The student's layer '0' "
+            match=r"^distil_features\(\): attention maps need .* The student's layer '0' "
             rf"gives \(4, 28, 28\), the teacher's '{layer}' {shape}",
         ):
-            distil_insides(
+            distil_features(
                 thin_cnn(),
                 load_trained("cnn"),
                 some,
@@ -403,7 +404,7 @@ def test_a_layer_that_gives_no_one_tensor_is_refused(layer, some):
         layer_outputs(Odd(), layer, some.images[:2])
 
 
-@pytest.mark.parametrize("train_insides", [distil_insides, train_on_hints])
+@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
 @pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
 def test_a_layer_before_which_nothing_learns_is_refused(train_insides, kind, some, choose):
     half_frozen = thin_cnn()
@@ -429,7 +430,7 @@ def test_a_layer_before_which_nothing_learns_is_refused(train_insides, kind, som
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "1", None, True])
 def test_weights_are_not_negative(weight, some, choose):
     with pytest.raises(ParameterError, match=r"InsidesLoss\(\): 'weight' must be a number in \[0, 1e6\]\. Got"):
-        distil_insides(
+        distil_features(
             thin_cnn(),
             load_trained("cnn"),
             some,
@@ -443,7 +444,7 @@ def test_weights_are_not_negative(weight, some, choose):
 
 def test_other_slips_are_refused_at_once(some, choose):
     layers = {"validation": choose, "student_layer": "2", "teacher_layer": "2", "epochs": 1}
-    for train_insides in (distil_insides, train_on_hints):
+    for train_insides in (distil_features, train_on_hints):
         with pytest.raises(ParameterError, match=r"'kind' must be one of hint, .* Did you mean 'attention'"):
             train_insides(thin_cnn(), load_trained("cnn"), some, kind="atention", **layers)
         twelve = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(784, 12))
@@ -457,6 +458,6 @@ def test_other_slips_are_refused_at_once(some, choose):
             train_insides(load_trained("cnn"), thin_cnn(), some, progress=False, **layers)
         assert told[0].filename == __file__  # the learner's own line
     with pytest.raises(ParameterError, match=r"distil_insides\(\): the labels must be 0 to 9"):
-        distil_insides(thin_cnn(), load_trained("cnn"), Split(some.images, some.labels + 3), **layers)
+        distil_features(thin_cnn(), load_trained("cnn"), Split(some.images, some.labels + 3), **layers)
     with pytest.raises(ParameterError, match="'temperature'"):
-        distil_insides(thin_cnn(), load_trained("cnn"), some, temperature=0, **layers)
+        distil_features(thin_cnn(), load_trained("cnn"), some, temperature=0, **layers)

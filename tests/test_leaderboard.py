@@ -6,12 +6,13 @@ from importlib import import_module
 import pytest
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import leaderboard, pack, submit
+from kd_lab.compression import leaderboard, submit
 from kd_lab.compression.leaderboard import PUBLISHED, submissions
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import MODELS, build_model
+from kd_lab.formats.kdz import pack
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import prune
 from kd_lab.results import RESULTS, load_results
 

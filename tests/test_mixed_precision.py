@@ -9,17 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
+from kd_lab.compression.allocation import bit_scan, choose_bits
 from kd_lab.errors import ParameterError
-from kd_lab.models import predict
-from kd_lab.parametrizations import weighted_layers
-from kd_lab.quantization import (
-    bit_scan,
-    choose_bits,
-    packed_bytes,
-    quantize_activations,
-    quantize_weights,
-    share_weights,
-)
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.quantization import packed_bytes, quantize_activations, quantize_weights, share_weights
 
 
 def loss(model, data):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.models import MODELS, Residual, build_model, evaluation_mode
+from kd_lab.networks.layers import evaluation_mode
+from kd_lab.networks.zoo import MODELS, Residual, build_model
 
 PARAMETERS = {"mlp128": 101_770, "lenet300": 266_610, "cnn": 206_922, "lenet5": 431_080, "lenet5_classic": 61_706}
 

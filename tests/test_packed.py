@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch.nn.utils.prune import l1_unstructured
 
 from kd_lab.checkpoints import SHIPPED, load_trained
-from kd_lab.compression import load_packed, pack, save_packed, unpack
-from kd_lab.compression.packed import CODERS, MAGIC, _write
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError
-from kd_lab.models import MODELS, build_model, predict
-from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.formats.kdz import CODERS, MAGIC, _write, load_packed, pack, save_packed, unpack
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_layers
 from kd_lab.quantization import quantize_weights, share_weights, ternarize_weights
 

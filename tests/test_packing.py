@@ -11,13 +11,14 @@ from torch.nn.utils import parametrize
 from kd_lab.checkpoints import SHIPPED, load_checkpoint, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.models import build_model, predict
-from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.formats.bits import pack_bits, unpack_bits
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import hard_prune, load_pruned, prune, prune_channels, save_pruned
 from kd_lab.quantization import (
     fold_batch_norm,
     load_quantized,
-    pack_bits,
     packed_bytes,
     quantize_activations,
     quantize_model,
@@ -25,7 +26,6 @@ from kd_lab.quantization import (
     save_quantized,
     share_weights,
     ternarize_weights,
-    unpack_bits,
 )
 from kd_lab.storage import load_tensors, save_tensors
 

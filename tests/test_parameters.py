@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.distillation import match_parameters, used_parameters
 from kd_lab.errors import ParameterError
-from kd_lab.models import build_model, predict
-from kd_lab.parametrizations import make_permanent
+from kd_lab.networks.layers import predict
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import build_model
+from kd_lab.penalties import match_parameters, used_parameters
 from kd_lab.pruning import hard_prune, prune, prune_channels
 from kd_lab.training import train
 

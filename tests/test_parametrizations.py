@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError
-from kd_lab.models import MODELS, build_model, predict
-from kd_lab.parametrizations import describe, make_permanent, parametrization, weighted_layers
+from kd_lab.networks.layers import describe, predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import Mask, prune, set_masks
 from kd_lab.training import train
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from kd_lab.errors import ParameterError
-from kd_lab.models import build_model
-from kd_lab.parametrizations import weighted_layers
-from kd_lab.pruning import group_lasso_penalty, l1_penalty, l2_penalty, prune
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.zoo import build_model
+from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty
+from kd_lab.pruning import prune
 from kd_lab.training import train
 
 

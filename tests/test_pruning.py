@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
@@ -12,8 +13,9 @@ from torch.nn.utils import prune as torch_prune
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.models import MODELS, build_model, predict
-from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     IMPORTANCES,
     SCOPES,

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import _campaign
 from benchmarks import pruning as benchmark
 from kd_lab.cost import count_nonzeros
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import prune
 from kd_lab.results import load_results
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import _campaign
 from benchmarks import quantization as benchmark
-from kd_lab.parametrizations import weighted_layers
+from kd_lab.networks.layers import weighted_layers
 from kd_lab.quantization import quantize_weights
 from kd_lab.results import load_results
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress, load_packed, pack
+from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression import recipe as recipe_module
 from kd_lab.compression.stages import with_masks
 from kd_lab.cost import count_parameters
@@ -20,8 +20,9 @@ from kd_lab.data import Mnist, load_mnist
 from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import build_model, predict
-from kd_lab.parametrizations import weighted_layers
+from kd_lab.formats.kdz import load_packed, pack
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import remove_layers
 
 DATA = load_mnist()

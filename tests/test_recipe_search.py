@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import load_packed, pack, search_recipe
 from kd_lab.compression import search as search_module
-from kd_lab.compression.search import LEAST_KEPT, MOST_KEPT, Budget, Search, Trial
+from kd_lab.compression import search_recipe
+from kd_lab.compression.search import LEAST_KEPT, MOST_KEPT, Budget, RecipeTrial, Search
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.errors import ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
-from kd_lab.models import build_model, predict
+from kd_lab.formats.kdz import load_packed, pack
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import build_model
 
 DATA = load_mnist()
 SMALL = Mnist(DATA.train[:1000], DATA.validation[:500], DATA.test[:10])
@@ -35,7 +37,7 @@ def search(start):
 def trial(size, correct, loss=0.0):
     """Return a trial beside a network that read 950 of 1,000."""
     difference = PairedDifference(max(0, correct - 950), max(0, 950 - correct), 1000)
-    return Trial([], {}, bytes(size), Accuracy(correct, 1000), difference, loss)
+    return RecipeTrial([], {}, bytes(size), Accuracy(correct, 1000), difference, loss)
 
 
 def test_every_trial_is_a_file_that_reads_as_it_says(search, start):

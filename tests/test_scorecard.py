@@ -5,7 +5,7 @@ import pytest
 from kd_lab import cost
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.scorecard import scorecard
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lab.distillation import Trial, best_trial, search_settings, try_setting
+from kd_lab.compression.search import SettingTrial, best_trial, search_settings, try_setting
 from kd_lab.errors import ParameterError, SetupError
 from kd_lab.evaluation import Accuracy
 
@@ -67,9 +67,9 @@ def test_a_trial_says_how_the_student_did():
 
 def test_among_those_alike_the_smaller_loss_wins():
     alike = [
-        Trial(1, 0, Accuracy(9000, 10_000), 0.5),
-        Trial(2, 0, Accuracy(8980, 10_000), 0.3),
-        Trial(3, 0, Accuracy(8970, 10_000), 0.1),
+        SettingTrial(1, 0, Accuracy(9000, 10_000), 0.5),
+        SettingTrial(2, 0, Accuracy(8980, 10_000), 0.3),
+        SettingTrial(3, 0, Accuracy(8970, 10_000), 0.1),
     ]
     assert best_trial(alike).temperature == 2  # the third is 0.3 points behind
 

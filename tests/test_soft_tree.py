@@ -13,7 +13,7 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.distillation import DistillationLoss, SingleLeaf, SoftTree, balance_penalty, distil, with_answers
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import predict
+from kd_lab.networks.layers import predict
 from kd_lab.training import train
 
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import parametrize
@@ -13,8 +14,9 @@ from torch.nn.utils import parametrize
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros
 from kd_lab.errors import ParameterError
-from kd_lab.models import MODELS, Residual, build_model, predict
-from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import MODELS, Residual, build_model
 from kd_lab.pruning import (
     IMPORTANCES,
     Group,

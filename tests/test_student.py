@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd_lab.distillation import small_student, student_recipe
+from kd_lab.distillation import student_recipe
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
+from kd_lab.networks.zoo import small_student
 from kd_lab.training import train
 
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning
+from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.nn.utils import parametrize
 
 from kd_lab.checkpoints import load_checkpoint, load_trained
 from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.models import MODELS, build_model, predict
-from kd_lab.parametrizations import make_permanent, parametrization, weighted_layers
+from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     Mask,
     channel_groups,

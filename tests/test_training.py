@@ -12,7 +12,8 @@ from torch import nn
 
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
-from kd_lab.models import BATCH_SIZE, build_model, predict
+from kd_lab.networks.layers import BATCH_SIZE, predict
+from kd_lab.networks.zoo import build_model
 from kd_lab.training import Epoch, History, _batches, train, train_live
 
 

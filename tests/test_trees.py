@@ -13,7 +13,8 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.distillation import Trees, distil, fit_trees, soft_targets, with_answers
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, predict_classes
-from kd_lab.models import build_model, predict
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import build_model
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
-from kd_lab.compression.packed import FLOAT32, network_of, read_packed, unpack
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.errors import KdLabError, ParameterError, check_choice, check_kind
 from kd_lab.evaluation import Accuracy, accuracy
-from kd_lab.models import MODELS, build_model
+from kd_lab.formats.kdz import FLOAT32_BYTES, architecture_in, read_packed, unpack
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.plots import plain_log
 from kd_lab.results import RESULTS, load_results
 from kd_lab.storage import cache_folder, write_safely
@@ -95,7 +95,7 @@ class Leaderboard:
 
     @property
     def _dense(self) -> int:
-        return FLOAT32 * count_parameters(build_model(self.network))
+        return FLOAT32_BYTES * count_parameters(build_model(self.network))
 
     def __repr__(self) -> str:
         return self._table("simple")
@@ -146,7 +146,7 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
     return entry
 
 
-def leaderboard(network: str, data: Mnist) -> Leaderboard:
+def score_leaderboard(network: str, data: Mnist) -> Leaderboard:
     """Score every file for a network of the kit: those that ship with it, and those that were submitted here."""
     check_choice("network", network, list(MODELS))
     check_kind("data", data, Mnist, "what load_mnist() returns")
@@ -170,7 +170,7 @@ def _submitted(network: str, data: Mnist) -> Iterator[Entry]:
     for path in sorted(submissions().glob("*.kdz")):
         try:
             content = read_packed(path)
-            if network_of(content, str(path)) == network:
+            if architecture_in(content, str(path)) == network:
                 yield _score(path.name.partition(".")[0], content, str(path), data)
         except KdLabError as error:
             print(f"Left out: {error}")
@@ -182,4 +182,4 @@ def submissions() -> Path:
 
 
 def _score(label: str, content: bytes, where: str, data: Mnist) -> Entry:
-    return Entry(label, network_of(content, where), len(content), accuracy(unpack(content, where), data.test))
+    return Entry(label, architecture_in(content, where), len(content), accuracy(unpack(content, where), data.test))

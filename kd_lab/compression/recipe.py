@@ -15,14 +15,18 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.compression.packed import FLOAT32, load_packed, pack, save_packed
 from kd_lab.compression.stages import BY_LAYER, FineTuning, PruneUnits, Stage, with_masks
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
-from kd_lab.distillation import DistillationLoss, check_teacher, with_answers
+from kd_lab.distillation import DistillationLoss, with_answers
+from kd_lab.distillation.answers import check_teacher
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number
-from kd_lab.parametrizations import make_permanent, weighted_layers
-from kd_lab.pruning import channel_groups, form_of, l2_penalty
+from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, save_packed
+from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.penalties import l2_penalty
+from kd_lab.pruning import channel_groups
+from kd_lab.pruning.channels import form_of
 from kd_lab.scorecard import Scorecard, scorecard
 from kd_lab.storage import cache_key, set_aside, writable
 from kd_lab.training import Loss, check_settings, train
@@ -33,7 +37,7 @@ LATENCY = "1 image, ms"
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome:
+class CompressionResult:
     """Hold the network after each stage, the first being the one that it began with; shows itself as a table.
 
     `card` was measured on the validation part; `bytes` are those of the file that `save_packed` makes.
@@ -55,7 +59,7 @@ class Outcome:
         return self._ratio(list(self.bytes)[-1])
 
     def _ratio(self, stage: str) -> float:
-        return FLOAT32 * count_parameters(next(iter(self.models.values()))) / self.bytes[stage]
+        return FLOAT32_BYTES * count_parameters(next(iter(self.models.values()))) / self.bytes[stage]
 
     def __repr__(self) -> str:
         return self._table("simple")
@@ -81,7 +85,6 @@ class Outcome:
 
 def compress(
     model: nn.Module,
-    name: str,
     teacher: nn.Module | None,
     data: Mnist,
     stages: Sequence[Stage],
@@ -91,31 +94,31 @@ def compress(
     strength: float = 0.0,
     folder: Path | None = None,
     **settings,
-) -> Outcome:
-    """Put a network of the kit, of this name, through the stages, and return what each made of it.
+) -> CompressionResult:
+    """Put a network of the kit through the stages, and return what each made of it.
 
     Fine-tuning makes L(teacher's answers, the network's) + strength·Σw² small: L is the `DistillationLoss`, or the
     cross-entropy with the labels where `teacher` is None. `settings` are those of `train`. With a `folder` each
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    check_recipe(model, name, teacher, data, settings, folder)
+    check_recipe(model, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
     check_number("strength", strength, "[0, 100]")
     models = {"start": make_permanent(model).eval()}
     try:
         for stage, finished in run_stages(
-            model, name, Teaching(teacher, data), stages, temperature, alpha, strength, folder, settings
+            model, Teaching(teacher, data), stages, temperature, alpha, strength, folder, settings
         ):
             models[f"{len(models)} {stage}"] = finished
     except KeyboardInterrupt:
         print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
-    sizes = {key: len(pack(each, name)) for key, each in models.items()}
-    return Outcome(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
+    sizes = {key: len(pack(each)) for key, each in models.items()}
+    return CompressionResult(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
 
 
 def check_recipe(
-    model: nn.Module, name: str, teacher: nn.Module | None, data: Mnist, settings: dict, folder: Path | None = None
+    model: nn.Module, teacher: nn.Module | None, data: Mnist, settings: dict, folder: Path | None = None
 ) -> None:
     """Raise a ParameterError unless these can be put through a recipe."""
     check_kind("folder", folder, (str, Path, type(None)), "the path of a folder, or None")
@@ -123,7 +126,7 @@ def check_recipe(
         raise ParameterError(f"'folder' must be one that can be written, or be made. Got {folder!r:.80}.")
     check_kind("data", data, Mnist, "what load_mnist() returns")
     weighted_layers(model)
-    form_of(make_permanent(model), name)
+    form_of(make_permanent(model))
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
     check_settings(**settings)
@@ -147,7 +150,7 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
                 f"it does, as a dataclass has. Got {stage!r:.80}."
             )
         for argument, value in vars(stage).items() if isinstance(stage, BY_LAYER) else ():
-            layers = channel_groups(model) if isinstance(stage, PruneUnits) else weighted_layers(model)
+            layers = channel_groups(model) if isinstance(stage, PruneUnits) else weights(model)
             for layer in value if isinstance(value, dict) else ():
                 check_choice(f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
 
@@ -174,7 +177,6 @@ class Teaching:
 
 def run_stages(
     model: nn.Module,
-    name: str,
     teaching: Teaching,
     stages: Sequence[Stage],
     temperature: float,
@@ -203,7 +205,7 @@ def run_stages(
         keys = _keys(plain, teaching.data, stages, [temperature, alpha, strength, matters])
         paths = [Path(folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
     for stage, path in zip(stages, paths, strict=True):
-        model = _kept(path) or _finish(stage, model, name, fine_tune, path)
+        model = _kept(path) or _finish(stage, model, fine_tune, path)
         yield stage, model
 
 
@@ -236,8 +238,8 @@ def _kept(path: Path | None) -> nn.Module | None:
         return None
 
 
-def _finish(stage: Stage, model: nn.Module, name: str, fine_tune: FineTuning, path: Path | None) -> nn.Module:
+def _finish(stage: Stage, model: nn.Module, fine_tune: FineTuning, path: Path | None) -> nn.Module:
     finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
     if path is not None:
-        save_packed(path, finished, name)
+        save_packed(path, finished)
     return finished

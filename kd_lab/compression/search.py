@@ -1,4 +1,4 @@
-"""Find the ratios, bits, temperature and alpha of a recipe without a human, within a budget and a time."""
+"""Find settings without a human, within a budget: temperature and alpha of a student; ratios and bits of a recipe."""
 
 import functools
 import itertools
@@ -6,8 +6,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -15,28 +17,98 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kd_lab.compression.packed import FLOAT32, pack, unpack
 from kd_lab.compression.recipe import Teaching, check_recipe, run_stages
 from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
-from kd_lab.distillation import best_trial, quiet_optuna
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError, StorageError, TrainingError, check_number, check_whole_number
-from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, mean_cross_entropy
-from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.errors import ParameterError, StorageError, TrainingError, check_kind, check_number, check_whole_number
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, correct_answers, mean_cross_entropy
+from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
+from kd_lab.networks.layers import weights
+from kd_lab.networks.parametrizations import make_permanent
 from kd_lab.plots import plain_log
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
-MOST_KEPT, LEAST_KEPT, FEWEST = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
-LEAST_BITS, MOST_BITS = 2, 5
+MAX_KEPT, MIN_KEPT, MIN_WEIGHTS = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
+MIN_BITS, MAX_BITS = 2, 5
 TEACHING = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}
-STEPS = 4  # of pruning
-AT_RANDOM = 4  # trials before the first guess
+PRUNING_STEPS = 4  # of pruning
+RANDOM_TRIALS = 4  # trials before the first guess
+
+
+MAX_TEMPERATURE = 20.0  # the temperatures tried are 1 to this, evenly on a log scale; alphas are 0 to 1
+SAME_ACCURACY = 0.0025  # accuracies that differ by less are told apart by the loss
+
+
+class SettingTrial(NamedTuple):
+    """Hold one run: its setting, and how the student did on the validation part, the loss being cross-entropy."""
+
+    temperature: float
+    alpha: float
+    accuracy: Accuracy
+    loss: float
+
+
+def try_setting(
+    fit: Callable[[float, float], nn.Module], temperature: float, alpha: float, validation: tuple[Tensor, Tensor]
+) -> SettingTrial:
+    """Return the trial of the student that `fit(temperature, alpha)` trains."""
+    check_kind("fit", fit, Callable, "a function of temperature and alpha")
+    student = fit(temperature, alpha)
+    found = accuracy(student, validation)  # says what is wrong with either
+    return SettingTrial(temperature, alpha, found, mean_cross_entropy(student, validation))
+
+
+def search_settings(
+    fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int, seed: int = 0
+) -> list[SettingTrial]:
+    """Return the trials of `runs` settings; `best_trial` says which to take.
+
+    After a few at random, each next one is where a Gaussian process, fitted to the runs so far, expects the largest
+    improvement in accuracy (Jones et al. 1998; Optuna's GPSampler).
+    """
+    check_whole_number("runs", runs, "[1, 1000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
+    optuna = optional("optuna", "optuna")  # which Colab has not
+    trials = []
+
+    def objective(trial) -> float:
+        setting = (
+            trial.suggest_float("temperature", 1.0, MAX_TEMPERATURE, log=True),
+            trial.suggest_float("alpha", 0.0, 1.0),
+        )
+        trials.append(try_setting(fit, *setting, validation))
+        return trials[-1].accuracy.value
+
+    with quiet_optuna():
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+        optuna.create_study(sampler=sampler, direction="maximize").optimize(objective, n_trials=runs)
+    return trials
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Let Optuna say only what went wrong meanwhile, instead of a line on every trial."""
+    logging = optional("optuna", "optuna").logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def best_trial(trials: list[SettingTrial]) -> SettingTrial:
+    """Return the one with the smallest loss among those whose accuracy is within 0.25 points of the best."""
+    if not trials:
+        raise ParameterError("'trials' must be one or more, as search_settings gives them. Got none.")
+    best = max(trial.accuracy.value for trial in trials)
+    return min((trial for trial in trials if trial.accuracy.value > best - SAME_ACCURACY), key=lambda trial: trial.loss)
 
 
 @dataclass(frozen=True)
-class Trial:
+class RecipeTrial:
     """Hold one setting of a recipe, the file that it made, and how the network in it reads the validation part.
 
     `difference` is to the network that the recipe began with, `loss` is the cross-entropy. Without a teacher there is
@@ -73,13 +145,13 @@ class Budget:
     most_bytes: int | None
     most_lost: float | None
 
-    def over(self, trial: Trial) -> float:
+    def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""
         if self.most_bytes is None:
             return round(trial.lost - self.most_lost, 6)
         return math.log(trial.bytes / self.most_bytes)
 
-    def value(self, trial: Trial) -> float:
+    def value(self, trial: RecipeTrial) -> float:
         """Return what is to become small while the budget is met: the bytes, or the error."""
         return math.log(trial.bytes) if self.most_bytes is None else 1 - trial.accuracy.value
 
@@ -91,7 +163,7 @@ class Budget:
 class Search:
     """Hold every trial, the hand-set one first, and the budget; shows itself as a table."""
 
-    trials: list[Trial]
+    trials: list[RecipeTrial]
     budget: Budget
     dense_bytes: int
 
@@ -101,7 +173,7 @@ class Search:
         return any(self.budget.over(trial) <= 0 for trial in self.trials)
 
     @property
-    def best(self) -> Trial:
+    def best(self) -> RecipeTrial:
         """Return the best trial that meets the budget; where none does, the nearest to it.
 
         That is the smallest file or, for a budget of bytes, the lowest loss among those within 0.25 points of the
@@ -113,7 +185,7 @@ class Search:
         return min(fitting, key=self.budget.value) if self.budget.most_bytes is None else best_trial(fitting)
 
     @property
-    def frontier(self) -> list[Trial]:
+    def frontier(self) -> list[RecipeTrial]:
         """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
         kept = []
         for trial in sorted(self.trials, key=lambda trial: (trial.bytes, -trial.accuracy.value)):
@@ -167,14 +239,13 @@ class Search:
         )
 
 
-def _with_interval(trial: Trial) -> str:
+def _with_interval(trial: RecipeTrial) -> str:
     low, high = sorted(-100 * end for end in trial.difference.interval)
     return f"{trial.lost:.2f} ({low:.2f} to {high:.2f})"
 
 
 def search_recipe(
     model: nn.Module,
-    name: str,
     teacher: nn.Module | None,
     data: Mnist,
     *,
@@ -197,17 +268,16 @@ def search_recipe(
     arguments goes on where it was stopped.
     """
     settings = {"seed": seed, **settings}
-    check_recipe(model, name, teacher, data, settings, folder)
+    check_recipe(model, teacher, data, settings, folder)
     budget = _check_budget(most_bytes, most_lost)
     check_whole_number("runs", runs, "[1, 1000]")
     check_number("minutes", minutes, "(0, 10000]")
     check_whole_number("epochs", epochs, "[1, 1000]")
-    _check_least(model, name, budget)
+    _check_least(model, budget)
     kept = {layer: _least_kept(weights) for layer, weights in _weights(model).items()}
     try_setting = functools.partial(
         _try,
         model,
-        name,
         Teaching(teacher, data),
         epochs,
         folder,
@@ -225,7 +295,7 @@ def search_recipe(
             raise
     if not trials:
         raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
-    return Search(trials, budget, FLOAT32 * count_parameters(model))
+    return Search(trials, budget, FLOAT32_BYTES * count_parameters(model))
 
 
 def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
@@ -241,18 +311,18 @@ def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
     return Budget(most_bytes, most_lost)
 
 
-def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
+def _check_least(model: nn.Module, budget: Budget) -> None:
     """Raise a ParameterError that names the nearest budget where even the smallest file would be too large."""
     if budget.most_bytes is None:
         return
     smallest = make_permanent(model)
     for stage in _stages(
         {layer: _least_kept(count) for layer, count in _weights(model).items()},
-        dict.fromkeys(_weights(model), LEAST_BITS),
+        dict.fromkeys(_weights(model), MIN_BITS),
         0,
     ):
         smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
-    least = len(pack(smallest, name))
+    least = len(pack(smallest))
     if budget.most_bytes < least:
         raise ParameterError(
             f"'most_bytes' can't be met: the smallest file of this search has about "
@@ -261,20 +331,19 @@ def _check_least(model: nn.Module, name: str, budget: Budget) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, int]:
-    return {layer: each.weight.numel() for layer, each in weighted_layers(model).items()}
+    return {layer: weight.value.numel() for layer, weight in weights(model).items()}
 
 
 def _least_kept(weights: int) -> float:
-    return min(MOST_KEPT, max(LEAST_KEPT, FEWEST / weights))
+    return min(MAX_KEPT, max(MIN_KEPT, MIN_WEIGHTS / weights))
 
 
 def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[Prune | Share]:
-    return [Prune({layer: 1 - share for layer, share in kept.items()}, STEPS, epochs), Share(bits, epochs)]
+    return [Prune({layer: 1 - share for layer, share in kept.items()}, PRUNING_STEPS, epochs), Share(bits, epochs)]
 
 
 def _try(
     model: nn.Module,
-    name: str,
     teaching: Teaching,
     epochs: int,
     folder: Path | None,
@@ -283,18 +352,16 @@ def _try(
     kept: dict[str, float],
     bits: dict[str, int],
     taught: dict[str, float],
-) -> Trial:
+) -> RecipeTrial:
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
     stages, how = _stages(kept, bits, epochs), taught or HAND_SET  # without a teacher neither of the two matters
-    *_, (_last, made) = run_stages(
-        model, name, teaching, stages, how["temperature"], how["alpha"], 0.0, folder, settings
-    )
+    *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0, folder, settings)
     validation = teaching.data.validation
     right = correct_answers(made, validation)
-    return Trial(
+    return RecipeTrial(
         stages,
         taught,
-        pack(made, name),
+        pack(made),
         Accuracy.of(right),
         PairedDifference.of(right, before),
         mean_cross_entropy(made, validation),
@@ -302,12 +369,12 @@ def _try(
 
 
 def _propose(
-    least: dict[str, float], budget: Budget, try_setting: Callable[..., Trial], taught: bool, seed: int
-) -> Iterator[Trial | None]:
+    least: dict[str, float], budget: Budget, try_setting: Callable[..., RecipeTrial], taught: bool, seed: int
+) -> Iterator[RecipeTrial | None]:
     """Yield trial after trial, the hand-set one first, and None for one that diverged."""
     optuna = optional("optuna", "optuna")  # which Colab has not
     with quiet_optuna():
-        study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=AT_RANDOM))
+        study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS))
     teaching = {"temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]} if taught else {}
     study.enqueue_trial(
         {
@@ -320,10 +387,9 @@ def _propose(
         with quiet_optuna():
             asked = study.ask()
             kept = {
-                layer: asked.suggest_float(f"kept {layer}", share, MOST_KEPT, log=True)
-                for layer, share in least.items()
+                layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()
             }
-            bits = {layer: asked.suggest_int(f"bits {layer}", LEAST_BITS, MOST_BITS) for layer in least}
+            bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
             for name, (low, high) in TEACHING.items() if taught else ():
                 teaching[name] = asked.suggest_float(name, low, high, log=low > 0)
         try:
@@ -339,7 +405,9 @@ def _propose(
         yield trial
 
 
-def _in_time(trials: Iterator[Trial | None], runs: int, seconds: float, progress: bool) -> Iterator[Trial | None]:
+def _in_time(
+    trials: Iterator[RecipeTrial | None], runs: int, seconds: float, progress: bool
+) -> Iterator[RecipeTrial | None]:
     """Yield the first trials: so many, or as many as end in time if each takes no longer than the longest so far."""
     begun = last = time.perf_counter()
     longest = 0.0

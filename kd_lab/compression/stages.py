@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
-from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.parametrizations import make_permanent
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
@@ -46,7 +47,7 @@ class Prune:
         check_whole_number("epochs", self.epochs, EPOCHS)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
-        kept = {name: layer.weight != 0 for name, layer in weighted_layers(model).items()}
+        kept = {name: weight.value != 0 for name, weight in weights(model).items()}
         by_layer = isinstance(self.sparsity, dict)
         prune_to = self._prune_layers if by_layer else prune_layer_adaptive
         return prune_gradually(
@@ -129,17 +130,12 @@ BY_LAYER = Prune, PruneUnits, Quantize, Share  # whose settings may be a dict, b
 
 def with_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose weights of zero are masked, so that training leaves them zero."""
-    return _without_others(
-        copy.deepcopy(model), {name: layer.weight != 0 for name, layer in weighted_layers(model).items()}
-    )
+    return _without_others(copy.deepcopy(model), {name: weight.value != 0 for name, weight in weights(model).items()})
 
 
 def _without_others(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
     """Return the model with all weights masked but those that are kept and are not zero now."""
-    set_masks(
-        model,
-        {name: mask & (weighted_layers(model)[name].weight != 0) for name, mask in kept.items() if not mask.all()},
-    )
+    set_masks(model, {name: mask & (weights(model)[name].value != 0) for name, mask in kept.items() if not mask.all()})
     return model
 
 

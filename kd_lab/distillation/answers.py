@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, called_function, check_number
 from kd_lab.evaluation import accuracy, check_data, check_labels
-from kd_lab.models import check_tensors, predict
+from kd_lab.networks.layers import check_tensors, predict
 from kd_lab.training import Data, History, train
 
 TEMPERATURES, ALPHAS = "(0, 1000]", "[0, 1]"

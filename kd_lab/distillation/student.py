@@ -1,28 +1,8 @@
-"""Build the small student that a teacher shall teach, and say how it is trained by how many images it sees."""
-
-import torch
-from torch import nn
+"""The settings that train a small student, by how many images it sees."""
 
 from kd_lab.errors import check_whole_number
 
-POINTS = 20  # of the curve that a training draws
-
-
-def small_student(width: int = 30, seed: int = 0) -> nn.Module:
-    """Build 784-width-10, of 1 to 10,000 hidden units, with the initial weights that belong to `seed`.
-
-    They are those that torch itself would draw, but no global random numbers are used, so that it may be built in the
-    background.
-    """
-    check_whole_number("width", width, "[1, 10000]")
-    check_whole_number("seed", seed, "[0, 1000000]")
-    hidden, output = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((784, width), (width, 10)))
-    generator = torch.Generator().manual_seed(seed)
-    for layer in (hidden, output):
-        bound = layer.in_features**-0.5
-        for parameter in layer.parameters():
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), output)
+CURVE_POINTS = 20  # of the curve that a training draws
 
 
 def student_recipe(images: int) -> dict[str, float]:
@@ -34,8 +14,8 @@ def student_recipe(images: int) -> dict[str, float]:
     check_whole_number("images", images, "[1, 1e9]")
     batch_size, steps, learning_rate = next(recipe for most, recipe in RECIPES.items() if images <= most)
     return {
-        "epochs": POINTS,
-        "steps_per_epoch": steps // POINTS,
+        "epochs": CURVE_POINTS,
+        "steps_per_epoch": steps // CURVE_POINTS,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
     }

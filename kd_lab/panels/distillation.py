@@ -11,9 +11,11 @@ from torch import Tensor
 
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.data import Mnist, Split
-from kd_lab.distillation import DistillationLoss, check_teacher, small_student, student_recipe, with_answers
+from kd_lab.distillation import DistillationLoss, student_recipe, with_answers
+from kd_lab.distillation.answers import check_teacher
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy
-from kd_lab.models import predict
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import small_student
 from kd_lab.panels.distillation_picture import SIZE, Distillation, DistillationAnswer, DistillationPicture, Progress
 from kd_lab.panels.measurement import dense_network, percent, points, table
 from kd_lab.panels.panel import Panel, Shown, dropdown

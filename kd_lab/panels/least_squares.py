@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from kd_lab.data import Mnist
 from kd_lab.evaluation import PairedDifference
+from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import Canvas, new_figure
 from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network, percent, points, quietly
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.slider import FractionSlider
-from kd_lab.parametrizations import describe, weighted_layers
 from kd_lab.pruning import compensated_weight, damped_hessian, layer_inputs, least_squares_importance, rank
 
 MOST = 0.99  # the end of the slider

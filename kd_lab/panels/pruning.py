@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
+from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.measurement import Measurement, dense_network, quietly, scores, side_by_side, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
 from kd_lab.panels.slider import FractionSlider
-from kd_lab.parametrizations import describe, weighted_layers
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
 MOST = 0.99  # the end of the slider

@@ -9,18 +9,18 @@ from torch import nn
 
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
+from kd_lab.formats.network_file import network_file_bytes
+from kd_lab.networks.layers import Weight, describe, weighted_layers
 from kd_lab.panels.measurement import Measurement, dense_network, quietly, scores, side_by_side, table
 from kd_lab.panels.panel import Panel, Shown, dropdown
 from kd_lab.panels.quantization_picture import BITS, SIZE, Quantization, QuantizationAnswer, QuantizationPicture, title
 from kd_lab.panels.slider import BitSlider
-from kd_lab.parametrizations import describe, parametrization, weighted_layers
 from kd_lab.quantization import (
     CALIBRATIONS,
     GRANULARITIES,
     Quantizer,
     fold_batch_norm,
     output_errors,
-    packed_bytes,
     quantize_activations,
     quantize_weights,
 )
@@ -96,7 +96,7 @@ class QuantizationPanel(Panel):
         """
         if setting not in self._quantizers:
             self._quantizers[setting] = {
-                name: (parametrization(layer, Quantizer), getattr(layer, "input_quantizer", None))
+                name: (Weight(layer).parametrization(Quantizer), getattr(layer, "input_quantizer", None))
                 for name, layer in weighted_layers(self._quantize(setting)).items()
             }
         quantized = weighted_layers(self._quantized)
@@ -122,7 +122,7 @@ class QuantizationPanel(Panel):
                 name: (len(layer.weight.unique()), errors[name])
                 for name, layer in weighted_layers(self._quantized).items()
             }
-            self._reports[setting] = {"packed": packed_bytes(self._quantize(setting)), "layers": layers}
+            self._reports[setting] = {"packed": network_file_bytes(self._quantize(setting)), "layers": layers}
         return self._reports[setting]
 
     def draw(self, answer: QuantizationAnswer) -> Shown:

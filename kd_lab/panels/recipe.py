@@ -8,19 +8,19 @@ import ipywidgets as widgets
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.compression import FineTune, Prune, Share, pack
-from kd_lab.compression.packed import FLOAT32
+from kd_lab.compression import FineTune, Prune, Share
 from kd_lab.compression.recipe import check_recipe
 from kd_lab.compression.stages import FineTuning, Stage, with_masks
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import Accuracy, accuracy, predict_classes
+from kd_lab.formats.kdz import FLOAT32_BYTES, pack
+from kd_lab.networks.parametrizations import make_permanent
 from kd_lab.panels.measurement import Comparison, dense_network, percent, points, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.recipe_picture import PRUNINGS, SIZE, RecipeAnswer, RecipePicture, RecipeSetting, Step
 from kd_lab.panels.slider import BitSlider, FractionSlider, Slider
-from kd_lab.parametrizations import make_permanent
 from kd_lab.pruning import cubic_sparsities
 from kd_lab.training import train_live
 
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 
 class RecipePanel(Panel):
-    """Put a network of the kit, of this name, live through a recipe, taught and on labels alone.
+    """Put a network of the kit live through a recipe, taught and on labels alone.
 
     It is pruned in four steps, fine-tuned after each and once more, and then its weights share 2^bits values. Both see
     the same 10,000 training images in the same batches. `data` is what load_mnist() gives; accuracy is measured on the
@@ -44,9 +44,9 @@ class RecipePanel(Panel):
     share the weights of the same pruned network.
     """
 
-    def __init__(self, model: nn.Module, name: str, teacher: nn.Module, data: Mnist):
-        check_recipe(model, name, teacher, data, {})
-        self._dense, self._name = dense_network(model, data), name
+    def __init__(self, model: nn.Module, teacher: nn.Module, data: Mnist):
+        check_recipe(model, teacher, data, {})
+        self._dense = dense_network(model, data)
         self._data = data
         self._taught = [with_answers(teacher, part) for part in (data.train[:IMAGES], data.validation)]
         self._start = self._step(self._dense)
@@ -117,11 +117,7 @@ class RecipePanel(Panel):
         return fine_tune
 
     def _step(self, network: nn.Module) -> Step:
-        return Step(
-            predict_classes(network, self._data.validation.images),
-            len(pack(network, self._name)),
-            count_nonzeros(network),
-        )
+        return Step(predict_classes(network, self._data.validation.images), len(pack(network)), count_nonzeros(network))
 
     def draw(self, answer: RecipeAnswer) -> Shown:
         """Draw the picture and write the table."""
@@ -134,7 +130,7 @@ class RecipePanel(Panel):
         dense, taught, plain = steps = self._start, answer.taught[last], answer.plain[last]
         to_dense = [Comparison(step.answers, dense.answers, labels) for step in steps]
         to_plain = Comparison(taught.answers, plain.answers, labels).difference
-        whole = FLOAT32 * count_parameters(self._dense)
+        whole = FLOAT32_BYTES * count_parameters(self._dense)
         rows = [
             ["accuracy", *(percent(each.accuracy) for each in to_dense)],
             ["against dense, points", "", *(points(each.difference) for each in to_dense[1:])],

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from kd_lab.cost import count_macs, count_parameters, file_bytes, latency
 from kd_lab.data import Mnist
+from kd_lab.networks.layers import describe
 from kd_lab.panels.measurement import Measurement, dense_network, side_by_side, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.slider import FractionSlider
 from kd_lab.panels.structured_picture import SIZE, StructuredAnswer, StructuredPicture, share_removed, title
-from kd_lab.parametrizations import describe
-from kd_lab.pruning import IMPORTANCES, Ranking, channel_importances, find_groups, rank, remove_channels
+from kd_lab.pruning import IMPORTANCES, Ranking, rank, remove_channels
+from kd_lab.pruning.channels import channel_importances
+from kd_lab.pruning.groups import find_groups
 
 MOST = 0.95  # the end of the slider
 CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from torch import Tensor, nn
 
+from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels.canvas import AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.measurement import FIRST, Comparison, title_of
-from kd_lab.parametrizations import weighted_layers
 from kd_lab.pruning import Group
 
 SIZE = (800, 340)  # pixels

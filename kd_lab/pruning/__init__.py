@@ -1,6 +1,7 @@
 """Decide which weights can go, and take them away."""
 
-from kd_lab.pruning.allocation import allocate, sensitivity_scan
+from kd_lab.pruning.channels import hard_prune, prune_channels, remove_channels, remove_layers
+from kd_lab.pruning.groups import Group, channel_groups
 from kd_lab.pruning.importance import IMPORTANCES, average_gradients, importances, layer_adaptive
 from kd_lab.pruning.least_squares import (
     compensated_weight,
@@ -24,16 +25,4 @@ from kd_lab.pruning.masks import (
     set_masks,
     weight_gradient_mask,
 )
-from kd_lab.pruning.penalties import group_lasso_penalty, l1_penalty, l2_penalty
-from kd_lab.pruning.schedules import Attempt, Outcome, cubic_sparsities, prune_gradually, prune_until, rewind
-from kd_lab.pruning.structure import Group, channel_groups, channel_importances, find_groups, prune_channels
-from kd_lab.pruning.surgery import (
-    Form,
-    build_form,
-    form_of,
-    hard_prune,
-    load_pruned,
-    remove_channels,
-    remove_layers,
-    save_pruned,
-)
+from kd_lab.pruning.schedules import Attempt, Attempts, cubic_sparsities, prune_gradually, prune_until, rewind

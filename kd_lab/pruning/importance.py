@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.models import BATCH_SIZE, check_tensors, predict
-from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.networks.layers import BATCH_SIZE, check_tensors, predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
 
 Importance = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance

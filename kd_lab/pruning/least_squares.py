@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.models import check_tensors, predict
-from kd_lab.parametrizations import make_permanent, weighted_layers
+from kd_lab.networks.layers import check_tensors, predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
-MEMORY = 2**24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
+MAX_INVERSES = 2**24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
 STEPS = 128  # removals between two changes of the inverses, chosen for speed
-TINY = 1e-9  # the least mean of a diagonal
-TIE = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
+MIN_DIAGONAL_MEAN = 1e-9  # the least mean of a diagonal
+TIE_BREAK = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def damped_hessian(inputs: Tensor) -> Tensor:
     """
     check_tensors(2, inputs=inputs)
     moments = sum(part.double().T @ part.double() for part in inputs.split(10_000)) / len(inputs)
-    return moments + DAMPING * moments.diagonal().mean().clamp(min=TINY) * torch.eye(len(moments))
+    return moments + DAMPING * moments.diagonal().mean().clamp(min=MIN_DIAGONAL_MEAN) * torch.eye(len(moments))
 
 
 def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
@@ -91,9 +91,9 @@ def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
     that are left. In each row importance never falls along this order, so whatever is cut is a beginning of it.
     """
     weight, hessian, inverse = _checked(weight, hessian)
-    parts = [_removals(rows, inverse) for rows in weight.split(max(1, MEMORY // hessian.numel()))]
+    parts = [_removals(rows, inverse) for rows in weight.split(max(1, MAX_INVERSES // hessian.numel()))]
     order, growth = (torch.cat(part) for part in zip(*parts, strict=True))
-    growing = growth.cummax(dim=1).values * (1 + TIE * torch.arange(len(hessian), dtype=torch.float64))
+    growing = growth.cummax(dim=1).values * (1 + TIE_BREAK * torch.arange(len(hessian), dtype=torch.float64))
     return torch.empty_like(growing).scatter_(1, order, growing)
 
 

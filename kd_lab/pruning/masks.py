@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.models import check_tensors
-from kd_lab.parametrizations import parametrization, weighted_layers
+from kd_lab.networks.layers import check_tensors, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
@@ -97,28 +95,27 @@ class Mask(nn.Module):
 
 def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
     """Mask the weights of the named layers, in place; a layer that is masked already gets the new mask instead."""
-    layers = weighted_layers(model)
+    present = weights(model)
     check_kind("masks", masks, dict, "a dict of masks by layer")
     for name, mask in masks.items():
-        check_choice("name of a layer", name, list(layers))
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != layers[name].weight.shape:
+        check_choice("name of a layer", name, list(present))
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != present[name].value.shape:
             raise ParameterError(
                 f"the mask of layer {name!r} must be a bool tensor of shape "
-                f"{tuple(layers[name].weight.shape)}. Got {mask!r:.60}."
+                f"{tuple(present[name].value.shape)}. Got {mask!r:.60}."
             )
     for name, mask in masks.items():
-        present = parametrization(layers[name], Mask)
-        if present:
-            present.mask = mask.clone()  # whatever the caller does with it
+        if earlier := present[name].parametrization(Mask):
+            earlier.mask = mask.clone()  # whatever the caller does with it
         else:
-            parametrize.register_parametrization(layers[name], "weight", Mask(mask.clone()))
+            present[name].parametrize(Mask(mask.clone()))
 
 
 def lift_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose masks, where it has any, let everything through."""
     lifted = copy.deepcopy(model)
-    for layer in weighted_layers(lifted).values():
-        if mask := parametrization(layer, Mask):
+    for weight in weights(lifted).values():
+        if mask := weight.parametrization(Mask):
             mask.mask = torch.ones_like(mask.mask)
     return lifted
 
@@ -138,7 +135,7 @@ def prune(
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    check_sparsity("sparsity", sparsity, list(weighted_layers(model)), scope)
+    check_sparsity("sparsity", sparsity, list(weights(model)), scope)
     pruned = lift_masks(model)
     masks = rank(importances(pruned, importance, data, seed), scope).masks(sparsity)
     check_left(f"sparsity {sparsity} leaves no weight", masks, scope)
@@ -165,7 +162,7 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 
 def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
-    weighted_layers(model)
+    weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
     set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
@@ -178,7 +175,7 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
     check_number("sparsity", sparsity, ALLOWED)
-    weighted_layers(model)
+    weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
     masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, correct_answers
-from kd_lab.models import check_model
-from kd_lab.parametrizations import parametrization, weighted_layers
+from kd_lab.networks.layers import check_model, weights
 from kd_lab.pruning.masks import ALLOWED, Mask, prune, set_masks
 
-Prune = Callable[[nn.Module, float], nn.Module]
-FineTune = Callable[[nn.Module], nn.Module]
+PruneFunction = Callable[[nn.Module, float], nn.Module]
+FineTuneFunction = Callable[[nn.Module], nn.Module]
 SMALLEST_STEP = 0.05
 
 
@@ -31,7 +30,13 @@ def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[fl
 
 
 def prune_gradually(
-    model: nn.Module, sparsity: float, steps: int, fine_tune: FineTune, *, start: float = 0.0, prune: Prune = prune
+    model: nn.Module,
+    sparsity: float,
+    steps: int,
+    fine_tune: FineTuneFunction,
+    *,
+    start: float = 0.0,
+    prune: PruneFunction = prune,
 ) -> nn.Module:
     """Return a new model that was pruned to a cubic row of sparsities, from `start` on, and fine-tuned after each.
 
@@ -58,7 +63,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome:
+class Attempts:
     """Hold every attempt on the way to the target; shows itself as a table."""
 
     target: float
@@ -88,12 +93,12 @@ def prune_until(
     model: nn.Module,
     target: float,
     data: tuple[Tensor, Tensor],
-    fine_tune: FineTune,
+    fine_tune: FineTuneFunction,
     *,
     tolerance: float = 0.005,
     step: float = 0.2,
-    prune: Prune = prune,
-) -> tuple[nn.Module, Outcome]:
+    prune: PruneFunction = prune,
+) -> tuple[nn.Module, Attempts]:
     """Prune step by step, and restore the model before a step whose accuracy falls by more than `tolerance`.
 
     `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. A step prunes
@@ -105,7 +110,7 @@ def prune_until(
     check_number("step", step, f"[{SMALLEST_STEP}, 1)")
     _check_functions(fine_tune, prune)
     right = correct_answers(model, data)
-    best, outcome = copy.deepcopy(model), Outcome(target, [])
+    best, outcome = copy.deepcopy(model), Attempts(target, [])
     while outcome.reached < target and step >= SMALLEST_STEP:
         sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
         difference = None
@@ -124,9 +129,7 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     Frankle & Carbin 2019, arXiv 1803.03635: train, prune, rewind, and train again. With another initial model it is
     their control, the random re-initialisation.
     """
-    masks = {
-        name: mask.mask for name, layer in weighted_layers(pruned).items() if (mask := parametrization(layer, Mask))
-    }
+    masks = {name: mask.mask for name, weight in weights(pruned).items() if (mask := weight.parametrization(Mask))}
     if not masks:
         raise ParameterError("'pruned' must have masks. Got a model without; did make_permanent settle them?")
     ticket = copy.deepcopy(initial)
@@ -134,6 +137,6 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     return ticket
 
 
-def _check_functions(fine_tune: FineTune, prune: Prune) -> None:
+def _check_functions(fine_tune: FineTuneFunction, prune: PruneFunction) -> None:
     check_kind("fine_tune", fine_tune, Callable, "a function of a model")
     check_kind("prune", prune, Callable, "a function of a model and a sparsity")

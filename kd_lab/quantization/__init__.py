@@ -1,7 +1,8 @@
 """Compute with few bits: weights, activations, whole models, real integers."""
 
 from kd_lab.quantization.activations import fold_batch_norm, output_errors, quantize_activations, quantize_model
-from kd_lab.quantization.affine import (
+from kd_lab.quantization.codebook import CodebookQuantizer, kmeans, share_weights
+from kd_lab.quantization.grids import (
     CALIBRATIONS,
     dequantize,
     fake_quantize,
@@ -10,7 +11,6 @@ from kd_lab.quantization.affine import (
     quantize,
     scale_and_zero_point,
 )
-from kd_lab.quantization.codebook import CodebookQuantizer, kmeans, share_weights
 from kd_lab.quantization.integer import (
     Dequantize,
     IntegerConv2d,
@@ -21,8 +21,6 @@ from kd_lab.quantization.integer import (
     Requantize,
     to_integer,
 )
-from kd_lab.quantization.mixed_precision import bit_scan, choose_bits
-from kd_lab.quantization.packing import load_quantized, pack_bits, packed_bytes, save_quantized, unpack_bits
 from kd_lab.quantization.weights import (
     GRANULARITIES,
     BinaryQuantizer,

@@ -8,12 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.models import check_model, predict
-from kd_lab.parametrizations import make_permanent, weighted_layers
-from kd_lab.quantization.affine import CALIBRATIONS, SMALLEST, check_finite, find_grid
+from kd_lab.networks.layers import check_model, predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, quantize_weights
 
-MOST = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at
+MAX_CALIBRATION_NUMBERS = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at
 FUSES = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
 
 
@@ -49,7 +49,7 @@ def quantize_activations(
     for name, values in _record(quantized, images, inputs=True).items():
         row = values.reshape(1, -1)
         if calibration == "least_squares":
-            row = row[:, :: 1 + row.shape[1] // MOST]
+            row = row[:, :: 1 + row.shape[1] // MAX_CALIBRATION_NUMBERS]
         scale, zero_point = find_grid(row, num_bits, False, calibration)
         set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
     return quantized
@@ -88,7 +88,7 @@ def output_errors(model: nn.Module, dense: nn.Module, images: Tensor) -> dict[st
             f"both models must have the same layers with outputs of the same shapes. Got {shapes} and {wanted}."
         )
     return {
-        name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=SMALLEST)).item()
+        name: ((found[name] - output).square().sum() / output.square().sum().clamp(min=MIN_SCALE)).item()
         for name, output in expected.items()
     }
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_whole_number
-from kd_lab.quantization.affine import check_finite
+from kd_lab.quantization.grids import check_finite
 from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
 
 BORDERS = 1024  # places at which clusters may end; where there are no more values, at every one
-PASSES = 3  # each puts the places where the clusters of the one before ended
-ROUNDS = 10_000  # far more than it takes: rounding could let two equally good clusterings take turns for ever
+REFINEMENTS = 3  # each puts the places where the clusters of the one before ended
+MAX_ROUNDS = 10_000  # far more than it takes: rounding could let two equally good clusterings take turns for ever
 
 
 def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
     moments = np.cumsum([counts, counts * points, counts * points**2], 1)
     sums = np.pad(moments, ((0, 0), (1, 0)))  # (3, points + 1): of all values before each point
     ends = np.array([0, len(points)])
-    for _ in range(PASSES):
+    for _ in range(REFINEMENTS):
         borders = np.interp(np.linspace(0, len(ends) - 1, BORDERS), range(len(ends)), ends).astype(int)
         ends = _lloyd(points, sums, _best_ends(sums, np.union1d(ends, borders), count))
     return _centroids(sums, ends)
@@ -57,7 +57,7 @@ def _best_ends(sums: np.ndarray, borders: np.ndarray, count: int) -> np.ndarray:
 
 def _lloyd(points: np.ndarray, sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Return the ends once no point is nearer to the centroid of another cluster."""
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         inner = np.searchsorted(points, _midpoints(_centroids(sums, ends)))
         moved = np.unique([0, *inner, len(points)])  # where two meet, a cluster has lost its last point
         if np.array_equal(moved, ends):

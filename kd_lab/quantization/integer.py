@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.models import check_model
-from kd_lab.parametrizations import WEIGHTED, describe, parametrization
-from kd_lab.quantization.affine import integer_range, quantize
+from kd_lab.networks.layers import WEIGHTED, Weight, check_model, describe
+from kd_lab.quantization.grids import integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 
-LARGEST = torch.iinfo(torch.int32).max
-PASSES = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)  # mean for integers what they do for numbers
+MAX_INT32 = torch.iinfo(torch.int32).max
+PASSED_THROUGH = (
+    nn.ReLU,
+    nn.MaxPool2d,
+    nn.Flatten,
+    nn.Identity,
+    nn.Dropout,
+)  # mean for integers what they do for numbers
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -38,7 +43,7 @@ class Requantize(nn.Module):
     def __init__(self, factor: Tensor, grid: FakeQuantizer, relu: bool):
         super().__init__()
         shift = (31 - torch.frexp(factor).exponent).clamp(1, 62)  # a sum times 31 bits has 62
-        self.register_buffer("multiplier", torch.ldexp(factor, shift).round().clamp(max=LARGEST).int())
+        self.register_buffer("multiplier", torch.ldexp(factor, shift).round().clamp(max=MAX_INT32).int())
         self.register_buffer("shift", shift.to(torch.int8))
         self.register_buffer("scale", grid.scale.clone())
         self.register_buffer("zero_point", grid.zero_point.clone())
@@ -83,7 +88,7 @@ class IntegerLayer(nn.Module):
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        taken, weights, unit = layer.input_quantizer, parametrization(layer, FakeQuantizer), _unit(layer)
+        taken, weights, unit = layer.input_quantizer, Weight(layer).parametrization(FakeQuantizer), _unit(layer)
         codes = quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
         bias = None if layer.bias is None else (layer.bias.detach() / unit).round().int()
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -151,9 +156,9 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
     why = _obstacle(module)
     if not why:
         return IntegerLinear(module) if isinstance(module, nn.Linear) else IntegerConv2d(module)
-    if type(module) not in (*PASSES, *CONTAINERS):
+    if type(module) not in (*PASSED_THROUGH, *CONTAINERS):
         left[name or "model"] = why
-    if not isinstance(module, WEIGHTED):
+    if not isinstance(module, tuple(WEIGHTED)):
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
             module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left)
     return module
@@ -161,12 +166,12 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
 
 def _obstacle(module: nn.Module) -> str:
     """Say why a module can't run on integers; nothing where it can."""
-    if not isinstance(module, WEIGHTED):
+    if not isinstance(module, tuple(WEIGHTED)):
         return type(module).__name__
-    weights, taken = parametrization(module, FakeQuantizer), getattr(module, "input_quantizer", None)
+    weights, taken = Weight(module).parametrization(FakeQuantizer), getattr(module, "input_quantizer", None)
     if weights is None or taken is None or not torch.equal(weights(module.weight), module.weight):
         return f"{describe(module)}, whose {'input' if weights and not taken else 'weight'} lies on no grid"
-    if max(weights.num_bits, taken.num_bits) > 8 or _largest_sum(module) > LARGEST:
+    if max(weights.num_bits, taken.num_bits) > 8 or _largest_sum(module) > MAX_INT32:
         return f"{describe(module)}, whose numbers need more than 8 bits or sums more than 32"
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.dilation != (1, 1)):
         return f"{describe(module)}, with dilation, or padded with other numbers than 0"
@@ -183,7 +188,7 @@ def _largest_sum(layer: nn.Module) -> float:
 
 def _unit(layer: nn.Module) -> Tensor:
     """Return what a sum of 1 stands for, scale_x · scale_w, for each output or for all, as a row of float64."""
-    return parametrization(layer, FakeQuantizer).scale.double().flatten() * layer.input_quantizer.scale
+    return Weight(layer).parametrization(FakeQuantizer).scale.double().flatten() * layer.input_quantizer.scale
 
 
 def _chain(sequential: nn.Sequential) -> None:
@@ -194,7 +199,7 @@ def _chain(sequential: nn.Sequential) -> None:
             if first is not None:
                 _join(sequential, first, place)
             first = place
-        elif type(module) not in PASSES:
+        elif type(module) not in PASSED_THROUGH:
             first = None
 
 

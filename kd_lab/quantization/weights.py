@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
-from kd_lab.parametrizations import weighted_layers, without
-from kd_lab.quantization.affine import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
+from kd_lab.networks.layers import weights
+from kd_lab.networks.parametrizations import without
+from kd_lab.quantization.grids import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
 WEIGHT_BITS = "[1, 8]"
@@ -74,7 +74,7 @@ class BinaryQuantizer(Quantizer):
             _rows(part, self.granularity).sum(1, dtype=torch.float64)  # so that equal ones have their mean
             for part in (weight.abs() * counted, counted)
         )
-        return _spread((sizes / counts.clamp(min=1)).to(weight.dtype), weight)
+        return _broadcast((sizes / counts.clamp(min=1)).to(weight.dtype), weight)
 
     def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         signs, scale = self._signs(weight)
@@ -132,20 +132,20 @@ def quantize_weights(
         if wanted[name] == 1:
             return BinaryQuantizer(granularity)
         grid = find_grid(_rows(weight, granularity), wanted[name], symmetric, calibration)
-        return FakeQuantizer(*(_spread(part, weight) for part in grid), wanted[name])
+        return FakeQuantizer(*(_broadcast(part, weight) for part in grid), wanted[name])
 
     return set_quantizers(model, quantizer, list(wanted), granularity)
 
 
 def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.Module:
     """Return a new model that computes with weights of three values, -scale, 0 and scale; others are replaced."""
-    names = list(weighted_layers(model))
+    names = list(weights(model))
     return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity)
 
 
 def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int]) -> dict[str, int]:
     """Return the bits of each layer: one number for all, or those given by name."""
-    layers = weighted_layers(model)
+    layers = weights(model)
     wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
     for name, bits in wanted.items():
         check_choice("num_bits", name, list(layers))
@@ -159,10 +159,10 @@ def set_quantizers(
     """Return a new model whose named layers compute with `quantizer(name, weight)`, and no other with any."""
     check_choice("granularity", granularity, list(GRANULARITIES))
     quantized = without(model, Quantizer)
-    for name, layer in weighted_layers(quantized).items():
+    for name, weight in weights(quantized).items():
         if name in names:
-            check_finite(**{f"the weight of {name}": layer.weight})
-            parametrize.register_parametrization(layer, "weight", quantizer(name, layer.weight.detach()))
+            check_finite(**{f"the weight of {name}": weight.value})
+            weight.parametrize(quantizer(name, weight.value.detach()))
     return quantized
 
 
@@ -171,6 +171,6 @@ def _rows(weight: Tensor, granularity: str) -> Tensor:
     return weight.flatten(1) if granularity == "per_channel" else weight.reshape(1, -1)
 
 
-def _spread(values: Tensor, weight: Tensor) -> Tensor:
+def _broadcast(values: Tensor, weight: Tensor) -> Tensor:
     """Return one value for each row, (rows,), in a shape that broadcasts to the weight's."""
     return values.view(-1, *[1] * (weight.dim() - 1))

@@ -18,10 +18,10 @@ from benchmarks.faults import count_widgets, ipython, run_cell
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.data import Mnist
-from kd_lab.distillation import DistillationLoss, small_student, soft_targets, student, student_recipe, with_answers
+from kd_lab.distillation import DistillationLoss, soft_targets, student, student_recipe, with_answers
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.panels import DistillationPanel, distillation
 from kd_lab.training import train
 

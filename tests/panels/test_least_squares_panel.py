@@ -14,7 +14,7 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.models import build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.panels import LeastSquaresPanel
 from kd_lab.panels.least_squares import CALIBRATION_IMAGES, CURVE, LeastSquaresAnswer
 from kd_lab.pruning import layer_inputs, prune, prune_least_squares

@@ -10,13 +10,14 @@ from torch import nn
 
 from benchmarks.faults import count_widgets
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import compress, pack
+from kd_lab.compression import compress
 from kd_lab.cost import count_nonzeros
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.models import build_model
+from kd_lab.formats.kdz import pack
+from kd_lab.networks.zoo import build_model
 from kd_lab.panels import RecipePanel
 from kd_lab.panels import recipe as recipe_module
 from kd_lab.panels.recipe import PARTS, TRAINING, recipe

@@ -16,7 +16,7 @@ from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.models import MODELS, build_model
+from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.panels import StructuredPruningPanel
 from kd_lab.panels.structured_picture import title
 from kd_lab.pruning import IMPORTANCES, hard_prune, prune_channels

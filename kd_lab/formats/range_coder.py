@@ -61,6 +61,10 @@ class RangeReader:
         _walk(codes, size, self._read)
         return codes
 
+    def is_at_end(self) -> bool:
+        """Tell whether all has been read; a few bits, which only the writer knew to be of no use, may be left."""
+        return self._decoder.maybe_exhausted()
+
     def _read(self, _symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return self._decoder.decode(self._stream.model.Categorical(perfect=False), counts)
 

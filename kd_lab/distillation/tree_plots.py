@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from sklearn.tree import DecisionTreeRegressor
 from torch import Tensor
 
-from kd_lab.distillation.soft_tree import SoftTree, check_soft_tree
-from kd_lab.distillation.trees import Trees
+from kd_lab.distillation.trees import SoftTree, Trees, check_soft_tree
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
-from kd_lab.models import check_tensors, predict
+from kd_lab.networks.layers import check_tensors, predict
 
-DEEPEST = 4  # as a whole; a deeper tree has more leaves than fit side by side
+MAX_DRAWN_DEPTH = 4  # as a whole; a deeper tree has more leaves than fit side by side
 WIDTH, ROW, CELL, MARGIN = 11.0, 1.3, 0.8, 0.35  # inches
 PATH, PALE, DARK = "#15803d", "#c3c8d0", "#374151"
 
@@ -26,9 +25,9 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
     (1, 28, 28) is drawn with its outline and the probabilities of its turns. Raises a ParameterError for a deeper tree.
     """
     check_soft_tree(tree)
-    if tree.depth > DEEPEST:
+    if tree.depth > MAX_DRAWN_DEPTH:
         raise ParameterError(
-            f"'tree' must be at most {DEEPEST} deep to be drawn as a whole. "
+            f"'tree' must be at most {MAX_DRAWN_DEPTH} deep to be drawn as a whole. "
             f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?"
         )
     path = {} if image is None else _path(tree, image)
@@ -73,7 +72,7 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     with little ink there goes left, one with more goes right.
     """
     check_kind("trees", trees, Trees, "what fit_trees returns")
-    check_whole_number("levels", levels, f"[1, {DEEPEST}]")
+    check_whole_number("levels", levels, f"[1, {MAX_DRAWN_DEPTH}]")
     check_tensors(4, images=images)
     predict(trees, images[:1])  # names images that it can't read
     tree = trees.estimators[0]

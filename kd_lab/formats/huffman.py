@@ -7,9 +7,9 @@ import numpy as np
 
 from kd_lab.errors import ParameterError
 
-LONGEST = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
-MOST = 2**24  # symbols in a row
-SKIP = 63  # zeros that the symbol for a long gap stands for
+MAX_CODE_BITS = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
+MAX_SYMBOLS = 2**24  # symbols in a row
+SKIPPED_ZEROS = 63  # zeros that the symbol for a long gap stands for
 
 
 def huffman_lengths(counts: np.ndarray) -> np.ndarray:
@@ -66,14 +66,14 @@ class HuffmanWriter:
             return
         kept = codes[codes > 0]
         gaps = np.diff(codes.ravel().nonzero()[0], prepend=-1) - 1  # zeros before each kept weight
-        self._symbols(_with_skips(gaps), SKIP + 1)
+        self._symbols(_with_skips(gaps), SKIPPED_ZEROS + 1)
         self._symbols(kept - 1, size - 1)
 
     def _symbols(self, symbols: np.ndarray, size: int) -> None:
         lengths = huffman_lengths(np.bincount(symbols, minlength=size))
         codes = {symbol: code for code, symbol in canonical_codes(lengths).items()}
-        self.uniform(np.array([len(symbols)]), MOST)
-        self.uniform(lengths, LONGEST + 1)
+        self.uniform(np.array([len(symbols)]), MAX_SYMBOLS)
+        self.uniform(lengths, MAX_CODE_BITS + 1)
         self._bits += [codes[symbol] for symbol in symbols.tolist()]
 
     def content(self) -> bytes:
@@ -92,29 +92,36 @@ class HuffmanReader:
     def uniform(self, count: int, size: int) -> np.ndarray:
         """Return so many whole numbers from 0 to size - 1."""
         width = _width(size)
-        return np.array([int(self._take(width) or "0", 2) for _ in range(count)], dtype=int)
+        values = np.array([int(self._take(width) or "0", 2) for _ in range(count)], dtype=int)
+        if (values >= size).any():
+            raise ValueError("A number is too large.")
+        return values
+
+    def is_at_end(self) -> bool:
+        """Tell whether all has been read but for the zeros that fill the last byte."""
+        return len(self._bits) - self._place < 8 and "1" not in self._bits[self._place :]
 
     def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:
         """Return codes of this shape from 0 to size - 1."""
         codes = np.zeros(shape, dtype=int)
         if size == 1:
             return codes
-        gaps = self._symbols(SKIP + 1, codes.size)
-        places = np.cumsum(np.where(gaps == SKIP, SKIP, gaps + 1)) - 1  # a skip is SKIP zeros and no weight
-        codes.ravel()[places[gaps < SKIP]] = self._symbols(size - 1, codes.size) + 1
+        gaps = self._symbols(SKIPPED_ZEROS + 1, codes.size)
+        places = np.cumsum(np.where(gaps == SKIPPED_ZEROS, SKIPPED_ZEROS, gaps + 1)) - 1
+        codes.ravel()[places[gaps < SKIPPED_ZEROS]] = self._symbols(size - 1, codes.size) + 1
         return codes
 
     def _symbols(self, size: int, most: int) -> np.ndarray:
-        (count,) = self.uniform(1, MOST)
+        (count,) = self.uniform(1, MAX_SYMBOLS)
         if count > most:
             raise ValueError("There are more symbols than places.")
-        symbols = canonical_codes(self.uniform(size, LONGEST + 1))
+        symbols = canonical_codes(self.uniform(size, MAX_CODE_BITS + 1))
         return np.array([self._symbol(symbols) for _ in range(count)], dtype=int)
 
     def _symbol(self, symbols: dict[str, int]) -> int:
         code = self._take(1)
         while code not in symbols:
-            if len(code) == LONGEST:
+            if len(code) == MAX_CODE_BITS:
                 raise ValueError("The bits are no code.")
             code += self._take(1)
         return symbols[code]
@@ -128,9 +135,9 @@ class HuffmanReader:
 
 
 def _with_skips(gaps: np.ndarray) -> np.ndarray:
-    """Return gaps of less than SKIP, each after as many skips as the long one had."""
-    row = np.full(len(gaps) + (gaps // SKIP).sum(), SKIP)
-    row[np.cumsum(gaps // SKIP + 1) - 1] = gaps % SKIP
+    """Return gaps of less than SKIPPED_ZEROS, each after as many skips as the long one had."""
+    row = np.full(len(gaps) + (gaps // SKIPPED_ZEROS).sum(), SKIPPED_ZEROS)
+    row[np.cumsum(gaps // SKIPPED_ZEROS + 1) - 1] = gaps % SKIPPED_ZEROS
     return row
 
 
@@ -139,8 +146,8 @@ def _width(size: int) -> int:
 
 
 def _lengths(lengths: np.ndarray) -> np.ndarray:
-    lengths = _whole("lengths", lengths, f"from 0 to {LONGEST}")
-    if lengths.max() > LONGEST or (0.5 ** lengths[lengths > 0]).sum() > 1:
+    lengths = _whole("lengths", lengths, f"from 0 to {MAX_CODE_BITS}")
+    if lengths.max() > MAX_CODE_BITS or (0.5 ** lengths[lengths > 0]).sum() > 1:
         raise ParameterError(
             f"'lengths' must be those of codes of which none begins like another. Got {lengths!r:.80}."
         )

@@ -1,4 +1,4 @@
-"""Find the channels that go together, and mask the least important of them: soft structured pruning."""
+"""Find the channels that go together: to remove one, all layers that compute or read it must be changed."""
 
 import operator
 import threading
@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from kd_lab.cost import IMAGE
 from kd_lab.errors import ParameterError, check_choice, reason
-from kd_lab.models import predict
-from kd_lab.parametrizations import WEIGHTED, make_permanent, weighted_layers
-from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_left, check_sparsity, lift_masks, rank, set_masks
+from kd_lab.networks.layers import WEIGHTED, example_images, predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
 
 ELEMENTWISE = {
     nn.Identity,
@@ -75,20 +72,21 @@ class Group:
         self.obstacle = self.obstacle or obstacle
 
 
-def channel_groups(model: nn.Module) -> dict[str, Group]:
+def channel_groups(model: nn.Module, images: Tensor | None = None) -> dict[str, Group]:
     """Return the groups of channels that can be removed safely, by the name of the first layer that computes them.
 
-    Raises a ParameterError for a model that has no layers or can't read MNIST's images.
+    Raises a ParameterError for a model that has no layers or can't read the images. `images`, a few,
+    are needed for a network that reads others than (N, 1, 28, 28).
     """
-    return {group.producers[0]: group for group in _all_groups(model) if not group.obstacle}
+    return {group.producers[0]: group for group in _all_groups(model, images) if not group.obstacle}
 
 
-def find_groups(model: nn.Module, names: list[str] | None = None) -> dict[str, Group]:
+def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor | None = None) -> dict[str, Group]:
     """Return the groups of these names, or all.
 
     Raises a ParameterError that says what stands in the way of one, or of every one.
     """
-    by_layer = {layer: group for group in _all_groups(model) for layer in group.producers}
+    by_layer = {layer: group for group in _all_groups(model, images) for layer in group.producers}
     groups = {name: group for name, group in by_layer.items() if not group.obstacle and name == group.producers[0]}
     for name in names or ([] if groups else list(by_layer)[:1]):
         group = by_layer.get(name)
@@ -105,71 +103,10 @@ def find_groups(model: nn.Module, names: list[str] | None = None) -> dict[str, G
     return groups if names is None else {name: groups[name] for name in names}
 
 
-def prune_channels(
-    model: nn.Module,
-    ratio: Sparsity,
-    importance: str = "magnitude",
-    scope: str = "per_layer",
-    *,
-    data: tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
-) -> nn.Module:
-    """Return a new model in which the least important channels are masked (soft structured pruning).
-
-    `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name.
-    What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew,
-    as by prune.
-    """
-    groups = find_groups(model, list(ratio) if isinstance(ratio, dict) else None)
-    check_sparsity("ratio", ratio, list(groups), scope)
-    pruned = lift_masks(model)
-    kept = rank(channel_importances(pruned, groups, importance, data, seed), scope).masks(ratio)
-    check_left(f"ratio {ratio} leaves no channel", kept, scope)
-    set_masks(pruned, _weight_masks(pruned, groups, kept))
-    return pruned
-
-
-def channel_importances(
-    model: nn.Module,
-    groups: dict[str, Group],
-    importance: str = "magnitude",
-    data: tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
-
-    With "magnitude" that is the L1 norm of Li et al. 2017 up to the scale, which makes layers comparable.
-    """
-    weights = importances(model, importance, data, seed)
-    rows = {
-        name: torch.cat([weights[producer].flatten(1) for producer in group.producers], 1)
-        for name, group in groups.items()
-    }
-    # one chance a channel: the mean of many is always near a half, and layers with few weights would go first
-    return {name: values[:, 0] if importance == "random" else values.mean(1) for name, values in rows.items()}
-
-
-def spread(kept: Tensor, features: int) -> Tensor:
-    """Return for each feature whether its channel is kept: flattened, every channel has as many features."""
-    return kept.repeat_interleave(features // len(kept))
-
-
-def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the masks of the weights that compute or read these channels, by layer."""
-    masks = {}
-    for name, group in groups.items():
-        for dim, layers in enumerate((group.producers, group.consumers)):
-            for layer in layers:
-                weight = model.get_submodule(layer).weight
-                mask = masks.setdefault(layer, torch.ones_like(weight, dtype=torch.bool))
-                mask.transpose(0, dim)[~spread(kept[name], weight.shape[dim])] = False
-    return masks
-
-
-def _all_groups(model: nn.Module) -> list[Group]:
+def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
     """Return the groups of all layers, those that can't be pruned with their obstacle."""
     layers = weighted_layers(model)
-    plain, images = make_permanent(model).eval(), torch.zeros(2, *IMAGE)
+    plain, images = make_permanent(model).eval(), example_images(images)
     predict(plain, images)  # names a model that can't read them
     try:
         with _tracing:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.models import check_model, evaluation_mode, predict
+from kd_lab.networks.layers import check_model, evaluation_mode, predict
 from kd_lab.training import Data, History, Loss, Penalty, train
 
 WEIGHTS = "[0, 1e6]"
@@ -62,7 +62,7 @@ LOSSES = {"hint": hint_loss, "attention": attention_loss, "similarity": similari
 
 
 @dataclass(frozen=True)
-class InsidesLoss:
+class FeatureLoss:
     """Be the loss of `train` on (images, labels, teacher's logits, hint) for a `Hinted` student.
 
     It is the `distillation_loss` plus weight · the loss of this kind: "hint", "attention" or "similarity".
@@ -135,7 +135,7 @@ def layer_outputs(model: nn.Module, layer: str, images: Tensor, argument: str = 
     return torch.cat(tensors)
 
 
-def distil_insides(
+def distil_features(
     student: nn.Module,
     teacher: nn.Module,
     data: Data,
@@ -152,11 +152,11 @@ def distil_insides(
 ) -> tuple[nn.Module, History]:
     """Return a new student, trained by the teacher's answers, its layer and the labels, and the history of its losses.
 
-    The loss is `InsidesLoss`; `kind` is "hint" (through a `regressor`, which is trained along and then left out),
+    The loss is `FeatureLoss`; `kind` is "hint" (through a `regressor`, which is trained along and then left out),
     "attention" or "similarity"; `settings` are those of `train`. The teacher's layer is read once and kept: a first
     convolution of 16×14×14 numbers takes 690 MB for 55,000 images; of attention maps only a channel's worth is kept.
     """
-    loss = InsidesLoss(kind, weight, temperature, alpha)
+    loss = FeatureLoss(kind, weight, temperature, alpha)
     check_teacher(student, teacher, validation)
     learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
 
@@ -185,7 +185,7 @@ def train_on_hints(
     """Return a new student that was trained up to a layer by the teacher's alone, and the history of its losses.
 
     It is the first stage of FitNets; the weights behind the layer stay as they were, and `distil` is the second stage.
-    Neither labels nor the teacher's answers count. The arguments are those of `distil_insides`.
+    Neither labels nor the teacher's answers count. The arguments are those of `distil_features`.
     """
     check_choice("kind", kind, list(LOSSES))
     check_teacher(student, teacher, validation)

@@ -1,16 +1,42 @@
-"""Hold a student's parameters near its teacher's: a penalty for train(…, penalty=…)."""
+"""Add to the loss what keeps weights small, near zero or near a teacher's: train(…, penalty=…).
 
-from collections.abc import Sequence
+None of them prunes: a weight near zero is still a weight.
+"""
+
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number
-from kd_lab.models import check_model
-from kd_lab.parametrizations import make_permanent
-from kd_lab.training import Penalty
+from kd_lab.networks.layers import check_model, weights
+from kd_lab.networks.parametrizations import make_permanent
 
-SHOWN = 5  # of the parameters that don't fit
+Penalty = Callable[[nn.Module], Tensor]
+MAX_NAMED = 5  # of the parameters that don't fit
+
+
+def l1_penalty(model: nn.Module) -> Tensor:
+    """Return Σ|w| of all Linear layers and convolutions; its pull is as strong on a small weight as on a large one."""
+    return sum(weight.value.abs().sum() for weight in weights(model).values())
+
+
+def l2_penalty(model: nn.Module) -> Tensor:
+    """Return Σw² of all Linear layers and convolutions; its pull, 2w, fades as a weight gets small."""
+    return sum(weight.value.square().sum() for weight in weights(model).values())
+
+
+def group_lasso_penalty(model: nn.Module, layers: Sequence[str]) -> Tensor:
+    """Return Σ√n·‖w‖₂ over the units or channels of the named layers, each with its n incoming weights.
+
+    Like L1, but a whole unit at a time is drawn to zero: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
+    """
+    check_kind("layers", layers, (list, tuple), "a list of names, as in ['fc1']")
+    present = weights(model)
+    for name in layers:
+        check_choice("layers", name, list(present))
+    rows = [present[name].value.flatten(1) for name in layers]
+    return sum(row.shape[1] ** 0.5 * row.norm(dim=1).sum() for row in rows)
 
 
 def used_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +81,7 @@ def _chosen(parameters: dict[str, Tensor], layers: Sequence[str] | None) -> dict
 def _check_layers(layers: Sequence[str] | None, present: list[str]) -> None:
     if not present:
         raise ParameterError("'teacher' must have parameters. Got a network without any.")
-    check_kind("layers", layers, (list, tuple, type(None)), "a list of names, as in ['1'], or None for all")
+    check_kind("layers", layers, (list, tuple, type(None)), "a list of names, as in ['fc1'], or None for all")
     for name in layers or ([] if layers is None else [layers]):  # an empty list is no choice
         check_choice("layers", name, present)
 
@@ -71,6 +97,6 @@ def _check_shapes(found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     if others:
         raise ParameterError(
             f"student and teacher must have the same parameters. They differ in "
-            f"{'; '.join(others[:SHOWN])}{'; …' if len(others) > SHOWN else '.'} 'layers' can name "
+            f"{'; '.join(others[:MAX_NAMED])}{'; …' if len(others) > MAX_NAMED else '.'} 'layers' can name "
             "those to compare."
         )

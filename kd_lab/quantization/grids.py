@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number
-from kd_lab.models import check_tensors
+from kd_lab.networks.layers import check_tensors
 
 BITS = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
 PERCENTILE = 99.9  # of the sorted values, the one at which "percentile" cuts off either end
 SHRINKS = [step / 40 for step in range(40, 0, -1)]  # of the whole range, those that "least_squares" tries
-SMALLEST = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is finite
+MIN_SCALE = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is finite
 
 
 def integer_range(num_bits: int) -> tuple[int, int]:
@@ -37,7 +37,7 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     else:
         steps = largest - smallest
         scale = high / steps - low / steps  # high - low could overflow
-    scale = torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST))  # where all is 0, any step will do
+    scale = torch.where(scale == 0, 1.0, scale.clamp(min=MIN_SCALE))  # where all is 0, any step will do
     return scale, (torch.zeros_like(scale) if symmetric else smallest - (low / scale).round()).int()
 
 

@@ -1,0 +1,149 @@
+"""Give each layer its own sparsity or bits: scan what each costs in accuracy, then spend one budget on all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.optimize import LinearConstraint, milp
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
+from kd_lab.evaluation import check_data, check_labels, mean_cross_entropy
+from kd_lab.networks.layers import predict, weighted_layers, weights
+from kd_lab.pruning.masks import ALLOWED, prune
+from kd_lab.quantization.weights import WEIGHT_BITS, quantize_weights
+
+Scan = dict[str, dict[float, float]]
+TINY = np.finfo(float).tiny
+
+
+def check_scannable(model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str) -> None:
+    """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list."""
+    weighted_layers(model)
+    check_data(model, data)
+    check_labels(predict(model, data[0][:2]), data[1])
+    check_kind(argument, settings, (list, tuple, np.ndarray), example)
+
+
+def scan_layers(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    settings: list[float],
+    change: Callable[[nn.Module, dict[str, float]], nn.Module],
+) -> Scan:
+    """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
+
+    `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole.
+    """
+    whole = mean_cross_entropy(change(model, {}), data)
+    return {
+        name: {setting: mean_cross_entropy(change(model, {name: setting}), data) - whole for setting in settings}
+        for name in weights(model)
+    }
+
+
+def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, float] | None:
+    """Return one setting for each layer, so that the rises of the scan add up to as little as they can.
+
+    `sizes`, {layer: {setting: size}}, add up to no more than the budget; None where they can't. That rises add up is an
+    assumption. One choice for each layer under one budget is a knapsack, which scipy solves exactly.
+    """
+    choices = [(name, setting) for name, rises in scan.items() for setting in rises]
+    rises, taken = (np.array([table[name][setting] for name, setting in choices]) for table in (scan, sizes))
+    one_each = [[name == layer for name, _ in choices] for layer in scan]
+    solved = milp(
+        rises / max(np.abs(rises).max(), TINY),
+        integrality=np.ones(len(choices)),
+        bounds=(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)],
+        options={"mip_rel_gap": 0},
+    )  # else it may stop a little short of the best
+    if solved.x is None:
+        return None
+    return {name: setting for (name, setting), chosen in zip(choices, solved.x, strict=True) if chosen > 0.5}
+
+
+def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str) -> None:
+    """Raise a ParameterError unless `counts` holds the weights of each layer, and `scan` rises for the same layers."""
+    check_kind("counts", counts, dict, "a dict of how many weights each layer has")
+    for name, count in counts.items():
+        check_whole_number(f"counts[{name!r}]", count, "[1, 1e12]")
+    if not isinstance(scan, dict) or not scan or not all(isinstance(rises, dict) and rises for rises in scan.values()):
+        raise ParameterError(
+            f"'scan' must be {{layer: {{{setting}: rise}}}}, as {scanner}() gives it. Got {scan!r:.80}."
+        )
+    for name, rises in scan.items():
+        check_choice("layer of the scan", name, list(counts))
+        for rise in rises.values():
+            check_number("rise in the scan", rise, "(-inf, inf)")
+
+
+def sensitivity_scan(model: nn.Module, data: tuple[Tensor, Tensor], sparsities: list[float]) -> Scan:
+    """Return by how much the mean cross-entropy rises where one layer alone is pruned: {layer: {sparsity: rise}}.
+
+    `data`, (images, labels), is from the validation part; a sparsity of 0, which costs nothing, is always there. Masks
+    are lifted first, as by prune.
+    """
+    check_scannable(model, data, "sparsities", sparsities, "a list of fractions, as in [0.5, 0.9]")
+    for sparsity in sparsities:
+        check_number("sparsities", sparsity, ALLOWED)
+    scan = scan_layers(model, data, sparsities, lambda model, chosen: prune(model, chosen, scope="per_layer"))
+    return {name: {0.0: 0.0} | rises for name, rises in scan.items()}
+
+
+def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, float]:
+    """Return a sparsity for each layer, so that the rises of the scan add up to as little as they can.
+
+    `counts` are the weights of each layer; together at least the fraction `sparsity` of them goes (choose_settings).
+    """
+    check_number("sparsity", sparsity, ALLOWED)
+    check_scan(scan, counts, "sparsity", "sensitivity_scan")
+    for rises in scan.values():
+        for pruned in rises:
+            check_number("sparsity in the scan", pruned, ALLOWED)
+    stays = {name: {pruned: counts[name] * (1 - pruned) for pruned in rises} for name, rises in scan.items()}
+    total = sum(counts.values())
+    chosen = choose_settings(scan, stays, sum(counts[name] for name in scan) - sparsity * total + 1e-6)
+    if chosen is None:
+        most = sum(max(rises) * counts[name] for name, rises in scan.items()) / total
+        raise ParameterError(
+            f"a sparsity of {sparsity} is out of reach: with the largest sparsity of "
+            f"every layer in the scan it is {most:.3f}. Scan higher ones."
+        )
+    return chosen
+
+
+def bit_scan(model: nn.Module, data: tuple[Tensor, Tensor], bits: list[int]) -> Scan:
+    """Return by how much the mean cross-entropy rises where one layer alone is quantized: {layer: {bits: rise}}.
+
+    `data`, (images, labels), is from the validation part. The layer's grids are those of quantize_weights, symmetric,
+    one for each output; the other layers are whole.
+    """
+    example = "a list of whole numbers, at least one, as in [2, 4, 8]"
+    check_scannable(model, data, "bits", bits, example)
+    if len(bits) == 0:
+        raise ParameterError(f"'bits' must be {example}. Got {bits!r}.")
+    for each in bits:
+        check_whole_number("bits", each, WEIGHT_BITS)
+    return scan_layers(model, data, bits, quantize_weights)
+
+
+def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, int]:
+    """Return bits for each layer of the scan, so that its rises add up to as little as they can (choose_settings).
+
+    `counts` are the weights of each layer, and `budget` is how many bytes their packed codes may take together.
+    """
+    check_whole_number("budget", budget, "[1, 1e12]")
+    check_scan(scan, counts, "bits", "bit_scan")
+    for rises in scan.values():
+        for bits in rises:
+            check_whole_number("bits in the scan", bits, WEIGHT_BITS)
+    taken = {name: {bits: -(-counts[name] * bits // 8) for bits in rises} for name, rises in scan.items()}
+    chosen = choose_settings(scan, taken, budget)
+    if chosen is None:
+        least = sum(min(sizes.values()) for sizes in taken.values())
+        raise ParameterError(
+            f"a budget of {budget} bytes is out of reach: with the fewest bits of "
+            f"every layer in the scan the codes take {least}. Scan fewer bits, or allow more bytes."
+        )
+    return chosen

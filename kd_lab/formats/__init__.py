@@ -1,0 +1,6 @@
+"""Keep a network in a file that reads back to the same predictions: of plain tensors, or of fewest bytes."""
+
+from kd_lab.formats.bits import pack_bits, unpack_bits
+from kd_lab.formats.huffman import canonical_codes, huffman_lengths
+from kd_lab.formats.kdz import load_packed, pack, save_packed, unpack
+from kd_lab.formats.network_file import load_network, network_file_bytes, save_network

@@ -1,0 +1,143 @@
+"""Keep any network, dense, pruned or quantized, in one safetensors file that reads back to the same predictions."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, StorageError, check_kind, reason
+from kd_lab.formats.bits import pack_bits, unpack_bits
+from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import build_architecture, old_names, with_new_names
+from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
+from kd_lab.quantization.activations import set_input_quantizer
+from kd_lab.quantization.grids import dequantize
+from kd_lab.quantization.weights import FakeQuantizer, Quantizer
+from kd_lab.storage import check_tensor_shapes, load_tensors, save_tensors, serialise
+
+TABLES = ("scale", "zero_point", "codebook")
+
+
+def save_network(path: Path, model: nn.Module) -> None:
+    """Save a network: quantized weights as packed codes and the tables that decode them, all else as it is.
+
+    Masks are made permanent. Raises a ParameterError where more than a mask changes a weight after its quantizer.
+    """
+    check_kind("path", path, (str, Path), "the path of a file")
+    save_tensors(Path(path), *_encode(model))
+
+
+def network_file_bytes(model: nn.Module) -> int:
+    """Return the bytes of the file that `save_network` makes, all included, without making it."""
+    return len(serialise(*_encode(model)))
+
+
+def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
+    """Return a new network in evaluation mode that predicts, to the bit, as the one that `save_network` saved.
+
+    A network of the kit is built as the file says. For one of your own, `model` is a network of the same layers, whose
+    values don't matter. Weights come back as plain numbers. A StorageError says what does not fit.
+    """
+    check_kind("path", path, (str, Path), "the path of a file")
+    tensors, metadata = load_tensors(Path(path))
+    try:
+        metadata, tensors = _upgrade(metadata, tensors, model)
+        _decode(tensors, metadata.get("quantized", {}))
+        loaded = _build(metadata, tensors) if model is None else make_permanent(model)
+        layers = weighted_layers(loaded)
+        for name, layer in layers.items():
+            num_bits = metadata.get("inputs", {}).get(name)
+            set_input_quantizer(layer, num_bits and FakeQuantizer(torch.ones(1), torch.zeros(1).int(), num_bits))
+    except (ParameterError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise StorageError(f"{path} holds no network that fits together. {reason(error)}") from error
+    check_tensor_shapes(
+        path, f"a {metadata['architecture'] or 'network of these layers'}", loaded.state_dict(), tensors
+    )
+    loaded.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
+    return loaded.eval()
+
+
+def _encode(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
+    """Return the tensors and the metadata of the file."""
+    present, plain = weights(model), make_permanent(model)
+    tensors, quantized = plain.state_dict(), {}
+    for name, weight in present.items():
+        if quantizer := weight.parametrization(Quantizer):
+            codes, tables = _codes(name, quantizer, weight.value.detach())
+            num_bits = max(1, int(codes.max()).bit_length())
+            prefix = _prefix(name)
+            del tensors[f"{prefix}weight"]
+            tensors |= {f"{prefix}codes": pack_bits(codes, num_bits), **{prefix + key: tables[key] for key in tables}}
+            quantized[name] = [num_bits, [*weight.value.shape]]
+    inputs = {
+        name: layer.input_quantizer.num_bits
+        for name, layer in weighted_layers(model).items()
+        if getattr(layer, "input_quantizer", None)
+    }
+    return tensors, {**_description(plain), "quantized": quantized, "inputs": inputs}
+
+
+def _description(plain: nn.Module) -> dict:
+    """Return what a network of the kit is; nothing of another, or of one whose modules were changed by hand."""
+    bare = copy.deepcopy(plain)
+    for module in bare.modules():
+        module._modules.pop("input_quantizer", None)  # which is no part of its form
+    try:
+        form = form_of(bare)
+    except ParameterError:
+        return {"architecture": None, "removed": []}
+    return {"architecture": form.architecture, "removed": [*form.removed]}
+
+
+def _build(metadata: dict, tensors: dict[str, Tensor]) -> nn.Module:
+    if metadata["architecture"] is None:
+        raise ParameterError("It doesn't say what network it is: give a 'model' of the same layers.")
+    return build_form(form_of_tensors(metadata["architecture"], metadata.get("removed", []), tensors))
+
+
+def _upgrade(metadata: dict, tensors: dict[str, Tensor], model: nn.Module | None) -> tuple[dict, dict[str, Tensor]]:
+    """Return metadata and tensors in the words of this version; those of version 0.1 named layers by their places."""
+    if "architecture" in metadata:
+        return metadata, tensors
+    architecture = metadata.get("model")
+    if model is None and architecture is None:
+        raise ParameterError(
+            "It is of version 0.1 and doesn't say what network it is: give a 'model' of the same layers."
+        )
+    network = build_architecture(architecture) if model is None else model
+    names = old_names(network)
+    parts = {
+        part: {names.get(name, name): value for name, value in metadata.get(part, {}).items()}
+        for part in ("quantized", "inputs")
+    }
+    removed = [names.get(name, name) for name in metadata.get("pruned", {}).get("removed", [])]
+    return {"architecture": architecture, "removed": removed, **parts}, with_new_names(tensors, network)
+
+
+def _decode(tensors: dict[str, Tensor], quantized: dict[str, list]) -> None:
+    """Put weights in the place of codes and tables."""
+    for name, (num_bits, shape) in quantized.items():
+        codes, *tables = (tensors.pop(_prefix(name) + part, None) for part in ("codes", *TABLES))
+        tensors[f"{_prefix(name)}weight"] = _weight(unpack_bits(codes, num_bits, shape), *tables)
+
+
+def _codes(name: str, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    codes, tables = quantizer.encode(weight)
+    if not torch.equal(_weight(codes, *map(tables.get, TABLES)), weight):
+        raise ParameterError(
+            f"the weight of layer {name!r} must be what its {type(quantizer).__name__} gives, or 0 by a mask. Got one "
+            "that is changed afterwards."
+        )
+    if "codebook" not in tables and len(tables["zero_point"].unique()) == 1:  # as for every symmetric grid
+        tables["zero_point"] = tables["zero_point"].flatten()[:1]
+    return codes, tables
+
+
+def _weight(codes: Tensor, scale: Tensor | None, zero_point: Tensor | None, codebook: Tensor | None) -> Tensor:
+    return dequantize(codes, scale, zero_point) if codebook is None else codebook[codes]
+
+
+def _prefix(name: str) -> str:
+    return name and f"{name}."  # a model that is one layer has a nameless one

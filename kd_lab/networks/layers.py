@@ -1,0 +1,138 @@
+"""Find the layers and weights of any network, and run it."""
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kd_lab.errors import ParameterError, reason
+
+BATCH_SIZE = 125  # images in a forward pass: many more no longer fit the processor's cache
+MNIST_IMAGE = 1, 28, 28  # what a network is shown where no images of its own are given
+WEIGHTED = {nn.Linear: ("weight",), nn.Conv2d: ("weight",)}  # the tensors of each kind that compression transforms
+
+
+class Weight(NamedTuple):
+    """A tensor that compression transforms: the module that has it, and its name there."""
+
+    module: nn.Module
+    name: str = "weight"
+
+    @property
+    def value(self) -> Tensor:
+        """Return the weight as the module uses it, with parametrizations."""
+        return getattr(self.module, self.name)
+
+    def parametrization(self, kind: type[nn.Module]) -> nn.Module | None:
+        """Return the parametrization of this kind, None where the weight has none."""
+        if not parametrize.is_parametrized(self.module, self.name):
+            return None
+        chain = self.module.parametrizations[self.name]
+        return next((module for module in chain if isinstance(module, kind)), None)
+
+    def parametrize(self, parametrization: nn.Module) -> None:
+        """Let the module compute the weight by this parametrization from now on, in place."""
+        parametrize.register_parametrization(self.module, self.name, parametrization)
+
+
+def weights(model: nn.Module) -> dict[str, Weight]:
+    """Return what compression transforms: the weights of the Linear layers and convolutions, by the layer's name.
+
+    A module's weight that is not called "weight" has its own name behind it. Raises a ParameterError where there is
+    none.
+    """
+    check_model(model)
+    found = {
+        name if tensor == "weight" else f"{name}.{tensor}": Weight(module, tensor)
+        for name, module in model.named_modules()
+        for kind, tensors in WEIGHTED.items()
+        if isinstance(module, kind)
+        for tensor in tensors
+    }
+    if not found:
+        raise ParameterError(f"'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
+    for name, weight in found.items():
+        if not parametrize.is_parametrized(*weight) and not isinstance(weight.value, nn.Parameter):
+            raise ParameterError(
+                f"the weight of layer {name!r} must be a parameter. Got one that is computed from others. Did "
+                "torch.nn.utils.prune mask it? Call its remove() first."
+            )
+    return found
+
+
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the Linear layers and convolutions by name; raise a ParameterError where there is none."""
+    return {name: weight.module for name, weight in weights(model).items()}
+
+
+def describe(layer: nn.Module) -> str:
+    """Return the kind and the size of a layer, as in "Linear 784-300" or "Conv2d 16-32, 3×3"."""
+    if isinstance(layer, nn.Linear):
+        return f"Linear {layer.in_features}-{layer.out_features}"
+    height, width = layer.kernel_size
+    return f"Conv2d {layer.in_channels}-{layer.out_channels}, {height}×{width}"
+
+
+def check_model(model: object) -> None:
+    """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
+    if isinstance(model, nn.Module):
+        return
+    hint = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
+    raise ParameterError(
+        f"'model' must be a network (an nn.Module). Got {type(model).__name__}." + hint.get(type(model), "")
+    )
+
+
+def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite numbers, at least one, of these dimensions and dtype."""
+    kind = (f"{dimensions} dimensions and of " if dimensions else "") + "finite numbers, at least one"
+    kind += f", in {dtype}" if dtype else ""
+    for name, tensor in tensors.items():
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.dim() != (dimensions or tensor.dim())
+            or tensor.numel() == 0
+            or tensor.dtype != (dtype or tensor.dtype)
+            or tensor.dtype == torch.bool
+            or not torch.isfinite(tensor).all()
+        ):
+            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.")
+
+
+def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
+    """Return a few images to run a network on: the first of these or, without any, black ones of MNIST's shape."""
+    return torch.zeros(count, *MNIST_IMAGE) if images is None else images[:count]
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (N, classes), computed in evaluation mode and without gradients.
+
+    Raises a ParameterError for images that the model can't read.
+    """
+    check_model(model)
+    if not isinstance(images, Tensor):
+        raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ParameterError(
+            f"the model can't read images of shape {tuple(images.shape[1:])} and {images.dtype}; the kit's networks "
+            f"take {MNIST_IMAGE} and torch.float32, as load_mnist() gives. The layer said: {reason(error)}"
+        ) from error
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module):
+    """Set every module to evaluation (no dropout, kept batch statistics) and restore the mode that each had."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:  # model.eval() would take a while to set what is set already
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

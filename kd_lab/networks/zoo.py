@@ -1,0 +1,166 @@
+"""Build the kit's networks by name; each takes images (N, 1, 28, 28), gives logits (N, 10) and knows what it is."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_choice, check_whole_number
+from kd_lab.networks.layers import check_model
+
+STUDENT = re.compile(r"784-([1-9]\d{0,4})-10")  # the architecture of a small student
+
+
+def mlp128() -> nn.Module:
+    """Build 784-128-10, the smallest network of the kit."""
+    return _sequence(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def lenet300() -> nn.Module:
+    """Build LeNet-300-100, the fully connected network of LeCun et al. (1998)."""
+    layers = nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    return _sequence(nn.Flatten(), *layers)
+
+
+def cnn() -> nn.Module:
+    """Build a small convolutional network: 16 and 32 channels of 3×3, then 128 units."""
+    convolutions = *_convolution(1, 16, 3, padding=1), *_convolution(16, 32, 3, padding=1)
+    return _sequence(*convolutions, nn.Flatten(), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def lenet5() -> nn.Module:
+    """Build LeNet-5 as Caffe's example has it (20-50-500), which the pruning papers call LeNet-5."""
+    convolutions = *_convolution(1, 20, 5), *_convolution(20, 50, 5)
+    return _sequence(*convolutions, nn.Flatten(), nn.Linear(50 * 4 * 4, 500), nn.ReLU(), nn.Linear(500, 10))
+
+
+def lenet5_classic() -> nn.Module:
+    """Build LeNet-5 with the widths of LeCun et al. (1998), 6-16-120-84, with ReLU and max-pooling."""
+    convolutions = *_convolution(1, 6, 5, padding=2), *_convolution(6, 16, 5)
+    hidden = nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()
+    return _sequence(*convolutions, nn.Flatten(), *hidden, nn.Linear(84, 10))
+
+
+def resnet() -> nn.Module:
+    """Build a tiny residual network (He et al. 2016): BatchNorm, two residual additions, no large Linear layer."""
+    first = *_normalised(1, 16), nn.ReLU(), nn.MaxPool2d(2), Residual(16)
+    second = *_normalised(16, 48), nn.ReLU(), nn.MaxPool2d(2), Residual(48)
+    return _sequence(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+
+
+class Residual(nn.Module):
+    """Add what two normalised convolutions make of x to x itself; the shape (N, C, H, W) stays."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = _sequence(*_normalised(channels, channels), nn.ReLU(), *_normalised(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def _convolution(inputs: int, outputs: int, size: int, padding: int = 0) -> list[nn.Module]:
+    # max(relu(x)) is relu(max(x)): pooling first gives the same numbers and leaves ReLU a quarter of the work
+    return [nn.Conv2d(inputs, outputs, size, padding=padding), nn.MaxPool2d(2), nn.ReLU()]
+
+
+def _normalised(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)]
+
+
+KINDS = {
+    nn.Conv2d: "conv",
+    nn.Linear: "fc",  # fully connected
+    nn.BatchNorm2d: "norm",
+    nn.ReLU: "relu",
+    nn.MaxPool2d: "pool",
+    nn.AdaptiveAvgPool2d: "mean",
+    nn.Flatten: "flatten",
+    Residual: "block",
+}
+
+
+def _sequence(*layers: nn.Module) -> nn.Sequential:
+    """Return the layers one after another, each named by its kind and counted: conv1, pool1, conv2, …"""
+    counts, named = Counter(), nn.Sequential()
+    for layer in layers:
+        kind = KINDS[type(layer)]
+        counts[kind] += 1
+        named.add_module(kind if kind in ("flatten", "mean") else f"{kind}{counts[kind]}", layer)
+    return named
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    build.__name__: build for build in (mlp128, lenet300, cnn, lenet5, lenet5_classic, resnet)
+}
+
+
+def build_model(name: str, seed: int = 0) -> nn.Module:
+    """Build a network by its name with the initial weights that belong to `seed`.
+
+    Its attribute `architecture` is the name, which copies, training, pruning and files keep. Convolutions are laid out
+    `channels_last`, which is what makes them fast on a CPU.
+    """
+    check_choice("name", name, list(MODELS))
+    check_whole_number("seed", seed, "[0, 1000000]")
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(seed)
+        model = MODELS[name]().to(memory_format=torch.channels_last)
+    model.architecture = name
+    return model
+
+
+def small_student(width: int = 30, seed: int = 0) -> nn.Module:
+    """Build 784-width-10, of 1 to 10,000 hidden units, with the initial weights that belong to `seed`.
+
+    They are those that torch itself would draw, but no global random numbers are used, so that it may be built in the
+    background. Its attribute `architecture` is "784-30-10", say.
+    """
+    check_whole_number("width", width, "[1, 10000]")
+    check_whole_number("seed", seed, "[0, 1000000]")
+    hidden, output = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((784, width), (width, 10)))
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (hidden, output):
+        bound = layer.in_features**-0.5
+        for parameter in layer.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    student = _sequence(nn.Flatten(), hidden, nn.ReLU(), output)
+    student.architecture = f"784-{width}-10"
+    return student
+
+
+def build_architecture(architecture: str) -> nn.Module:
+    """Build the network, dense, with initial weights, whose `architecture` this is: "lenet5", or "784-30-10"."""
+    if match := STUDENT.fullmatch(str(architecture)):
+        return small_student(int(match[1]))
+    check_choice("architecture", architecture, [*MODELS, "784-30-10"])
+    return build_model(architecture)
+
+
+def architecture_of(model: nn.Module) -> str:
+    """Return the architecture of a network of the kit; raise a ParameterError for any other network."""
+    check_model(model)
+    if not isinstance(architecture := getattr(model, "architecture", None), str):
+        raise ParameterError(
+            "'model' must be a network of the kit, as build_model(), small_student() and load_trained() give, pruned "
+            f"or quantized or not. Got a {type(model).__name__} that carries no architecture."
+        )
+    return architecture
+
+
+def old_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of a network's modules by those of version 0.1, which were places in a list: {"0": "conv1"}."""
+    found = {}
+    for place, (name, child) in enumerate(model.named_children()):
+        old = str(place) if isinstance(model, nn.Sequential) else name
+        found |= {old: name} | {f"{old}.{key}": f"{name}.{value}" for key, value in old_names(child).items()}
+    return found
+
+
+def with_new_names(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a file of version 0.1 under the names that this network's modules have now."""
+    names = old_names(model)
+    parts = {key: key.rpartition(".") for key in tensors}
+    return {f"{names.get(parts[key][0], parts[key][0])}.{parts[key][2]}": tensor for key, tensor in tensors.items()}

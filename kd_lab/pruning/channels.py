@@ -1,0 +1,261 @@
+"""Prune whole channels and layers: masked (soft pruning), or taken out for good (hard pruning)."""
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
+from kd_lab.networks.layers import check_model, example_images, predict, weighted_layers
+from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.zoo import architecture_of, build_architecture
+from kd_lab.pruning.groups import Group, channel_groups, find_groups
+from kd_lab.pruning.importance import importances
+from kd_lab.pruning.masks import Sparsity, check_left, check_sparsity, lift_masks, rank, set_masks
+
+
+def prune_channels(
+    model: nn.Module,
+    ratio: Sparsity,
+    importance: str = "magnitude",
+    scope: str = "per_layer",
+    *,
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Return a new model in which the least important channels are masked (soft structured pruning).
+
+    `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name.
+    What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew,
+    as by prune. `data`, (images, labels) from the training part, is needed for importance by gradients, and for a
+    network that reads other images than (N, 1, 28, 28).
+    """
+    groups = find_groups(model, list(ratio) if isinstance(ratio, dict) else None, data and data[0])
+    check_sparsity("ratio", ratio, list(groups), scope)
+    pruned = lift_masks(model)
+    kept = rank(channel_importances(pruned, groups, importance, data, seed), scope).masks(ratio)
+    check_left(f"ratio {ratio} leaves no channel", kept, scope)
+    set_masks(pruned, _weight_masks(pruned, groups, kept))
+    return pruned
+
+
+def channel_importances(
+    model: nn.Module,
+    groups: dict[str, Group],
+    importance: str = "magnitude",
+    data: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
+
+    With "magnitude" that is the L1 norm of Li et al. 2017 up to the scale, which makes layers comparable.
+    """
+    found = importances(model, importance, data, seed)
+    rows = {
+        name: torch.cat([found[producer].flatten(1) for producer in group.producers], 1)
+        for name, group in groups.items()
+    }
+    # one chance a channel: the mean of many is always near a half, and layers with few weights would go first
+    return {name: values[:, 0] if importance == "random" else values.mean(1) for name, values in rows.items()}
+
+
+def features_kept(kept: Tensor, features: int) -> Tensor:
+    """Return for each feature whether its channel is kept: flattened, every channel has as many features."""
+    return kept.repeat_interleave(features // len(kept))
+
+
+def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the masks of the weights that compute or read these channels, by layer."""
+    masks = {}
+    for name, group in groups.items():
+        for dim, layers in enumerate((group.producers, group.consumers)):
+            for layer in layers:
+                weight = model.get_submodule(layer).weight
+                mask = masks.setdefault(layer, torch.ones_like(weight, dtype=torch.bool))
+                mask.transpose(0, dim)[~features_kept(kept[name], weight.shape[dim])] = False
+    return masks
+
+
+def remove_channels(model: nn.Module, kept: dict[str, Tensor], images: Tensor | None = None) -> nn.Module:
+    """Return a new, ordinary model that has only these channels of each group; groups left out stay whole.
+
+    `kept` holds by the name of a group a bool tensor (size,), True keeps, or the indices of the channels that stay.
+    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    """
+    check_kind("kept", kept, dict, "a dict of the channels that stay, by group")
+    groups = find_groups(model, list(kept), images)
+    masks = {name: _as_mask(name, group.size, kept[name]) for name, group in groups.items()}
+    plain = make_permanent(model)
+    _cut(plain, groups, masks)
+    return plain
+
+
+def hard_prune(model: nn.Module, images: Tensor | None = None) -> nn.Module:
+    """Return a new, ordinary model without the channels that no layer reads: all weights that read them are zero.
+
+    Its answers in evaluation mode are those of `model`. A layer that would lose every channel is named in a
+    ParameterError. `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    """
+    groups, plain = channel_groups(model, images), make_permanent(model)
+    # without the readers, what only they read goes, too
+    while masks := {name: mask for name, group in groups.items() if not (mask := _read(plain, group)).all()}:
+        for name, mask in masks.items():
+            if not mask.any():
+                raise ParameterError(
+                    f"no layer reads any channel of layer {name!r}, so nothing would be left of it. Prune less."
+                )
+        _cut(plain, groups, masks)
+    return plain
+
+
+def remove_layers(model: nn.Module, names: Sequence[str], images: Tensor | None = None) -> nn.Module:
+    """Return a new model in which these modules are nn.Identity (depth pruning).
+
+    A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
+    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    """
+    check_model(model)
+    check_kind("names", names, (list, tuple), "a list of names, as in ['block1']")
+    plain, fewer = make_permanent(model), copy.deepcopy(model)
+    for name in names:
+        check_choice("name", name, [name for name, _ in plain.named_modules() if name])
+        _check_removable(plain, name, images)
+    for name in sorted(names, reverse=True):  # what lies inside another goes first
+        fewer.set_submodule(name, nn.Identity())
+    return fewer
+
+
+class Form(NamedTuple):
+    """What is left of a network of the kit: its layers that are gone, and how many channels the narrower groups have.
+
+    `biased` are the layers that took over the bias of a folded BatchNorm.
+    """
+
+    architecture: str
+    removed: Sequence[str] = ()
+    widths: Mapping[str, int] = MappingProxyType({})
+    biased: Sequence[str] = ()
+
+
+def form_of(model: nn.Module) -> Form:
+    """Return what is left of a network of the kit in `model`, an ordinary one.
+
+    Raises a ParameterError for a network that is no pruned version of its architecture.
+    """
+    architecture = architecture_of(model)
+    layers = dict(build_architecture(architecture).named_modules())
+    removed = [name for name, module in model.named_modules() if _is_removed(module, layers.get(name))]
+    try:
+        form = form_of_tensors(architecture, removed, model.state_dict())
+        narrow = build_form(form)
+    except ParameterError as error:
+        raise ParameterError(f"'model' must be a pruned {architecture}. {reason(error)}") from error
+    if str(narrow) != str(model) or _shapes(narrow) != _shapes(model):
+        raise ParameterError(f"'model' must be a pruned {architecture}. Got one with other modules or tensors.")
+    return form
+
+
+def form_of_tensors(architecture: str, removed: Sequence[str], tensors: dict[str, Tensor]) -> Form:
+    """Return the form of a network without these layers that has these tensors."""
+    dense, groups = _dense(architecture, tuple(removed))
+    for group in groups:
+        if f"{group}.weight" not in tensors:
+            raise ParameterError(f"It has no layer {group!r}; a {architecture} has {', '.join(groups)}.")
+    widths = {name: len(tensors[f"{name}.weight"]) for name in groups}
+    biased = [
+        name for name, layer in weighted_layers(dense).items() if layer.bias is None and f"{name}.bias" in tensors
+    ]
+    return Form(architecture, removed, {name: n for name, n in widths.items() if n != groups[name].size}, biased)
+
+
+def build_form(form: Form) -> nn.Module:
+    """Build what is left of a network, with initial weights; raise a ParameterError for what can't be."""
+    dense, groups = _dense(form.architecture, tuple(form.removed))
+    for name, width in form.widths.items():
+        check_choice("name of a group", name, list(groups))
+        check_whole_number(f"width of {name!r}", width, f"[1, {groups[name].size}]")
+    narrow = copy.deepcopy(dense)
+    for name in form.biased:
+        check_choice("name of a layer", name, list(weighted_layers(dense)))
+        layer = narrow.get_submodule(name)
+        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+    _cut(narrow, groups, {name: torch.arange(groups[name].size) < width for name, width in form.widths.items()})
+    return narrow
+
+
+@functools.cache  # a file, and a panel, ask again and again, and to find the groups takes a network's run
+def _dense(architecture: str, removed: tuple[str, ...]) -> tuple[nn.Module, dict[str, Group]]:
+    """Return a network of the kit without these layers, which must not be changed, and its groups of channels."""
+    dense = remove_layers(build_architecture(architecture), removed)
+    return dense, channel_groups(dense)
+
+
+def _is_removed(module: nn.Module, dense: nn.Module | None) -> bool:
+    return isinstance(module, nn.Identity) and not isinstance(dense, nn.Identity)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple]:
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+
+
+def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
+    """Return which channels stay, (size,) bool; `kept` says so or holds their indices."""
+    if isinstance(kept, Tensor) and kept.dtype in (torch.int32, torch.int64) and kept.dim() == 1:
+        indices = set(kept.tolist())
+        if len(indices) == len(kept) and indices <= set(range(size)):
+            kept = torch.zeros(size, dtype=torch.bool).index_fill(0, kept.long(), True)
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
+        raise ParameterError(
+            f"'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
+            f"a tensor of different indices from 0 to {size - 1}. Got {kept!r:.80}."
+        )
+    if not kept.any():
+        raise ParameterError(f"'kept' leaves no channel in layer {name!r}. Keep at least one.")
+    return kept
+
+
+def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -> None:
+    """Keep only the masks' channels, in place."""
+    for name, mask in masks.items():
+        for dim, layers in enumerate((groups[name].producers + groups[name].norms, groups[name].consumers)):
+            for layer in layers:
+                _select(model.get_submodule(layer), mask, dim)
+    model.to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
+
+
+def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
+    """Keep a part of a layer's tensors: their rows (dim 0), or the columns of the weight (dim 1)."""
+    attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
+    attribute = attributes.get(type(layer), ("num_features",))[dim]
+    stay = features_kept(mask, getattr(layer, attribute)).nonzero().flatten()
+    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if tensor.dim() > dim:
+            part = tensor.detach().index_select(dim, stay)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            setattr(layer, name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
+    setattr(layer, attribute, len(stay))
+
+
+def _read(model: nn.Module, group: Group) -> Tensor:
+    """Return which channels some layer reads, (size,) bool."""
+    size = len(model.get_submodule(group.producers[0]).weight)
+    columns = [model.get_submodule(key).weight.detach().transpose(0, 1) for key in group.consumers]
+    # (inputs, outputs, …): the features of a flattened channel lie side by side
+    return torch.cat([column.reshape(size, -1) for column in columns], 1).any(1)
+
+
+def _check_removable(model: nn.Module, name: str, images: Tensor | None) -> None:
+    shapes = []
+
+    def note(_module: nn.Module, inputs: tuple, output: object) -> None:
+        shapes.append([tuple(getattr(each, "shape", ())) for each in (*inputs, output)])
+
+    with model.get_submodule(name).register_forward_hook(note):
+        predict(model, example_images(images))
+    if not shapes or any(len(found) != 2 or found[0] != found[1] for found in shapes):
+        came = f"makes {shapes[0][-1]} of {shapes[0][0]}" if shapes else "is never run"
+        raise ParameterError(f"module {name!r} must give the shape that it takes. It {came}.")
