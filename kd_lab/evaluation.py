@@ -11,7 +11,7 @@ from scipy.stats import binomtest, norm, t
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_whole_number
-from kd_lab.networks.layers import predict
+from kd_lab.networks.layers import check_model, predict
 
 CONFIDENCE = 0.95
 
@@ -122,6 +122,7 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> Accuracy:
 
 def paired_difference(model: nn.Module, baseline: nn.Module, data: tuple[Tensor, Tensor]) -> PairedDifference:
     """Return by how much a model is better than a baseline on the same images."""
+    data = check_data(data)
     return PairedDifference.of(*(correct_answers(each, data) for each in (model, baseline)))
 
 
@@ -130,9 +131,7 @@ def correct_answers(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
 
     Raises a ParameterError for data that the model can't be scored on.
     """
-    check_data(model, data)
-    images, labels, *_ = data
-    check_labels(predict(model, images[:2]), labels)
+    images, labels, *_ = check_scorable(model, data)
     return predict_classes(model, images) == labels
 
 
@@ -147,8 +146,22 @@ def predict_classes(model: nn.Module, images: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def check_data(model: nn.Module, data: tuple[Tensor, ...]) -> None:
-    """Raise a ParameterError unless `data` is (x, *targets): tensors of one length, finite, that the model can read."""
+class Checked(tuple):
+    """Data, (x, *targets), that `check_data` has looked at: one function hands it to the next, which need not again."""
+
+
+def check_scorable(model: nn.Module, data: tuple[Tensor, ...]) -> Checked:
+    """Return the data, (images, labels, …); raise a ParameterError unless the model can be scored on them."""
+    check_model(model)
+    data = check_data(data)
+    check_labels(predict(model, data[0][:2]), data[1])
+    return data
+
+
+def check_data(data: tuple[Tensor, ...]) -> Checked:
+    """Return the data; raise a ParameterError unless they are (x, *targets), finite tensors of one length."""
+    if isinstance(data, Checked):
+        return data
     if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
         raise ParameterError(f"the data must be a tuple of tensors, (images, labels). Got {type(data).__name__}.")
     lengths = [len(part) if part.dim() else 0 for part in data]
@@ -157,7 +170,7 @@ def check_data(model: nn.Module, data: tuple[Tensor, ...]) -> None:
     for name, part in zip(("images", *["targets"] * len(data)), data, strict=False):
         if part.is_floating_point() and not all(math.isfinite(end) for end in part.aminmax()):
             raise ParameterError(f"the {name} must be finite numbers. Got NaN or infinite values.")
-    predict(model, data[0][:2])
+    return Checked(data)
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:

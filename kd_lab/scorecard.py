@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_lab import cost
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers
+from kd_lab.evaluation import Accuracy, PairedDifference, check_data, correct_answers
 
 INTERVAL = "{:.2f}\N{NBSP}to\N{NBSP}{:.2f}"  # a space where a browser breaks no line
 SIGNED_INTERVAL = INTERVAL.replace("{:", "{:+")
@@ -92,6 +92,7 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
         raise ParameterError(
             f"'models' must be a dict with at least one model, as {{'cnn': model}}. Got {models!r:.60}."
         )
+    data = check_data(data)
     right = {name: correct_answers(model, data) for name, model in models.items()}
     baseline = next(iter(models))
     differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}

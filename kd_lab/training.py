@@ -18,12 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from kd_lab.errors import (
     ParameterError,
     TrainingError,
+    called_function,
     check_choice,
     check_kind,
     check_number,
@@ -111,14 +112,13 @@ def train(
     check_settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         _check_parts(model, data, validation, loss_fn, penalty)
-    steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
-    with torch.random.fork_rng(devices=[]), _progress_bar(epochs * steps, progress) as bar:
+    optimizer = _Optimizer(learning_rate, weight_decay, schedule)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))  # for dropout; the batches have a generator of their own
-        run = _Run(model, loss_fn, penalty, bar)
-        run.set_optimizer(learning_rate, weight_decay, schedule, epochs * steps)
-        for _ in run.fit(data, validation, epochs, steps, _batches(len(data[0]), batch_size, seed)):
-            pass
-    return run.finish(learning_rate)
+        batches = _batches(len(data[0]), batch_size, seed)
+        steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
+        *_, trained = _fit(model, data, loss_fn, validation, epochs, steps, batches, optimizer, penalty, progress)
+    return trained
 
 
 def train_live(
@@ -133,7 +133,7 @@ def train_live(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Iterator[tuple[nn.Module, History]]:
-    """Yield the model and the history after each epoch of a training, for who wants to look on or to stop it.
+    """Yield the model and the history after each epoch of a training, to look on or to stop it.
 
     The arguments, the loop and the result, which is yielded last, are those of `train`; until then it is one model that
     changes. No global random numbers are used, so that it may run in the background: it is for networks without
@@ -141,100 +141,105 @@ def train_live(
     """
     check_settings(epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
     _check_parts(model, data, validation, loss_fn, None)
-    run = _Run(model, loss_fn, None, _progress_bar(0, False))
-    run.set_optimizer(learning_rate, 0.0, "one_cycle", epochs * steps_per_epoch)
-    yield from run.fit(data, validation, epochs, steps_per_epoch, _batches(len(data[0]), batch_size, seed))
-    yield run.finish(learning_rate)
+    batches, optimizer = _batches(len(data[0]), batch_size, seed), _Optimizer(learning_rate)
+    yield from _fit(model, data, loss_fn, validation, epochs, steps_per_epoch, batches, optimizer, None, False)
 
 
-class _Run:
-    """Hold what a training changes: the model, its optimizer, the history and the best weights so far."""
+class _Optimizer(NamedTuple):
+    """The settings of AdamW and of its learning rate."""
 
-    def __init__(self, model: nn.Module, loss_fn: Loss, penalty: Penalty | None, bar: tqdm):
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
-        self.loss_fn, self.penalty, self.bar = loss_fn, penalty, bar
-        self.history, self.kept = History(), None
-        self.losses = []  # of the batches of the epoch that has begun
-        self.start = time.perf_counter()
+    learning_rate: float
+    weight_decay: float = 0.0
+    schedule: str = "one_cycle"
 
-    def set_optimizer(self, learning_rate: float, weight_decay: float, schedule: str, steps: int) -> None:
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = AdamW(trainable, learning_rate, weight_decay=weight_decay, fused=True)
-        self.schedule = (
-            OneCycleLR(self.optimizer, learning_rate, total_steps=int(steps))
-            if schedule == "one_cycle"
-            else ConstantLR(self.optimizer, factor=1)
-        )
+    def of(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
+        """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = AdamW(trainable, self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        if self.schedule == "constant":
+            return optimizer, ConstantLR(optimizer, factor=1)
+        return optimizer, OneCycleLR(optimizer, self.learning_rate, total_steps=int(steps))
 
-    def fit(
-        self, data: Data, validation: Data, epochs: int, steps: int, batches: Iterator[Tensor]
-    ) -> Iterator[tuple[nn.Module, History]]:
-        """Train, and yield the model as it is and the history so far after each epoch."""
+
+def _fit(
+    model: nn.Module,
+    data: Data,
+    loss_fn: Loss,
+    validation: Data,
+    epochs: int,
+    steps: int,
+    batches: Iterator[Tensor],
+    settings: _Optimizer,
+    penalty: Penalty | None,
+    progress: bool,
+) -> Iterator[tuple[nn.Module, History]]:
+    """Run the training loop: yield the model as it is and the history after each epoch, and the trained model last."""
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
+    optimizer, schedule = settings.of(model, epochs * steps)
+    history, best, losses, start = History(), {}, [], time.perf_counter()  # the best weights; the losses of this epoch
+    with _progress_bar(epochs * steps, progress) as bar:
         try:
-            while self.history.stopped == FINISHED and len(self.history.epochs) < epochs:
-                self.train_epoch(data, itertools.islice(batches, steps))
-                self.end_epoch(validation)
-                yield self.model, self.history
+            while history.stopped == FINISHED and len(history.epochs) < epochs:
+                model.train()
+                for index in itertools.islice(batches, steps):
+                    x, *targets = (part.index_select(0, index) for part in data)  # three times as fast as part[index]
+                    loss = loss_fn(model(x), *targets)
+                    losses.append(loss.item())  # without the penalty, so that it compares with that of validation
+                    loss = loss + penalty(model) if penalty else loss
+                    if not math.isfinite(loss.item()):
+                        losses[-1] = math.nan  # whichever of the two it was
+                        break  # before the step, so that the weights are still the last good ones
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    bar.update()
+                _end_epoch(model, loss_fn, validation, losses, history, best)
+                bar.set_postfix_str(f"validation loss {min(history.validation_loss, default=math.nan):.4f}")
+                yield model, history
         except KeyboardInterrupt:
-            self.end_early(validation)
+            history.stopped = "interrupted"
+            with suppress(KeyboardInterrupt):  # a second one leaves out the epoch that was begun
+                if losses:
+                    _end_epoch(model, loss_fn, validation, losses, history, best)
+            if not best:
+                raise  # nothing was learned, so there is nothing to return
+    _report(history, epochs, settings.learning_rate)
+    model.load_state_dict(best)
+    history.seconds = time.perf_counter() - start
+    yield model.eval(), history
 
-    def end_early(self, validation: Data) -> None:
-        """Judge the epoch that was begun like any other; a second interrupt leaves it out."""
-        self.history.stopped = "interrupted"
-        with suppress(KeyboardInterrupt):
-            if self.losses:
-                self.end_epoch(validation)
-        if not self.history.epochs:
-            raise KeyboardInterrupt  # nothing was learned, so there is nothing to return
 
-    def train_epoch(self, data: Data, batches: Iterator[Tensor]) -> None:
-        self.model.train()
-        for index in batches:
-            x, *targets = (part.index_select(0, index) for part in data)  # three times as fast as part[index]
-            loss = self.loss_fn(self.model(x), *targets)
-            self.losses.append(loss.item())  # without the penalty, so that it compares with that of validation
-            if self.penalty:
-                loss = loss + self.penalty(self.model)
-            if not math.isfinite(loss.item()):
-                self.losses[-1] = math.nan  # whichever of the two it was
-                return  # before the step, so that the weights are still the last good ones
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            self.bar.update()
+def _end_epoch(
+    model: nn.Module, loss_fn: Loss, validation: Data, losses: list[float], history: History, best: dict[str, Tensor]
+) -> None:
+    """Record both losses, and keep the weights in `best` if the validation loss is the smallest so far.
 
-    def end_epoch(self, validation: Data) -> None:
-        """Record both losses, and keep the weights if the validation loss is the smallest so far.
+    An interrupt at any line leaves history and kept weights in step, so that this can be called again.
+    """
+    epoch = Epoch(mean(losses), _mean_loss(model, validation, loss_fn))
+    if not math.isfinite(sum(epoch)):
+        history.stopped = "diverged"
+        return
+    if epoch.validation_loss < min(history.validation_loss, default=math.inf):
+        best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    history.epochs.append(epoch)
+    losses.clear()
 
-        An interrupt at any line leaves history and kept weights in step, so that this can be called again.
-        """
-        epoch = Epoch(mean(self.losses), _mean_loss(self.model, validation, self.loss_fn))
-        if not math.isfinite(sum(epoch)):
-            self.history.stopped = "diverged"
-            return
-        if epoch.validation_loss < min(self.history.validation_loss, default=math.inf):
-            self.kept = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.history.epochs.append(epoch)
-        self.losses = []
-        self.bar.set_postfix_str(f"validation loss {epoch.validation_loss:.4f}")
 
-    def finish(self, learning_rate: float) -> tuple[nn.Module, History]:
-        if self.history.stopped == "diverged":
-            self.report_divergence(learning_rate)
-        self.model.load_state_dict(self.kept)
-        self.history.seconds = time.perf_counter() - self.start
-        return self.model.eval(), self.history
-
-    def report_divergence(self, learning_rate: float) -> None:
-        epoch = len(self.history.epochs) + 1
+def _report(history: History, epochs: int, learning_rate: float) -> None:
+    """Say why a training ended early; raise a TrainingError where nothing was learned."""
+    if history.stopped == "interrupted":
+        done = f"in epoch {len(history.epochs)} of {epochs}: the weights of epoch {history.best_epoch} are returned"
+        print(f"{called_function()}(): interrupted {done}, which may be worse than those of a whole training.")
+    if history.stopped == "diverged":
         error = TrainingError(
-            f"the loss became NaN or infinite in epoch {epoch}. 'learning_rate' is {learning_rate:g}; try "
-            f"{learning_rate / 10:g}."
+            f"the loss became NaN or infinite in epoch {len(history.epochs) + 1}. 'learning_rate' is "
+            f"{learning_rate:g}; try {learning_rate / 10:g}."
         )
-        if self.kept is None:
+        if not history.epochs:
             raise error
-        warnings.warn(f"{error} The weights of epoch {self.history.best_epoch} are kept.", stacklevel=4)
+        warnings.warn(f"{error} The weights of epoch {history.best_epoch} are kept.", stacklevel=4)
 
 
 def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
@@ -290,7 +295,7 @@ def check_settings(
 
 def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None) -> None:
     for part in (data, validation):
-        check_data(model, part)
+        predict(model, check_data(part)[0][:2])
         if part[1].dim() == 1 and not part[1].is_floating_point():
             check_labels(predict(model, part[0][:2]), part[1])
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -8,8 +8,8 @@ from scipy.optimize import LinearConstraint, milp
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.evaluation import check_data, check_labels, mean_cross_entropy
-from kd_lab.networks.layers import predict, weighted_layers, weights
+from kd_lab.evaluation import check_scorable, mean_cross_entropy
+from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.pruning.masks import ALLOWED, prune
 from kd_lab.quantization.weights import WEIGHT_BITS, quantize_weights
 
@@ -20,8 +20,7 @@ TINY = np.finfo(float).tiny
 def check_scannable(model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str) -> None:
     """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list."""
     weighted_layers(model)
-    check_data(model, data)
-    check_labels(predict(model, data[0][:2]), data[1])
+    check_scorable(model, data)
     check_kind(argument, settings, (list, tuple, np.ndarray), example)
 
 

@@ -21,6 +21,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.distillation.answers import check_teacher
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number
+from kd_lab.evaluation import Checked, check_data
 from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, save_packed
 from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.networks.parametrizations import make_permanent
@@ -165,7 +166,7 @@ class Teaching:
     def parts(self) -> list[tuple[Tensor, ...]]:
         """Return the training and the validation part, with the teacher's answers."""
         return [
-            tuple(part) if self.teacher is None else with_answers(self.teacher, part)
+            check_data(part) if self.teacher is None else Checked(with_answers(self.teacher, part))
             for part in (self.data.train, self.data.validation)
         ]
 

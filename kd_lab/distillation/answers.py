@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, called_function, check_number
-from kd_lab.evaluation import accuracy, check_data, check_labels
+from kd_lab.evaluation import Checked, accuracy, check_data, check_labels, check_scorable
 from kd_lab.networks.layers import check_tensors, predict
 from kd_lab.training import Data, History, train
 
@@ -73,9 +73,7 @@ class DistillationLoss:
 
 def with_answers(teacher: nn.Module, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     """Return (images, labels, logits): the teacher, frozen and in evaluation mode, has answered each image once."""
-    check_data(teacher, data)
-    images, labels, *_ = data
-    return images, labels, predict(teacher, images)
+    return tuple(_answered(teacher, check_data(data)))
 
 
 def distil(
@@ -94,15 +92,20 @@ def distil(
     ParameterError where they have not the same classes.
     """
     loss = DistillationLoss(temperature, alpha)
+    data, validation = (check_scorable(student, part) for part in (data, validation))
     check_teacher(student, teacher, validation)
-    check_data(student, data)
-    return train(student, with_answers(teacher, data), loss, validation=with_answers(teacher, validation), **settings)
+    return train(student, _answered(teacher, data), loss, validation=_answered(teacher, validation), **settings)
+
+
+def _answered(teacher: nn.Module, data: Checked) -> Checked:
+    images, labels, *_ = data
+    return Checked((images, labels, predict(teacher, images)))
 
 
 def check_teacher(student: nn.Module, teacher: nn.Module, validation: Data) -> None:
     """Raise a ParameterError unless both answer in the same classes; warn where the student is the better one."""
     for model in (student, teacher):
-        check_data(model, validation)
+        validation = check_scorable(model, validation)
     _check_logits(*(predict(model, validation[0][:2]) for model in (student, teacher)))
     student_knows, teacher_knows = (accuracy(model, validation) for model in (student, teacher))
     if student_knows.correct > teacher_knows.correct:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
-from kd_lab.evaluation import check_data, check_labels
+from kd_lab.evaluation import Checked, check_data, check_scorable
 from kd_lab.networks.layers import check_model, evaluation_mode, predict
 from kd_lab.training import Data, History, Loss, Penalty, train
 
@@ -157,16 +157,15 @@ def distil_features(
     convolution of 16×14×14 numbers takes 690 MB for 55,000 images; of attention maps only a channel's worth is kept.
     """
     loss = FeatureLoss(kind, weight, temperature, alpha)
+    data, validation = (check_scorable(student, part) for part in (data, validation))
     check_teacher(student, teacher, validation)
     learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
+    classes = predict(teacher, validation[0][:2]).shape[1]
 
     def with_hints(part: Data) -> Data:
         images, labels, *_ = part
-        return images, labels, *predict(source, images).tensor_split([classes], dim=1)
+        return Checked((images, labels, *predict(source, images).tensor_split([classes], dim=1)))
 
-    classes = predict(teacher, validation[0][:2]).shape[1]
-    check_data(student, data)
-    check_labels(predict(student, data[0][:2]), data[1])
     return _train_hinted(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
 
 
@@ -188,11 +187,11 @@ def train_on_hints(
     Neither labels nor the teacher's answers count. The arguments are those of `distil_features`.
     """
     check_choice("kind", kind, list(LOSSES))
+    data, validation = check_data(data), check_data(validation)
     check_teacher(student, teacher, validation)
     learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
     learner.answers = source.answers = False
-    check_data(student, data)
-    parts = [(images, predict(source, images)) for images, *_ in (data, validation)]
+    parts = [Checked((images, predict(source, images))) for images, *_ in (data, validation)]
     return _train_hinted(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.evaluation import check_data, check_labels
-from kd_lab.networks.layers import BATCH_SIZE, check_tensors, predict, weighted_layers
+from kd_lab.evaluation import check_scorable
+from kd_lab.networks.layers import BATCH_SIZE, check_tensors, weighted_layers
 from kd_lab.networks.parametrizations import make_permanent
 
 Importance = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
@@ -66,9 +66,7 @@ def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str
 
     It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were.
     """
-    check_data(model, data)
-    images, labels, *_ = data
-    check_labels(predict(model, images[:2]), labels)
+    images, labels, *_ = check_scorable(model, data)
     plain = make_permanent(model).eval().requires_grad_(True)
     weights = {name: layer.weight for name, layer in weighted_layers(plain).items()}
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}

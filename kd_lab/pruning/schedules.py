@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
-from kd_lab.evaluation import PairedDifference, correct_answers
+from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
 from kd_lab.networks.layers import check_model, weights
 from kd_lab.pruning.masks import ALLOWED, Mask, prune, set_masks
 
@@ -109,6 +109,7 @@ def prune_until(
     check_number("tolerance", tolerance, "[0, 0.5]")
     check_number("step", step, f"[{SMALLEST_STEP}, 1)")
     _check_functions(fine_tune, prune)
+    data = check_scorable(model, data)
     right = correct_answers(model, data)
     best, outcome = copy.deepcopy(model), Attempts(target, [])
     while outcome.reached < target and step >= SMALLEST_STEP:
