@@ -70,7 +70,7 @@ def search_settings(
     """
     check_whole_number("runs", runs, "[1, 1000]")
     check_whole_number("seed", seed, "[0, 1000000]")
-    optuna = optional("optuna", "optuna")  # which Colab has not
+    optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
     trials = []
 
     def objective(trial) -> float:
@@ -372,7 +372,7 @@ def _propose(
     least: dict[str, float], budget: Budget, try_setting: Callable[..., RecipeTrial], taught: bool, seed: int
 ) -> Iterator[RecipeTrial | None]:
     """Yield trial after trial, the hand-set one first, and None for one that diverged."""
-    optuna = optional("optuna", "optuna")  # which Colab has not
+    optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
     with quiet_optuna():
         study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS))
     teaching = {"temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]} if taught else {}
