@@ -49,7 +49,7 @@ def file_bytes(model: nn.Module) -> int:
 def zipped_bytes(model: nn.Module) -> int:
     """Return the bytes of a zip archive with that file in it."""
     *_, size = zip_stepwise(model)
-    return size
+    return size or 0
 
 
 def zip_stepwise(model: nn.Module) -> Iterator[int | None]:

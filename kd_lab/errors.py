@@ -5,6 +5,7 @@ import math
 import sys
 from numbers import Integral, Real
 from types import FrameType
+from typing import Any
 
 # the learner's code may stand behind a few frames of these, which call the kit back or run it
 PASSED_THROUGH = {"anywidget", "contextlib", "copy", "dataclasses", "functools", "threading", "torch", "traitlets"}
@@ -63,7 +64,7 @@ def called_function() -> str:
     One public function may call others, and a learner's function may be called back by one and call another: it is the
     outermost one that lies before the learner's own code.
     """
-    name, frame = "kd_lab", sys._getframe(1)
+    name, frame = "kd_lab", sys._getframe().f_back
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__")).partition(".")
         if package == "kd_lab":
@@ -114,8 +115,8 @@ def check_choice(argument: str, value: object, choices: list[str]) -> None:
     raise ParameterError(_sentence(argument, f"one of {', '.join(choices)}", value) + hint)
 
 
-def check_kind(argument: str, value: object, kind: type | tuple[type, ...], allowed: str) -> None:
-    """Raise a ParameterError unless `value` is of this kind; `allowed` says in words what is."""
+def check_kind(argument: str, value: object, kind: Any, allowed: str) -> None:
+    """Raise a ParameterError unless `value` is of this class, or of one of these; `allowed` says in words what is."""
     if not isinstance(value, kind):
         raise ParameterError(_sentence(argument, allowed, value))
 
@@ -124,7 +125,7 @@ def _sentence(argument: str, allowed: str, value: object) -> str:
     return f"{argument!r} must be {allowed}. Got {value!r:.80}."
 
 
-def _contains(interval: str, value: float) -> bool:
+def _contains(interval: str, value: Any) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high

@@ -42,7 +42,7 @@ def group_lasso_penalty(model: nn.Module, layers: Sequence[str]) -> Tensor:
 def used_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters by name; of a weight with parametrizations (a mask, rounding) the one that is used."""
     check_model(model)
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         own = [key for key, _ in module.named_parameters(recurse=False)]
         own += module.parametrizations if parametrize.is_parametrized(module) else []
@@ -82,7 +82,9 @@ def _check_layers(layers: Sequence[str] | None, present: list[str]) -> None:
     if not present:
         raise ParameterError("'teacher' must have parameters. Got a network without any.")
     check_kind("layers", layers, (list, tuple, type(None)), "a list of names, as in ['fc1'], or None for all")
-    for name in layers or ([] if layers is None else [layers]):  # an empty list is no choice
+    if layers is not None and not layers:
+        check_choice("layers", layers, present)  # an empty list is no choice
+    for name in layers or []:
         check_choice("layers", name, present)
 
 

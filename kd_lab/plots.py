@@ -28,8 +28,8 @@ def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Seq
     _check_lengths(names=names, values=values, intervals=intervals)
     axes = plt.subplots(figsize=(6, 0.4 * len(names) + 0.8), layout="constrained")[1]
     low, high = np.transpose(intervals)
-    values = np.asarray(values)
-    axes.errorbar(values, range(len(names)), xerr=(values - low, high - values), fmt="o", capsize=3)
+    middle = np.asarray(values)
+    axes.errorbar(middle, range(len(names)), xerr=(middle - low, high - middle), fmt="o", capsize=3)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")  # in percent

@@ -95,10 +95,10 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
     data = check_data(data)
     right = {name: correct_answers(model, data) for name, model in models.items()}
     baseline = next(iter(models))
-    differences = {name: PairedDifference.of(answers, right[baseline]) for name, answers in right.items()}
-    differences[baseline] = None
+    differences = {name: PairedDifference.of(right[name], right[baseline]) for name in models if name != baseline}
     scores = {
-        name: _measure(model, Accuracy.of(right[name]), differences[name], data[0]) for name, model in models.items()
+        name: _measure(model, Accuracy.of(right[name]), differences.get(name), data[0])
+        for name, model in models.items()
     }
     return Scorecard(scores, torch.get_num_threads())
 

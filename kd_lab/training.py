@@ -176,7 +176,9 @@ def _fit(
     """Run the training loop: yield the model as it is and the history after each epoch, and the trained model last."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
     optimizer, schedule = settings.of(model, epochs * steps)
-    history, best, losses, start = History(), {}, [], time.perf_counter()  # the best weights; the losses of this epoch
+    history, start = History(), time.perf_counter()
+    best: dict[str, Tensor] = {}  # the weights of the epoch with the smallest validation loss
+    losses: list[float] = []  # of the batches of the epoch that has begun
     with _progress_bar(epochs * steps, progress) as bar:
         try:
             while history.stopped == FINISHED and len(history.epochs) < epochs:

@@ -1,6 +1,6 @@
 """Give each layer its own sparsity or bits: scan what each costs in accuracy, then spend one budget on all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ def check_scannable(model: nn.Module, data: tuple[Tensor, Tensor], argument: str
 def scan_layers(
     model: nn.Module,
     data: tuple[Tensor, Tensor],
-    settings: list[float],
-    change: Callable[[nn.Module, dict[str, float]], nn.Module],
+    settings: Sequence[float],
+    change: Callable[[nn.Module, Any], nn.Module],
 ) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
 
@@ -41,7 +41,7 @@ def scan_layers(
     }
 
 
-def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, float] | None:
+def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | None:
     """Return one setting for each layer, so that the rises of the scan add up to as little as they can.
 
     `sizes`, {layer: {setting: size}}, add up to no more than the budget; None where they can't. That rises add up is an

@@ -74,7 +74,7 @@ class Leaderboard:
         """Draw the test error over the bytes, with the intervals, beside what papers report."""
         axes = plt.subplots(figsize=(7, 4), layout="constrained")[1]
         papers = [(paper.label, self._dense / paper.ratio, paper.error) for paper in self._papers]
-        entries = [(entry.label, entry.bytes, entry.error) for entry in self.entries]
+        entries = [(entry.label, float(entry.bytes), entry.error) for entry in self.entries]
         for points, form, label in ((papers, "x", "published"), (entries, "o", "files here, with 95 % interval")):
             axes.plot([size for _, size, _ in points], [error for *_, error in points], form, label=label)
         for place, (text, size, error) in enumerate(sorted(papers, key=lambda point: point[1]) + entries):
@@ -156,7 +156,7 @@ def score_leaderboard(network: str, data: Mnist) -> Leaderboard:
 
 def _shipped(network: str) -> dict[Path, str]:
     """Return the file of seed 0, which need not be the best, of each taught recipe that was chosen, and its label."""
-    labels = {}
+    labels: dict[Path, str] = {}
     for row in load_results(CAMPAIGN).get("reached", {}).values():
         if row["network"] == network and row["way"] == "taught":
             path = RESULTS / CAMPAIGN / f"{row['files']}_0.kdz"

@@ -200,7 +200,7 @@ def run_stages(
         return tuned
 
     matters = sorted(item for item in settings.items() if item[0] != "progress")
-    paths = [None] * len(stages)
+    paths: list[Path | None] = [None] * len(stages)
     if folder is not None:
         plain = [each and make_permanent(each) for each in (model, teaching.teacher)]
         keys = _keys(plain, teaching.data, stages, [temperature, alpha, strength, matters])
@@ -224,7 +224,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(key.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()))  # not tobytes: all images take a gigabyte, and again
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)  # not tobytes: all images take a gigabyte, and again
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -99,7 +99,10 @@ def quiet_optuna() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def best_trial(trials: list[SettingTrial]) -> SettingTrial:
+Trial = TypeVar("Trial", "SettingTrial", "RecipeTrial")
+
+
+def best_trial(trials: list[Trial]) -> Trial:
     """Return the one with the smallest loss among those whose accuracy is within 0.25 points of the best."""
     if not trials:
         raise ParameterError("'trials' must be one or more, as search_settings gives them. Got none.")
@@ -115,7 +118,7 @@ class RecipeTrial:
     no temperature and no alpha.
     """
 
-    stages: list[Prune | Share]
+    stages: list[Any]  # Prune and Share
     teaching: dict[str, float]
     file: bytes
     accuracy: Accuracy
@@ -147,9 +150,9 @@ class Budget:
 
     def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""
-        if self.most_bytes is None:
-            return round(trial.lost - self.most_lost, 6)
-        return math.log(trial.bytes / self.most_bytes)
+        if self.most_bytes is not None:
+            return math.log(trial.bytes / self.most_bytes)
+        return round(trial.lost - (self.most_lost or 0), 6)
 
     def value(self, trial: RecipeTrial) -> float:
         """Return what is to become small while the budget is met: the bytes, or the error."""
@@ -187,7 +190,7 @@ class Search:
     @property
     def frontier(self) -> list[RecipeTrial]:
         """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
-        kept = []
+        kept: list[RecipeTrial] = []
         for trial in sorted(self.trials, key=lambda trial: (trial.bytes, -trial.accuracy.value)):
             if not kept or trial.accuracy.value > kept[-1].accuracy.value:
                 kept.append(trial)

@@ -48,20 +48,21 @@ class Prune:
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: weight.value != 0 for name, weight in weights(model).items()}
-        by_layer = isinstance(self.sparsity, dict)
-        prune_to = self._prune_layers if by_layer else prune_layer_adaptive
+        highest = max(self.sparsity.values()) if isinstance(self.sparsity, dict) else self.sparsity
         return prune_gradually(
             model,
-            max(self.sparsity.values()) if by_layer else self.sparsity,
+            highest,
             self.steps,
             lambda pruned: fine_tune(pruned, self.epochs),
-            prune=lambda pruned, step: _without_others(prune_to(pruned, step), kept),
+            prune=lambda pruned, step: _without_others(self._prune_to(pruned, step), kept),
         )
 
-    def _prune_layers(self, model: nn.Module, most: float) -> nn.Module:
-        """Prune the layer that is to lose most to the sparsity `most`, and the others in proportion."""
-        share = most / max(self.sparsity.values())
-        return prune(model, {layer: share * sparsity for layer, sparsity in self.sparsity.items()}, scope="per_layer")
+    def _prune_to(self, model: nn.Module, sparsity: float) -> nn.Module:
+        """Prune the network, or the layer that is to lose most, to this sparsity, and other layers in proportion."""
+        if not isinstance(self.sparsity, dict):
+            return prune_layer_adaptive(model, sparsity)
+        share = sparsity / max(self.sparsity.values())
+        return prune(model, {name: share * each for name, each in self.sparsity.items()}, scope="per_layer")
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def _hinted(
             f"{teacher_layer!r} {shapes[1]}."
         )
     keep = attention_map if kind == "attention" else nn.Identity()
-    translate = regressor(*shapes, seed) if kind == "hint" else keep
+    translate = regressor(shapes[0], shapes[1], seed) if kind == "hint" else keep
     return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
 
 

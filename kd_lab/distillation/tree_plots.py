@@ -146,9 +146,8 @@ def _draw_edge(
     ground: Axes, parent: tuple[float, float, float], child: tuple[float, float, float], probability: float | None
 ) -> None:
     xs, ys = (parent[0], child[0]), (parent[1] + parent[2] / 2, child[1] - child[2] / 2)
-    on_path = probability is not None
-    ground.plot(xs, ys, color=PATH if on_path else PALE, linewidth=2.5 if on_path else 1)
-    if on_path:
+    ground.plot(xs, ys, color=PALE if probability is None else PATH, linewidth=1 if probability is None else 2.5)
+    if probability is not None:
         ground.text(
             sum(xs) / 2,
             sum(ys) / 2,
@@ -188,4 +187,4 @@ def _show_answer(axes: Axes, answer: Tensor, on_path: bool) -> None:
     bars = axes.bar(range(len(answer)), answer.numpy(), color=PALE)
     bars[digit].set_facecolor(color)
     axes.set(xticks=[], yticks=[], ylim=(0, 1))
-    axes.set_xlabel(digit, fontsize=13, fontweight="bold", color=color, labelpad=2)
+    axes.set_xlabel(str(digit), fontsize=13, fontweight="bold", color=color, labelpad=2)

@@ -9,6 +9,7 @@ codes.
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ BODY = len(MAGIC + SCHEMA) + DIGEST
 MAX_FILE_BYTES = 40_000_000  # those of the kit's largest network as it is, a student of 10,000 units, are 32 millions
 MAX_LINE_BYTES = 500  # of the line of text; ours have less than a hundred
 LINE = re.compile(r"(\S+) (range|huffman)((?: [\w.]+=\d{1,5})*)((?: [-+][\w.]+)*)")
-CODERS = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
+CODERS: dict[str, tuple[Any, Any]] = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
 FLOAT32_BYTES = 4
 MAX_TABLE = 256  # values; of more, each weight has its own
 

@@ -106,7 +106,7 @@ def _upgrade(metadata: dict, tensors: dict[str, Tensor], model: nn.Module | None
         raise ParameterError(
             "It is of version 0.1 and doesn't say what network it is: give a 'model' of the same layers."
         )
-    network = build_architecture(architecture) if model is None else model
+    network = build_architecture(str(architecture)) if model is None else model
     names = old_names(network)
     parts = {
         part: {names.get(name, name): value for name, value in metadata.get(part, {}).items()}

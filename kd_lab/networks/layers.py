@@ -79,7 +79,10 @@ def check_model(model: object) -> None:
     """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
     if isinstance(model, nn.Module):
         return
-    hint = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
+    hint: dict[type, str] = {
+        str: " Did you mean load_trained(name)?",
+        tuple: " Did you mean model, history = train(…)?",
+    }
     raise ParameterError(
         f"'model' must be a network (an nn.Module). Got {type(model).__name__}." + hint.get(type(model), "")
     )

@@ -84,7 +84,8 @@ KINDS = {
 
 def _sequence(*layers: nn.Module) -> nn.Sequential:
     """Return the layers one after another, each named by its kind and counted: conv1, pool1, conv2, …"""
-    counts, named = Counter(), nn.Sequential()
+    counts: Counter[str] = Counter()
+    named = nn.Sequential()
     for layer in layers:
         kind = KINDS[type(layer)]
         counts[kind] += 1
@@ -152,7 +153,7 @@ def architecture_of(model: nn.Module) -> str:
 
 def old_names(model: nn.Module) -> dict[str, str]:
     """Return the names of a network's modules by those of version 0.1, which were places in a list: {"0": "conv1"}."""
-    found = {}
+    found: dict[str, str] = {}
     for place, (name, child) in enumerate(model.named_children()):
         old = str(place) if isinstance(model, nn.Sequential) else name
         found |= {old: name} | {f"{old}.{key}": f"{name}.{value}" for key, value in old_names(child).items()}

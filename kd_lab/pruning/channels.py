@@ -70,7 +70,7 @@ def features_kept(kept: Tensor, features: int) -> Tensor:
 
 def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the masks of the weights that compute or read these channels, by layer."""
-    masks = {}
+    masks: dict[str, Tensor] = {}
     for name, group in groups.items():
         for dim, layers in enumerate((group.producers, group.consumers)):
             for layer in layers:

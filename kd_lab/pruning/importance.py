@@ -1,6 +1,7 @@
 """Say how much each weight matters: by its size, by its gradient, by both, or by chance."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from kd_lab.evaluation import check_scorable
 from kd_lab.networks.layers import BATCH_SIZE, check_tensors, weighted_layers
 from kd_lab.networks.parametrizations import make_permanent
 
-Importance = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
+Importance = Callable[[Any, Any, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance
     "magnitude": lambda weight, _gradient, _generator: weight.abs(),  # Han et al. 2015
     "gradient": lambda _weight, gradient, _generator: gradient.abs(),
@@ -40,7 +41,7 @@ def importances(
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
             raise ParameterError(f"the weights must be finite numbers. Those of layer {name!r} are not.")
-    gradients = average_gradients(model, data) if importance in NEED_DATA else dict.fromkeys(layers)
+    gradients = average_gradients(model, data) if data and importance in NEED_DATA else dict.fromkeys(layers)
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
         return {

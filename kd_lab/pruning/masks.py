@@ -66,7 +66,8 @@ def rank(importances: dict[str, Tensor], scope: str = "global") -> Ranking:
     check_kind("importances", importances, dict, "a dict of tensors")
     check_tensors(**importances)
     groups = [importances] if scope == "global" else [{name: values} for name, values in importances.items()]
-    places, counts = {}, {}
+    places: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
     for group in groups:
         flat = torch.cat([values.flatten() for values in group.values()])
         order = torch.empty(len(flat), dtype=torch.int32)

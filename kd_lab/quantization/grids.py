@@ -123,7 +123,7 @@ def find_grid(
     scale, zero_point = scale_and_zero_point(low, high, num_bits, symmetric)
     for shrink in SHRINKS:
         grid = scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric)
-        errors = (fake_quantize(rows, *(part[:, None] for part in grid), num_bits) - rows).square().mean(1)
+        errors = (fake_quantize(rows, grid[0][:, None], grid[1][:, None], num_bits) - rows).square().mean(1)
         better = errors < best
         best, scale, zero_point = (
             torch.where(better, new, old) for new, old in zip((errors, *grid), (best, scale, zero_point), strict=True)

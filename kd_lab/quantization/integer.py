@@ -5,13 +5,14 @@ times a sum of integers, and only the factors between the grids are no integers 
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import WEIGHTED, Weight, check_model, describe
+from kd_lab.networks.layers import Weight, check_model, describe
 from kd_lab.quantization.grids import integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 
@@ -88,7 +89,7 @@ class IntegerLayer(nn.Module):
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        taken, weights, unit = layer.input_quantizer, Weight(layer).parametrization(FakeQuantizer), _unit(layer)
+        taken, weights, unit = layer.input_quantizer, _weight_grid(layer), _unit(layer)
         codes = quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
         bias = None if layer.bias is None else (layer.bias.detach() / unit).round().int()
         self.weight = nn.Parameter(codes, requires_grad=False)
@@ -158,17 +159,17 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
         return IntegerLinear(module) if isinstance(module, nn.Linear) else IntegerConv2d(module)
     if type(module) not in (*PASSED_THROUGH, *CONTAINERS):
         left[name or "model"] = why
-    if not isinstance(module, tuple(WEIGHTED)):
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
             module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left)
     return module
 
 
-def _obstacle(module: nn.Module) -> str:
+def _obstacle(module: Any) -> str:
     """Say why a module can't run on integers; nothing where it can."""
-    if not isinstance(module, tuple(WEIGHTED)):
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
         return type(module).__name__
-    weights, taken = Weight(module).parametrization(FakeQuantizer), getattr(module, "input_quantizer", None)
+    weights, taken = _weight_grid(module), getattr(module, "input_quantizer", None)
     if weights is None or taken is None or not torch.equal(weights(module.weight), module.weight):
         return f"{describe(module)}, whose {'input' if weights and not taken else 'weight'} lies on no grid"
     if max(weights.num_bits, taken.num_bits) > 8 or _largest_sum(module) > MAX_INT32:
@@ -188,7 +189,11 @@ def _largest_sum(layer: nn.Module) -> float:
 
 def _unit(layer: nn.Module) -> Tensor:
     """Return what a sum of 1 stands for, scale_x · scale_w, for each output or for all, as a row of float64."""
-    return Weight(layer).parametrization(FakeQuantizer).scale.double().flatten() * layer.input_quantizer.scale
+    return _weight_grid(layer).scale.double().flatten() * layer.input_quantizer.scale
+
+
+def _weight_grid(layer: nn.Module) -> Any:
+    return Weight(layer).parametrization(FakeQuantizer)
 
 
 def _chain(sequential: nn.Sequential) -> None:

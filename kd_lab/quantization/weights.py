@@ -131,8 +131,8 @@ def quantize_weights(
     def quantizer(name: str, weight: Tensor) -> Quantizer:
         if wanted[name] == 1:
             return BinaryQuantizer(granularity)
-        grid = find_grid(_rows(weight, granularity), wanted[name], symmetric, calibration)
-        return FakeQuantizer(*(_broadcast(part, weight) for part in grid), wanted[name])
+        scale, zero_point = find_grid(_rows(weight, granularity), wanted[name], symmetric, calibration)
+        return FakeQuantizer(_broadcast(scale, weight), _broadcast(zero_point, weight), wanted[name])
 
     return set_quantizers(model, quantizer, list(wanted), granularity)
 
