@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	touch $@
 
-lab: setup loopback  # root, as in a container, is refused by Jupyter unless it is told
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+lab: setup loopback  # in copies of the lessons without their outputs; root, as in a container, is refused by Jupyter unless it is told
+	$(BIN)/python notebooks/lab.py
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/mine/00_start_here.ipynb
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # on two cores; a file's tests stay together
 
@@ -38,7 +39,7 @@ loopback:  # notebooks talk to their kernels over it; in a network namespace of 
 	@ip link set lo up 2>/dev/null || true
 
 notebooks: setup
-	$(BIN)/python notebooks/build.py
+	$(BIN)/python -m notebooks.build
 
 checkpoints: setup
 	$(BIN)/python -m kd_lab.checkpoints

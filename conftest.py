@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from nbval.plugin import IPyNbCell
 
+collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*")
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
