@@ -1,4 +1,4 @@
-"""Give trained networks: load the one that ships, or the one in the cache, or train it once."""
+"""Trained networks: load the one that ships, or the one in the cache, or train it once."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hold the settings of `train` that made a network, chosen on the validation part."""
+    """The settings of `train` that made a network, chosen on the validation part."""
 
     epochs: int
     learning_rate: float
@@ -136,7 +136,7 @@ def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 class KeptLogits(NamedTuple):
-    """Hold a teacher's logits for the training (55,000, 10) and the validation images (5,000, 10), in their order."""
+    """A teacher's logits for the training (55,000, 10) and the validation images (5,000, 10), in their order."""
 
     train: Tensor
     validation: Tensor

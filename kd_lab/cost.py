@@ -53,7 +53,7 @@ def zipped_bytes(model: nn.Module) -> int:
 
 
 def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
-    """Yield None after every few milliseconds of zipping, for who may want to stop, and the archive's bytes last."""
+    """Yield None after every few milliseconds of zipping, so that a caller may stop, and the archive's bytes last."""
     content, archive = _serialise(model), io.BytesIO()
     with (
         zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped,

@@ -104,7 +104,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def writable(folder: Path) -> bool:
-    """Tell whether files can be made in this folder, or in the nearest one above it that exists."""
+    """Return whether files can be made in this folder, or in the nearest one above it that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK)
@@ -112,7 +112,7 @@ def writable(folder: Path) -> bool:
 
 @contextmanager
 def lock(path: Path):
-    """Hold the one lock of this file; the system frees it when its holder ends, however it ends.
+    """Lock a file, for one process at a time; the system frees the lock when its holder ends, however it ends.
 
     What a killed holder left half-written is swept. Raises a StorageError where the folder can't be written.
     """

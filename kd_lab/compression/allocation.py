@@ -1,4 +1,4 @@
-"""Give each layer its own sparsity or bits: scan what each costs in accuracy, then spend one budget on all."""
+"""A sparsity or bits for each layer: scan what each costs in accuracy, then share one budget among all."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -39,7 +39,7 @@ LATENCY = "1 image, ms"
 
 @dataclass(frozen=True, repr=False)
 class CompressionResult:
-    """Hold the network after each stage, the first being the one that it began with; shows itself as a table.
+    """The network after each stage, the first being the one that it began with; shown as a table.
 
     `card` was measured on the validation part; `bytes` are those of the file that `save_packed` makes.
     """
@@ -157,7 +157,7 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
 
 
 class Teaching:
-    """Hold the data and the teacher, None for labels alone; it is asked once, and only if something is fine-tuned."""
+    """The data and the teacher, None for labels alone; it answers once, and only if something is fine-tuned."""
 
     def __init__(self, teacher: nn.Module | None, data: Mnist):
         self.teacher, self.data = teacher, data

@@ -12,7 +12,7 @@ from kd_lab.networks.parametrizations import make_permanent
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
-FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for so many epochs
+FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for a number of epochs
 Stage = Callable[[nn.Module, FineTuning], nn.Module]
 EPOCHS = "[0, 1000]"  # 0 leaves fine-tuning out
 
@@ -67,7 +67,7 @@ class Prune:
 
 @dataclass(frozen=True)
 class PruneUnits:
-    """Take units and channels away, fine-tune what is left, and remove what nothing reads any more (hard pruning).
+    """Prune units and channels, fine-tune what is left, and remove what no layer reads any more (hard pruning).
 
     `ratio` is one for all layers but the last, or one for each by name.
     """
@@ -102,7 +102,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Share:
-    """Let the weights of a layer share 2^num_bits values, and its biases 2^bias_bits; then fine-tune the former.
+    """Share 2^num_bits values among the weights of a layer, 2^bias_bits among its biases; fine-tune the former.
 
     `num_bits` is one for all layers, or one for each by name. Weights and biases end in half precision, which a file
     keeps in two bytes each.

@@ -1,4 +1,4 @@
-"""Let a trained network teach another: by its answers, its features; and a tree."""
+"""Knowledge distillation: a trained network teaches another by its answers or its features, or teaches a tree."""
 
 from kd_lab.distillation.answers import (
     DistillationLoss,

@@ -26,7 +26,7 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     """Return T²·KL(teacher ‖ student) of the softened answers, the mean over the images; both logits (N, classes).
 
     T² makes up for the gradients, which shrink as 1/T² (section 2 of the paper). As T grows, the gradient comes to
-    (z - v) / classes for each image, z and v being student's and teacher's logits less their means (section 2.1).
+    (z - v) / classes for each image, z and v being the logits of student and teacher minus their means (section 2.1).
     """
     check_number("temperature", temperature, TEMPERATURES)
     _check_logits(student_logits, teacher_logits)
@@ -57,7 +57,7 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Be the loss of `train` on (images, labels, teacher's logits), as `with_answers` gives them."""
+    """The loss of `train` on (images, labels, teacher's logits), as `with_answers` gives them."""
 
     temperature: float
     alpha: float

@@ -63,7 +63,7 @@ LOSSES = {"hint": hint_loss, "attention": attention_loss, "similarity": similari
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """Be the loss of `train` on (images, labels, teacher's logits, hint) for a `Hinted` student.
+    """The loss of `train` on (images, labels, teacher's logits, hint) for a `Hinted` student.
 
     It is the `distillation_loss` plus weight · the loss of this kind: "hint", "attention" or "similarity".
     """
@@ -253,7 +253,7 @@ class _Enough(Exception):
 
 @contextmanager
 def _listening(model: nn.Module, layer: str, enough: bool = False) -> Iterator[list[Tensor]]:
-    """Give a list of what the layer gives meanwhile, call by call; the model goes no further where that is enough."""
+    """Yield a list that collects the layer's output at each call; with `enough` the model stops there."""
     outputs = []
 
     def keep(_layer: nn.Module, _inputs: tuple, output: Tensor) -> None:

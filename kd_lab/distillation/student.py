@@ -6,7 +6,7 @@ CURVE_POINTS = 20  # of the curve that a training draws
 
 
 def student_recipe(images: int) -> dict[str, float]:
-    """Return the settings of `train` and `train_live` for a small student that sees so many images, at least 1.
+    """Return the settings of `train` and `train_live` for a small student that learns from this number of images.
 
     Its "epochs" are the points of a curve, of which the one with the smallest validation loss is kept. Chosen on the
     validation part, at 30 hidden units, by the students that learn from labels alone.

@@ -1,4 +1,4 @@
-"""Keep a network in a file that reads back to the same predictions: of plain tensors, or of fewest bytes."""
+"""Files that hold a network and read back to the same predictions: safetensors, or the fewest bytes."""
 
 from kd_lab.formats.bits import pack_bits, unpack_bits
 from kd_lab.formats.huffman import canonical_codes, huffman_lengths

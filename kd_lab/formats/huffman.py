@@ -1,4 +1,4 @@
-"""Give common symbols short codes: Huffman 1952, in the canonical form that a table of lengths describes."""
+"""Short codewords for common symbols: Huffman 1952, in the canonical form that a table of lengths describes."""
 
 import heapq
 from contextlib import suppress
@@ -90,7 +90,7 @@ class HuffmanReader:
         self._place = 0
 
     def uniform(self, count: int, size: int) -> np.ndarray:
-        """Return so many whole numbers from 0 to size - 1."""
+        """Return `count` whole numbers from 0 to size - 1."""
         width = _width(size)
         values = np.array([int(self._take(width) or "0", 2) for _ in range(count)], dtype=int)
         if (values >= size).any():
@@ -98,7 +98,7 @@ class HuffmanReader:
         return values
 
     def is_at_end(self) -> bool:
-        """Tell whether all has been read but for the zeros that fill the last byte."""
+        """Return whether all has been read but for the zeros that fill the last byte."""
         return len(self._bits) - self._place < 8 and "1" not in self._bits[self._place :]
 
     def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Keep a whole network in a file of few bytes (.kdz) that reads back to the same predictions.
+"""Save a whole network in as few bytes as possible (.kdz); it reads back to the same predictions.
 
 The file is b"kdz", the schema as a digit, the first 16 bytes of the SHA-256 of all that follows, a line of text that
 says what the network is and how it is coded, and the coded tensors in the order in which the network has them: for each

@@ -1,4 +1,4 @@
-"""Keep any network, dense, pruned or quantized, in one safetensors file that reads back to the same predictions."""
+"""Save any network, dense, pruned or quantized, as safetensors; it reads back to the same predictions."""
 
 import copy
 from pathlib import Path

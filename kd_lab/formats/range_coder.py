@@ -50,7 +50,7 @@ class RangeReader:
         self._decoder = self._stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
 
     def uniform(self, count: int, size: int) -> np.ndarray:
-        """Return so many whole numbers from 0 to size - 1."""
+        """Return `count` whole numbers from 0 to size - 1."""
         if size == 1:
             return np.zeros(count, dtype=np.int32)
         return self._decoder.decode(self._stream.model.Uniform(size), count)
@@ -62,7 +62,7 @@ class RangeReader:
         return codes
 
     def is_at_end(self) -> bool:
-        """Tell whether all has been read; a few bits, which only the writer knew to be of no use, may be left."""
+        """Return whether all has been read, but for a few bits that mean nothing."""
         return self._decoder.maybe_exhausted()
 
     def _read(self, _symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:

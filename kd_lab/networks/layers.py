@@ -33,7 +33,7 @@ class Weight(NamedTuple):
         return next((module for module in chain if isinstance(module, kind)), None)
 
     def parametrize(self, parametrization: nn.Module) -> None:
-        """Let the module compute the weight by this parametrization from now on, in place."""
+        """Add a parametrization: from now on the module computes this weight with it."""
         parametrize.register_parametrization(self.module, self.name, parametrization)
 
 

@@ -55,7 +55,7 @@ _tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it t
 
 @dataclass
 class Group:
-    """Hold the layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
+    """The layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
 
     `producers` are the Linear layers and convolutions that compute them, `norms` the BatchNorm layers on their way,
     `consumers` the Linear layers and convolutions that read them; `obstacle` says why none can be removed, if so.
@@ -193,7 +193,7 @@ class _Follower(fx.Interpreter):
         return self.made[-1], own_axis
 
     def _keeps(self, kind: object, source: fx.Node, node: fx.Node) -> bool:
-        """Tell whether this operation leaves every channel where it is, apart from the others."""
+        """Return whether this operation leaves every channel where it is, apart from the others."""
         if kind in FLATTENS:
             before, after = self._shapes[source], self._shapes[node]
             return self._at[source][1] == 1 and len(after) == 2 and after[0] == before[0]

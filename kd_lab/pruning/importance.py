@@ -1,4 +1,4 @@
-"""Say how much each weight matters: by its size, by its gradient, by both, or by chance."""
+"""The importance of each weight: its size, its gradient, both, or chance."""
 
 from collections.abc import Callable
 from typing import Any

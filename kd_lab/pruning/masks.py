@@ -1,4 +1,4 @@
-"""Keep the most important weights: rank them once, cut anywhere, and apply the cut to a model as masks."""
+"""Rank the weights by importance, cut at any sparsity, and apply the cut to a model as masks."""
 
 import copy
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def random_mask(weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Hold the place of every weight among those that it is compared with, 0 for the least important.
+    """The place of every weight among those that it is compared with, 0 for the least important.
 
     `places` are whole numbers in the shape of each layer's weight; `counts` says among how many each was ranked.
     """
@@ -134,7 +134,7 @@ def prune(
 
     `sparsity` is the fraction in [0, 1) of the weights that become zero or, with scope "per_layer", one for each layer
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
-    ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
+    ranked again: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
     check_sparsity("sparsity", sparsity, list(weights(model)), scope)
     pruned = lift_masks(model)

@@ -41,7 +41,7 @@ def prune_gradually(
     """Return a new model that was pruned to a cubic row of sparsities, from `start` on, and fine-tuned after each.
 
     `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
-    one all weights are ranked anew, so that a weight may come back.
+    one all weights are ranked again, so that a weight may come back.
     """
     _check_functions(fine_tune, prune)
     for step in cubic_sparsities(sparsity, steps, start):
@@ -52,7 +52,7 @@ def prune_gradually(
 
 @dataclass(frozen=True)
 class Attempt:
-    """Hold how far one step pruned, what that changed against the first model, and whether it was kept.
+    """One step: how far it pruned, what that changed against the first model, and whether it was kept.
 
     `difference` is None where a layer would have been emptied.
     """
@@ -64,7 +64,7 @@ class Attempt:
 
 @dataclass(frozen=True, repr=False)
 class Attempts:
-    """Hold every attempt on the way to the target; shows itself as a table."""
+    """Every attempt on the way to the target; shown as a table."""
 
     target: float
     attempts: list[Attempt]

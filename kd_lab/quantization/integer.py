@@ -166,7 +166,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
 
 
 def _obstacle(module: Any) -> str:
-    """Say why a module can't run on integers; nothing where it can."""
+    """Return why a module can't run on integers, an empty text where it can."""
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         return type(module).__name__
     weights, taken = _weight_grid(module), getattr(module, "input_quantizer", None)
@@ -197,7 +197,7 @@ def _weight_grid(layer: nn.Module) -> Any:
 
 
 def _chain(sequential: nn.Sequential) -> None:
-    """Let each integer layer hand int8 to the next one, where nothing between them needs float32."""
+    """Connect integer layers by int8 wherever nothing between them needs float32."""
     first = None
     for place, module in enumerate(sequential):
         if isinstance(module, IntegerLayer):

@@ -16,7 +16,7 @@ TERNARY_THRESHOLD = 0.7  # of the mean |w|: what lies below becomes 0
 
 
 class Quantizer(nn.Module):
-    """Stand for every parametrization that gives a weight fewer different values.
+    """A parametrization that gives a weight fewer different values.
 
     `encode(weight)` returns the codes, whole numbers from 0 in the weight's shape, and the tensors that decode them:
     `scale` and `zero_point`, as in (codes - zero_point) · scale, or a `codebook` that holds the value of each code.
@@ -49,7 +49,7 @@ class FakeQuantizer(Quantizer):
 
 
 class BinaryQuantizer(Quantizer):
-    """Give every weight its sign times the mean |w| of its channel or tensor; a weight of 0 stays 0, so masks hold.
+    """Replace every weight by its sign times the mean |w| of its channel or tensor; a weight of 0 stays 0, so masks hold.
 
     That scale errs least in squares (Rastegari et al. 2016, arXiv 1603.05279, section 3.1); gradients go straight
     through to the whole weight, as in BinaryConnect (Courbariaux et al. 2015, arXiv 1511.00363).
@@ -84,7 +84,7 @@ class BinaryQuantizer(Quantizer):
 
 
 class TernaryQuantizer(BinaryQuantizer):
-    """Give every weight -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, arXiv 1605.04711)."""
+    """Replace every weight by -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, arXiv 1605.04711)."""
 
     num_bits = 2
 
