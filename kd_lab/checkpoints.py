@@ -43,6 +43,14 @@ RECIPES = {
     "resnet": Recipe(epochs=8, learning_rate=1e-2, weight_decay=0.1, batch_size=128),
 }
 
+CURVE_POINTS = 20  # of the curve that a training draws
+STUDENT_RECIPES = {
+    1000: (128, 500, 1e-2),
+    5000: (64, 300, 2e-2),
+    20_000: (128, 1000, 2e-2),
+    float("inf"): (256, 1080, 2e-2),
+}  # of a student, by the most images
+
 
 def load_trained(name: str, seed: int = SEED) -> nn.Module:
     """Return the trained network of this name in evaluation mode, a new one at each call.
@@ -149,6 +157,22 @@ def load_hinton_logits() -> KeptLogits:
     """
     tensors, _ = load_tensors(HINTON_LOGITS)
     return KeptLogits(tensors["train"].float(), tensors["validation"].float())
+
+
+def student_recipe(images: int) -> dict[str, float]:
+    """Return the settings of `train` and `train_live` for a small student that learns from this number of images.
+
+    Its "epochs" are the points of a curve, of which the one with the smallest validation loss is kept. Chosen on the
+    validation part, at 30 hidden units, by the students that learn from labels alone.
+    """
+    check_whole_number("images", images, "[1, 1e9]")
+    batch_size, steps, learning_rate = next(recipe for most, recipe in STUDENT_RECIPES.items() if images <= most)
+    return {
+        "epochs": CURVE_POINTS,
+        "steps_per_epoch": steps // CURVE_POINTS,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
 
 
 def main() -> None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab.errors import check_whole_number
-from kd_lab.networks.layers import check_model, evaluation_mode, example_images, predict
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import check_model, evaluation_mode, example_images, make_permanent, predict
 
 ZIP_STEP = 16_384  # bytes
 

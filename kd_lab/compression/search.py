@@ -25,8 +25,7 @@ from kd_lab.environment import optional
 from kd_lab.errors import ParameterError, StorageError, TrainingError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, correct_answers, mean_cross_entropy
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
-from kd_lab.networks.layers import weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
-from kd_lab.networks.layers import weighted_layers, weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 

@@ -22,6 +22,5 @@ from kd_lab.distillation.features import (
     similarity_map,
     train_on_hints,
 )
-from kd_lab.distillation.student import student_recipe
 from kd_lab.distillation.tree_plots import draw_path, draw_soft_tree, draw_tree
 from kd_lab.distillation.trees import Paths, SingleLeaf, SoftTree, Trees, balance_penalty, fit_trees

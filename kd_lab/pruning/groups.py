@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, check_choice, reason
-from kd_lab.networks.layers import WEIGHTED, example_images, predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import WEIGHTED, example_images, make_permanent, predict, weighted_layers
 
 ELEMENTWISE = {
     nn.Identity,

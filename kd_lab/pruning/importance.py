@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.evaluation import check_scorable
-from kd_lab.networks.layers import BATCH_SIZE, check_tensors, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weighted_layers
 
 Importance = Callable[[Any, Any, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance

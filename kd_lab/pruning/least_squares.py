@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.networks.layers import check_tensors, predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import check_tensors, make_permanent, predict, weighted_layers
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
-from kd_lab.networks.layers import weights
-from kd_lab.networks.parametrizations import without
+from kd_lab.networks.layers import weights, without
 from kd_lab.quantization.grids import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
@@ -49,7 +48,7 @@ class FakeQuantizer(Quantizer):
 
 
 class BinaryQuantizer(Quantizer):
-    """Replace every weight by its sign times the mean |w| of its channel or tensor; a weight of 0 stays 0, so masks hold.
+    """Replace a weight by its sign times the mean |w| of its channel or tensor; 0 stays 0, so masks hold.
 
     That scale errs least in squares (Rastegari et al. 2016, arXiv 1603.05279, section 3.1); gradients go straight
     through to the whole weight, as in BinaryConnect (Courbariaux et al. 2015, arXiv 1511.00363).
@@ -84,7 +83,7 @@ class BinaryQuantizer(Quantizer):
 
 
 class TernaryQuantizer(BinaryQuantizer):
-    """Replace every weight by -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, arXiv 1605.04711)."""
+    """Replace a weight by -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, 1605.04711)."""
 
     num_bits = 2
 
