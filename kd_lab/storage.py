@@ -23,7 +23,7 @@ from kd_lab.errors import DamagedFileError, StorageError
 
 SCHEMA = 2  # raised when a file's meaning changes, so that an older kd_lab says so instead of guessing
 READABLE = "1", "2"  # 1 is version 0.1, whose layers were named by their places
-MAX_HEADER = 1_000_000  # bytes; ours are below 10,000, and an absurd length must not take memory
+MAX_HEADER_BYTES = 1_000_000  # bytes; ours are below 10,000, and an absurd length must not take memory
 STALE_AFTER = 3600  # seconds after which a temporary file can't belong to a save that still runs
 NO_DIGEST = "0" * 64
 
@@ -207,7 +207,7 @@ def _read_header(file, path: Path) -> dict:
     """Return the text entries of the header, having looked at its length before taking memory for it."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > MAX_HEADER:
+    if len(start) < 8 or length > MAX_HEADER_BYTES:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
         raise DamagedFileError(f"{path} is damaged, or no safetensors file: its header claims {length} bytes.")

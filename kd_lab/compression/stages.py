@@ -13,7 +13,7 @@ from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
 FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for a number of epochs
 Stage = Callable[[nn.Module, FineTuning], nn.Module]
-EPOCHS = "[0, 1000]"  # 0 leaves fine-tuning out
+EPOCHS_RANGE = "[0, 1000]"  # 0 leaves fine-tuning out
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FineTune:
     epochs: int
 
     def __post_init__(self):
-        check_whole_number("epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(model, self.epochs)
@@ -43,7 +43,7 @@ class Prune:
     def __post_init__(self):
         _check_each("sparsity", self.sparsity, check_number, "(0, 1)")
         check_whole_number("steps", self.steps, "[1, 1000]")
-        check_whole_number("epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: weight.value != 0 for name, weight in weights(model).items()}
@@ -76,7 +76,7 @@ class PruneUnits:
 
     def __post_init__(self):
         _check_each("ratio", self.ratio, check_number, "[0, 1)")
-        check_whole_number("epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return hard_prune(fine_tune(with_masks(hard_prune(prune_channels(model, self.ratio))), self.epochs))
@@ -149,7 +149,7 @@ def _halve(model: nn.Module) -> nn.Module:
 
 def _check_bits(num_bits: int | dict[str, int], epochs: int) -> None:
     _check_each("num_bits", num_bits, check_whole_number, "[1, 8]")
-    check_whole_number("epochs", epochs, EPOCHS)
+    check_whole_number("epochs", epochs, EPOCHS_RANGE)
 
 
 def _check_each(argument: str, value: object, check: Callable, allowed: str) -> None:

@@ -15,7 +15,7 @@ from kd_lab.networks.layers import check_model, evaluation_mode, predict
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train
 
-WEIGHTS = "[0, 1e6]"
+WEIGHT_RANGE = "[0, 1e6]"
 
 
 def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class FeatureLoss:
 
     def __post_init__(self):
         check_choice("kind", self.kind, list(LOSSES))
-        check_number("weight", self.weight, WEIGHTS)
+        check_number("weight", self.weight, WEIGHT_RANGE)
         DistillationLoss(self.temperature, self.alpha)  # refuses what it must
 
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:

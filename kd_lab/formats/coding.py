@@ -170,7 +170,9 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
-LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])  # kept weights above, or to the left: as many contexts each, and one more
+CONTEXT_LEVELS = np.array(
+    [1, 2, 3, 5, 9, 17, 33]
+)  # kept weights above, or to the left: as many contexts each, and one more
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -251,13 +253,13 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
     """
     if size == 1:
         return
-    kept, values = Counts(2, (len(LEVELS) + 1) ** 2), Counts(size - 1)
+    kept, values = Counts(2, (len(CONTEXT_LEVELS) + 1) ** 2), Counts(size - 1)
     above = np.zeros(codes.shape[1], dtype=int)
     for row in codes:
         before = 0
         for start in range(0, len(row), BLOCK):
             block, column = row[start : start + BLOCK], above[start : start + BLOCK]
-            context = _level(column) * (len(LEVELS) + 1) + _level(before)
+            context = _level(column) * (len(CONTEXT_LEVELS) + 1) + _level(before)
             found = kept.code(code, block > 0, context).astype(bool)
             block[found] = 1 + values.code(code, block[found] - 1) if size > 2 else 1
             column += found
@@ -265,4 +267,4 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
 
 
 def _level(count: np.ndarray | int) -> np.ndarray:
-    return LEVELS.searchsorted(count, "right")
+    return CONTEXT_LEVELS.searchsorted(count, "right")

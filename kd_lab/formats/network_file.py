@@ -13,7 +13,7 @@ from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names, with_new_names
 from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
 from kd_lab.quantization.activations import set_input_quantizer
-from kd_lab.quantization.grids import BITS, dequantize
+from kd_lab.quantization.grids import BITS_RANGE, dequantize
 from kd_lab.quantization.weights import FakeQuantizer, Quantizer
 from kd_lab.storage import check_tensor_shapes, load_tensors, save_tensors, serialise
 
@@ -148,7 +148,7 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
 
     Each begins with its highest bit; zeros fill the last byte. `num_bits` is from 1 to 16.
     """
-    check_whole_number("num_bits", num_bits, BITS)
+    check_whole_number("num_bits", num_bits, BITS_RANGE)
     check_kind("codes", codes, Tensor, "a tensor of whole numbers")
     if codes.is_floating_point() or not ((codes >= 0) & (codes.long() < 2**num_bits)).all():
         raise ParameterError(
@@ -161,7 +161,7 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor:
     """Return the whole numbers (int32) of this shape that `pack_bits` packed."""
-    check_whole_number("num_bits", num_bits, BITS)
+    check_whole_number("num_bits", num_bits, BITS_RANGE)
     check_kind("shape", shape, (tuple, list), "a tuple of whole numbers")
     for size in shape:
         check_whole_number("shape", size, "[0, 1e12]")

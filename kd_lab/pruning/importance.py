@@ -18,7 +18,7 @@ IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss 
     "weight_gradient": lambda weight, gradient, _generator: (weight * gradient).abs(),  # Molchanov et al. 2017
     "random": lambda weight, _gradient, generator: torch.rand(weight.shape, generator=generator),
 }
-TINY = torch.finfo(torch.float64).tiny
+MIN_SUM = torch.finfo(torch.float64).tiny
 NEED_DATA = ("gradient", "weight_gradient")
 
 
@@ -57,7 +57,7 @@ def layer_adaptive(importance: Tensor) -> Tensor:
     check_tensors(importance=importance)
     squares, order = importance.double().square().flatten().sort(stable=True)
     left = squares.flip(0).cumsum(0).flip(0)  # of this one and all behind it
-    scores = torch.empty_like(squares).index_copy_(0, order, squares / left.clamp(min=TINY))
+    scores = torch.empty_like(squares).index_copy_(0, order, squares / left.clamp(min=MIN_SUM))
     return scores.view(importance.shape)
 
 

@@ -12,7 +12,7 @@ from kd_lab.networks.layers import check_tensors, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
-ALLOWED = "[0, 1)"  # at 1 nothing would be left
+SPARSITY_RANGE = "[0, 1)"  # at 1 nothing would be left
 Sparsity = float | dict[str, float]
 
 
@@ -175,7 +175,7 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
 
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
-    check_number("sparsity", sparsity, ALLOWED)
+    check_number("sparsity", sparsity, SPARSITY_RANGE)
     weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
@@ -192,10 +192,10 @@ def check_sparsity(argument: str, sparsity: Sparsity, layers: list[str], scope: 
     """
     check_choice("scope", scope, list(SCOPES))
     if not isinstance(sparsity, dict):
-        return check_number(argument, sparsity, ALLOWED)
+        return check_number(argument, sparsity, SPARSITY_RANGE)
     for name, value in sparsity.items():
         check_choice(argument, name, layers)
-        check_number(f"{argument}[{name!r}]", value, ALLOWED)
+        check_number(f"{argument}[{name!r}]", value, SPARSITY_RANGE)
     if scope == "global":
         raise ParameterError(
             f"{argument!r} for each layer and 'scope' \"global\" exclude each other: "
@@ -213,7 +213,7 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
-    check_number("sparsity", sparsity, ALLOWED)
+    check_number("sparsity", sparsity, SPARSITY_RANGE)
     check_tensors(**tensors)
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         raise ParameterError(

@@ -17,13 +17,7 @@ from kd_lab.quantization.grids import integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 
 MAX_INT32 = torch.iinfo(torch.int32).max
-PASSED_THROUGH = (
-    nn.ReLU,
-    nn.MaxPool2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Dropout,
-)  # mean for integers what they do for numbers
+HANDED_ON = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)  # mean for integers what they do for numbers
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -157,7 +151,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
     why = _obstacle(module)
     if not why:
         return IntegerLinear(module) if isinstance(module, nn.Linear) else IntegerConv2d(module)
-    if type(module) not in (*PASSED_THROUGH, *CONTAINERS):
+    if type(module) not in (*HANDED_ON, *CONTAINERS):
         left[name or "model"] = why
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
@@ -204,7 +198,7 @@ def _chain(sequential: nn.Sequential) -> None:
             if first is not None:
                 _join(sequential, first, place)
             first = place
-        elif type(module) not in PASSED_THROUGH:
+        elif type(module) not in HANDED_ON:
             first = None
 
 

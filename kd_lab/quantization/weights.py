@@ -10,7 +10,7 @@ from kd_lab.networks.layers import weights, without
 from kd_lab.quantization.grids import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
-WEIGHT_BITS = "[1, 8]"
+WEIGHT_BITS_RANGE = "[1, 8]"
 TERNARY_THRESHOLD = 0.7  # of the mean |w|: what lies below becomes 0
 
 
@@ -148,7 +148,7 @@ def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int]) -> dict[str,
     wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
     for name, bits in wanted.items():
         check_choice("num_bits", name, list(layers))
-        check_whole_number("num_bits", bits, WEIGHT_BITS)
+        check_whole_number("num_bits", bits, WEIGHT_BITS_RANGE)
     return wanted
 
 
