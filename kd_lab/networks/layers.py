@@ -180,5 +180,11 @@ def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
             del chain[place]
         if not len(chain):
             chain.append(nn.Identity())
-            _settle(weight.module)
+    for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
+        if parametrize.is_parametrized(module) and not any(map(_changes, module.parametrizations.values())):
+            _settle(module)
     return lifted
+
+
+def _changes(chain: nn.ModuleList) -> bool:
+    return not all(isinstance(parametrization, nn.Identity) for parametrization in chain)
