@@ -184,7 +184,9 @@ def build_form(form: Form) -> nn.Module:
     return narrow
 
 
-@functools.cache  # a file, and a panel, ask again and again, and to find the groups takes a network's run
+@functools.lru_cache(
+    maxsize=8
+)  # a file, and a panel, ask again and again, and to find the groups takes a network's run
 def _dense(architecture: str, removed: tuple[str, ...]) -> tuple[nn.Module, dict[str, Group]]:
     """Return a network of the kit without these layers, which must not be changed, and its groups of channels."""
     dense = remove_layers(build_architecture(architecture), removed)
