@@ -165,7 +165,7 @@ def sealed(line, coded=b"", schema=b"3"):
         (sealed(b"\xff\xfe\n"), StorageError, "holds no network of the kit"),
         (sealed(b"resnet range" + b" -block1" * 20_000 + b"\n"), StorageError, "holds no network of the kit"),
         (sealed(b"mlp128 " + b"r" * 5_000_000 + b"\n"), StorageError, "the line that describes it is b'mlp128 rrrr"),
-        (sealed(b"mlp128 range\n"), StorageError, "the bits end too early"),
+        (sealed(b"mlp128 range\n"), StorageError, "there are bytes left over, or some are missing"),
         (sealed(b"mlp128 huffman\n", bytes(2_000_000)), StorageError, "there are bytes left over"),
         (sealed(b"mlp128 huffman\n", bytes(500_000)), StorageError, "there are bytes left over"),
         (
@@ -224,7 +224,13 @@ def test_weights_that_are_no_numbers_behind_a_right_digest_are_refused():
         model[3].weight.data[0, 0] = value
         for coder in CODERS:
             with pytest.raises(StorageError, match="a value is NaN or infinite"):
-                unpack(sealed(f"mlp128 {coder}\n".encode(), coded(coder, model.state_dict().values())))
+                unpack(sealed(f"mlp128 {coder}\n".encode(), coded(coder, in_order(model))))
+
+
+def in_order(model):
+    """Return a network's tensors in the order in which a file has them; a parametrization changes it."""
+    tensors = make_permanent(model).state_dict()
+    return [tensors[key] for key in build_model(model.architecture).state_dict()]
 
 
 def coded(coder, tensors):
@@ -270,8 +276,9 @@ def test_fractions_where_whole_numbers_are_counted_are_refused():
 
 @pytest.mark.parametrize("coder", CODERS)
 def test_a_tensor_left_over_or_missing_is_refused(coder):
-    tensors = [*make_permanent(shared("mlp128")).state_dict().values()]
-    for wrong in ([*tensors, tensors[1]], tensors[:-1]):
+    tensors = in_order(shared("mlp128"))
+    assert_same(shared("mlp128"), unpack(sealed(f"mlp128 {coder}\n".encode(), coded(coder, tensors))))
+    for wrong in ([*tensors, tensors[1]], tensors[1:]):
         with pytest.raises(StorageError, match="holds no network of the kit"):
             unpack(sealed(f"mlp128 {coder}\n".encode(), coded(coder, wrong)))
 
@@ -302,7 +309,8 @@ def test_the_channels_are_followed_once_in_a_pack_and_once_in_an_unpack(monkeypa
     calls = []
     monkeypatch.setattr(channels, "channel_groups", lambda *each: calls.append(1) or channel_groups(*each))
     model = hard_prune(prune_channels(load_trained("resnet"), 0.5))
-    for work in (lambda: pack(model), lambda content=pack(model): unpack(content)):
+    content = pack(model)
+    for work in (lambda: pack(model), lambda: unpack(content)):
         channels._dense.cache_clear()
         calls.clear()
         work()
@@ -334,9 +342,7 @@ def by_places(module):
 def test_a_file_of_version_0_1_is_read(line, build, coder):
     model = share_weights(build(), 3)
     tensors = by_places(make_permanent(model)).state_dict()
-    old = sealed(
-        f"{line.format(coder=coder)}\n".encode(), coded(coder, [tensors[key] for key in sorted(tensors)]), b"2"
-    )
+    old = sealed(f"{line.format(coder=coder)}\n".encode(), coded(coder, map(tensors.get, sorted(tensors))), b"2")
     loaded = unpack(old)
     assert_same(model, loaded)
     assert loaded.architecture == architecture_in(old) == line.split()[0] and str(loaded) == str(make_permanent(model))
@@ -366,8 +372,8 @@ def test_a_network_of_ones_own_is_refused_with_what_to_do():
     with pytest.raises(ParameterError) as error:
         pack(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
     assert str(error.value) == (
-        "pack(): 'model' must be a network of the kit, as build_model(), small_student() and load_trained() give, pruned "
-        "or quantized or not. Got a Sequential that carries no architecture. save_network() keeps any network."
+        "pack(): 'model' must be a network of the kit, as build_model(), small_student() and load_trained() give, "
+        "pruned or quantized or not. Got a Sequential that carries no architecture. save_network() saves any network."
     )
 
 
@@ -422,10 +428,7 @@ def test_weights_too_large_for_half_precision_stay_as_they_are():
             lambda: pack(build_model("cnn").double()),
             "'conv1.weight' must be (16, 1, 3, 3), torch.float32 to fit the others. Got (16, 1, 3, 3), torch.float64.",
         ),
-        (
-            lambda: pack(build_model("mlp128").bfloat16()),
-            "torch.float32 to fit the others. Got (128, 784), torch.bfloa",
-        ),
+        (lambda: pack(build_model("mlp128").bfloat16()), "Got (128, 784), torch.bfloat16."),
         (lambda: pack(torch_pruned()), "Did torch.nn.utils.prune mask it? Call its remove() first."),
     ],
 )

@@ -49,7 +49,7 @@ def model_bits(codes, size):
     bits = 0.0
 
     class Listener(RangeWriter):
-        def _write(self, symbols, counts):
+        def write(self, symbols, counts):
             nonlocal bits
             chosen = np.take_along_axis(counts, np.asarray(symbols, dtype=int)[:, None], 1)[:, 0]
             bits -= np.log2(chosen / counts.sum(1)).sum()

@@ -192,9 +192,10 @@ class RangeWriter:
 
     def matrix(self, codes: np.ndarray, size: int) -> None:
         """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
-        _walk(codes.copy(), size, self._write)
+        _walk(codes.copy(), size, self.write)
 
-    def _write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Write symbols (n,) that are as likely as their counts (n, symbols), and return them."""
         symbols = symbols.astype(np.int32)
         self._encoder.encode(symbols, self._stream.model.Categorical(perfect=False), counts)
         return symbols
@@ -205,11 +206,13 @@ class RangeWriter:
 
 
 class RangeReader:
-    """Read what a RangeWriter wrote, in the same order."""
+    """Read what a RangeWriter wrote, in the same order.
+
+    A range coder doesn't see where its bits end, so what was read is written again, to be compared.
+    """
 
     def __init__(self, content: bytes):
-        if not content:
-            raise ValueError("the bits end too early.")  # the decoder would go on with zeros
+        self._content, self._again = content, RangeWriter()
         self._stream = optional("constriction", "constriction").stream
         self._decoder = self._stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
 
@@ -217,7 +220,9 @@ class RangeReader:
         """Return `count` whole numbers from 0 to size - 1."""
         if size == 1:
             return np.zeros(count, dtype=np.int32)
-        return self._decoder.decode(self._stream.model.Uniform(size), count)
+        values = self._decoder.decode(self._stream.model.Uniform(size), count)
+        self._again.uniform(values, size)
+        return values
 
     def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:
         """Return codes of this shape from 0 to size - 1."""
@@ -226,11 +231,12 @@ class RangeReader:
         return codes
 
     def is_at_end(self) -> bool:
-        """Return whether all has been read, but for a few bits that mean nothing."""
-        return self._decoder.maybe_exhausted()
+        """Return whether all has been read, and nothing that was not there."""
+        return self._again.content() == self._content
 
     def _read(self, _symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return self._decoder.decode(self._stream.model.Categorical(perfect=False), counts)
+        symbols = self._decoder.decode(self._stream.model.Categorical(perfect=False), counts)
+        return self._again.write(symbols, counts)
 
 
 class Counts:

@@ -96,7 +96,7 @@ def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
         reader = CODERS[coder][1](coded)
         tensors = {key: _read(reader, tensors[key]) for key in _order(content, tensors, form)}
         if not reader.is_at_end():
-            raise ValueError("there are bytes left over.")
+            raise ValueError("there are bytes left over, or some are missing.")
         model.load_state_dict(tensors)
     except (ParameterError, ValueError, LookupError, AssertionError) as error:
         raise StorageError(f"{where} holds no network of the kit: {reason(error)}") from error
