@@ -52,9 +52,8 @@ def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
             set_input_quantizer(layer, num_bits and FakeQuantizer(torch.ones(1), torch.zeros(1).int(), num_bits))
     except (ParameterError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise StorageError(f"{path} holds no network that fits together. {reason(error)}") from error
-    check_tensor_shapes(
-        path, f"a {metadata['architecture'] or 'network of these layers'}", loaded.state_dict(), tensors
-    )
+    what = f"a {getattr(loaded, 'architecture', 'network of these layers')}"
+    check_tensor_shapes(Path(path), what, loaded.state_dict(), tensors)
     loaded.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
     return loaded.eval()
 
