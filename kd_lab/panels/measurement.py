@@ -170,7 +170,7 @@ def scores(
     rows += costs
     if tested is not None:
         unread = ["not read for this setting" if name == changed[0] else "" for name in networks]
-        rows.append(["test part", *(map(percent, test) if test else unread)])
+        rows.append([f"test part ({test[0].count:,})", *map(percent, test)] if test else ["test part", *unread])
         rows.append(["settings tested so far", *(str(tested) if name == changed[0] else "" for name in networks)])
     count = next(filter(None, networks.values())).accuracy.count
     return table(rows, [f"{count:,} validation images", *networks])

@@ -153,7 +153,7 @@ class Panel:
         """Keep the present setting as the reference of what comes; where it is that already, take it away."""
         self.flush()
         self._move_pin()
-        return self.flush()
+        return self.shown
 
     def close(self) -> None:
         """Stop measuring, take the panel off the page, and let go of its networks and pictures."""
@@ -243,7 +243,8 @@ class Panel:
     def _move_pin(self) -> None:
         with self._changed:
             self.pinned = None if self._is_pinned(self._answer) else self._answer
-        self.refresh()
+            if self._worker is None and self._answer:  # else the next answer is drawn with it
+                self._show(self._answer)
 
     def __repr__(self) -> str:
         shown = vars(self).get("shown")

@@ -16,7 +16,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.models import build_model
 from kd_lab.panels import LeastSquaresPanel
-from kd_lab.panels.least_squares import CALIBRATION_IMAGES, CURVE, LeastSquaresAnswer
+from kd_lab.panels.least_squares import CALIBRATION_IMAGES, CURVE, HEIGHT, LeastSquaresAnswer
 from kd_lab.pruning import layer_inputs, prune, prune_least_squares
 
 LAYER = "3"  # 128 to 10
@@ -66,7 +66,7 @@ def test_the_table_compares_the_methods_on_the_same_images(panel, model, mnist):
     by_size, ours = both(model, 0.95, mnist).values()
     difference = paired_difference(ours, by_size, mnist.validation)
     low, high = difference.interval
-    row = panel.draw(answers(panel, sparsity=0.95)[-1]).tables.split("change against magnitude")[1]
+    row = panel.draw(answers(panel, sparsity=0.95)[-1]).tables.split("against magnitude")[1]
     assert f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})" in row
 
 
@@ -87,9 +87,11 @@ def test_the_picture_shows_what_was_measured(panel):
     panel.draw(answer)
     drawing = panel._drawing
     for method, comparison in answer.comparisons.items():
-        assert drawing._points[method].get_xydata().tolist() == [[0.9, comparison.accuracy.value]]
-        assert drawing._lines[method].get_ydata() == comparison.accuracy.interval
-        assert drawing._curves[method].get_xydata().tolist() == [list(p) for p in sorted(answer.curves[method].items())]
+        assert drawing._traces[method].lines[2].get_xydata().tolist() == [[0.9, comparison.accuracy.value]]
+        assert drawing._traces[method].lines[1].get_ydata() == comparison.accuracy.interval
+        assert drawing._traces[method].lines[0].get_xydata().tolist() == [
+            list(p) for p in sorted(answer.curves[method].items())
+        ]
         places, marks = drawing._marks[method].get_data()
         weights = answer.weights[method][drawing._row, drawing._bars]
         assert torch.equal(weights[places.flatten()], marks) and len(marks) == weights.count_nonzero()
@@ -102,7 +104,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
     for sparsity in (0, 0.8, 0.95, 0.99):
         panel.set(sparsity=sparsity)
         pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
-    assert {picture.shape for picture in pictures} == {(460, 800, 3)}
+    assert {picture.shape for picture in pictures} == {(HEIGHT, 800, 3)}
     for one, other in pairwise(pictures):
         assert 0.005 < (one != other).any(axis=2).mean() < 0.2
 
@@ -114,7 +116,8 @@ def test_the_ranking_is_announced_and_goes_on_where_a_move_stopped_it(mnist):
     assert panel.flush().title.startswith("99 % of layer 3 pruned") and panel._picture.value == panel.shown.png
     del panel._rankings["least squares"], panel._importance[2:]
     assert list(panel._rank()) == [0.6, 0.8, 1.0] and list(panel._rank()) == []
-    shown = panel.draw(0.6)
+    del panel._rankings["least squares"], panel._importance[2:]
+    shown = next(panel.measure(0.5))
     assert shown.title == "Ranking the weights of layer 3: 60 %" and shown.png != panel.shown.png
     panel.close()
 

@@ -5,7 +5,6 @@ import io
 import re
 from itertools import pairwise, product
 
-import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.models import MODELS, build_model
 from kd_lab.panels import QuantizationPanel
-from kd_lab.panels.quantization_picture import title
+from kd_lab.panels.quantization import HEIGHT
 from kd_lab.pruning import prune
 from kd_lab.quantization import (
     CALIBRATIONS,
@@ -106,7 +105,7 @@ def test_any_model_of_the_kit_can_be_quantized(name, mnist):
     panel = QuantizationPanel(model, few)
     panel.set(weight_bits=3, granularity="per_tensor")
     shown = panel.flush()
-    assert title(answers(panel)[-1]) == shown.title
+    assert panel.draw(answers(panel)[-1]).title == shown.title
     for activations in ("fp32", "3"):
         quantized = plain(model, few, 3, activations, "per_tensor", "symmetric", "min_max")
         found = answers(panel, activation_bits=activations)[0].comparison.accuracy
@@ -217,7 +216,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
     for bits in (8, 3, 2, 1):
         panel.set(weight_bits=bits)
         pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
-    assert {picture.shape for picture in pictures} == {(400, 800, 3)}
+    assert {picture.shape for picture in pictures} == {(HEIGHT, 800, 3)}
     for one, other in pairwise(pictures):
         assert 0.005 < (one != other).any(axis=2).mean() < 0.2
     for picture in pictures:  # nothing reaches the edge, so nothing is cut off
@@ -226,8 +225,10 @@ def test_the_picture_moves_and_keeps_its_size(panel):
 
 def test_no_title_is_cut_off(panel):
     for setting in (dict(weight_bits=8), dict(weight_bits=1, activation_bits="1")):
-        assert len(title(answers(panel, **setting)[1])) < 95
-    assert re.match(r"1-bit weights, 1-bit activations: [\d.]+ % right \(", title(answers(panel, **setting)[1]))
+        assert len(panel.draw(answers(panel, **setting)[1]).title) < 95
+    assert re.match(
+        r"1-bit weights, 1-bit activations: [\d.]+ % right \(", panel.draw(answers(panel, **setting)[1]).title
+    )
 
 
 def test_a_storm_of_moves_ends_on_the_last(panel):
@@ -238,28 +239,21 @@ def test_a_storm_of_moves_ends_on_the_last(panel):
     assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
 
 
-def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, part, monkeypatch):
-    reads = []
-    compare = panel._test.compare
-    monkeypatch.setattr(panel._test, "compare", lambda *arguments: reads.append(arguments) or compare(*arguments))
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, part, reads, button):
     panel.set(weight_bits=2)
     panel.flush()
     assert reads == []
     for _ in range(3):
-        button(panel).click()
+        button(panel, "Reveal test").click()
         shown = panel.flush()
     assert len(reads) == 1
     found = accuracy(quantize_weights(model, 2, calibration="min_max"), part.test)
-    assert f"{100 * found.value:.2f} %" in shown.tables and "of 500" in shown.tables
+    assert f"{100 * found.value:.2f} %" in shown.tables and "test part (500)" in shown.tables
     panel.set(layer="3")  # which is no other network
-    assert "of 500" in panel.flush().tables
+    assert "test part (500)" in panel.flush().tables
     for other in (dict(weight_bits=3), dict(weight_bits=2, grid="affine"), dict(grid="symmetric", activation_bits="8")):
         panel.set(**other)
         assert "not read for this setting" in panel.flush().tables and len(reads) == 1
-
-
-def button(panel):
-    return next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
 
 
 def test_an_error_is_shown_in_words_and_the_last_picture_stays(panel, monkeypatch):
@@ -358,15 +352,18 @@ def test_the_random_numbers_of_others_stay_as_they_were(panel):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_every_control_has_a_name_for_a_screen_reader(panel):
+def test_every_control_has_a_name_for_a_screen_reader(panel, button):
     assert panel.controls["weight_bits"].label == "weight_bits"
     assert [panel.controls[name].description for name in (*NAMES[1:], "layer")] == [*NAMES[1:], "layer"]
-    assert button(panel).description == "Reveal test"
+    assert button(panel, "Reveal test") and button(panel, "Pin")
 
 
 def test_where_no_widgets_are_a_picture_is(panel):
     bundle = panel._repr_mimebundle_()
-    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (800, 430)  # the title stands above it
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (
+        800,
+        HEIGHT + 30,
+    )  # the title stands above it
     assert bundle["text/plain"] == repr(panel) == f"QuantizationPanel: {panel.shown.title}"
 
 

@@ -18,7 +18,8 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.models import MODELS, build_model
 from kd_lab.panels import StructuredPruningPanel
-from kd_lab.panels.structured_picture import title
+from kd_lab.panels.measurement import percent, points
+from kd_lab.panels.structured import HEIGHT
 from kd_lab.pruning import IMPORTANCES, hard_prune, prune_channels
 
 
@@ -60,15 +61,15 @@ def test_it_measures_what_hard_pruning_gives(panel, model, part, importance):
     assert first.comparison.accuracy == accuracy(pruned, part.validation[:1000])
     assert everything.comparison.accuracy == accuracy(pruned, part.validation)
     assert everything.comparison.difference == paired_difference(pruned, model, part.validation)
-    assert last.costs == (count_parameters(pruned), file_bytes(pruned), count_macs(pruned))
+    assert list(last.costs.values()) == [count_parameters(pruned), file_bytes(pruned), count_macs(pruned)]
     shown = panel.draw(last)
     for text in (
-        *(f"{cost:,}" for cost in last.costs),
+        *(f"{cost:,}" for cost in last.costs.values()),
         f"{file_bytes(model):,}",
         "60 of 300",
         "70 of 100",
-        repr(last.comparison.accuracy),
-        repr(last.comparison.difference),
+        percent(last.comparison.accuracy),
+        points(last.comparison, last.comparison.dense),
     ):
         assert text in shown.tables
     assert shown.title.startswith(f"67.5 % removed by {importance}: ")
@@ -80,7 +81,7 @@ def test_any_model_of_the_kit_can_be_pruned(name, mnist):
     panel = StructuredPruningPanel(model, few)
     panel.set(ratio=0.4)
     shown = panel.flush()
-    assert title(answers(panel)[-1]) == shown.title
+    assert panel.draw(answers(panel)[-1]).title == shown.title
     expected = accuracy(hard_prune(prune_channels(model, 0.4)), few.validation)
     assert f"{100 * expected.value:.2f} % right" in shown.title
     panel.close()
@@ -92,7 +93,7 @@ def test_the_latency_comes_last_beside_that_of_the_dense_network(panel, model):
     assert "…" in panel.draw(one).tables
     tables = panel.draw(both).tables
     for batch_size, (dense, left) in both.seconds.items():
-        assert dense == 1e-8 * batch_size * 266_610 and left == 1e-8 * batch_size * both.costs[0]
+        assert dense == 1e-8 * batch_size * 266_610 and left == 1e-8 * batch_size * both.costs["parameters"]
         assert f"{1000 * dense:.3g}</td>" in tables and f"{dense / left:.2f} ×" in tables
     assert f"measured here, on {torch.get_num_threads()} thread" in tables and "…" not in tables
 
@@ -186,7 +187,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
     for ratio in (0, 0.5, 0.95):
         panel.set(ratio=ratio)
         pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
-    assert {picture.shape for picture in pictures} == {(340, 800, 3)}
+    assert {picture.shape for picture in pictures} == {(HEIGHT, 800, 3)}
     for one, other in pairwise(pictures):
         assert 0.005 < (one != other).any(axis=2).mean() < 0.3
     for picture in pictures:  # nothing reaches the edge, so nothing is cut off
