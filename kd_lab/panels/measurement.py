@@ -153,8 +153,9 @@ def scores(
     read; `tested` counts the settings for which they were.
     """
 
-    def row(name: str, cell: Callable[[Comparison | None], str]) -> list[str]:
-        return [name, *("" if each == baseline else cell(comparison) for each, comparison in networks.items())]
+    def row(name: str, cell: Callable[[Comparison | None], str], *without: str) -> list[str]:
+        cells = ("" if each in (baseline, *without) else cell(comparison) for each, comparison in networks.items())
+        return [name, *cells]
 
     changed = [name for name in networks if name != baseline]
     rows = [
@@ -163,15 +164,15 @@ def scores(
         row("images lost, gained", lambda each: each.changes if each else "…"),
     ]
     if reference:
-        rows.append(row(f"against {reference}, points", lambda each: points(each, networks[reference])))
+        rows.append(row(f"against {reference}, points", lambda each: points(each, networks[reference]), reference))
     for name in changed if pinned else ():
         label = f"against pinned{' ' + name if len(changed) > 1 else ''}, points"
         rows.append(row(label, functools.partial(points, other=pinned[name])))
     rows += costs
     if tested is not None:
-        unread = ["not read for this setting" if name == changed[0] else "" for name in networks]
-        rows.append([f"test part ({test[0].count:,})", *map(percent, test)] if test else ["test part", *unread])
-        rows.append(["settings tested so far", *(str(tested) if name == changed[0] else "" for name in networks)])
+        unread = row("test part", lambda _each: "not read for this setting", *changed[1:])
+        rows.append([f"test part ({test[0].count:,})", *map(percent, test)] if test else unread)
+        rows.append(row("settings tested so far", lambda _each: str(tested), *changed[1:]))
     count = next(filter(None, networks.values())).accuracy.count
     return table(rows, [f"{count:,} validation images", *networks])
 
@@ -213,7 +214,9 @@ def in_words(setting: NamedTuple) -> str:
     named = {}
     for name, value in setting._asdict().items():
         named |= value if isinstance(value, dict) else {name: value}
-    return ", ".join(f"{name} {value}" for name, value in named.items())
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in named.items()
+    )
 
 
 def percent(accuracy: Accuracy, word: str = "") -> str:

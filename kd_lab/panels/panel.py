@@ -22,12 +22,17 @@ from kd_lab.panels.measurement import in_words, scores
 VIEW = "application/vnd.jupyter.widget-view+json"
 STYLE = """<style>
 .kd-lab-panel { width: 100%; max-width: 800px; container-type: inline-size; }
-.kd-lab-panel img { max-width: 100%; height: auto; }
-.kd-lab-panel .widget-html b { font-size: 15px; }
+.kd-lab-panel img { margin: 2px 0; max-width: 100%; height: auto; }
+.kd-lab-panel b { font-size: 15px; line-height: 1.4; }
 .kd-lab-tables { display: flex; flex-wrap: wrap; gap: 0 24px; line-height: 1.4; }
-.kd-lab-tables > div { flex: 1 1 340px; }
+.kd-lab-tables > div { flex: 1 1 340px; min-width: 0; }
 .kd-lab-tables table { width: 100%; border-spacing: 0; }
-@container (max-width: 760px) { .kd-lab-tables td { height: 2.8em; } }  /* for two lines, whether there are or not */
+.kd-lab-tables th { text-align: left; }
+@container (max-width: 760px) {  /* two lines for what may need them, whether it does or not: so nothing jumps */
+  .kd-lab-panel .kd-lab-title { min-height: 44px; }
+  .kd-lab-tables table { table-layout: fixed; font-size: 12px; }
+  .kd-lab-tables td { height: 2.8em; overflow-wrap: anywhere; }
+}
 </style>"""
 _open: dict[Any, tuple[int, list["Panel"]]] = {}  # the panels of each cell, and at which run it made them
 
@@ -91,6 +96,7 @@ class Panel:
         style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
         self._box = widgets.VBox([slider, row, self._title, self._picture, self._tables, self._message, style])
         self._box.add_class("kd-lab-panel")
+        self._title.add_class("kd-lab-title")
 
     def measure(self, **setting: Any) -> Iterator[Any]:
         """Yield the answers for a setting; runs in the background."""

@@ -168,7 +168,8 @@ class QuantizationPanel(Panel):
         for name, layer in self._layers.items():
             values, error = answer.layers.get(name, (None, None))
             measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
-            rows.append([name, describe(layer), answer.setting.weight_bits, *measured])
+            kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
+            rows.append([name, kind, answer.setting.weight_bits, *measured])
         note = SIGN if answer.setting.weight_bits == 1 else ""
         return table(rows, ["layer", "", "bits", "values in use", "output error"], left=2) + note
 
@@ -181,7 +182,7 @@ class QuantizationPicture:
         self._limit = MARGIN * (weight.abs().max().item() or 1.0)
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "quantized")
-        title = f"here (orange), and at other bits on {FIRST:,} images (grey)"
+        title = f"here (orange); other bits on {FIRST:,} images (grey)"
         self._curve = AccuracyCurve(
             figure.add_axes((0.085, 0.44, 0.4, 0.48)), BITS, xlabel="bits of a weight", title=title
         )
