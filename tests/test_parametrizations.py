@@ -3,12 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import describe, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, describe, make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import Mask, prune, set_masks
 from kd_lab.training import train
@@ -26,7 +25,7 @@ def test_made_permanent_a_model_answers_the_same_and_is_an_ordinary_one(name, va
     assert not any(parametrize.is_parametrized(module) for module in permanent.modules())
     assert permanent.state_dict().keys() == build_model(name).state_dict().keys()
     assert torch.equal(predict(permanent, validation.images[:50]), predict(pruned, validation.images[:50]))
-    assert parametrization(pruned[-1], Mask) is not None  # the model that was given is left as it was
+    assert Weight(pruned[-1]).parametrization(Mask) is not None  # the model that was given is left as it was
 
 
 def test_parametrizations_compose_in_their_order():
@@ -34,8 +33,8 @@ def test_parametrizations_compose_in_their_order():
     plain = layer.weight.detach().clone()
     parametrize.register_parametrization(layer, "weight", Halve())
     model = prune(nn.Sequential(layer), 0.5)
-    assert parametrization(model[0], Halve) is model[0].parametrizations.weight[0]
-    mask = parametrization(model[0], Mask).mask
+    assert Weight(model[0]).parametrization(Halve) is model[0].parametrizations.weight[0]
+    mask = Weight(model[0]).parametrization(Mask).mask
     assert torch.equal(make_permanent(model)[0].weight, plain / 2 * mask)
 
 
@@ -51,7 +50,7 @@ def test_a_mask_holds_through_momentum_that_was_gathered_before_it(optimizer, fe
     steps, mask = optimizer(model.parameters()), torch.rand(128, 784) > 0.5
     for step in range(6):
         if step == 3:  # the optimizer still pushes the weights that are pruned now
-            set_masks(model, {"1": mask})
+            set_masks(model, {"fc1": mask})
             before = model[1].parametrizations.weight.original.detach().clone()
         steps.zero_grad()
         F.cross_entropy(model(few.images[:100]), few.labels[:100]).backward()
@@ -71,10 +70,10 @@ def test_train_keeps_the_mask_and_changes_the_rest(few, validation):
 
 def test_layers_are_found_named_and_described():
     assert {name: describe(layer) for name, layer in weighted_layers(build_model("cnn")).items()} == {
-        "0": "Conv2d 1-16, 3×3",
-        "3": "Conv2d 16-32, 3×3",
-        "7": "Linear 1568-128",
-        "9": "Linear 128-10",
+        "conv1": "Conv2d 1-16, 3×3",
+        "conv2": "Conv2d 16-32, 3×3",
+        "fc1": "Linear 1568-128",
+        "fc2": "Linear 128-10",
     }
     assert len(weighted_layers(build_model("resnet"))) == 7
 
@@ -85,5 +84,5 @@ def test_layers_are_found_named_and_described():
 )
 def test_what_has_no_weights_is_refused(model, part):
     with pytest.raises(ParameterError) as error:
-        weighted_layers(model, "prune")
+        prune(model, 0.5)
     assert part in str(error.value) and str(error.value).startswith("prune()")

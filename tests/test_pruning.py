@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
@@ -13,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     IMPORTANCES,
@@ -37,7 +36,7 @@ HAND = torch.tensor([[3.0, -1.0], [0.5, -2.0]])
 
 
 def masks_of(model):
-    return {name: parametrization(layer, Mask).mask for name, layer in weighted_layers(model).items()}
+    return {name: Weight(layer).parametrization(Mask).mask for name, layer in weighted_layers(model).items()}
 
 
 def masks_of_torch(model, amount, scope):
@@ -152,7 +151,7 @@ class Halve(nn.Module):
 
 def test_a_mask_is_not_the_callers(few):
     model, mask = build_model("mlp128"), torch.ones(128, 784, dtype=torch.bool)
-    set_masks(model, {"1": mask})
+    set_masks(model, {"fc1": mask})
     mask.zero_()
     assert model[1].weight.count_nonzero() > 100_000
 
@@ -213,10 +212,10 @@ BAD = [
     (dict(sparsity=0.5, scope="globl"), "Did you mean 'global'?"),
     (dict(sparsity=0.5, importance="gradient"), "importance 'gradient' needs 'data'"),
     (dict(sparsity=0.5, importance="random", seed=-1), "'seed' must be a whole number"),
-    (dict(sparsity={"1": 0.5}), "'sparsity' for each layer and 'scope' \"global\" exclude each other"),
-    (dict(sparsity={"l": 0.5}, scope="per_layer"), "one of 1, 3"),
-    (dict(sparsity={"1": 1.5}, scope="per_layer"), "\"sparsity['1']\" must be a number in [0, 1)"),
-    (dict(sparsity={"3": 0.9999}, scope="per_layer"), "leaves no weight in layer '3'"),
+    (dict(sparsity={"fc1": 0.5}), "'sparsity' for each layer and 'scope' \"global\" exclude each other"),
+    (dict(sparsity={"l": 0.5}, scope="per_layer"), "one of fc1, fc2"),
+    (dict(sparsity={"fc1": 1.5}, scope="per_layer"), "\"sparsity['fc1']\" must be a number in [0, 1)"),
+    (dict(sparsity={"fc2": 0.9999}, scope="per_layer"), "leaves no weight in layer 'fc2'"),
     (
         dict(
             sparsity=0.9999, importance="gradient", data=(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64))
@@ -259,8 +258,8 @@ def test_bad_input_gets_one_clear_error(arguments, part):
         (lambda: rank({"a": HAND}).masks(50), "Ranking.masks(): 'sparsity' must be a number in [0, 1). Got 50."),
         (lambda: rank({"a": HAND}).masks({"b": 0.5}), "one of a"),
         (lambda: importances(nn.ReLU(), "magnitude"), "importances(): 'model' must have"),
-        (lambda: set_masks(build_model("mlp128"), {"1": HAND.bool()}), "must be a bool tensor of shape (128, 784)"),
-        (lambda: set_masks(build_model("mlp128"), {"2": HAND.bool()}), "one of 1, 3"),
+        (lambda: set_masks(build_model("mlp128"), {"fc1": HAND.bool()}), "must be a bool tensor of shape (128, 784)"),
+        (lambda: set_masks(build_model("mlp128"), {"relu1": HAND.bool()}), "one of fc1, fc2"),
     ],
 )
 def test_bad_input_of_the_pure_functions(call, part):
@@ -278,12 +277,12 @@ def test_layer_adaptive_importances_are_those_by_hand():
 def test_layer_adaptive_pruning_spares_what_a_global_threshold_empties():
     model = build_model("lenet300")
     model[5].weight.data *= 0.01  # the whole last layer is smaller than the threshold
-    with pytest.raises(EmptyLayerError, match="'5'"):
+    with pytest.raises(EmptyLayerError, match="'fc3'"):
         prune(model, 0.95)
     masks = {name: layer.weight != 0 for name, layer in weighted_layers(prune_layer_adaptive(model, 0.95)).items()}
     count = sum(mask.numel() for mask in masks.values())
     assert sum(int(mask.sum()) for mask in masks.values()) == count - round(0.95 * count)
-    assert masks["5"].float().mean() > masks["1"].float().mean()
+    assert masks["fc3"].float().mean() > masks["fc1"].float().mean()
     for name, mask in masks.items():  # within a layer it is magnitude that counts
         weight = model.get_submodule(name).weight.abs()
         assert weight[mask].min() >= weight[~mask].max()

@@ -39,12 +39,19 @@ def start():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Time nothing, which would take most of these tests' time."""
-    monkeypatch.setattr("kd_lab.cost.latency", lambda _model, _batch_size: 1e-3)
+    monkeypatch.setattr("kd_lab.cost.latency", lambda *_arguments: 1e-3)
 
 
 @pytest.fixture(scope="module")
 def outcome(start):
-    return compress(start, "mlp128", start, SMALL, STAGES, **SETTINGS)
+    return compress(start, start, SMALL, STAGES, **SETTINGS)
+
+
+def named(architecture):
+    """Return a mlp128 that claims to be another network."""
+    model = build_model("mlp128")
+    model.architecture = architecture
+    return model
 
 
 def zeros(model):
@@ -55,7 +62,7 @@ def test_every_stage_is_a_row_and_each_file_is_smaller(outcome):
     assert list(outcome.models) == ["start", *(f"{place} {stage}" for place, stage in enumerate(STAGES, 1))]
     sizes = list(outcome.bytes.values())
     assert sizes == sorted(sizes, reverse=True) and outcome.complete
-    assert sizes == [len(pack(model, "mlp128")) for model in outcome.models.values()]
+    assert sizes == [len(pack(model)) for model in outcome.models.values()]
     assert outcome.ratio == 4 * count_parameters(outcome.models["start"]) / sizes[-1] > 20
     assert "Share(num_bits=3, epochs=1, bias_bits=4)" in repr(outcome) and "<table>" in outcome._repr_html_()
 
@@ -68,11 +75,11 @@ def test_what_was_pruned_stays_pruned_through_all_later_stages(outcome):
         assert all(torch.equal(zeros(model)[name], mask) for name, mask in zeros(pruned).items())
 
 
-@pytest.mark.parametrize("later", [PruneUnits({"1": 0.25}, epochs=1), Prune({"3": 0.5}, 2, 1), Prune(0.5, 2, 1)])
+@pytest.mark.parametrize("later", [PruneUnits({"fc1": 0.25}, epochs=1), Prune({"fc2": 0.5}, 2, 1), Prune(0.5, 2, 1)])
 def test_no_later_pruning_brings_a_weight_back(start, later):
-    outcome = compress(start, "mlp128", start, SMALL, [Prune(0.9, 1, epochs=1), later], **SETTINGS)
+    outcome = compress(start, start, SMALL, [Prune(0.9, 1, epochs=1), later], **SETTINGS)
     _, pruned, last = outcome.models.values()
-    before, after = (zeros(model)["1"] for model in (pruned, last))
+    before, after = (zeros(model)["fc1"] for model in (pruned, last))
     assert after.sum() >= before[before.sum(1).argsort()[-len(after) :]].sum() * 0.9 and after.float().mean() > 0.88
     if len(after) == len(before):
         assert after[before].all()
@@ -86,7 +93,7 @@ def test_shared_weights_and_biases_have_few_values_of_half_precision(outcome):
 
 
 def test_the_result_reads_better_than_pruning_alone(outcome, start):
-    alone = compress(start, "mlp128", start, SMALL, [Prune(0.9, steps=1, epochs=0)], **SETTINGS)
+    alone = compress(start, start, SMALL, [Prune(0.9, steps=1, epochs=0)], **SETTINGS)
     assert accuracy(outcome.model, SMALL.validation).value > accuracy(alone.model, SMALL.validation).value + 0.01
 
 
@@ -100,8 +107,8 @@ def test_the_teacher_is_heard_and_left_out(start, monkeypatch):
             (model, type("History", (), {"stopped": "finished"})),
         )[1],
     )
-    compress(start, "mlp128", start, SMALL, [FineTune(2)], temperature=3.0, alpha=0.3, strength=0.5, **SETTINGS)
-    compress(start, "mlp128", None, SMALL, [FineTune(2)], **SETTINGS)
+    compress(start, start, SMALL, [FineTune(2)], temperature=3.0, alpha=0.3, strength=0.5, **SETTINGS)
+    compress(start, None, SMALL, [FineTune(2)], **SETTINGS)
     (taught, loss, settings), (alone, plain, others) = heard
     assert loss == DistillationLoss(3.0, 0.3) and plain is nn.functional.cross_entropy
     assert torch.equal(taught[2], predict(start, SMALL.train.images)) and len(alone) == 2
@@ -111,18 +118,18 @@ def test_the_teacher_is_heard_and_left_out(start, monkeypatch):
 
 
 def test_units_taken_away_are_gone_and_grids_are_kept(start):
-    outcome = compress(start, "mlp128", start, SMALL, [PruneUnits(0.5, epochs=1), Quantize(4, epochs=1)], **SETTINGS)
+    outcome = compress(start, start, SMALL, [PruneUnits(0.5, epochs=1), Quantize(4, epochs=1)], **SETTINGS)
     assert outcome.model[1].weight.shape == (64, 784)
     assert all(len(layer.weight.unique()) <= 16 for layer in weighted_layers(outcome.model).values())
 
 
 def test_each_layer_has_a_setting_of_its_own(start):
     stages = [
-        PruneUnits({"1": 0.25}, epochs=0),
-        Prune({"1": 0.9, "3": 0.5}, steps=3, epochs=0),
-        Share({"1": 2, "3": 4}, epochs=0),
+        PruneUnits({"fc1": 0.25}, epochs=0),
+        Prune({"fc1": 0.9, "fc2": 0.5}, steps=3, epochs=0),
+        Share({"fc1": 2, "fc2": 4}, epochs=0),
     ]
-    outcome = compress(start, "mlp128", start, SMALL, stages, **SETTINGS)
+    outcome = compress(start, start, SMALL, stages, **SETTINGS)
     first, second = weighted_layers(outcome.model).values()
     assert first.weight.shape == (96, 784) and second.weight.shape == (10, 96)
     assert int((first.weight == 0).sum()) == round(0.9 * 96 * 784) and int((second.weight == 0).sum()) == 480
@@ -131,7 +138,7 @@ def test_each_layer_has_a_setting_of_its_own(start):
 
 def test_layers_are_pruned_in_proportion_at_every_step(start):
     seen = []
-    Prune({"1": 0.8, "3": 0.4}, steps=2, epochs=1)(
+    Prune({"fc1": 0.8, "fc2": 0.4}, steps=2, epochs=1)(
         start,
         lambda model, _epochs: seen.append([zeroed.float().mean().item() for zeroed in zeros(model).values()]) or model,
     )
@@ -140,7 +147,7 @@ def test_layers_are_pruned_in_proportion_at_every_step(start):
 
 def test_the_model_and_the_teacher_are_left_as_they_are(start):
     before = {key: value.clone() for key, value in start.state_dict().items()}
-    compress(start.train(), "mlp128", start, SMALL, [Prune(0.5, 1, 1)], **SETTINGS)
+    compress(start.train(), start, SMALL, [Prune(0.5, 1, 1)], **SETTINGS)
     assert start.training and all(torch.equal(before[key], value) for key, value in start.state_dict().items())
     start.eval()
 
@@ -153,12 +160,12 @@ def test_masks_follow_zeros():
 
 
 def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monkeypatch):
-    first = compress(start, "mlp128", start, SMALL, STAGES[:2], folder=tmp_path, **SETTINGS)
+    first = compress(start, start, SMALL, STAGES[:2], folder=tmp_path, **SETTINGS)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     calls = []
     train = recipe_module.train
     monkeypatch.setattr(recipe_module, "train", lambda *args, **kw: calls.append(1) or train(*args, **kw))
-    second = compress(start, "mlp128", start, SMALL, STAGES, folder=tmp_path, **SETTINGS | {"progress": True})
+    second = compress(start, start, SMALL, STAGES, folder=tmp_path, **SETTINGS | {"progress": True})
     assert len(calls) == 1 and len(times) == 2  # only Share was left
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     for result, model in ((outcome, second.model), (first, list(second.models.values())[2])):
@@ -169,7 +176,7 @@ def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monke
 
 
 def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_path):
-    compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
+    compress(start, start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
     other = build_model("mlp128")
     fewer = SMALL._replace(train=SMALL.train[:1000])
     for change in (
@@ -181,34 +188,38 @@ def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_pa
         dict(data=fewer),
     ):
         before = len(list(tmp_path.iterdir()))
-        arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(1)]) | SETTINGS
+        arguments = dict(model=start, teacher=start, data=SMALL, stages=[FineTune(1)]) | SETTINGS
         compress(**arguments | change, folder=tmp_path)
         assert len(list(tmp_path.iterdir())) == before + 1
 
 
 def test_a_damaged_stage_is_set_aside_and_made_again(start, tmp_path):
-    compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
+    compress(start, start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    compress(start, "mlp128", start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
+    compress(start, start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
     assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
 
 
 @pytest.mark.parametrize("content", [b"", bytes(500), b"kdz0" + hashlib.sha256(b"").digest()[:16]])
 def test_a_stage_that_is_empty_or_of_another_schema_is_made_again(start, tmp_path, content):
-    compress(start, "mlp128", None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
+    compress(start, None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(content)
-    compress(start, "mlp128", None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
+    compress(start, None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
     assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
 
 
 @pytest.mark.filterwarnings("ignore:compress")  # one of the teachers is a poor one
 def test_networks_of_the_same_weights_but_other_layers_are_not_the_same(start, tmp_path):
-    for model, teacher in ((start, start), (remove_layers(start, ["2"]), start), (start, remove_layers(start, ["2"]))):
-        found = compress(model, "mlp128", teacher, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS).model
+    for model, teacher in (
+        (start, start),
+        (remove_layers(start, ["relu1"]), start),
+        (start, remove_layers(start, ["relu1"])),
+    ):
+        found = compress(model, teacher, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS).model
         assert str(found) == str(model)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -216,8 +227,8 @@ def test_networks_of_the_same_weights_but_other_layers_are_not_the_same(start, t
 def test_whole_numbers_of_numpy_are_whole_numbers(start):
     numbers = dict(seed=np.int64(3), batch_size=np.int64(50), steps_per_epoch=np.int64(2))
     settings = {"progress": False, "learning_rate": 2e-3}
-    by_numpy = compress(start, "mlp128", None, SMALL, [FineTune(np.int64(1))], **numbers, **settings)
-    plain = compress(start, "mlp128", None, SMALL, [FineTune(1)], seed=3, batch_size=50, steps_per_epoch=2, **settings)
+    by_numpy = compress(start, None, SMALL, [FineTune(np.int64(1))], **numbers, **settings)
+    plain = compress(start, None, SMALL, [FineTune(1)], seed=3, batch_size=50, steps_per_epoch=2, **settings)
     assert torch.equal(by_numpy.model[1].weight, plain.model[1].weight)
 
 
@@ -229,14 +240,14 @@ def test_a_stage_of_ones_own_may_have_a_dict(start):
         def __call__(self, model, fine_tune):
             return model
 
-    assert compress(start, "mlp128", None, SMALL, [Own({"rate": 3})], **SETTINGS).complete
+    assert compress(start, None, SMALL, [Own({"rate": 3})], **SETTINGS).complete
 
 
 def test_an_interrupt_ends_with_the_stages_that_were_finished(start, tmp_path, capsys):
     def interrupt(model, fine_tune):
         raise KeyboardInterrupt
 
-    outcome = compress(start, "mlp128", start, SMALL, [FineTune(1), interrupt, FineTune(1)], **SETTINGS)
+    outcome = compress(start, start, SMALL, [FineTune(1), interrupt, FineTune(1)], **SETTINGS)
     assert not outcome.complete and len(outcome.models) == 2
     assert "1 of 3 stages are finished" in capsys.readouterr().out
 
@@ -251,7 +262,7 @@ def test_a_stage_whose_training_was_interrupted_is_not_kept(start, tmp_path, mon
         return model, history
 
     monkeypatch.setattr(recipe_module, "train", interrupted)
-    outcome = compress(start, "mlp128", start, SMALL, [FineTune(1), FineTune(1)], folder=tmp_path, **SETTINGS)
+    outcome = compress(start, start, SMALL, [FineTune(1), FineTune(1)], folder=tmp_path, **SETTINGS)
     assert not outcome.complete and len(outcome.models) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
@@ -270,9 +281,7 @@ def test_a_stage_whose_training_was_interrupted_is_not_kept(start, tmp_path, mon
     ],
 )
 def test_a_kept_stage_is_only_for_what_it_was_made_of(start, tmp_path, change):
-    arguments = dict(
-        model=start, name="mlp128", teacher=start, data=SMALL, stages=[FineTune(0)], folder=tmp_path, **SETTINGS
-    )
+    arguments = dict(model=start, teacher=start, data=SMALL, stages=[FineTune(0)], folder=tmp_path, **SETTINGS)
     compress(**arguments)
     compress(**arguments | change)
     compress(**arguments | dict(data=SMALL._replace(test=SMALL.test[:5])))  # which changes nothing
@@ -285,7 +294,7 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     fork = multiprocessing.get_context("fork")  # a new interpreter would need longer than the recipe
     for kill in (True, True, False):
         process = fork.Process(
-            target=compress, args=(start, "mlp128", start, SMALL, stages), kwargs=dict(folder=tmp_path, **SETTINGS)
+            target=compress, args=(start, start, SMALL, stages), kwargs=dict(folder=tmp_path, **SETTINGS)
         )
         process.start()
         if kill:
@@ -302,25 +311,35 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     ("change", "part"),
     [
         (dict(model="mlp128"), "compress(): 'model' must be a network"),
-        (dict(name="mlp"), "Did you mean 'mlp128'?"),
-        (dict(name="lenet300"), "'model' must be a pruned lenet300"),
+        (
+            dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))),
+            "'model' must be a network of the kit, as build_",
+        ),
+        (dict(model=named("mlp")), "Did you mean 'mlp128'?"),
+        (dict(model=named("lenet300")), "'model' must be a pruned lenet300"),
         (dict(data=SMALL.train), "'data' must be what load_mnist() returns"),
         (dict(stages=[]), "'stages' must be a list of stages"),
         (dict(stages=Prune(0.5)), "'stages' must be a list of stages"),
         (dict(stages=[FineTune]), "'stages' must be a list of stages"),
         (
-            dict(stages=[FineTune(1), PruneUnits({"3": 0.5})]),
-            "'layer in ratio of PruneUnits' must be one of 1. Got '3'",
+            dict(stages=[FineTune(1), PruneUnits({"fc2": 0.5})]),
+            "'layer in ratio of PruneUnits' must be one of fc1. Got 'fc2'",
         ),
         (dict(stages=[lambda model, fine_tune: model]), "must have a repr that says what it does"),
         (dict(lr=1), "'setting' must be one of learning_rate,"),
         (dict(stages=[Prune(0.5, 1, 0)], learning_rate=-1), "compress(): 'learning_rate' must be a number"),
         (dict(stages=["prune"]), "'stages' must be a list of stages"),
-        (dict(stages=[Prune(0.5), Share({"2": 4})]), "'layer in num_bits of Share' must be one of 1, 3. Got '2'"),
+        (
+            dict(stages=[Prune(0.5), Share({"relu1": 4})]),
+            "'layer in num_bits of Share' must be one of fc1, fc2. Got 'relu1'",
+        ),
         (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
         (dict(teacher="mlp128"), "compress(): 'teacher' must be a network, or None. Got 'mlp128'."),
         (dict(teacher=None, temperature="hot"), "'temperature' must be a number in (0, 1000]"),
-        (dict(model=build_model("mlp128").double()), "must be of torch.float32. Got torch.float64."),
+        (
+            dict(model=build_model("mlp128").double()),
+            "must be (128, 784), torch.float32 to fit the others. Got (128, 784), torch.float64.",
+        ),
         (dict(folder=5), "compress(): 'folder' must be the path of a folder, or None. Got 5."),
         (dict(folder=__file__), "compress(): 'folder' must be one that can be written, or be made. Got "),
         (dict(folder=f"{__file__}/below"), "compress(): 'folder' must be one that can be written, or be made. Got "),
@@ -331,7 +350,7 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     ],
 )
 def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
-    arguments = dict(model=start, name="mlp128", teacher=start, data=SMALL, stages=STAGES, folder=tmp_path)
+    arguments = dict(model=start, teacher=start, data=SMALL, stages=STAGES, folder=tmp_path)
     with pytest.raises(ParameterError) as error:
         compress(**arguments | SETTINGS | change)
     assert part in str(error.value), str(error.value)
@@ -342,10 +361,10 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
     ("call", "part"),
     [
         (lambda: Prune(50), "Prune(): 'sparsity' must be a number in (0, 1). Got 50. Did you mean 0.5?"),
-        (lambda: Prune({"1": 0.5, "3": 1}), "'sparsity of layer 3' must be a number in (0, 1). Got 1."),
+        (lambda: Prune({"fc1": 0.5, "fc2": 1}), "'sparsity of layer fc2' must be a number in (0, 1). Got 1."),
         (lambda: Prune({}), "Prune(): 'sparsity' must be a number in (0, 1). Got {}."),
-        (lambda: PruneUnits({"1": -1}), "'ratio of layer 1' must be a number in [0, 1)"),
-        (lambda: Share({"1": 2.5}), "'num_bits of layer 1' must be a whole number in [1, 8]"),
+        (lambda: PruneUnits({"fc1": -1}), "'ratio of layer fc1' must be a number in [0, 1)"),
+        (lambda: Share({"fc1": 2.5}), "'num_bits of layer fc1' must be a whole number in [1, 8]"),
         (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
         (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
         (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),

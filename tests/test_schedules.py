@@ -157,7 +157,7 @@ def test_bad_input_is_refused_before_anything_is_pruned(validation):
         prune_until(model, 0.5, validation, lambda model: (model, None))
     with pytest.raises(ParameterError, match=r"rewind\(\): 'pruned' must have masks"):
         rewind(make_permanent(prune(model, 0.5)), model)
-    with pytest.raises(ParameterError, match=r"^rewind\(\): the mask of layer '1' must be .* shape \(300, 784\)"):
+    with pytest.raises(ParameterError, match=r"^rewind\(\): the mask of layer 'fc1' must be .* shape \(300, 784\)"):
         rewind(prune(model, 0.5), build_model("lenet300"))
     with pytest.raises(ParameterError, match=r"^rewind\(\): 'model' must be a network"):
         rewind(prune(model, 0.5), "mlp128")

@@ -1,15 +1,35 @@
-"""The search finds what a grid would, within its budget, and takes the better-judged of those that are alike."""
+"""A search finds what a grid would, keeps to its budget and its time, beats what is set by hand, and loses no trial."""
 
 import math
 import sys
+import time
 
+import optuna
 import pytest
 import torch
 from torch import nn
 
-from kd_lab.compression.search import SettingTrial, best_trial, search_settings, try_setting
-from kd_lab.errors import ParameterError, SetupError
-from kd_lab.evaluation import Accuracy
+from kd_lab.checkpoints import load_trained
+from kd_lab.compression import search as search_module
+from kd_lab.compression import search_recipe
+from kd_lab.compression.search import (
+    MAX_KEPT,
+    MIN_KEPT,
+    Budget,
+    RecipeTrial,
+    Search,
+    SettingTrial,
+    best_trial,
+    search_settings,
+    try_setting,
+)
+from kd_lab.cost import count_parameters
+from kd_lab.data import Mnist, load_mnist
+from kd_lab.errors import ParameterError, SetupError, StorageError, TrainingError
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
+from kd_lab.formats.kdz import load_packed, pack
+from kd_lab.networks.layers import predict
+from kd_lab.networks.zoo import build_model
 
 LABELS = torch.arange(1000) % 10
 IMAGES = torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -97,3 +117,218 @@ def test_where_optuna_is_missing_it_is_named_before_any_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SetupError, match=r"optuna is not installed\. Run: pip install optuna"):
         search_settings(lambda *_: pytest.fail("no run was allowed"), (IMAGES, LABELS), runs=3)
+
+
+DATA = load_mnist()
+SMALL = Mnist(DATA.train[:1000], DATA.validation[:500], DATA.test[:10])
+SETTINGS = dict(minutes=5, learning_rate=3e-3, batch_size=100)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return load_trained("mlp128")
+
+
+@pytest.fixture(scope="module")
+def search(start):
+    return search_recipe(start, start, SMALL, most_bytes=4000, runs=6, **SETTINGS)
+
+
+def trial(size, correct, loss=0.0):
+    """Return a trial beside a network that read 950 of 1,000."""
+    difference = PairedDifference(max(0, correct - 950), max(0, 950 - correct), 1000)
+    return RecipeTrial([], {}, bytes(size), Accuracy(correct, 1000), difference, loss)
+
+
+def test_every_trial_is_a_file_that_reads_as_it_says(search, start):
+    assert len(search.trials) == 6
+    for each in (search.trials[0], search.best):
+        model = each.model
+        assert pack(model) == each.file and each.bytes == len(each.file)
+        assert accuracy(model, SMALL.validation) == each.accuracy
+        assert each.difference == paired_difference(model, start, SMALL.validation)
+        assert each.lost == pytest.approx(-100 * each.difference.value)
+        loss = torch.nn.functional.cross_entropy(predict(model, SMALL.validation.images), SMALL.validation.labels)
+        assert each.loss == pytest.approx(loss.item())
+
+
+def test_settings_stay_in_their_ranges_and_the_first_is_set_by_hand(search):
+    first, *others = search.trials
+    prune, share = first.stages
+    assert set(prune.sparsity.values()) == {0.9} and set(share.num_bits.values()) == {4}
+    assert first.teaching == {"temperature": 4.0, "alpha": 0.1}
+    for each in others:
+        prune, share = each.stages
+        assert list(prune.sparsity) == list(share.num_bits) == ["fc1", "fc2"]
+        assert all(1 - MAX_KEPT <= sparsity <= 1 - MIN_KEPT for sparsity in prune.sparsity.values())
+        assert all(2 <= bits <= 5 for bits in share.num_bits.values())
+        assert 1 <= each.teaching["temperature"] <= 20 and 0 <= each.teaching["alpha"] <= 1
+    assert len({str(each.stages) for each in search.trials}) == 6
+
+
+def test_the_budget_is_met_by_the_best_of_those_that_meet_it(search):
+    assert search.met and search.best.bytes <= 4000 < search.trials[0].bytes
+    fitting = [each for each in search.trials if each.bytes <= 4000]
+    assert search.best.accuracy.value > max(each.accuracy.value for each in fitting) - 0.0025
+    assert "budget of 4,000 bytes was met" in repr(search) and f"{search.best.bytes:,}" in repr(search)
+    assert search.dense_bytes == 4 * count_parameters(build_model("mlp128"))
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.7, 1.4, 2.5])
+def test_a_trial_that_loses_just_the_budget_meets_it(lost):
+    each = trial(500, 950 - round(10 * lost))
+    assert each.lost == lost and str(each.lost) == str(lost)  # and not -0.0
+    assert Budget(None, lost).over(each) == 0 < Budget(None, lost - 0.1).over(each)
+
+
+def test_of_points_lost_the_smallest_file_is_the_best():
+    search = Search([trial(900, 940), trial(500, 930), trial(300, 900)], Budget(None, 2.5), 10_000)
+    assert search.met and search.best.bytes == 500
+
+
+def test_of_alike_accuracies_the_loss_decides():
+    search = Search([trial(900, 950, 0.2), trial(800, 948, 0.1), trial(700, 940, 0.0)], Budget(1000, None), 10_000)
+    assert search.best.bytes == 800
+
+
+@pytest.mark.parametrize("budget, nearest", [(Budget(200, None), 300), (Budget(None, 0.5), 900)])
+def test_a_budget_that_no_trial_met_names_the_nearest(budget, nearest):
+    search = Search([trial(900, 940), trial(500, 930), trial(300, 900)], budget, 10_000)
+    search.trials[0].stages.extend(search_module._stages({"fc1": 0.1}, {"fc1": 4}, 1))
+    for other in search.trials[1:]:
+        other.stages.extend(search.trials[0].stages)
+    assert not search.met and search.best.bytes == nearest
+    assert "met by none: below is the nearest" in repr(search) and "nearest " in repr(search)
+
+
+def test_the_frontier_is_what_nothing_beats():
+    trials = [trial(900, 940), trial(500, 930), trial(600, 920), trial(500, 925), trial(300, 900), trial(950, 940)]
+    frontier = Search(trials, Budget(1000, None), 10_000).frontier
+    assert [(each.bytes, each.accuracy.correct) for each in frontier] == [(300, 900), (500, 930), (900, 940)]
+
+
+def test_the_picture_shows_every_trial_the_hand_set_one_the_best_and_the_budget(search):
+    tried, _frontier, first, best, budget = search.plot().lines
+    assert sorted(tried.get_xdata()) == sorted(each.bytes for each in search.trials)
+    assert first.get_xdata() == [search.trials[0].bytes] and best.get_xdata() == [search.best.bytes]
+    assert list(budget.get_xdata()) == [4000, 4000]
+
+
+def test_each_trial_is_taught_as_it_says(start, monkeypatch):
+    asked, run_stages = [], search_module.run_stages
+
+    def listened(*arguments):
+        asked.append(dict(temperature=arguments[3], alpha=arguments[4]))
+        return run_stages(*arguments)
+
+    monkeypatch.setattr(search_module, "run_stages", listened)
+    found = search_recipe(start, start, SMALL, most_bytes=4000, runs=3, steps_per_epoch=1, **SETTINGS)
+    assert [each.teaching for each in found.trials] == asked and asked[0] != asked[1] != asked[2]
+
+
+def test_it_ends_in_time(start, monkeypatch):
+    def slow(*_arguments):
+        time.sleep(0.3)
+        return trial(100, 900)
+
+    monkeypatch.setattr(search_module, "_try", slow)
+    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=100, **SETTINGS | {"minutes": 1 / 60})
+    assert 1 <= len(found.trials) <= 3  # of 0.3 s and what the sampler takes, in a second
+
+
+def in_turn(*ends):
+    """Return what stands for `_try`: it returns or raises one after another."""
+    left = iter(ends)
+
+    def try_next(*_arguments):
+        found = next(left)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return try_next
+
+
+def test_an_interrupt_keeps_the_trials_that_are_done(start, monkeypatch, capsys):
+    monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), trial(90, 800), *[KeyboardInterrupt()] * 2))
+    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
+    assert [each.bytes for each in found.trials] == [100, 90]
+    assert "Interrupted. 2 of 9 trials are done." in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        search_recipe(start, None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
+
+
+def test_a_full_disk_ends_the_search_with_the_trials_that_are_done(start, monkeypatch, capsys):
+    monkeypatch.setattr(search_module, "_try", in_turn(trial(100, 900), StorageError("1 MB is needed.")))
+    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=9, **SETTINGS)
+    assert [each.bytes for each in found.trials] == [100]
+    assert "1 MB is needed. 1 of 9 trials are done." in capsys.readouterr().out
+
+
+def test_a_trial_that_diverges_is_left_out_and_the_search_goes_on(start, monkeypatch, capsys):
+    monkeypatch.setattr(
+        search_module, "_try", in_turn(trial(100, 900), TrainingError("the loss became NaN"), trial(90, 800))
+    )
+    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=3, **SETTINGS)
+    assert [each.bytes for each in found.trials] == [100, 90] and "the loss became NaN" in capsys.readouterr().out
+    monkeypatch.setattr(search_module, "_try", in_turn(*[TrainingError("NaN")] * 2))
+    with pytest.raises(TrainingError, match="every trial diverged"):
+        search_recipe(start, None, SMALL, most_bytes=4000, runs=2, **SETTINGS)
+
+
+def test_the_sampler_is_told_the_error_and_by_how_much_the_budget_is_missed(start, monkeypatch):
+    told = []
+    monkeypatch.setattr(optuna.trial.Trial, "set_constraint", lambda _trial, _key, value: told.append(value))
+    monkeypatch.setattr(optuna.study.Study, "tell", lambda _study, _trial, value: told.append(value))
+    ends = iter([trial(100, 900), trial(300, 800)])
+    monkeypatch.setattr(search_module, "_try", lambda *_arguments: next(ends))
+    search_recipe(start, None, SMALL, most_bytes=2000, runs=2, **SETTINGS)
+    assert told == pytest.approx([math.log(0.05), 0.1, math.log(0.15), 0.2])
+
+
+def test_without_a_teacher_there_is_nothing_to_ask_of_it(start):
+    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=2, **SETTINGS)
+    assert [each.teaching for each in found.trials] == [{}, {}] and "temperature" not in repr(found)
+
+
+def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
+    arguments = dict(most_bytes=4000, folder=tmp_path, **SETTINGS)
+    first = search_recipe(start, start, SMALL, runs=2, **arguments)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    second = search_recipe(start, start, SMALL, runs=3, **arguments)
+    assert [each.file for each in first.trials] == [each.file for each in second.trials[:2]]
+    assert all(path.stat().st_mtime_ns == made for path, made in files.items())
+    assert len(list(tmp_path.iterdir())) == 6 and all(load_packed(path) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (dict(most_bytes=None), "one of 'most_bytes' and 'most_lost' must be given"),
+        (dict(most_lost=0.2), "they exclude each other. Got 4000 and 0.2"),
+        (dict(most_bytes=0), "'most_bytes' must be a whole number in [1, 1000000000]"),
+        (dict(most_bytes=100), "'most_bytes' can't be met: the smallest file of this search has about"),
+        (dict(most_bytes=None, most_lost=-1), "'most_lost' must be a number in [0, 100]"),
+        (dict(seed=-1), "'seed' must be a whole number in [0, 1000000]"),
+        (dict(lr=3), "'setting' must be one of learning_rate,"),
+        (dict(learning_rate=-1), "search_recipe(): 'learning_rate' must be a number"),
+        (dict(runs=0), "'runs' must be a whole number in [1, 1000]"),
+        (dict(minutes=0), "'minutes' must be a number in (0, 10000]"),
+        (dict(epochs=0), "'epochs' must be a whole number in [1, 1000]"),
+        (dict(teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 7))), "must have one shape"),
+        (
+            dict(model=torch.nn.Linear(784, 10)),
+            "search_recipe(): 'model' must be a network of the kit, as build_model()",
+        ),
+        (dict(folder=__file__), "search_recipe(): 'folder' must be one that can be written, or be made."),
+        (dict(data=None), "search_recipe(): 'data' must be what load_mnist() returns"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp_path):
+    arguments = (
+        dict(model=start, teacher=start, data=SMALL, most_bytes=4000, runs=2, folder=tmp_path, **SETTINGS) | change
+    )
+    with pytest.raises(ParameterError) as error:
+        search_recipe(**arguments)
+    assert part in str(error.value), str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -145,10 +145,10 @@ def test_any_name_is_fine(tmp_path):
 
 
 def test_a_newer_schema_names_both_versions(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "SCHEMA", 2)
+    monkeypatch.setattr(storage, "SCHEMA", 3)
     save_tensors(tmp_path / "new.safetensors", TENSORS, {})
-    monkeypatch.setattr(storage, "SCHEMA", 1)
-    with pytest.raises(StorageError, match="has schema '2'; this kd_lab reads schema 1"):
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match=r"has schema '3'; this kd_lab reads schema 2 and before\. Update"):
         load_tensors(tmp_path / "new.safetensors")
 
 

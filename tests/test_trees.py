@@ -1,6 +1,7 @@
-"""Trees answer as networks do: learned from a teacher, and a teacher in turn."""
+"""Trees answer as networks do, and a soft tree is what its paper says, node by node: both learn and teach."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -8,13 +9,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from torch import nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.distillation import Trees, distil, fit_trees, soft_targets, with_answers
+from kd_lab.distillation import (
+    DistillationLoss,
+    SingleLeaf,
+    SoftTree,
+    Trees,
+    balance_penalty,
+    distil,
+    fit_trees,
+    soft_targets,
+    with_answers,
+)
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, predict_classes
 from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import build_model
+from kd_lab.training import train
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +132,216 @@ def test_images_of_another_shape_are_named(forest, few):
     assert isinstance(forest, Trees)
     with pytest.raises(ParameterError, match=r"accuracy\(\): the model can't read images of shape \(1, 14, 14\)"):
         accuracy(forest, (few.images[:, :, :14, :14], few.labels))
+
+
+def digits(count=6, seed=0):
+    return torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def sigmoid(number):
+    return 1 / (1 + math.exp(-number))
+
+
+def going_right(tree, image):
+    """The probability at each inner node, by hand."""
+    pixels = image.flatten().double()
+    with torch.no_grad():
+        return [
+            sigmoid(float(beta) * (float(weight.double() @ pixels) + float(bias)))
+            for weight, bias, beta in zip(tree.filters.weight, tree.filters.bias, tree.beta, strict=True)
+        ]
+
+
+@pytest.fixture
+def small():
+    tree = SoftTree(2, seed=1)
+    with torch.no_grad():
+        tree.beta.copy_(torch.tensor([0.5, 3.0, -1.0]))
+    return tree
+
+
+@pytest.fixture(scope="module")
+def trained(few, validation):
+    return train(
+        SoftTree(4),
+        few,
+        F.cross_entropy,
+        validation=validation,
+        epochs=6,
+        learning_rate=3e-2,
+        batch_size=128,
+        progress=False,
+    )[0]
+
+
+def test_a_tree_of_depth_two_by_hand(small):
+    leaf = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in small.leaves.tolist()]
+    for image, answer in zip(digits(), predict(small, digits()).exp().tolist(), strict=True):
+        top, left, right = going_right(small, image)
+        reach = [(1 - top) * (1 - left), (1 - top) * left, top * (1 - right), top * right]
+        assert answer == pytest.approx(
+            [sum(p * row[digit] for p, row in zip(reach, leaf, strict=True)) for digit in range(10)], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("depth", [1, 3, 8, 12])
+def test_the_mixture_is_a_logsumexp_over_the_leaves_and_sums_to_one(depth):
+    tree = SoftTree(depth).double()
+    x = digits(3).double()
+    reach = tree.log_levels(tree.log_turns(x))[-1]
+    assert reach.shape == (3, 2**depth)
+    torch.testing.assert_close(reach.exp().sum(dim=1), torch.ones(3).double())
+    torch.testing.assert_close(tree(x), torch.logsumexp(reach.unsqueeze(2) + tree.log_answers(), dim=1))
+    torch.testing.assert_close(tree(x).exp().sum(dim=1), torch.ones(3).double())
+
+
+def test_gradients_agree_with_differences(small):
+    tree, x = small.double(), digits(2).double() / 10
+    names = ["filters.weight", "filters.bias", "leaves", "beta"]
+
+    def mixture(*parameters):
+        return torch.func.functional_call(tree, dict(zip(names, parameters, strict=True)), x)
+
+    parameters = [tree.get_parameter(name).detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(mixture, parameters, fast_mode=True)
+
+
+@pytest.mark.parametrize("parts", [["filters.weight"], ["beta"], ["leaves"], ["beta", "leaves"]])
+def test_extremes_stay_finite_and_so_do_their_gradients(parts):
+    tree = SoftTree(6)
+    with torch.no_grad():
+        for part in parts:
+            tree.get_parameter(part).mul_(1e4)
+    answers = tree(digits(20))
+    F.cross_entropy(answers, torch.arange(20) % 10).backward()
+    assert answers.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in tree.parameters())
+    assert balance_penalty(tree, digits(20)).isfinite()
+
+
+def test_steep_turns_leave_one_leaf():
+    tree = SoftTree(4)
+    with torch.no_grad():
+        tree.beta.fill_(1e5)
+    torch.testing.assert_close(predict(tree, digits()), predict(SingleLeaf(tree), digits()))
+
+
+def test_paths_are_the_most_probable_of_all_by_brute_force():
+    tree, images = SoftTree(5, seed=2), digits(12)
+    found = tree.paths(images)
+    assert [tuple(part.shape) for part in found] == [(12, 5), (12, 5), (12, 5), (12,)]
+    for image, nodes, turns, probabilities, leaf in zip(images, *found, strict=True):
+        p, best = going_right(tree, image), (0.0,)
+        for path in itertools.product([False, True], repeat=5):
+            node, visited, chances = 0, [], []
+            for right in path:
+                visited.append(node)
+                chances.append(p[node] if right else 1 - p[node])
+                node = 2 * node + 1 + right
+            best = max(best, (math.prod(chances), visited, list(path), chances, node - 31))
+        assert (nodes.tolist(), turns.tolist(), int(leaf)) == (best[1], best[2], best[4])
+        assert probabilities.tolist() == pytest.approx(best[3], rel=1e-4)
+
+
+def test_a_single_leaf_answers_with_its_own_distribution(trained, validation):
+    leaf = trained.paths(validation.images).leaf
+    answers = predict(SingleLeaf(trained), validation.images)
+    torch.testing.assert_close(answers.exp(), F.softmax(trained.leaves.detach(), dim=1)[leaf])
+    torch.testing.assert_close(answers.exp().sum(dim=1), torch.ones(1000))
+
+
+def test_the_balance_penalty_by_hand(small):
+    images, expected = digits(), 0.0
+    p = torch.tensor([going_right(small, image) for image in images])
+    reached = torch.stack([torch.ones(6), 1 - p[:, 0], p[:, 0]], dim=1)
+    for node, strength in enumerate([1, 0.5, 0.5]):
+        share = float((reached[:, node] * p[:, node]).sum() / reached[:, node].sum())
+        expected -= strength * (math.log(share) + math.log(1 - share)) / 2
+    assert balance_penalty(small, images).item() == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        small.beta.zero_()
+    assert balance_penalty(small, images).item() == pytest.approx(2 * math.log(2))  # the least that it can be
+
+
+def test_a_tree_learns_to_read_digits(trained, validation):
+    assert accuracy(trained, validation).value > 0.7
+    assert accuracy(SingleLeaf(trained), validation).value > 0.7
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1, 20])
+def test_it_is_a_student_like_any_other(few, validation, temperature):
+    teacher = load_trained("mlp128")
+    student, history = distil(
+        SoftTree(3),
+        teacher,
+        few,
+        validation=validation,
+        temperature=temperature,
+        epochs=2,
+        penalty=lambda tree: 0.1 * balance_penalty(tree, few.images[:50]),
+        progress=False,
+    )
+    assert isinstance(student, SoftTree) and len(history.epochs) == 2
+    *_, logits = with_answers(teacher, few)
+    loss = DistillationLoss(temperature, 0.5)
+    assert loss(student(few.images), few.labels, logits) < loss(SoftTree(3)(few.images), few.labels, logits)
+
+
+def test_the_balance_penalty_keeps_more_leaves_in_use(few, validation):
+    used = []
+    for strength in (0.0, 1.0):
+        tree, _ = train(
+            SoftTree(4),
+            few,
+            F.cross_entropy,
+            validation=validation,
+            epochs=6,
+            learning_rate=2e-2,
+            penalty=lambda tree, strength=strength: strength * balance_penalty(tree, few.images[:200]),
+            progress=False,
+        )
+        share = tree.log_levels(tree.log_turns(validation.images))[-1].exp().mean(dim=0)
+        used.append(-(share * share.log()).sum().item())
+    assert used[1] > used[0]
+
+
+def test_a_seed_gives_its_weights_and_leaves_the_callers_random_numbers():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = SoftTree(3, seed=1), SoftTree(3, seed=1), SoftTree(3, seed=2)
+    assert torch.equal(torch.rand(3), expected)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.get_parameter(name))
+    assert not torch.equal(first.leaves, other.leaves)
+    assert torch.equal(predict(copy.deepcopy(first), digits()), predict(first, digits()))
+
+
+@pytest.mark.parametrize("depth", [0, 13, 2.5, "4", True, None, math.nan])
+def test_depths_are_whole_numbers(depth):
+    with pytest.raises(ParameterError, match=r"SoftTree\(\): 'depth' must be a whole number in \[1, 12\]\. Got"):
+        SoftTree(depth)
+
+
+def test_images_that_are_none_are_named():
+    tree = SoftTree(3)
+    for images in (torch.zeros(2, 1, 14, 14), torch.zeros(2, 784).long()):
+        with pytest.raises(ParameterError, match=r"SoftTree\.paths\(\): the model can't read images of shape"):
+            tree.paths(images)
+        with pytest.raises(ParameterError, match=r"balance_penalty\(\): the model can't read images of shape"):
+            balance_penalty(tree, images)
+    for images in (None, [1, 2], digits(0), torch.full((2, 1, 28, 28), math.nan)):
+        with pytest.raises(ParameterError, match=r"balance_penalty\(\): 'images' must be a tensor of finite numbers"):
+            balance_penalty(tree, images)
+    with pytest.raises(ParameterError, match=r"SoftTree\.paths\(\): 'images' must be a tensor"):
+        tree.paths([1, 2])
+
+
+def test_what_is_no_soft_tree_is_named():
+    network = nn.Linear(784, 10)
+    for function, call in {
+        "SingleLeaf": lambda: SingleLeaf(network),
+        "balance_penalty": lambda: balance_penalty(network, digits()),
+    }.items():
+        with pytest.raises(ParameterError, match=rf"{function}\(\): 'tree' must be a SoftTree\. Got Linear"):
+            call()

@@ -73,12 +73,12 @@ def test_the_model_that_was_given_stays_as_it_was_and_twice_is_once(change):
 
 def test_bits_by_layer_leave_the_others_whole():
     dense = load_trained("lenet300")
-    quantized = quantize_weights(quantize_weights(dense, 8), {"1": 2, "5": 1})
+    quantized = quantize_weights(quantize_weights(dense, 8), {"fc1": 2, "fc3": 1})
     kinds = {
         name: type(layer.parametrizations.weight[0]) if parametrize.is_parametrized(layer) else None
         for name, layer in weighted_layers(quantized).items()
     }
-    assert kinds == {"1": FakeQuantizer, "3": None, "5": BinaryQuantizer}
+    assert kinds == {"fc1": FakeQuantizer, "fc2": None, "fc3": BinaryQuantizer}
     assert torch.equal(quantized[3].weight, dense[3].weight)
 
 
@@ -174,7 +174,7 @@ def test_a_convolution_keeps_its_layout():
         assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("num_bits", [0, 33, 4.5, 9, True, "4", None, {"1": 0}])
+@pytest.mark.parametrize("num_bits", [0, 33, 4.5, 9, True, "4", None, {"fc1": 0}])
 def test_bits_that_are_none_are_refused(num_bits):
     with pytest.raises(ParameterError, match=r"quantize_weights\(\): 'num_bits' must be a whole number in \[1, 8\]"):
         quantize_weights(build_model("lenet300"), num_bits)
@@ -183,7 +183,7 @@ def test_bits_that_are_none_are_refused(num_bits):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_bits": {"2": 4}}, "'num_bits' must be one of 1, 3, 5"),
+        ({"num_bits": {"relu1": 4}}, "'num_bits' must be one of fc1, fc2, fc3"),
         ({"num_bits": 4, "granularity": "channel"}, "Did you mean 'per_channel'"),
         ({"num_bits": 4, "calibration": "max"}, "Did you mean 'min_max'"),
         ({"num_bits": 1, "calibration": "max"}, r"quantize_weights\(\): 'calibration' must be one of min_max"),
@@ -198,7 +198,7 @@ def test_arguments_that_are_not_allowed_are_named(arguments, message):
 def test_weights_in_another_precision_are_refused():
     for model in (build_model("mlp128").half(), build_model("mlp128").double()):
         for change in (*ALL.values(), lambda model: share_weights(model, 2)):
-            with pytest.raises(ParameterError, match=r"'the weight of 1' must be .*, in torch.float32\. Got torch"):
+            with pytest.raises(ParameterError, match=r"'the weight of fc1' must be .*, in torch.float32\. Got torch"):
                 change(model)
 
 
@@ -207,7 +207,7 @@ def test_infinite_weights_name_their_layer():
     with torch.no_grad():
         model[3].weight[0, 0] = torch.inf
     for change in ALL.values():
-        with pytest.raises(ParameterError, match="the weight of 3' must be a tensor of finite"):
+        with pytest.raises(ParameterError, match="the weight of fc2' must be a tensor of finite"):
             change(model)
 
 

@@ -100,7 +100,7 @@ class HuffmanReader:
         width = _width(size)
         values = np.array([int(self._take(width) or "0", 2) for _ in range(count)], dtype=int)
         if (values >= size).any():
-            raise ValueError("A number is too large.")
+            raise ValueError("a number is too large.")
         return values
 
     def is_at_end(self) -> bool:
@@ -120,7 +120,7 @@ class HuffmanReader:
     def _symbols(self, size: int, most: int) -> np.ndarray:
         (count,) = self.uniform(1, MAX_SYMBOLS)
         if count > most:
-            raise ValueError("There are more symbols than places.")
+            raise ValueError("there are more symbols than places.")
         symbols = canonical_codes(self.uniform(size, MAX_CODE_BITS + 1))
         return np.array([self._symbol(symbols) for _ in range(count)], dtype=int)
 
@@ -128,14 +128,14 @@ class HuffmanReader:
         code = self._take(1)
         while code not in symbols:
             if len(code) == MAX_CODE_BITS:
-                raise ValueError("The bits are no code.")
+                raise ValueError("the bits are no code.")
             code += self._take(1)
         return symbols[code]
 
     def _take(self, width: int) -> str:
         bits = self._bits[self._place : self._place + width]
         if len(bits) < width:
-            raise ValueError("The bits end too early.")
+            raise ValueError("the bits end too early.")
         self._place += width
         return bits
 
@@ -208,6 +208,8 @@ class RangeReader:
     """Read what a RangeWriter wrote, in the same order."""
 
     def __init__(self, content: bytes):
+        if not content:
+            raise ValueError("the bits end too early.")  # the decoder would go on with zeros
         self._stream = optional("constriction", "constriction").stream
         self._decoder = self._stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
 

@@ -28,10 +28,11 @@ DIGEST_BYTES = 16  # bytes of the SHA-256
 BODY_START = len(MAGIC + SCHEMA) + DIGEST_BYTES
 MAX_FILE_BYTES = 40_000_000  # those of the kit's largest network as it is, a student of 10,000 units, are 32 millions
 MAX_LINE_BYTES = 500  # of the line of text; ours have less than a hundred
-LINE = re.compile(r"(\S+) (range|huffman)((?: [\w.]+=\d{1,5})*)((?: [-+][\w.]+)*)")
+LINE = re.compile(r"(\S+) (\S+)((?: [\w.]+=\d+)*)((?: [-+][\w.]+)*)")
 CODERS: dict[str, tuple[Any, Any]] = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
 FLOAT32_BYTES = 4
 MAX_TABLE = 256  # values; of more, each weight has its own
+MAX_NUMBER_BYTES, MAX_TABLE_BYTES = 8, 2_000  # in a file, of a weight and of what a tensor's coding begins with
 
 
 def save_packed(path: Path, model: nn.Module, coder: str = "range") -> None:
@@ -84,10 +85,15 @@ def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
     form, coder, coded = _parse(content, where)
     try:
         model = build_form(form)
-        reader, tensors = CODERS[coder][1](coded), model.state_dict()
+        tensors = model.state_dict()
+        if _schema(content) == SCHEMA and not content[BODY_START:].startswith(_describe(form_of(model), coder)):
+            raise ValueError("the line that describes it is not the one that pack() writes.")
+        if len(coded) > sum(MAX_NUMBER_BYTES * each.numel() + MAX_TABLE_BYTES for each in tensors.values()):
+            raise ValueError("there are bytes left over.")  # seen before they take memory
+        reader = CODERS[coder][1](coded)
         tensors = {key: _read(reader, tensors[key]) for key in _order(content, tensors, form)}
         if not reader.is_at_end():
-            raise ValueError("There are bytes left over.")
+            raise ValueError("there are bytes left over.")
         model.load_state_dict(tensors)
     except (ParameterError, ValueError, LookupError, AssertionError) as error:
         raise StorageError(f"{where} holds no network of the kit: {reason(error)}") from error
@@ -103,12 +109,13 @@ def _parse(content: bytes, where: str) -> tuple[Form, str, bytes]:
     """Return the form of a file's network, its coder and the coded tensors."""
     _check(content, where)
     line, _, coded = content[BODY_START:].partition(b"\n")
-    match = LINE.fullmatch(line[:MAX_LINE_BYTES].decode("latin"))
+    match = LINE.fullmatch(line.decode("latin")) if len(line) <= MAX_LINE_BYTES else None
     try:
         if not match:
             raise ParameterError(f"the line that describes it is {line[:40]!r}.")
+        check_choice("coder", match[2], list(CODERS))
         return _form(content, match[1], match[3].split(), match[4].split()), match[2], coded
-    except (ParameterError, LookupError) as error:
+    except ParameterError as error:
         raise StorageError(f"{where} holds no network of the kit: {reason(error)}") from error
 
 
@@ -158,7 +165,7 @@ def _form(content: bytes, name: str, widths: list[str], changes: list[str]) -> F
     names = old or {str(place): layer for place, layer in enumerate(weighted_layers(dense))}
     pairs = (width.split("=") for width in widths)
     removed, biased = ([old.get(each[1:], each[1:]) for each in changes if each[0] == sign] for sign in "-+")
-    return Form(name, removed, {names[group]: int(width) for group, width in pairs}, biased)
+    return Form(name, removed, {names.get(group, group): int(width) for group, width in pairs}, biased)
 
 
 def _order(content: bytes, tensors: dict[str, Tensor], form: Form) -> list[str]:
@@ -195,7 +202,7 @@ def _read(reader: RangeReader | HuffmanReader, like: Tensor) -> Tensor:
     dtype = np.dtype(np.float16 if halved else like.numpy().dtype)
     kept = reader.uniform(count * dtype.itemsize, 256).astype(np.uint8).view(dtype)
     if not np.isfinite(kept).all() or (halved and not like.is_floating_point()):
-        raise ValueError("A value is NaN or infinite, or a fraction where whole numbers are.")
+        raise ValueError("a value is NaN or infinite, or a fraction where whole numbers are.")
     values = np.zeros(codes.shape, like.numpy().dtype)
     values[codes > 0] = kept[codes[codes > 0] - 1] if shared else kept
     return torch.from_numpy(values).view(like.shape)

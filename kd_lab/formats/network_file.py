@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, StorageError, check_kind, check_whole_number, reason
-from kd_lab.networks.layers import make_permanent, weighted_layers, weights
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_whole_number, reason
+from kd_lab.networks.layers import Weight, check_model, make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names, with_new_names
 from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
 from kd_lab.quantization.activations import set_input_quantizer
 from kd_lab.quantization.grids import BITS_RANGE, dequantize
-from kd_lab.quantization.weights import FakeQuantizer, Quantizer
+from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, FakeQuantizer, Quantizer
 from kd_lab.storage import check_tensor_shapes, load_tensors, save_tensors, serialise
 
 TABLES = ("scale", "zero_point", "codebook")
@@ -41,16 +41,16 @@ def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
     values don't matter. Weights come back as plain numbers. A StorageError says what does not fit.
     """
     check_kind("path", path, (str, Path), "the path of a file")
+    if model is not None:
+        check_model(model)
     tensors, metadata = load_tensors(Path(path))
     try:
-        metadata, tensors = _upgrade(metadata, tensors, model)
-        _decode(tensors, metadata.get("quantized", {}))
-        loaded = _build(metadata, tensors) if model is None else make_permanent(model)
-        layers = weighted_layers(loaded)
-        for name, layer in layers.items():
-            num_bits = metadata.get("inputs", {}).get(name)
-            set_input_quantizer(layer, num_bits and FakeQuantizer(torch.ones(1), torch.zeros(1).int(), num_bits))
-    except (ParameterError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        dense = _dense(metadata) if model is None else model
+        metadata, tensors = _upgrade(metadata, tensors, dense)
+        _decode(tensors, metadata.get("quantized", {}), weights(dense))
+        loaded = _narrow(metadata, tensors) if model is None else make_permanent(model)
+        _set_inputs(loaded, metadata.get("inputs", {}))
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise StorageError(f"{path} holds no network that fits together. {reason(error)}") from error
     what = f"a {getattr(loaded, 'architecture', 'network of these layers')}"
     check_tensor_shapes(Path(path), what, loaded.state_dict(), tensors)
@@ -67,7 +67,7 @@ def _encode(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
             codes, tables = _codes(name, quantizer, weight.value.detach())
             num_bits = max(1, int(codes.max()).bit_length())
             prefix = _prefix(name)
-            del tensors[f"{prefix}weight"]
+            del tensors[_key(name, weight)]
             tensors |= {f"{prefix}codes": pack_bits(codes, num_bits), **{prefix + key: tables[key] for key in tables}}
             quantized[name] = [num_bits, [*weight.value.shape]]
     inputs = {
@@ -90,36 +90,48 @@ def _description(plain: nn.Module) -> dict:
     return {"architecture": form.architecture, "removed": [*form.removed]}
 
 
-def _build(metadata: dict, tensors: dict[str, Tensor]) -> nn.Module:
-    if metadata["architecture"] is None:
+def _dense(metadata: dict) -> nn.Module:
+    """Return the network of the kit that a file says its own was made of."""
+    architecture = metadata.get("architecture", metadata.get("model"))
+    if architecture is None:
         raise ParameterError("It doesn't say what network it is: give a 'model' of the same layers.")
+    return build_architecture(str(architecture))
+
+
+def _narrow(metadata: dict, tensors: dict[str, Tensor]) -> nn.Module:
     return build_form(form_of_tensors(metadata["architecture"], metadata.get("removed", []), tensors))
 
 
-def _upgrade(metadata: dict, tensors: dict[str, Tensor], model: nn.Module | None) -> tuple[dict, dict[str, Tensor]]:
+def _set_inputs(model: nn.Module, inputs: dict[str, int]) -> None:
+    """Round the inputs of these layers to grids of so many bits, whose values are yet to come, and of no others."""
+    layers = weighted_layers(model)
+    for name, num_bits in inputs.items():
+        check_choice("layer with a quantized input", name, list(layers))
+        check_whole_number(f"bits of the input of {name!r}", num_bits, WEIGHT_BITS_RANGE)
+    for name, layer in layers.items():
+        grid = FakeQuantizer(torch.ones(1), torch.zeros(1).int(), inputs[name]) if name in inputs else None
+        set_input_quantizer(layer, grid)
+
+
+def _upgrade(metadata: dict, tensors: dict[str, Tensor], dense: nn.Module) -> tuple[dict, dict[str, Tensor]]:
     """Return metadata and tensors in the words of this version; those of version 0.1 named layers by their places."""
     if "architecture" in metadata:
         return metadata, tensors
-    architecture = metadata.get("model")
-    if model is None and architecture is None:
-        raise ParameterError(
-            "It is of version 0.1 and doesn't say what network it is: give a 'model' of the same layers."
-        )
-    network = build_architecture(str(architecture)) if model is None else model
-    names = old_names(network)
+    names = old_names(dense)
     parts = {
         part: {names.get(name, name): value for name, value in metadata.get(part, {}).items()}
         for part in ("quantized", "inputs")
     }
     removed = [names.get(name, name) for name in metadata.get("pruned", {}).get("removed", [])]
-    return {"architecture": architecture, "removed": removed, **parts}, with_new_names(tensors, network)
+    return {"architecture": metadata.get("model"), "removed": removed, **parts}, with_new_names(tensors, dense)
 
 
-def _decode(tensors: dict[str, Tensor], quantized: dict[str, list]) -> None:
+def _decode(tensors: dict[str, Tensor], quantized: dict[str, list], present: dict[str, Weight]) -> None:
     """Put weights in the place of codes and tables."""
     for name, (num_bits, shape) in quantized.items():
+        check_choice("quantized layer", name, list(present))
         codes, *tables = (tensors.pop(_prefix(name) + part, None) for part in ("codes", *TABLES))
-        tensors[f"{_prefix(name)}weight"] = _weight(unpack_bits(codes, num_bits, shape), *tables)
+        tensors[_key(name, present[name])] = _weight(unpack_bits(codes, num_bits, shape), *tables)
 
 
 def _codes(name: str, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,6 +148,11 @@ def _codes(name: str, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, dic
 
 def _weight(codes: Tensor, scale: Tensor | None, zero_point: Tensor | None, codebook: Tensor | None) -> Tensor:
     return dequantize(codes, scale, zero_point) if codebook is None else codebook[codes]
+
+
+def _key(name: str, weight: Weight) -> str:
+    """Return what the state dict calls a weight that `weights` calls by this name."""
+    return f"{_prefix(name)}weight" if weight.name == "weight" else name
 
 
 def _prefix(name: str) -> str:

@@ -74,11 +74,13 @@ def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def describe(layer: nn.Module) -> str:
-    """Return the kind and the size of a layer, as in "Linear 784-300" or "Conv2d 16-32, 3×3"."""
+    """Return the kind of a layer and, of the kit's, the size: "Linear 784-300" or "Conv2d 16-32, 3×3"."""
     if isinstance(layer, nn.Linear):
         return f"Linear {layer.in_features}-{layer.out_features}"
-    height, width = layer.kernel_size
-    return f"Conv2d {layer.in_channels}-{layer.out_channels}, {height}×{width}"
+    if isinstance(layer, nn.Conv2d):
+        height, width = layer.kernel_size
+        return f"Conv2d {layer.in_channels}-{layer.out_channels}, {height}×{width}"
+    return parametrize.type_before_parametrizations(layer).__name__
 
 
 def check_model(model: object) -> None:
@@ -180,5 +182,11 @@ def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
             del chain[place]
         if not len(chain):
             chain.append(nn.Identity())
-            _settle(weight.module)
+    for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
+        if parametrize.is_parametrized(module) and not any(map(_changes, module.parametrizations.values())):
+            _settle(module)
     return lifted
+
+
+def _changes(chain: nn.ModuleList) -> bool:
+    return not all(isinstance(parametrization, nn.Identity) for parametrization in chain)

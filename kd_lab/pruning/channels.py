@@ -150,11 +150,9 @@ def form_of(model: nn.Module) -> Form:
     removed = [name for name, module in model.named_modules() if _is_removed(module, layers.get(name))]
     try:
         form = form_of_tensors(architecture, removed, model.state_dict())
-        narrow = build_form(form)
+        _check_same(model, build_form(form))
     except ParameterError as error:
         raise ParameterError(f"'model' must be a pruned {architecture}. {reason(error)}") from error
-    if str(narrow) != str(model) or _shapes(narrow) != _shapes(model):
-        raise ParameterError(f"'model' must be a pruned {architecture}. Got one with other modules or tensors.")
     return form
 
 
@@ -186,7 +184,9 @@ def build_form(form: Form) -> nn.Module:
     return narrow
 
 
-@functools.cache  # a file, and a panel, ask again and again, and to find the groups takes a network's run
+@functools.lru_cache(
+    maxsize=8
+)  # a file, and a panel, ask again and again, and to find the groups takes a network's run
 def _dense(architecture: str, removed: tuple[str, ...]) -> tuple[nn.Module, dict[str, Group]]:
     """Return a network of the kit without these layers, which must not be changed, and its groups of channels."""
     dense = remove_layers(build_architecture(architecture), removed)
@@ -197,8 +197,21 @@ def _is_removed(module: nn.Module, dense: nn.Module | None) -> bool:
     return isinstance(module, nn.Identity) and not isinstance(dense, nn.Identity)
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple]:
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+def _check_same(model: nn.Module, expected: nn.Module) -> None:
+    """Raise a ParameterError that names the first tensor which is not as expected, or says that modules differ."""
+    found, wanted = _shapes(model), _shapes(expected)
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            raise ParameterError(
+                f"Its tensor {name!r} must be {wanted.get(name, 'absent')} to fit the others. "
+                f"Got {found.get(name, 'absent')}."
+            )
+    if str(model) != str(expected):
+        raise ParameterError("Got one with other modules.")
+
+
+def _shapes(model: nn.Module) -> dict[str, str]:
+    return {name: f"{tuple(tensor.shape)}, {tensor.dtype}" for name, tensor in model.state_dict().items()}
 
 
 def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
@@ -254,7 +267,7 @@ def _check_removable(model: nn.Module, name: str, images: Tensor | None) -> None
         shapes.append([tuple(getattr(each, "shape", ())) for each in (*inputs, output)])
 
     with model.get_submodule(name).register_forward_hook(note):
-        predict(model, example_images(images))
+        predict(model, example_images(images, 1))
     if not shapes or any(len(found) != 2 or found[0] != found[1] for found in shapes):
         came = f"makes {shapes[0][-1]} of {shapes[0][0]}" if shapes else "is never run"
         raise ParameterError(f"module {name!r} must give the shape that it takes. It {came}.")

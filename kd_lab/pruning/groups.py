@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, check_choice, reason
-from kd_lab.networks.layers import WEIGHTED, example_images, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import WEIGHTED, Weight, example_images, make_permanent, predict, weights
 
 ELEMENTWISE = {
     nn.Identity,
@@ -46,6 +46,7 @@ POOLS = {
     F.avg_pool2d,
     F.adaptive_avg_pool2d,
 }
+LAYERS = {nn.Linear, nn.Conv2d}  # whose weight is (channels made, channels read, …)
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
 FLATTENS = {nn.Flatten, torch.flatten, "flatten"}
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add"}
@@ -104,7 +105,7 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
 
 def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
     """Return the groups of all layers, those that can't be pruned with their obstacle."""
-    layers = weighted_layers(model)
+    layers = list(weights(model))
     plain, images = make_permanent(model).eval(), example_images(images)
     predict(plain, images)  # names a model that can't read them
     try:
@@ -114,7 +115,7 @@ def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
         return [
             Group(producers=(name,), obstacle=f"torch.fx can't follow the network: {reason(error)}") for name in layers
         ]
-    follower = _Follower(traced)
+    follower = _Follower(traced, weights(plain))
     with torch.no_grad():
         follower.run(images)
     used = [group for group in follower.made if group.producers]
@@ -134,6 +135,9 @@ class _Tracer(fx.Tracer):
         self.thread = threading.get_ident()
         return super().trace(root)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, tuple(WEIGHTED)) or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m, forward, args, kwargs):
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
@@ -143,8 +147,9 @@ class _Tracer(fx.Tracer):
 class _Follower(fx.Interpreter):
     """Run a traced network and note to which group the channels of every result belong, and on which axis they lie."""
 
-    def __init__(self, traced: fx.GraphModule):
+    def __init__(self, traced: fx.GraphModule, present: dict[str, Weight]):
         super().__init__(traced)
+        self._weights = present
         self.made: list[Group] = []
         self._at: dict[fx.Node, tuple[Group, int]] = {}
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
@@ -169,7 +174,7 @@ class _Follower(fx.Interpreter):
         kind, inputs = type(module) if module else node.target, node.all_input_nodes
         if module and any(self._uses[id(parameter)] > 1 for parameter in module.parameters()):
             return self._block(node, f"they reach '{node.target}' ({kind.__name__}), whose weights are used twice")
-        if kind in WEIGHTED and getattr(module, "groups", 1) == 1:
+        if kind in LAYERS and getattr(module, "groups", 1) == 1:
             return self._layer(node, module)
         if len(inputs) == 1 and self._keeps(kind, inputs[0], node):
             group, axis = self._at[inputs[0]]
@@ -220,8 +225,9 @@ class _Follower(fx.Interpreter):
         """Close the groups that this node reads, and begin one that is closed from the start."""
         for source in node.all_input_nodes:
             self._at[source][0].block(reason)
-        weighted = node.op == "call_module" and type(self.submodules[node.target]) in WEIGHTED
-        self.made.append(Group(producers=(node.target,) if weighted else (), obstacle=reason))
+        module = self.submodules[node.target] if node.op == "call_module" else None
+        layers = tuple(name for name, weight in self._weights.items() if weight.module is module)
+        self.made.append(Group(producers=layers, obstacle=reason))
         return self.made[-1], 1
 
 

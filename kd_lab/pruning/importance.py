@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.evaluation import check_scorable
-from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weighted_layers
+from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weights
 
 Importance = Callable[[Any, Any, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance
@@ -29,7 +29,7 @@ def importances(
 
     `data`, (images, labels) from the training part, is what the gradients are averaged over; `seed` is for "random".
     """
-    layers = weighted_layers(model)
+    present = weights(model)
     check_choice("importance", importance, list(IMPORTANCES))
     check_whole_number("seed", seed, "[0, 1000000]")
     if importance in NEED_DATA and data is None:
@@ -37,14 +37,16 @@ def importances(
             f"importance {importance!r} needs 'data', training images and labels to "
             "average the gradients over. Got None."
         )
-    for name, layer in layers.items():
-        if not torch.isfinite(layer.weight).all():
+    for name, weight in present.items():
+        if not torch.isfinite(weight.value).all():
             raise ParameterError(f"the weights must be finite numbers. Those of layer {name!r} are not.")
-    gradients = average_gradients(model, data) if data and importance in NEED_DATA else dict.fromkeys(layers)
+    gradients = dict.fromkeys(present)
+    if data is not None and importance in NEED_DATA:
+        gradients |= average_gradients(model, data)
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
         return {
-            name: IMPORTANCES[importance](layer.weight, gradients[name], generator) for name, layer in layers.items()
+            name: IMPORTANCES[importance](weight.value, gradients[name], generator) for name, weight in present.items()
         }
 
 
@@ -68,12 +70,12 @@ def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str
     """
     images, labels, *_ = check_scorable(model, data)
     plain = make_permanent(model).eval().requires_grad_(True)
-    weights = {name: layer.weight for name, layer in weighted_layers(plain).items()}
-    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    used = {name: weight.value for name, weight in weights(plain).items()}
+    total = {name: torch.zeros_like(weight) for name, weight in used.items()}
     with torch.enable_grad():
         for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
             loss = F.cross_entropy(plain(x), y, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-            for name, gradient in zip(weights, gradients, strict=True):
+            gradients = torch.autograd.grad(loss, list(used.values()), allow_unused=True, materialize_grads=True)
+            for name, gradient in zip(used, gradients, strict=True):
                 total[name] += gradient
     return {name: gradient / len(images) for name, gradient in total.items()}

@@ -11,8 +11,9 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression.allocation import bit_scan, choose_bits
 from kd_lab.errors import ParameterError
+from kd_lab.formats import network_file_bytes
 from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.quantization import packed_bytes, quantize_activations, quantize_weights, share_weights
+from kd_lab.quantization import quantize_activations, quantize_weights, share_weights
 
 
 def loss(model, data):
@@ -22,12 +23,12 @@ def loss(model, data):
 def test_a_scan_is_the_rise_of_the_loss_with_one_layer_quantized(validation):
     model = load_trained("mlp128")
     scan = bit_scan(model, validation, [1, 2, 4])
-    assert list(scan) == ["1", "3"] and all(list(rises) == [1, 2, 4] for rises in scan.values())
-    for name, bits in (("1", 1), ("1", 2), ("3", 4)):
+    assert list(scan) == ["fc1", "fc2"] and all(list(rises) == [1, 2, 4] for rises in scan.values())
+    for name, bits in (("fc1", 1), ("fc1", 2), ("fc2", 4)):
         alone = copy.deepcopy(model)
         alone.get_submodule(name).weight.data = quantize_weights(model, bits).get_submodule(name).weight.data
         assert scan[name][bits] == pytest.approx(loss(alone, validation) - loss(model, validation), abs=1e-6)
-    assert scan["1"][1] > scan["1"][2] > scan["1"][4]
+    assert scan["fc1"][1] > scan["fc1"][2] > scan["fc1"][4]
 
 
 def test_quantizers_of_weights_are_lifted_before_a_scan_and_those_of_activations_stay(validation):
@@ -82,10 +83,10 @@ def test_it_beats_the_same_bits_for_all_and_keeps_to_the_bytes(validation):
     chosen = choose_bits(bit_scan(model, few, [1, 2, 3, 4, 8]), counts, budget)
     mixed, even = quantize_weights(model, chosen), quantize_weights(model, 2)
     assert loss(mixed, few) < 0.3 * loss(even, few)
-    assert packed_bytes(mixed) <= packed_bytes(even) + 100  # the header may be a little longer
+    assert network_file_bytes(mixed) <= network_file_bytes(even) + 100  # the header may be a little longer
 
 
-SCAN = {"1": {2: 0.1, 4: 0.0}}
+SCAN = {"fc1": {2: 0.1, 4: 0.0}}
 
 
 @pytest.mark.parametrize(
@@ -110,28 +111,28 @@ SCAN = {"1": {2: 0.1, 4: 0.0}}
         (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
         *(
             (
-                lambda *_, budget=budget: choose_bits(SCAN, {"1": 9}, budget),
+                lambda *_, budget=budget: choose_bits(SCAN, {"fc1": 9}, budget),
                 f"choose_bits(): 'budget' must be a whole number in [1, 1e12]. Got {budget!r}.",
             )
             for budget in (0, 4.5, True, "4", None)
         ),
         *(
             (
-                lambda *_, scan=scan: choose_bits(scan, {"1": 9}, 9),
+                lambda *_, scan=scan: choose_bits(scan, {"fc1": 9}, 9),
                 "choose_bits(): 'scan' must be {layer: {bits: rise}}, as bit_scan() gives it.",
             )
-            for scan in (None, {}, {"1": {}}, {"1": 0.5})
+            for scan in (None, {}, {"fc1": {}}, {"fc1": 0.5})
         ),
         *(
             (
-                lambda *_, bits=bits: choose_bits({"1": {bits: 0.1}}, {"1": 9}, 9),
+                lambda *_, bits=bits: choose_bits({"fc1": {bits: 0.1}}, {"fc1": 9}, 9),
                 f"choose_bits(): 'bits in the scan' must be a whole number in [1, 8]. Got {bits!r}.",
             )
             for bits in (0, 33, 4.5, True, "4", None)
         ),
-        (lambda *_: choose_bits({"1": {4: float("nan")}}, {"1": 9}, 9), "'rise in the scan' must be a number"),
-        (lambda *_: choose_bits(SCAN, {"2": 9}, 9), "'layer of the scan' must be one of 2. Got '1'."),
-        (lambda *_: choose_bits(SCAN, {"1": 0}, 9), "counts"),
+        (lambda *_: choose_bits({"fc1": {4: float("nan")}}, {"fc1": 9}, 9), "'rise in the scan' must be a number"),
+        (lambda *_: choose_bits(SCAN, {"fc2": 9}, 9), "'layer of the scan' must be one of fc2. Got 'fc1'."),
+        (lambda *_: choose_bits(SCAN, {"fc1": 0}, 9), "counts"),
         (lambda *_: choose_bits(SCAN, None, 9), "choose_bits(): 'counts' must be a dict"),
     ],
 )

@@ -6,7 +6,6 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from kd_lab.parametrizations import parametrization
 from torch import nn
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils import parametrize
@@ -14,7 +13,7 @@ from torch.nn.utils import parametrize
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, Residual, build_model
 from kd_lab.pruning import (
     IMPORTANCES,
@@ -32,15 +31,19 @@ from kd_lab.pruning import (
 def kept_channels(model):
     """Return by group the channels whose producers' rows are not masked."""
     layers = weighted_layers(model)
-    return {name: parametrization(layers[name], Mask).mask.flatten(1).any(1) for name in channel_groups(model)}
+    return {name: Weight(layers[name]).parametrization(Mask).mask.flatten(1).any(1) for name in channel_groups(model)}
 
 
 def test_the_channels_of_a_residual_network_go_together():
     assert channel_groups(build_model("resnet")) == {
-        "0": Group(16, ("0", "4.body.3"), ("1", "4.body.4"), ("4.body.0", "5")),
-        "4.body.0": Group(16, ("4.body.0",), ("4.body.1",), ("4.body.3",)),
-        "5": Group(48, ("5", "9.body.3"), ("6", "9.body.4"), ("9.body.0", "12")),
-        "9.body.0": Group(48, ("9.body.0",), ("9.body.1",), ("9.body.3",)),
+        "conv1": Group(
+            16, ("conv1", "block1.body.conv2"), ("norm1", "block1.body.norm2"), ("block1.body.conv1", "conv2")
+        ),
+        "block1.body.conv1": Group(16, ("block1.body.conv1",), ("block1.body.norm1",), ("block1.body.conv2",)),
+        "conv2": Group(
+            48, ("conv2", "block2.body.conv2"), ("norm2", "block2.body.norm2"), ("block2.body.conv1", "fc1")
+        ),
+        "block2.body.conv1": Group(48, ("block2.body.conv1",), ("block2.body.norm1",), ("block2.body.conv2",)),
     }
 
 
@@ -244,11 +247,11 @@ def test_the_least_important_channels_go(name, importance, few):
 
 def test_a_global_scope_compares_the_means_of_all_layers():
     model = load_trained("lenet300")
-    means = {name: model[int(name)].weight.abs().mean(1) for name in ("1", "3")}
+    means = {name: model.get_submodule(name).weight.abs().mean(1) for name in ("fc1", "fc2")}
     threshold = torch.cat(list(means.values())).sort().values[round(0.4 * 400)]
     kept = kept_channels(prune_channels(model, 0.4, scope="global"))
     assert all(torch.equal(kept[name], means[name] >= threshold) for name in means)
-    assert (~kept["1"]).sum() != 120
+    assert (~kept["fc1"]).sum() != 120
 
 
 def test_chance_is_the_same_for_every_channel_of_every_layer():
@@ -261,9 +264,9 @@ def test_chance_is_the_same_for_every_channel_of_every_layer():
 
 def test_one_layer_can_be_pruned_by_its_name():
     model = build_model("cnn")
-    pruned = prune_channels(model, {"3": 0.25})
+    pruned = prune_channels(model, {"conv2": 0.25})
     assert not parametrize.is_parametrized(pruned[0]) and not parametrize.is_parametrized(pruned[9])
-    assert parametrization(pruned[7], Mask).mask.sum() == 128 * 24 * 49
+    assert Weight(pruned[7]).parametrization(Mask).mask.sum() == 128 * 24 * 49
 
 
 def test_masked_channels_have_no_effect_whatever_biases_and_norms_do():
@@ -296,16 +299,19 @@ BAD = [
     (dict(ratio=None), "Got None"),
     (dict(ratio=float("nan")), "Got nan"),
     (dict(ratio="0.5"), "Did you mean 0.5?"),
-    (dict(ratio={"0": 50}), "\"ratio['0']\" must be a number in [0, 1). Got 50. Did you mean 0.5?"),
-    (dict(ratio={"zero": 0.5}), "'layer' must be one of 0, 4.body.0, 5, 9.body.0. Got 'zero'."),
-    (dict(ratio={"4.body.3": 0.5}), "go together with those of '0'. Name that one."),
-    (dict(ratio={"12": 0.5}), "they are the network's answers"),
-    (dict(ratio={"0": 0.5}, scope="global"), "'ratio' for each layer and 'scope' \"global\" exclude each other"),
+    (dict(ratio={"conv1": 50}), "\"ratio['conv1']\" must be a number in [0, 1). Got 50. Did you mean 0.5?"),
+    (
+        dict(ratio={"zero": 0.5}),
+        "'layer' must be one of conv1, block1.body.conv1, conv2, block2.body.conv1. Got 'zero'.",
+    ),
+    (dict(ratio={"block1.body.conv2": 0.5}), "go together with those of 'conv1'. Name that one."),
+    (dict(ratio={"fc1": 0.5}), "they are the network's answers"),
+    (dict(ratio={"conv1": 0.5}, scope="global"), "'ratio' for each layer and 'scope' \"global\" exclude each other"),
     (dict(ratio=0.5, scope="layer"), "Did you mean 'per_layer'?"),
     (dict(ratio=0.5, importance="magnitud"), "Did you mean 'magnitude'?"),
     (dict(ratio=0.5, importance="gradient"), "needs 'data'"),
     (dict(ratio=0.5, importance="random", seed=0.5), "'seed' must be a whole number"),
-    (dict(ratio=0.98), "ratio 0.98 leaves no channel in layer '0'. Lower it."),
+    (dict(ratio=0.98), "ratio 0.98 leaves no channel in layer 'conv1'. Lower it."),
     (dict(ratio=0.9, scope="global"), "Lower it, or use scope 'per_layer'."),
 ]
 
