@@ -169,7 +169,8 @@ def _tree(part: Any, count: int) -> Any:
     if not isinstance(part, dict):
         return part
     tree = {key: below if key in SETTINGS else _tree(below, count) for key, below in part.items()}
-    return tree | tree.pop("seeds", {})
+    runs = tree.pop("seeds", {})
+    return tree | {key: {"settings": tree[key], **run} if key in tree else run for key, run in runs.items()}
 
 
 def _together(runs: list[Any]) -> Any:

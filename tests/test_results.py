@@ -22,6 +22,7 @@ CAMPAIGN = {
             {"hard": {"test_error": 1.9, "wrong": "9"}, "taught": {"test_error": 1.3, "wrong": "11"}},
         ],
     },
+    "held": {"hand": {"epochs": 5}, "seeds": [{"hand": [{"strength": 0.1, "test_error": 4.0 + n}]} for n in range(3)]},
     "few": {"500": [{"hard": {"test_error": error}} for error in (9.0, 8.0, 7.0)]},
     "lost": {"global": {"0.8": [0.3, 0.2, 0.4]}},
     "net_taught_1": {"recipes": [{"stages": [["start", 90, 1.6], ["end", 22, 1.8]]}]},
@@ -80,6 +81,7 @@ def test_keys_lead_to_errors_and_to_any_figure_and_some_can_be_left_out(campaign
     assert campaign.errors("students", "hard").values == [1.5, 1.7, 1.9]
     assert campaign.errors("taught").values == [1.4, 1.2, 1.3]
     assert campaign.errors("few", 500, "hard").values == campaign.errors(500).values == [9.0, 8.0, 7.0]
+    assert campaign.errors("held", "hand", 0).values == [4.0, 5.0, 6.0]
     assert campaign.figures("global", 0.8).values == [0.3, 0.2, 0.4]
     assert campaign.figures("net_taught", "recipes", 0, "end", "bytes").values == [20, 22, 24]
 
@@ -87,6 +89,7 @@ def test_keys_lead_to_errors_and_to_any_figure_and_some_can_be_left_out(campaign
 def test_settings_are_read_as_they_are(campaign):
     assert campaign.part("recipe") == {"epochs": 3} and campaign.part("temperatures") == [1, 4, 8]
     assert campaign.part("net_taught_1_64", "range") == [1.18, 1.37]
+    assert campaign.part("hand", "settings") == {"epochs": 5} and campaign.part("hand", 0, "strength") == 0.1
     with pytest.raises(ParameterError, match=r"Record\.part\(\): students hard differs from seed to seed"):
         campaign.part("students", "hard")
 
@@ -113,7 +116,7 @@ def test_a_wrong_key_names_the_closest_and_the_next(campaign):
 
 
 def test_the_keys_are_listed(campaign):
-    parts = ["python", "temperatures", "teacher", "students", "few", "lost", "reached", "net_taught"]
+    parts = ["python", "temperatures", "teacher", "students", "held", "few", "lost", "reached", "net_taught"]
     assert campaign.names() == parts and repr(campaign) == f"Record of {', '.join(parts)}"
     assert (
         campaign.names("students") == ["recipe", "hard", "taught"]
