@@ -22,9 +22,10 @@ from benchmarks.train import usual_images
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist, load_mnist
+from kd_lab.formats import save_network
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels import QuantizationPanel
-from kd_lab.quantization import quantize_model, quantize_weights, save_quantized
+from kd_lab.quantization import quantize_model, quantize_weights
 from kd_lab.results import Record, load_results
 from kd_lab.training import train
 
@@ -142,7 +143,7 @@ def file_figures() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for bits in (8, 4, 2, 1):
             path = Path(folder) / f"{bits}.safetensors"
-            save_quantized(path, quantize_weights(dense, bits))
+            save_network(path, quantize_weights(dense, bits))
             sizes[bits] = path.stat().st_size
     print(
         tabulate(
