@@ -6,7 +6,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-browser loopback notebooks checkpoints constraints clean
+.PHONY: setup lab test test-all test-browser loopback notebooks checkpoints constraints clean
 
 setup: $(INSTALLED)
 
@@ -20,20 +20,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	touch $@
 
-lab: setup loopback  # root, as in a container, is refused by Jupyter unless it is told
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+lab: setup loopback  # in copies of the lessons without their outputs; root, as in a container, is refused by Jupyter unless it is told
+	$(BIN)/python notebooks/lab.py
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/mine/00_start_here.ipynb
 
-test: setup loopback  # on two cores; a file's tests, or a lesson's cells, stay together and in order
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # on two cores; a file's tests stay together
+
+test: setup loopback  # in five minutes: every lesson once, every quick test
+	$(PYTEST) --no-loadscope-reorder
+
+test-all: setup loopback test-browser  # in fifteen: lessons again and backwards, slow tests, and those in a browser
+	$(PYTEST) --no-loadscope-reorder --all
 
 test-browser: setup loopback  # needs Chromium
-	$(BIN)/python -m pytest -m browser --numprocesses 2 --dist loadfile tests/browser
+	$(PYTEST) -m browser tests/browser
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true
 
 notebooks: setup
-	$(BIN)/python notebooks/build.py
+	$(BIN)/python -m notebooks.build
 
 checkpoints: setup
 	$(BIN)/python -m kd_lab.checkpoints

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from nbval.plugin import IPyNbCell
 
+collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*")
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
@@ -27,17 +28,38 @@ def pytest_configure(config):
     os.environ["IPYTHONDIR"] = str(folder)
 
 
-class SecondRun(IPyNbCell):
-    """Run a cell again after all cells of its lesson have run: it must give the same text, times apart."""
+def pytest_addoption(parser):
+    """Add the option that `make test-all` gives."""
+    parser.addoption("--all", action="store_true", help="run the slow tests, too, and every notebook's cells again")
+
+
+class RunAgain(IPyNbCell):
+    """Run a cell again after all cells of its lesson have run: it must not fail."""
+
+    compared = False
 
     def runtest(self):
         super().runtest()
-        if text_of(self.test_outputs) != text_of(self.first.test_outputs):
+        if self.compared and text_of(self.test_outputs) != text_of(self.first.test_outputs):
             self.raise_cell_error("The cell gave another result when all was run twice", text_of(self.test_outputs))
 
 
-def pytest_collection_modifyitems(items):
-    """Run every notebook twice in its kernel, as with Run All twice; and the longest test first, to end together."""
+class SecondRun(RunAgain):
+    """Run a cell as Run All does the second time: it must give the same text, times apart."""
+
+    compared = True
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out slow tests; with --all run them, too, and every notebook a second time and then from its end.
+
+    A learner may go back to any cell. The longest test comes first, so that both processes end together.
+    """
+    if not config.getoption("all"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+        return
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
     for item in items:
@@ -45,13 +67,14 @@ def pytest_collection_modifyitems(items):
             notebooks.setdefault(item.parent, []).append(item)
     for notebook, cells in notebooks.items():
         after = items.index(cells[-1]) + 1
-        items[after:after] = [run_again(notebook, cell) for cell in cells]
+        second = [run_again(SecondRun, notebook, cell, "again") for cell in cells]
+        items[after:after] = second + [run_again(RunAgain, notebook, cell, "from the end") for cell in reversed(cells)]
 
 
-def run_again(notebook, cell):
-    """Return the second run of a cell."""
-    again = SecondRun.from_parent(
-        notebook, name=f"{cell.name} again", cell_num=cell.cell_num, cell=cell.cell, options=cell.options
+def run_again(kind, notebook, cell, when):
+    """Return another run of a cell."""
+    again = kind.from_parent(
+        notebook, name=f"{cell.name} {when}", cell_num=cell.cell_num, cell=cell.cell, options=cell.options
     )
     again.first = cell
     return again

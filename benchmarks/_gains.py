@@ -6,10 +6,10 @@ from tabulate import tabulate
 from torch import nn
 
 from benchmarks._campaign import SEEDS, scores
-from kd_lab.checkpoints import load_trained
+from kd_lab.checkpoints import load_trained, student_recipe
 from kd_lab.compression.search import SettingTrial, best_trial, search_settings, try_setting
 from kd_lab.data import Mnist
-from kd_lab.distillation import DistillationLoss, student_recipe, with_answers
+from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.networks.zoo import small_student
 from kd_lab.results import PerSeed, Record
 from kd_lab.training import train

@@ -1,4 +1,4 @@
-"""Give trained networks: load the one that ships, or the one in the cache, or train it once."""
+"""Trained networks: load the one that ships, or the one in the cache, or train it once."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hold the settings of `train` that made a network, chosen on the validation part."""
+    """The settings of `train` that made a network, chosen on the validation part."""
 
     epochs: int
     learning_rate: float
@@ -42,6 +42,14 @@ RECIPES = {
     "lenet5_classic": Recipe(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=128),
     "resnet": Recipe(epochs=8, learning_rate=1e-2, weight_decay=0.1, batch_size=128),
 }
+
+CURVE_POINTS = 20  # of the curve that a training draws
+STUDENT_RECIPES = {
+    1000: (128, 500, 1e-2),
+    5000: (64, 300, 2e-2),
+    20_000: (128, 1000, 2e-2),
+    float("inf"): (256, 1080, 2e-2),
+}  # of a student, by the most images
 
 
 def load_trained(name: str, seed: int = SEED) -> nn.Module:
@@ -136,7 +144,7 @@ def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 class KeptLogits(NamedTuple):
-    """Hold a teacher's logits for the training (55,000, 10) and the validation images (5,000, 10), in their order."""
+    """A teacher's logits for the training (55,000, 10) and the validation images (5,000, 10), in their order."""
 
     train: Tensor
     validation: Tensor
@@ -149,6 +157,22 @@ def load_hinton_logits() -> KeptLogits:
     """
     tensors, _ = load_tensors(HINTON_LOGITS)
     return KeptLogits(tensors["train"].float(), tensors["validation"].float())
+
+
+def student_recipe(images: int) -> dict[str, float]:
+    """Return the settings of `train` and `train_live` for a small student that learns from this number of images.
+
+    Its "epochs" are the points of a curve, of which the one with the smallest validation loss is kept. Chosen on the
+    validation part, at 30 hidden units, by the students that learn from labels alone.
+    """
+    check_whole_number("images", images, "[1, 1e9]")
+    batch_size, steps, learning_rate = next(recipe for most, recipe in STUDENT_RECIPES.items() if images <= most)
+    return {
+        "epochs": CURVE_POINTS,
+        "steps_per_epoch": steps // CURVE_POINTS,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
 
 
 def main() -> None:

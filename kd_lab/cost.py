@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab.errors import check_whole_number
-from kd_lab.networks.layers import check_model, evaluation_mode, example_images, predict
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import check_model, evaluation_mode, example_images, make_permanent, predict
 
 ZIP_STEP = 16_384  # bytes
 
@@ -53,7 +52,7 @@ def zipped_bytes(model: nn.Module) -> int:
 
 
 def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
-    """Yield None after every few milliseconds of zipping, for who may want to stop, and the archive's bytes last."""
+    """Yield None after every few milliseconds of zipping, so that a caller may stop, and the archive's bytes last."""
     content, archive = _serialise(model), io.BytesIO()
     with (
         zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped,

@@ -37,7 +37,7 @@ BLACKEST_PIXEL = 16  # of the optical digits
 
 
 class Split(NamedTuple):
-    """Hold images (N, 1, 28, 28), float32 and normalised, beside their labels (N,), int64.
+    """Images (N, 1, 28, 28), float32 and normalised, beside their labels (N,), int64.
 
     A slice cuts both: `data.train[:5000]` is a Split of 5,000 images.
     """
@@ -53,7 +53,7 @@ class Split(NamedTuple):
 
 
 class Mnist(NamedTuple):
-    """Hold the three parts: one to learn from, one to choose with, one to report on."""
+    """The three parts: one to learn from, one to choose with, one to report on."""
 
     train: Split
     validation: Split

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.networks.layers import example_images, predict
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import example_images, make_permanent, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer

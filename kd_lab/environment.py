@@ -1,4 +1,4 @@
-"""Tell at the start what this machine has, and what to do about what it lacks."""
+"""Check what this machine has, and say what to do about what it lacks."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ from types import ModuleType
 from kd_lab.errors import SetupError
 
 OLDEST_TORCH = "2.10"
-SMALL_SHARED_MEMORY = 256_000_000  # bytes; containers often give 64 MB, less than two workers' batches
+SMALL_SHARED_MEMORY = 256_000_000  # bytes; containers often give 64 MB, not enough for two workers' batches
 
 
 def check_torch() -> None:

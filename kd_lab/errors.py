@@ -1,4 +1,4 @@
-"""Say in one sentence what was wrong: the function that was called, the argument, what is allowed and what came."""
+"""Errors in one sentence: the function that was called, the argument, what is allowed and what came."""
 
 import difflib
 import math

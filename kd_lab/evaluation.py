@@ -1,4 +1,4 @@
-"""Say how accurate a model is and how sure that is; compare two models on the same images."""
+"""Measure accuracy with its interval, and compare two models on the same images."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, repr=False)
 class Accuracy:
-    """Hold how many of how many images were read correctly."""
+    """How many of how many images were read correctly."""
 
     correct: int
     count: int
@@ -53,7 +53,7 @@ class Accuracy:
 
 @dataclass(frozen=True, repr=False)
 class PairedDifference:
-    """Hold on how many of the same images only the model, and only the baseline, was right."""
+    """On how many of the same images only the model, and only the baseline, was right."""
 
     gained: int
     lost: int
@@ -70,7 +70,7 @@ class PairedDifference:
 
     @property
     def value(self) -> float:
-        """Return the accuracy of the model less that of the baseline, -1 to 1."""
+        """Return the accuracy of the model minus that of the baseline, -1 to 1."""
         return (self.gained - self.lost) / self.count
 
     @property

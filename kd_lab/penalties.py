@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number
-from kd_lab.networks.layers import check_model, weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import check_model, make_permanent, weights
 
 Penalty = Callable[[nn.Module], Tensor]
 MAX_NAMED = 5  # of the parameters that don't fit

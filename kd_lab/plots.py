@@ -38,7 +38,7 @@ def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Seq
 
 
 def plain_log(axis: Axis) -> None:
-    """Give an axis that is scaled logarithmically numbers as one says them: 2,000 and not 2 × 10³."""
+    """Write plain numbers on a logarithmic axis: 2,000 and not 2 × 10³."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axis.set_minor_formatter(NullFormatter())

@@ -16,7 +16,7 @@ SIGNED_INTERVAL = INTERVAL.replace("{:", "{:+")
 
 @dataclass(frozen=True)
 class Score:
-    """Hold what one model achieves and costs.
+    """What one model achieves and costs.
 
     `difference` is to the baseline, None for the baseline itself; `latency` in seconds for 1 and for 256 images;
     `left_in_float` names the modules that an integer model computes in fp32 all the same.
@@ -62,7 +62,7 @@ class Score:
 
 @dataclass(frozen=True, repr=False)
 class Scorecard:
-    """Hold a score for each model by name; the first is the baseline. Shows itself as a table, or as text."""
+    """A score for each model by name; the first is the baseline. Shown as a table, or as text."""
 
     scores: dict[str, Score]
     threads: int

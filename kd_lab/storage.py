@@ -23,7 +23,7 @@ from kd_lab.errors import DamagedFileError, StorageError
 
 SCHEMA = 2  # raised when a file's meaning changes, so that an older kd_lab says so instead of guessing
 READABLE = "1", "2"  # 1 is version 0.1, whose layers were named by their places
-MAX_HEADER = 1_000_000  # bytes; ours are below 10,000, and an absurd length must not take memory
+MAX_HEADER_BYTES = 1_000_000  # bytes; ours are below 10,000, and an absurd length must not take memory
 STALE_AFTER = 3600  # seconds after which a temporary file can't belong to a save that still runs
 NO_DIGEST = "0" * 64
 
@@ -104,7 +104,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def writable(folder: Path) -> bool:
-    """Tell whether files can be made in this folder, or in the nearest one above it that exists."""
+    """Return whether files can be made in this folder, or in the nearest one above it that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK)
@@ -112,7 +112,7 @@ def writable(folder: Path) -> bool:
 
 @contextmanager
 def lock(path: Path):
-    """Hold the one lock of this file; the system frees it when its holder ends, however it ends.
+    """Lock a file, for one process at a time; the system frees the lock when its holder ends, however it ends.
 
     What a killed holder left half-written is swept. Raises a StorageError where the folder can't be written.
     """
@@ -207,7 +207,7 @@ def _read_header(file, path: Path) -> dict:
     """Return the text entries of the header, having looked at its length before taking memory for it."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > MAX_HEADER:
+    if len(start) < 8 or length > MAX_HEADER_BYTES:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
         raise DamagedFileError(f"{path} is damaged, or no safetensors file: its header claims {length} bytes.")

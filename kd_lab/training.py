@@ -42,7 +42,7 @@ FINISHED = "finished"
 
 
 class Epoch(NamedTuple):
-    """Hold the mean training and validation loss of one epoch."""
+    """The mean training and validation loss of one epoch."""
 
     train_loss: float
     validation_loss: float
@@ -50,7 +50,7 @@ class Epoch(NamedTuple):
 
 @dataclass
 class History:
-    """Hold the losses of each epoch, how long the training took and why it ended."""
+    """The losses of each epoch, how long the training took and why it ended."""
 
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
@@ -230,7 +230,7 @@ def _end_epoch(
 
 
 def _report(history: History, epochs: int, learning_rate: float) -> None:
-    """Say why a training ended early; raise a TrainingError where nothing was learned."""
+    """Report why a training ended early; raise a TrainingError where nothing was learned."""
     if history.stopped == "interrupted":
         done = f"in epoch {len(history.epochs)} of {epochs}: the weights of epoch {history.best_epoch} are returned"
         print(f"{called_function()}(): interrupted {done}, which may be worse than those of a whole training.")

@@ -5,6 +5,7 @@ is there.
 """
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
+from notebooks.lab import LESSONS
+
 VIEW = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
-LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+MAX_KILOBYTES = 300
 README_BLOCK = re.compile(r"(?<=<!-- colab -->\n).*?(?=<!-- /colab -->)", re.DOTALL)
 
 
@@ -87,8 +90,24 @@ def run(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def main() -> None:
-    """Stamp the README, then run and save every lesson."""
+def faults(path: Path) -> list[str]:
+    """Say what must not be committed of a lesson."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    order = [cell.execution_count for cell in cells]
+    found = {
+        "its cells were not run once from top to bottom": order != list(range(1, len(cells) + 1)),
+        "a cell fails": any(output.output_type == "error" for output in outputs),
+        "a panel is live, and no picture": any(VIEW in output.get("data", {}) for output in outputs),
+        f"it has more than {MAX_KILOBYTES} KB": path.stat().st_size > 1000 * MAX_KILOBYTES,
+    }
+    return [f"{path.name}: {fault}. Run: make notebooks" for fault, is_there in found.items() if is_there]
+
+
+def main(arguments: list[str]) -> None:
+    """Stamp the README, then run and save every lesson; with --check, only look at those that are named."""
+    if arguments[:1] == ["--check"]:
+        sys.exit("\n".join(fault for name in arguments[1:] for fault in faults(Path(name))))
     readme = ROOT / "README.md"
     readme.write_text(stamp_readme(readme.read_text(), repository()))
     for path in LESSONS:
@@ -97,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

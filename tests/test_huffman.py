@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kd_lab.compression.huffman import LONGEST, SKIP
 
 from kd_lab.errors import ParameterError
-from kd_lab.formats.huffman import HuffmanReader, HuffmanWriter, canonical_codes, huffman_lengths
+from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, canonical_codes, huffman_lengths
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=60).filter(any).map(np.array)
 

@@ -9,8 +9,7 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import (
     compensated_weight,

@@ -31,7 +31,7 @@ def write(folder, cells):
         nbformat.write(new_notebook(cells=[new_code_cell(source)]), folder / f"{name}.ipynb")
 
 
-def run(folder):
+def run(folder, *options):
     """Return what pytest says of the notebooks in this folder."""
     command = [
         sys.executable,
@@ -48,6 +48,7 @@ def run(folder):
         ROOT,
         "-p",
         "conftest",
+        *options,
         folder,
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
@@ -56,7 +57,7 @@ def run(folder):
 def test_errors_that_are_only_printed_fail(tmp_path):
     write(tmp_path, SILENT | SOUND)
     stdout = run(tmp_path)
-    assert f"{2 * len(SILENT)} failed, {2 * len(SOUND)} passed" in stdout, stdout  # each is run twice
+    assert f"{len(SILENT)} failed, {len(SOUND)} passed" in stdout, stdout
     assert stdout.count("The cell printed an error and went on") >= len(SILENT)
 
 
@@ -81,6 +82,21 @@ def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
 
 def test_a_notebook_that_gives_other_numbers_when_run_twice_fails(tmp_path):
     write(tmp_path, {"first": "total = globals().get('total', 0) + 1\nprint(total)", "second": "print(1)"})
-    stdout = run(tmp_path)
-    assert "1 failed, 3 passed" in stdout, stdout
+    stdout = run(tmp_path, "--all")
+    assert "1 failed, 5 passed" in stdout, stdout  # each is run, again, and from the end
     assert "first.ipynb" in stdout and "another result when all was run twice" in stdout
+
+
+def test_a_cell_that_breaks_after_a_later_one_fails(tmp_path):
+    sources = ["mask = [1, 2]", "print(len(mask))", "mask = 3"]
+    cells = [new_code_cell(source) for source in sources]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "shadowed.ipynb")
+    stdout = run(tmp_path, "--all")
+    assert "1 failed, 8 passed" in stdout and "from the end" in stdout, stdout
+
+
+def test_what_is_slow_is_left_out_unless_all_is_asked_for(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n"
+    )
+    assert "1 passed, 1 deselected" in run(tmp_path) and "2 passed" in run(tmp_path, "--all")

@@ -16,8 +16,7 @@ from kd_lab.checkpoints import SHIPPED, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError
 from kd_lab.formats.kdz import CODERS, MAGIC, _write, load_packed, pack, save_packed, unpack
-from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_layers
 from kd_lab.quantization import quantize_weights, share_weights, ternarize_weights

@@ -11,9 +11,8 @@ from torch.nn.utils import parametrize
 from kd_lab.checkpoints import SHIPPED, load_checkpoint, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.formats.bits import pack_bits, unpack_bits
-from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.formats.network_file import pack_bits, unpack_bits
+from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import hard_prune, load_pruned, prune, prune_channels, save_pruned
 from kd_lab.quantization import (

@@ -7,8 +7,7 @@ from torch import nn
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import predict
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.penalties import match_parameters, used_parameters
 from kd_lab.pruning import hard_prune, prune, prune_channels

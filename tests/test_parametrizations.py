@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import describe, predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import describe, make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import Mask, prune, set_masks
 from kd_lab.training import train

@@ -91,6 +91,10 @@ def test_what_is_committed_carries_the_address_that_is_set():
         assert [cell.source for cell in notebook.cells] == cells
 
 
+def test_what_is_committed_of_a_lesson_was_run_and_is_small():
+    assert [fault for path in build.LESSONS for fault in build.faults(path)] == []
+
+
 def test_a_committed_panel_is_a_picture():
     outputs = [
         output.data
@@ -99,4 +103,17 @@ def test_a_committed_panel_is_a_picture():
         for output in cell.get("outputs", [])
         if "Panel: " in output.get("data", {}).get("text/plain", "")
     ]
-    assert outputs and all("image/png" in data and build.VIEW not in data for data in outputs)
+    assert outputs and all("image/png" in data for data in outputs)
+
+
+def test_what_must_not_be_committed_of_a_lesson_is_named(tmp_path):
+    live = nbformat.v4.new_output("display_data", data={build.VIEW: {}})
+    failed = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
+    cells = [nbformat.v4.new_code_cell("1", outputs=[live, failed]), nbformat.v4.new_code_cell("#" * 400_000)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_lesson.ipynb")
+    assert len(build.faults(tmp_path / "00_lesson.ipynb")) == 4
+
+
+def test_the_types_are_right():
+    result = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

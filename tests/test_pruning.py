@@ -13,8 +13,7 @@ from torch.nn.utils import prune as torch_prune
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     IMPORTANCES,

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kd_lab.formats.huffman import HuffmanReader, HuffmanWriter
-from kd_lab.formats.range_coder import BLOCK, Counts, RangeReader, RangeWriter
+from kd_lab.formats.coding import BLOCK, Counts, HuffmanReader, HuffmanWriter, RangeReader, RangeWriter
 
 CODERS = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 2 * BLOCK + 3))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd_lab.distillation import student_recipe
+from kd_lab.checkpoints import student_recipe
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.networks.zoo import small_student

@@ -13,8 +13,7 @@ from torch.nn.utils import parametrize
 from kd_lab.checkpoints import load_checkpoint, load_trained
 from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     Mask,

@@ -1,4 +1,4 @@
-"""Give each layer its own sparsity or bits: scan what each costs in accuracy, then spend one budget on all."""
+"""A sparsity or bits for each layer: scan what each costs in accuracy, then share one budget among all."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
 from kd_lab.networks.layers import weighted_layers, weights
-from kd_lab.pruning.masks import ALLOWED, prune
-from kd_lab.quantization.weights import WEIGHT_BITS, quantize_weights
+from kd_lab.pruning.masks import SPARSITY_RANGE, prune
+from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
 
 Scan = dict[str, dict[float, float]]
-TINY = np.finfo(float).tiny
+MIN_RISE = np.finfo(float).tiny
 
 
 def check_scannable(model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str) -> None:
@@ -51,7 +51,7 @@ def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | 
     rises, taken = (np.array([table[name][setting] for name, setting in choices]) for table in (scan, sizes))
     one_each = [[name == layer for name, _ in choices] for layer in scan]
     solved = milp(
-        rises / max(np.abs(rises).max(), TINY),
+        rises / max(np.abs(rises).max(), MIN_RISE),
         integrality=np.ones(len(choices)),
         bounds=(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)],
@@ -85,7 +85,7 @@ def sensitivity_scan(model: nn.Module, data: tuple[Tensor, Tensor], sparsities: 
     """
     check_scannable(model, data, "sparsities", sparsities, "a list of fractions, as in [0.5, 0.9]")
     for sparsity in sparsities:
-        check_number("sparsities", sparsity, ALLOWED)
+        check_number("sparsities", sparsity, SPARSITY_RANGE)
     scan = scan_layers(model, data, sparsities, lambda model, chosen: prune(model, chosen, scope="per_layer"))
     return {name: {0.0: 0.0} | rises for name, rises in scan.items()}
 
@@ -95,11 +95,11 @@ def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, f
 
     `counts` are the weights of each layer; together at least the fraction `sparsity` of them goes (choose_settings).
     """
-    check_number("sparsity", sparsity, ALLOWED)
+    check_number("sparsity", sparsity, SPARSITY_RANGE)
     check_scan(scan, counts, "sparsity", "sensitivity_scan")
     for rises in scan.values():
         for pruned in rises:
-            check_number("sparsity in the scan", pruned, ALLOWED)
+            check_number("sparsity in the scan", pruned, SPARSITY_RANGE)
     stays = {name: {pruned: counts[name] * (1 - pruned) for pruned in rises} for name, rises in scan.items()}
     total = sum(counts.values())
     chosen = choose_settings(scan, stays, sum(counts[name] for name in scan) - sparsity * total + 1e-6)
@@ -123,7 +123,7 @@ def bit_scan(model: nn.Module, data: tuple[Tensor, Tensor], bits: list[int]) -> 
     if len(bits) == 0:
         raise ParameterError(f"'bits' must be {example}. Got {bits!r}.")
     for each in bits:
-        check_whole_number("bits", each, WEIGHT_BITS)
+        check_whole_number("bits", each, WEIGHT_BITS_RANGE)
     return scan_layers(model, data, bits, quantize_weights)
 
 
@@ -136,7 +136,7 @@ def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, in
     check_scan(scan, counts, "bits", "bit_scan")
     for rises in scan.values():
         for bits in rises:
-            check_whole_number("bits in the scan", bits, WEIGHT_BITS)
+            check_whole_number("bits in the scan", bits, WEIGHT_BITS_RANGE)
     taken = {name: {bits: -(-counts[name] * bits // 8) for bits in rises} for name, rises in scan.items()}
     chosen = choose_settings(scan, taken, budget)
     if chosen is None:

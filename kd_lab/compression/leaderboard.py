@@ -1,4 +1,4 @@
-"""Keep the smallest files that read digits, and score them by letting them read."""
+"""A leaderboard of the smallest files that read digits, each scored on the test part."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ LABEL = r"[A-Za-z0-9][A-Za-z0-9 _-]{0,29}"
 
 
 class Published(NamedTuple):
-    """Hold what a paper reports: test error in percent, float32 bytes over its own, and where that stands."""
+    """What a paper reports: test error in percent, compression ratio, and where it is stated."""
 
     label: str
     network: str
@@ -50,7 +50,7 @@ PUBLISHED = [
 
 @dataclass(frozen=True)
 class Entry:
-    """Hold one file as it was scored: its bytes, and the accuracy on the test part."""
+    """One file as it was scored: its bytes, and the accuracy on the test part."""
 
     label: str
     network: str
@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True, repr=False)
 class Leaderboard:
-    """Hold the entries for one network, the smallest file first; shows itself as a table."""
+    """The entries for one network, the smallest file first; shown as a table."""
 
     network: str
     entries: list[Entry]

@@ -23,8 +23,7 @@ from kd_lab.distillation.answers import check_teacher
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number
 from kd_lab.evaluation import Checked, check_data
 from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, save_packed
-from kd_lab.networks.layers import weighted_layers, weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
@@ -39,7 +38,7 @@ LATENCY = "1 image, ms"
 
 @dataclass(frozen=True, repr=False)
 class CompressionResult:
-    """Hold the network after each stage, the first being the one that it began with; shows itself as a table.
+    """The network after each stage, the first being the one that it began with; shown as a table.
 
     `card` was measured on the validation part; `bytes` are those of the file that `save_packed` makes.
     """
@@ -157,7 +156,7 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
 
 
 class Teaching:
-    """Hold the data and the teacher, None for labels alone; it is asked once, and only if something is fine-tuned."""
+    """The data and the teacher, None for labels alone; it answers once, and only if something is fine-tuned."""
 
     def __init__(self, teacher: nn.Module | None, data: Mnist):
         self.teacher, self.data = teacher, data

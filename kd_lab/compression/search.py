@@ -25,8 +25,7 @@ from kd_lab.environment import optional
 from kd_lab.errors import ParameterError, StorageError, TrainingError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, correct_answers, mean_cross_entropy
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
-from kd_lab.networks.layers import weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
@@ -38,11 +37,11 @@ RANDOM_TRIALS = 4  # trials before the first guess
 
 
 MAX_TEMPERATURE = 20.0  # the temperatures tried are 1 to this, evenly on a log scale; alphas are 0 to 1
-SAME_ACCURACY = 0.0025  # accuracies that differ by less are told apart by the loss
+SAME_ACCURACY = 0.0025  # of accuracies that differ by less, the loss decides
 
 
 class SettingTrial(NamedTuple):
-    """Hold one run: its setting, and how the student did on the validation part, the loss being cross-entropy."""
+    """One run: its setting, and the accuracy and cross-entropy of the student on the validation part."""
 
     temperature: float
     alpha: float
@@ -89,7 +88,7 @@ def search_settings(
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Let Optuna say only what went wrong meanwhile, instead of a line on every trial."""
+    """Silence Optuna's line on every trial, but not its warnings."""
     logging = optional("optuna", "optuna").logging
     before = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
@@ -112,7 +111,7 @@ def best_trial(trials: list[Trial]) -> Trial:
 
 @dataclass(frozen=True)
 class RecipeTrial:
-    """Hold one setting of a recipe, the file that it made, and how the network in it reads the validation part.
+    """One setting of a recipe, the file that it made, and how the network in it reads the validation part.
 
     `difference` is to the network that the recipe began with, `loss` is the cross-entropy. Without a teacher there is
     no temperature and no alpha.
@@ -137,13 +136,13 @@ class RecipeTrial:
 
     @property
     def lost(self) -> float:
-        """Return the points of accuracy lost; where some were gained, less than 0."""
+        """Return the points of accuracy lost; negative where some were gained."""
         return round(-100 * self.difference.value, 6) + 0.0  # as a learner would write it, and never -0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Hold what a file may have at most: so many bytes, or so many points lost; one of the two is None."""
+    """What a file may have at most: bytes, or points of accuracy lost; one of the two is None."""
 
     most_bytes: int | None
     most_lost: float | None
@@ -164,7 +163,7 @@ class Budget:
 
 @dataclass(frozen=True, repr=False)
 class Search:
-    """Hold every trial, the hand-set one first, and the budget; shows itself as a table."""
+    """Every trial, the hand-set one first, and the budget; shown as a table."""
 
     trials: list[RecipeTrial]
     budget: Budget
@@ -261,7 +260,7 @@ def search_recipe(
     folder: Path | None = None,
     **settings,
 ) -> Search:
-    """Search the smallest file that loses at most so many points, or the best of at most so many bytes.
+    """Search the smallest file that loses at most `most_lost` points, or the best of at most `most_bytes` bytes.
 
     A trial prunes each layer to a sparsity of its own in steps, shares its weights in bits of its own, and is taught
     at a temperature and an alpha, for `epochs` after each step; `settings` are those of `train`. The first is set by
@@ -411,7 +410,7 @@ def _propose(
 def _in_time(
     trials: Iterator[RecipeTrial | None], runs: int, seconds: float, progress: bool
 ) -> Iterator[RecipeTrial | None]:
-    """Yield the first trials: so many, or as many as end in time if each takes no longer than the longest so far."""
+    """Yield the first `runs` trials, or as many as end in time if each takes no longer than the longest so far."""
     begun = last = time.perf_counter()
     longest = 0.0
     with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
-from kd_lab.networks.layers import weighted_layers, weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
-FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for so many epochs
+FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for a number of epochs
 Stage = Callable[[nn.Module, FineTuning], nn.Module]
-EPOCHS = "[0, 1000]"  # 0 leaves fine-tuning out
+EPOCHS_RANGE = "[0, 1000]"  # 0 leaves fine-tuning out
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class FineTune:
     epochs: int
 
     def __post_init__(self):
-        check_whole_number("epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(model, self.epochs)
@@ -44,7 +43,7 @@ class Prune:
     def __post_init__(self):
         _check_each("sparsity", self.sparsity, check_number, "(0, 1)")
         check_whole_number("steps", self.steps, "[1, 1000]")
-        check_whole_number("epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: weight.value != 0 for name, weight in weights(model).items()}
@@ -67,7 +66,7 @@ class Prune:
 
 @dataclass(frozen=True)
 class PruneUnits:
-    """Take units and channels away, fine-tune what is left, and remove what nothing reads any more (hard pruning).
+    """Prune units and channels, fine-tune what is left, and remove what no layer reads any more (hard pruning).
 
     `ratio` is one for all layers but the last, or one for each by name.
     """
@@ -77,7 +76,7 @@ class PruneUnits:
 
     def __post_init__(self):
         _check_each("ratio", self.ratio, check_number, "[0, 1)")
-        check_whole_number("epochs", self.epochs, EPOCHS)
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return hard_prune(fine_tune(with_masks(hard_prune(prune_channels(model, self.ratio))), self.epochs))
@@ -102,7 +101,7 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Share:
-    """Let the weights of a layer share 2^num_bits values, and its biases 2^bias_bits; then fine-tune the former.
+    """Share 2^num_bits values among the weights of a layer, 2^bias_bits among its biases; fine-tune the former.
 
     `num_bits` is one for all layers, or one for each by name. Weights and biases end in half precision, which a file
     keeps in two bytes each.
@@ -150,7 +149,7 @@ def _halve(model: nn.Module) -> nn.Module:
 
 def _check_bits(num_bits: int | dict[str, int], epochs: int) -> None:
     _check_each("num_bits", num_bits, check_whole_number, "[1, 8]")
-    check_whole_number("epochs", epochs, EPOCHS)
+    check_whole_number("epochs", epochs, EPOCHS_RANGE)
 
 
 def _check_each(argument: str, value: object, check: Callable, allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""Let a trained network teach another: by its answers, its features; and a tree."""
+"""Knowledge distillation: a trained network teaches another by its answers or its features, or teaches a tree."""
 
 from kd_lab.distillation.answers import (
     DistillationLoss,
@@ -22,6 +22,5 @@ from kd_lab.distillation.features import (
     similarity_map,
     train_on_hints,
 )
-from kd_lab.distillation.student import student_recipe
 from kd_lab.distillation.tree_plots import draw_path, draw_soft_tree, draw_tree
 from kd_lab.distillation.trees import Paths, SingleLeaf, SoftTree, Trees, balance_penalty, fit_trees

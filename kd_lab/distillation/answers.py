@@ -12,12 +12,12 @@ from kd_lab.evaluation import Checked, accuracy, check_data, check_labels, check
 from kd_lab.networks.layers import check_tensors, predict
 from kd_lab.training import Data, History, train
 
-TEMPERATURES, ALPHAS = "(0, 1000]", "[0, 1]"
+TEMPERATURE_RANGE, ALPHA_RANGE = "(0, 1000]", "[0, 1]"
 
 
 def soft_targets(logits: Tensor, temperature: float) -> Tensor:
     """Return softmax(logits / T), the softened answers (N, classes): the hotter, the more alike the classes."""
-    check_number("temperature", temperature, TEMPERATURES)
+    check_number("temperature", temperature, TEMPERATURE_RANGE)
     check_tensors(logits=logits)
     return F.softmax(logits / temperature, dim=-1)
 
@@ -26,9 +26,9 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     """Return T²·KL(teacher ‖ student) of the softened answers, the mean over the images; both logits (N, classes).
 
     T² makes up for the gradients, which shrink as 1/T² (section 2 of the paper). As T grows, the gradient comes to
-    (z - v) / classes for each image, z and v being student's and teacher's logits less their means (section 2.1).
+    (z - v) / classes for each image, z and v being the logits of student and teacher minus their means (section 2.1).
     """
-    check_number("temperature", temperature, TEMPERATURES)
+    check_number("temperature", temperature, TEMPERATURE_RANGE)
     _check_logits(student_logits, teacher_logits)
     return temperature**2 * F.kl_div(
         F.log_softmax(student_logits / temperature, dim=1),
@@ -48,7 +48,7 @@ def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
 ) -> Tensor:
     """Return alpha·(cross-entropy with the labels) + (1 - alpha)·`soft_loss`; alpha is 0 to 1, labels are (N,)."""
-    check_number("alpha", alpha, ALPHAS)
+    check_number("alpha", alpha, ALPHA_RANGE)
     soft = soft_loss(student_logits, teacher_logits, temperature)
     check_shapes("'labels' must be (N,) for logits (N, classes)", lambda a, b: a == b[:1], labels, student_logits)
     check_labels(student_logits, labels)
@@ -57,14 +57,14 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Be the loss of `train` on (images, labels, teacher's logits), as `with_answers` gives them."""
+    """The loss of `train` on (images, labels, teacher's logits), as `with_answers` gives them."""
 
     temperature: float
     alpha: float
 
     def __post_init__(self):
-        check_number("temperature", self.temperature, TEMPERATURES)
-        check_number("alpha", self.alpha, ALPHAS)
+        check_number("temperature", self.temperature, TEMPERATURE_RANGE)
+        check_number("alpha", self.alpha, ALPHA_RANGE)
 
     def __call__(self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the `distillation_loss` of a batch."""

@@ -12,9 +12,10 @@ from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_te
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
 from kd_lab.networks.layers import check_model, evaluation_mode, predict
-from kd_lab.training import Data, History, Loss, Penalty, train
+from kd_lab.penalties import Penalty
+from kd_lab.training import Data, History, Loss, train
 
-WEIGHTS = "[0, 1e6]"
+WEIGHT_RANGE = "[0, 1e6]"
 
 
 def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ LOSSES = {"hint": hint_loss, "attention": attention_loss, "similarity": similari
 
 @dataclass(frozen=True)
 class FeatureLoss:
-    """Be the loss of `train` on (images, labels, teacher's logits, hint) for a `Hinted` student.
+    """The loss of `train` on (images, labels, teacher's logits, hint) for a `Hinted` student.
 
     It is the `distillation_loss` plus weight · the loss of this kind: "hint", "attention" or "similarity".
     """
@@ -75,7 +76,7 @@ class FeatureLoss:
 
     def __post_init__(self):
         check_choice("kind", self.kind, list(LOSSES))
-        check_number("weight", self.weight, WEIGHTS)
+        check_number("weight", self.weight, WEIGHT_RANGE)
         DistillationLoss(self.temperature, self.alpha)  # refuses what it must
 
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ class _Enough(Exception):
 
 @contextmanager
 def _listening(model: nn.Module, layer: str, enough: bool = False) -> Iterator[list[Tensor]]:
-    """Give a list of what the layer gives meanwhile, call by call; the model goes no further where that is enough."""
+    """Yield a list that collects the layer's output at each call; with `enough` the model stops there."""
     outputs = []
 
     def keep(_layer: nn.Module, _inputs: tuple, output: Tensor) -> None:

@@ -21,7 +21,7 @@ MIN_LOG_REACH = -80  # the logarithm of the smallest probability that float32 st
 
 
 class Paths(NamedTuple):
-    """Hold the most probable path of each of N images.
+    """The most probable path of each of N images.
 
     `nodes` (N, depth) are the inner nodes on it, `right` (N, depth) the turns there and `probabilities` (N, depth)
     those of these turns; `leaf` (N,) is where it ends, counted from the left.

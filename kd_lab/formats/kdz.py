@@ -1,4 +1,4 @@
-"""Keep a whole network in a file of few bytes (.kdz) that reads back to the same predictions.
+"""Save a whole network in as few bytes as possible (.kdz); it reads back to the same predictions.
 
 The file is b"kdz", the schema as a digit, the first 16 bytes of the SHA-256 of all that follows, a line of text that
 says what the network is and how it is coded, and the coded tensors in the order in which the network has them: for each
@@ -16,18 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, reason
-from kd_lab.formats.huffman import HuffmanReader, HuffmanWriter
-from kd_lab.formats.range_coder import RangeReader, RangeWriter
-from kd_lab.networks.layers import weighted_layers, weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, RangeWriter
+from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names
 from kd_lab.pruning.channels import Form, build_form, form_of
 from kd_lab.storage import write_safely
 
 MAGIC, SCHEMA = b"kdz", b"3"
 OLD_SCHEMA = b"2"  # of version 0.1, whose layers were named by their places
-DIGEST = 16  # bytes of the SHA-256
-BODY = len(MAGIC + SCHEMA) + DIGEST
+DIGEST_BYTES = 16  # bytes of the SHA-256
+BODY_START = len(MAGIC + SCHEMA) + DIGEST_BYTES
 MAX_FILE_BYTES = 40_000_000  # those of the kit's largest network as it is, a student of 10,000 units, are 32 millions
 MAX_LINE_BYTES = 500  # of the line of text; ours have less than a hundred
 LINE = re.compile(r"(\S+) (range|huffman)((?: [\w.]+=\d{1,5})*)((?: [-+][\w.]+)*)")
@@ -78,7 +76,7 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
             raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")
         _write(writer, tensors[key])
     body = _describe(form, coder) + writer.content()
-    return MAGIC + SCHEMA + hashlib.sha256(body).digest()[:DIGEST] + body
+    return MAGIC + SCHEMA + hashlib.sha256(body).digest()[:DIGEST_BYTES] + body
 
 
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
@@ -104,7 +102,7 @@ def architecture_in(content: bytes, where: str = "architecture_in()") -> str:
 def _parse(content: bytes, where: str) -> tuple[Form, str, bytes]:
     """Return the form of a file's network, its coder and the coded tensors."""
     _check(content, where)
-    line, _, coded = content[BODY:].partition(b"\n")
+    line, _, coded = content[BODY_START:].partition(b"\n")
     match = LINE.fullmatch(line[:MAX_LINE_BYTES].decode("latin"))
     try:
         if not match:
@@ -121,7 +119,11 @@ def _check(content: bytes, where: str) -> None:
             f"{where} is no .kdz file: it does not begin with {MAGIC.decode()!r}, or has more than "
             f"{MAX_FILE_BYTES:,} bytes."
         )
-    if len(content) < BODY or hashlib.sha256(content[BODY:]).digest()[:DIGEST] != content[BODY - DIGEST : BODY]:
+    if (
+        len(content) < BODY_START
+        or hashlib.sha256(content[BODY_START:]).digest()[:DIGEST_BYTES]
+        != content[BODY_START - DIGEST_BYTES : BODY_START]
+    ):
         raise DamagedFileError(f"{where} is damaged: its SHA-256 is not the one it was saved with.")
     schema = _schema(content)
     if schema not in (OLD_SCHEMA, SCHEMA):
@@ -132,7 +134,7 @@ def _check(content: bytes, where: str) -> None:
 
 
 def _schema(content: bytes) -> bytes:
-    return content[len(MAGIC) : BODY - DIGEST]
+    return content[len(MAGIC) : BODY_START - DIGEST_BYTES]
 
 
 def _describe(form: Form, coder: str) -> bytes:

@@ -1,5 +1,4 @@
 """The kit's networks by name, the layers of any network, and parametrizations of its weights."""
 
-from kd_lab.networks.layers import describe, evaluation_mode, predict, weighted_layers, weights
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import describe, evaluation_mode, make_permanent, predict, weighted_layers, weights
 from kd_lab.networks.zoo import MODELS, build_model, small_student

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lab.checkpoints import student_recipe
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.data import Mnist, Split
-from kd_lab.distillation import DistillationLoss, student_recipe, with_answers
+from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.distillation.answers import check_teacher
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy
 from kd_lab.networks.layers import predict

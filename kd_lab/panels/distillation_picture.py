@@ -8,7 +8,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from kd_lab.distillation import soft_targets, student_recipe
+from kd_lab.checkpoints import student_recipe
+from kd_lab.distillation import soft_targets
 from kd_lab.evaluation import Accuracy
 from kd_lab.panels.canvas import Canvas, digit_picture, new_figure
 from kd_lab.panels.measurement import Comparison, title_of

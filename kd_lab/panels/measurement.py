@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import check_kind
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, predict_classes
-from kd_lab.networks.layers import BATCH_SIZE, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import BATCH_SIZE, make_permanent, weighted_layers
 from kd_lab.pruning import importances
 
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn

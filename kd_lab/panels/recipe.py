@@ -16,7 +16,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import Accuracy, accuracy, predict_classes
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import make_permanent
 from kd_lab.panels.measurement import Comparison, dense_network, percent, points, table
 from kd_lab.panels.panel import Panel, Shown
 from kd_lab.panels.recipe_picture import PRUNINGS, SIZE, RecipeAnswer, RecipePicture, RecipeSetting, Step

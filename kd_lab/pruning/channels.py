@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
-from kd_lab.networks.layers import check_model, example_images, predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import check_model, example_images, make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups
 from kd_lab.pruning.importance import importances
@@ -30,7 +29,7 @@ def prune_channels(
     """Return a new model in which the least important channels are masked (soft structured pruning).
 
     `ratio` is the fraction in [0, 1) of the channels that go or, with scope "per_layer", one for each group by name.
-    What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked anew,
+    What computes a channel and what reads it is masked, so that no bias or BatchNorm revives it. All are ranked again,
     as by prune. `data`, (images, labels) from the training part, is needed for importance by gradients, and for a
     network that reads other images than (N, 1, 28, 28).
     """
@@ -219,7 +218,7 @@ def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
 
 
 def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -> None:
-    """Keep only the masks' channels, in place."""
+    """Remove the channels that the masks leave out, in place."""
     for name, mask in masks.items():
         for dim, layers in enumerate((groups[name].producers + groups[name].norms, groups[name].consumers)):
             for layer in layers:
@@ -228,7 +227,7 @@ def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -
 
 
 def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
-    """Keep a part of a layer's tensors: their rows (dim 0), or the columns of the weight (dim 1)."""
+    """Select a part of a layer's tensors: their rows (dim 0), or the columns of the weight (dim 1)."""
     attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
     attribute = attributes.get(type(layer), ("num_features",))[dim]
     stay = features_kept(mask, getattr(layer, attribute)).nonzero().flatten()

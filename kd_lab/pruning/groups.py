@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, check_choice, reason
-from kd_lab.networks.layers import WEIGHTED, example_images, predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import WEIGHTED, example_images, make_permanent, predict, weighted_layers
 
 ELEMENTWISE = {
     nn.Identity,
@@ -55,7 +54,7 @@ _tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it t
 
 @dataclass
 class Group:
-    """Hold the layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
+    """The layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
 
     `producers` are the Linear layers and convolutions that compute them, `norms` the BatchNorm layers on their way,
     `consumers` the Linear layers and convolutions that read them; `obstacle` says why none can be removed, if so.
@@ -193,7 +192,7 @@ class _Follower(fx.Interpreter):
         return self.made[-1], own_axis
 
     def _keeps(self, kind: object, source: fx.Node, node: fx.Node) -> bool:
-        """Tell whether this operation leaves every channel where it is, apart from the others."""
+        """Return whether this operation leaves every channel where it is, apart from the others."""
         if kind in FLATTENS:
             before, after = self._shapes[source], self._shapes[node]
             return self._at[source][1] == 1 and len(after) == 2 and after[0] == before[0]

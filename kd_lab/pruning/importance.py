@@ -1,4 +1,4 @@
-"""Say how much each weight matters: by its size, by its gradient, by both, or by chance."""
+"""The importance of each weight: its size, its gradient, both, or chance."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.evaluation import check_scorable
-from kd_lab.networks.layers import BATCH_SIZE, check_tensors, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weighted_layers
 
 Importance = Callable[[Any, Any, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance
@@ -19,7 +18,7 @@ IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss 
     "weight_gradient": lambda weight, gradient, _generator: (weight * gradient).abs(),  # Molchanov et al. 2017
     "random": lambda weight, _gradient, generator: torch.rand(weight.shape, generator=generator),
 }
-TINY = torch.finfo(torch.float64).tiny
+MIN_SUM = torch.finfo(torch.float64).tiny
 NEED_DATA = ("gradient", "weight_gradient")
 
 
@@ -58,7 +57,7 @@ def layer_adaptive(importance: Tensor) -> Tensor:
     check_tensors(importance=importance)
     squares, order = importance.double().square().flatten().sort(stable=True)
     left = squares.flip(0).cumsum(0).flip(0)  # of this one and all behind it
-    scores = torch.empty_like(squares).index_copy_(0, order, squares / left.clamp(min=TINY))
+    scores = torch.empty_like(squares).index_copy_(0, order, squares / left.clamp(min=MIN_SUM))
     return scores.view(importance.shape)
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.networks.layers import check_tensors, predict, weighted_layers
-from kd_lab.networks.parametrizations import make_permanent
+from kd_lab.networks.layers import check_tensors, make_permanent, predict, weighted_layers
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 
@@ -22,7 +21,7 @@ TIE_BREAK = 1e-12  # by how much more a weight matters than one of its row that 
 
 @torch.no_grad()
 def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) -> nn.Module:
-    """Return a new model with masks (soft pruning) whose kept weights are set anew to make up for the pruned ones.
+    """Return a new model with masks (soft pruning) whose kept weights are refitted to make up for the pruned ones.
 
     `sparsity` is the fraction in [0, 1) of each layer's weights that become zero, or one for each layer by name; a
     layer that it leaves out stays as it is. `images` (N, 1, 28, 28), a thousand or more of the training part, are what

@@ -1,4 +1,4 @@
-"""Keep the most important weights: rank them once, cut anywhere, and apply the cut to a model as masks."""
+"""Rank the weights by importance, cut at any sparsity, and apply the cut to a model as masks."""
 
 import copy
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kd_lab.networks.layers import check_tensors, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
-ALLOWED = "[0, 1)"  # at 1 nothing would be left
+SPARSITY_RANGE = "[0, 1)"  # at 1 nothing would be left
 Sparsity = float | dict[str, float]
 
 
@@ -45,7 +45,7 @@ def random_mask(weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Hold the place of every weight among those that it is compared with, 0 for the least important.
+    """The place of every weight among those that it is compared with, 0 for the least important.
 
     `places` are whole numbers in the shape of each layer's weight; `counts` says among how many each was ranked.
     """
@@ -134,7 +134,7 @@ def prune(
 
     `sparsity` is the fraction in [0, 1) of the weights that become zero or, with scope "per_layer", one for each layer
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
-    ranked anew: those that an earlier mask had pruned may come back (make_permanent keeps them out).
+    ranked again: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
     check_sparsity("sparsity", sparsity, list(weights(model)), scope)
     pruned = lift_masks(model)
@@ -175,7 +175,7 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
 
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
-    check_number("sparsity", sparsity, ALLOWED)
+    check_number("sparsity", sparsity, SPARSITY_RANGE)
     weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
@@ -192,10 +192,10 @@ def check_sparsity(argument: str, sparsity: Sparsity, layers: list[str], scope: 
     """
     check_choice("scope", scope, list(SCOPES))
     if not isinstance(sparsity, dict):
-        return check_number(argument, sparsity, ALLOWED)
+        return check_number(argument, sparsity, SPARSITY_RANGE)
     for name, value in sparsity.items():
         check_choice(argument, name, layers)
-        check_number(f"{argument}[{name!r}]", value, ALLOWED)
+        check_number(f"{argument}[{name!r}]", value, SPARSITY_RANGE)
     if scope == "global":
         raise ParameterError(
             f"{argument!r} for each layer and 'scope' \"global\" exclude each other: "
@@ -213,7 +213,7 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
-    check_number("sparsity", sparsity, ALLOWED)
+    check_number("sparsity", sparsity, SPARSITY_RANGE)
     check_tensors(**tensors)
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         raise ParameterError(

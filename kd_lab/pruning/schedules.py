@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
 from kd_lab.networks.layers import check_model, weights
-from kd_lab.pruning.masks import ALLOWED, Mask, prune, set_masks
+from kd_lab.pruning.masks import SPARSITY_RANGE, Mask, prune, set_masks
 
 PruneFunction = Callable[[nn.Module, float], nn.Module]
 FineTuneFunction = Callable[[nn.Module], nn.Module]
-SMALLEST_STEP = 0.05
+MIN_STEP = 0.05
 
 
 def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[float]:
@@ -23,7 +23,7 @@ def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[fl
 
     After step t of n it is s + (start − s)·(1 − t/n)³: Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
     """
-    check_number("sparsity", sparsity, ALLOWED)
+    check_number("sparsity", sparsity, SPARSITY_RANGE)
     check_number("start", start, f"[0, {sparsity}]")
     check_whole_number("steps", steps, "[1, 1000]")
     return [sparsity + (start - sparsity) * (1 - step / steps) ** 3 for step in range(1, steps + 1)]
@@ -41,7 +41,7 @@ def prune_gradually(
     """Return a new model that was pruned to a cubic row of sparsities, from `start` on, and fine-tuned after each.
 
     `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
-    one all weights are ranked anew, so that a weight may come back.
+    one all weights are ranked again, so that a weight may come back.
     """
     _check_functions(fine_tune, prune)
     for step in cubic_sparsities(sparsity, steps, start):
@@ -52,7 +52,7 @@ def prune_gradually(
 
 @dataclass(frozen=True)
 class Attempt:
-    """Hold how far one step pruned, what that changed against the first model, and whether it was kept.
+    """One step: how far it pruned, what that changed against the first model, and whether it was kept.
 
     `difference` is None where a layer would have been emptied.
     """
@@ -64,7 +64,7 @@ class Attempt:
 
 @dataclass(frozen=True, repr=False)
 class Attempts:
-    """Hold every attempt on the way to the target; shows itself as a table."""
+    """Every attempt on the way to the target; shown as a table."""
 
     target: float
     attempts: list[Attempt]
@@ -107,12 +107,12 @@ def prune_until(
     """
     check_number("target", target, "(0, 1)")
     check_number("tolerance", tolerance, "[0, 0.5]")
-    check_number("step", step, f"[{SMALLEST_STEP}, 1)")
+    check_number("step", step, f"[{MIN_STEP}, 1)")
     _check_functions(fine_tune, prune)
     data = check_scorable(model, data)
     right = correct_answers(model, data)
     best, outcome = copy.deepcopy(model), Attempts(target, [])
-    while outcome.reached < target and step >= SMALLEST_STEP:
+    while outcome.reached < target and step >= MIN_STEP:
         sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
         difference = None
         with suppress(EmptyLayerError):

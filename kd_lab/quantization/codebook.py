@@ -1,4 +1,4 @@
-"""Let many weights share a few values, found by k-means: each weight then is the place of its value in a codebook."""
+"""Weights that share a few values, found by k-means: each weight is then an index into a codebook."""
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
-    """Return the centroids of ascending points, of which there are so many each."""
+    """Return the centroids of ascending points; `counts` says how often each point comes."""
     moments = np.cumsum([counts, counts * points, counts * points**2], 1)
     sums = np.pad(moments, ((0, 0), (1, 0)))  # (3, points + 1): of all values before each point
     ends = np.array([0, len(points)])

@@ -6,7 +6,7 @@ from torch import Tensor
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number
 from kd_lab.networks.layers import check_tensors
 
-BITS = "[1, 16]"
+BITS_RANGE = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
 PERCENTILE = 99.9  # of the sorted values, the one at which "percentile" cuts off either end
 SHRINKS = [step / 40 for step in range(40, 0, -1)]  # of the whole range, those that "least_squares" tries
@@ -14,8 +14,8 @@ MIN_SCALE = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is
 
 
 def integer_range(num_bits: int) -> tuple[int, int]:
-    """Return the smallest and the largest signed integer of so many bits (1 to 16): 8 give -128 and 127."""
-    check_whole_number("num_bits", num_bits, BITS)
+    """Return the smallest and the largest signed integer of 1 to 16 bits: 8 give -128 and 127."""
+    check_whole_number("num_bits", num_bits, BITS_RANGE)
     return -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
 
 

@@ -17,13 +17,7 @@ from kd_lab.quantization.grids import integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 
 MAX_INT32 = torch.iinfo(torch.int32).max
-PASSED_THROUGH = (
-    nn.ReLU,
-    nn.MaxPool2d,
-    nn.Flatten,
-    nn.Identity,
-    nn.Dropout,
-)  # mean for integers what they do for numbers
+HANDED_ON = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)  # mean for integers what they do for numbers
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -157,7 +151,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
     why = _obstacle(module)
     if not why:
         return IntegerLinear(module) if isinstance(module, nn.Linear) else IntegerConv2d(module)
-    if type(module) not in (*PASSED_THROUGH, *CONTAINERS):
+    if type(module) not in (*HANDED_ON, *CONTAINERS):
         left[name or "model"] = why
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
@@ -166,7 +160,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
 
 
 def _obstacle(module: Any) -> str:
-    """Say why a module can't run on integers; nothing where it can."""
+    """Return why a module can't run on integers, an empty text where it can."""
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         return type(module).__name__
     weights, taken = _weight_grid(module), getattr(module, "input_quantizer", None)
@@ -197,14 +191,14 @@ def _weight_grid(layer: nn.Module) -> Any:
 
 
 def _chain(sequential: nn.Sequential) -> None:
-    """Let each integer layer hand int8 to the next one, where nothing between them needs float32."""
+    """Connect integer layers by int8 wherever nothing between them needs float32."""
     first = None
     for place, module in enumerate(sequential):
         if isinstance(module, IntegerLayer):
             if first is not None:
                 _join(sequential, first, place)
             first = place
-        elif type(module) not in PASSED_THROUGH:
+        elif type(module) not in HANDED_ON:
             first = None
 
 

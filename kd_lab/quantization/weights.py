@@ -6,17 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
-from kd_lab.networks.layers import weights
-from kd_lab.networks.parametrizations import without
+from kd_lab.networks.layers import weights, without
 from kd_lab.quantization.grids import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
-WEIGHT_BITS = "[1, 8]"
+WEIGHT_BITS_RANGE = "[1, 8]"
 TERNARY_THRESHOLD = 0.7  # of the mean |w|: what lies below becomes 0
 
 
 class Quantizer(nn.Module):
-    """Stand for every parametrization that gives a weight fewer different values.
+    """A parametrization that gives a weight fewer different values.
 
     `encode(weight)` returns the codes, whole numbers from 0 in the weight's shape, and the tensors that decode them:
     `scale` and `zero_point`, as in (codes - zero_point) · scale, or a `codebook` that holds the value of each code.
@@ -49,7 +48,7 @@ class FakeQuantizer(Quantizer):
 
 
 class BinaryQuantizer(Quantizer):
-    """Give every weight its sign times the mean |w| of its channel or tensor; a weight of 0 stays 0, so masks hold.
+    """Replace a weight by its sign times the mean |w| of its channel or tensor; 0 stays 0, so masks hold.
 
     That scale errs least in squares (Rastegari et al. 2016, arXiv 1603.05279, section 3.1); gradients go straight
     through to the whole weight, as in BinaryConnect (Courbariaux et al. 2015, arXiv 1511.00363).
@@ -84,7 +83,7 @@ class BinaryQuantizer(Quantizer):
 
 
 class TernaryQuantizer(BinaryQuantizer):
-    """Give every weight -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, arXiv 1605.04711)."""
+    """Replace a weight by -scale, 0 or scale; 0 where |w| is below 0.7 of its mean (Li & Liu 2016, 1605.04711)."""
 
     num_bits = 2
 
@@ -149,7 +148,7 @@ def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int]) -> dict[str,
     wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
     for name, bits in wanted.items():
         check_choice("num_bits", name, list(layers))
-        check_whole_number("num_bits", bits, WEIGHT_BITS)
+        check_whole_number("num_bits", bits, WEIGHT_BITS_RANGE)
     return wanted
 
 

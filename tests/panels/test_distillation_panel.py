@@ -15,10 +15,11 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.faults import count_widgets, ipython, run_cell
-from kd_lab.checkpoints import load_trained
+from kd_lab import checkpoints
+from kd_lab.checkpoints import load_trained, student_recipe
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.data import Mnist
-from kd_lab.distillation import DistillationLoss, soft_targets, student, student_recipe, with_answers
+from kd_lab.distillation import DistillationLoss, soft_targets, with_answers
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.zoo import build_model, small_student
@@ -41,8 +42,8 @@ def part(mnist):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Train for five points of eight small steps, so that each test takes no time."""
-    monkeypatch.setattr(student, "RECIPES", {float("inf"): (32, 40, 1e-2)})
-    monkeypatch.setattr(student, "POINTS", POINTS)
+    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 40, 1e-2)})
+    monkeypatch.setattr(checkpoints, "POINTS", POINTS)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_both_students_are_what_the_one_training_loop_gives(panel, teacher, part
 
 
 def test_the_weights_that_are_kept_need_not_be_the_last(panel, teacher, part, monkeypatch):
-    monkeypatch.setattr(student, "RECIPES", {float("inf"): (32, 400, 5e-2)})  # so long that it learns by heart
+    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 400, 5e-2)})  # so long that it learns by heart
     *_, last = answers(panel, alpha=1, images="500", width=50)
     expected, history = plainly(F.cross_entropy, teacher, part, 50, 500)
     assert last.labelled.kept == history.best_epoch < POINTS
@@ -113,7 +114,7 @@ def test_both_have_the_same_start_and_the_same_batches(panel):
 def test_what_was_trained_is_kept(panel, begun):
     panel.set(temperature=8)
     panel.flush()
-    assert begun == [DistillationLoss(8, 0.1)]  # the student on labels alone stays as it is
+    assert begun == [DistillationLoss(8, 0.1)]  # the checkpoints on labels alone stays as it is
     panel.set(digit="7", view=SOFT)
     panel.set(temperature=4)
     panel.set(temperature=8, view="train a student")
@@ -135,18 +136,18 @@ def test_so_many_students_are_kept_and_no_more(panel, monkeypatch, begun):
 
 
 class Gate:
-    """Hold up every student after some points, until it is opened."""
+    """Hold up every checkpoints after some points, until it is opened."""
 
     def __init__(self, monkeypatch, points):
         self.reached, self.opened, self.learned = threading.Event(), threading.Event(), []
         learn = distillation.Student.learn
 
-        def held(student):
-            self.learned.append(student)
+        def held(checkpoints):
+            self.learned.append(checkpoints)
             if len(self.learned) == points:
                 self.reached.set()
                 self.opened.wait(10)
-            learn(student)
+            learn(checkpoints)
 
         monkeypatch.setattr(distillation.Student, "learn", held)
 
