@@ -41,7 +41,7 @@ def run(rerun: bool) -> dict[str, float]:
         for part, measure_part in {"gains": gains, "search": search, "insides": insides_campaign}.items():
             keep("distillation", part, measure_part(data))
     recorded = load_results("distillation")
-    return {**score_gains(recorded["gains"]), **score_search(recorded["search"]), **live_figures(data)}
+    return {**score_gains(recorded), **score_search(recorded), **live_figures(data)}
 
 
 def live_figures(data: Mnist) -> dict[str, float]:
