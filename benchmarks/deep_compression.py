@@ -36,12 +36,13 @@ TARGETS = {"lenet300": {"1_64": 1.64, "1_90": 1.90}, "lenet5": {"0_80": 0.80, "1
 
 def by_layer(*bits: int) -> dict[str, int]:
     """Return bits for each layer of lenet300 or lenet5: few in the large layers, more in the small ones."""
-    return dict(zip("135" if len(bits) == 3 else "0379", bits, strict=True))
+    layers = ("fc1", "fc2", "fc3") if len(bits) == 3 else ("conv1", "conv2", "fc1", "fc2")
+    return dict(zip(layers, bits, strict=True))
 
 
 BEGIN = {
     "lenet300": [PruneUnits(0.5, 8), Prune(0.967, 12, 8), FineTune(60)],
-    "lenet5": [PruneUnits({"0": 0.7, "3": 0.76, "7": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)],
+    "lenet5": [PruneUnits({"conv1": 0.7, "conv2": 0.76, "fc1": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)],
 }
 
 
@@ -109,7 +110,6 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
         begun = time.process_time()
         outcome = compress(
             start,
-            network,
             teacher,
             more,
             stages,
@@ -119,7 +119,7 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
             learning_rate=RATES[network],
             **SETTINGS,
         )
-        save_packed(path_of(network, way, place, seed), outcome.model, network)
+        save_packed(path_of(network, way, place, seed), outcome.model)
         found.append(
             {
                 "stages": [

@@ -43,7 +43,7 @@ LAYOUTS, TURNS = ("channels_last", "contiguous_format"), 5
 EVERY_LAYER = 0.8  # the sparsity at which least squares is set against magnitude
 CALIBRATION = 2000  # training images
 TICKET = {"epochs": 73, "steps_per_epoch": 100, "batch_size": 60, "learning_rate": 1.2e-3, "schedule": "constant"}
-TICKET_SPARSITY = {"1": 0.79, "3": 0.79, "5": 0.54}  # the last layer half as hard, as in Frankle & Carbin 2019
+TICKET_SPARSITY = {"fc1": 0.79, "fc2": 0.79, "fc3": 0.54}  # the last layer half as hard, as in Frankle & Carbin 2019
 
 
 def run(rerun: bool) -> dict[str, float]:
@@ -146,7 +146,7 @@ def half_cnn(data: Mnist) -> dict:
 
 def half_channels(dense: nn.Module) -> nn.Module:
     """Return the CNN with half of the channels of both convolutions really removed, those of the smallest weights."""
-    return hard_prune(prune_channels(dense, {"0": 0.5, "3": 0.5}))
+    return hard_prune(prune_channels(dense, {"conv1": 0.5, "conv2": 0.5}))
 
 
 def least_squares(data: Mnist) -> dict:
