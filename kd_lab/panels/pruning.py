@@ -143,7 +143,7 @@ class PruningPicture:
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "pruned")
         title = f"here (orange), and elsewhere on {FIRST:,} images (grey)"
-        axes = figure.add_axes((0.085, 0.425, 0.4, 0.5))
+        axes = figure.add_axes((0.095, 0.425, 0.39, 0.5))
         self._curve = AccuracyCurve(axes, xlabel="sparsity", title=title)
         self._add_weights(figure.add_axes((0.575, 0.425, 0.41, 0.5)), weights)
         self._canvas = Canvas(figure, [*self._curve.moving, self._kept, self._thresholds])

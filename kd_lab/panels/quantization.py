@@ -184,7 +184,7 @@ class QuantizationPicture:
         self._digits = LostDigits(figure, images, "quantized")
         title = f"here (orange); other bits on {FIRST:,} images (grey)"
         self._curve = AccuracyCurve(
-            figure.add_axes((0.085, 0.44, 0.4, 0.48)), BITS, xlabel="bits of a weight", title=title
+            figure.add_axes((0.095, 0.44, 0.38, 0.48)), BITS, xlabel="bits of a weight", title=title
         )
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))

@@ -36,6 +36,7 @@ STAGES = ["start", *["prune"] * PRUNINGS, "fine-tune", "share"]
 TAUGHT, LABELLED = "taught", "on labels"
 HEIGHT, TABLES_HEIGHT = 330, 250  # in pixels
 TICKS = (0.5, 1, 2, 5, 10, 20, 50)  # of the error, in %
+MIN_ERROR = 0.3  # of the picture
 SIDE = 0.07  # by so much the two stand apart
 
 
@@ -207,12 +208,12 @@ class RecipePicture:
         return f"{setting}: {percent(last.comparison.accuracy, ' right')} in {last.bytes:,} bytes"
 
     def _add_errors(self, axes: Axes, teacher: float) -> None:
-        axes.set(yscale="log", ylim=(0.3, 95), ylabel="validation error, %")
+        axes.set(yscale="log", ylim=(MIN_ERROR, 95), ylabel="validation error, %")
         axes.set_yticks(TICKS, [f"{error:g}" for error in TICKS])
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title("after each stage: taught (orange), on labels alone (grey)", fontsize=9)
         axes.axhline(teacher, color=DARK, linestyle="--", linewidth=1)
-        place = len(STAGES) - 0.65, 1.05 * teacher
+        place = len(STAGES) - 0.65, 1.05 * max(teacher, MIN_ERROR)
         axes.text(*place, f"teacher {teacher:.2f} %", fontsize=8, color=DARK, va="bottom", ha="right")
         _set_stages(axes)
         self._sparsities = [axes.text(place, 0.45, "95 %", fontsize=8, ha="center") for place in range(1, 1 + PRUNINGS)]

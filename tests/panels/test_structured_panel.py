@@ -99,14 +99,18 @@ def test_the_latency_comes_last_beside_that_of_the_dense_network(panel, model):
 
 
 def test_it_can_be_stopped_between_two_measurements_of_time(panel, monkeypatch):
-    panel.flush()
     times = []
-    monkeypatch.setattr("kd_lab.panels.structured.latency", lambda *arguments: times.append(arguments) or 1.0)
-    last = 0
-    for _ in panel.measure(**panel.setting):
-        assert len(times) - last <= 1
-        last = len(times)
-    assert len(times) == 8
+
+    def move(*arguments):
+        times.append(arguments)
+        if len(times) == 1:
+            panel.set(ratio=0.3)
+        return 1.0
+
+    panel.flush()
+    monkeypatch.setattr("kd_lab.panels.structured.latency", move)
+    panel.set(ratio=0.6)
+    assert panel.flush().title.startswith("30 % removed") and len(times) == 1 + 8
 
 
 def test_the_slider_sets_the_chosen_layer_and_the_others_keep_theirs(panel):
