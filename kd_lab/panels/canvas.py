@@ -3,6 +3,7 @@
 import functools
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -128,7 +129,7 @@ class _Palette:
     """
 
     def __init__(self, image: Image.Image):
-        colors = {}
+        colors: dict[tuple[int, ...], Any] = {}
         for _count, color in sorted(image.getcolors(image.width * image.height), reverse=True):
             colors.setdefault(tuple(level & SIX_BITS for level in color), color)
         self._lookup = Image.new("P", (1, 1))

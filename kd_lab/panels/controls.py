@@ -62,7 +62,8 @@ class Slider(anywidget.AnyWidget):
     .kd-lab-slider input { flex: 1; min-width: 0; }
     .kd-lab-slider output { width: 4em; font-variant-numeric: tabular-nums; }
     """
-    kind, check_kind = float, staticmethod(check_number)
+    kind: type = float
+    check_kind = staticmethod(check_number)
     label, unit = (traitlets.Unicode().tag(sync=True) for _ in range(2))
     min, max, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 1.0, 0.01, 1.0))
     value = _Value(0.0).tag(sync=True)
@@ -82,7 +83,8 @@ class FractionSlider(Slider):
 class WholeSlider(Slider):
     """Choose a whole number from `min` to `max`."""
 
-    kind, check_kind = int, staticmethod(check_whole_number)
+    kind = int
+    check_kind = staticmethod(check_whole_number)
     step = traitlets.Float(1.0).tag(sync=True)
 
 

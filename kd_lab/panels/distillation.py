@@ -183,7 +183,7 @@ class Student:
         logits = predict(self.network, self._images)
         comparison = replace(self._teacher, answers=logits.argmax(1))
         if history.seconds:  # it is over
-            self._training = None  # which holds the optimizer
+            self._training = iter(())  # the other one holds the optimizer
             accuracies, kept = self.progress.accuracies, history.best_epoch
         else:
             accuracies, kept = (*self.progress.accuracies, comparison.accuracy.value), None
@@ -290,6 +290,6 @@ def _curves(answer: DistillationAnswer) -> list[tuple]:
     curves = []
     for progress in (answer.labelled, answer.taught):
         shares = np.arange(1, len(progress.accuracies) + 1) / points
-        kept = slice(progress.kept - 1, progress.kept) if progress.finished else slice(0)
+        kept = slice(0) if progress.kept is None else slice(progress.kept - 1, progress.kept)
         curves += [(shares, progress.accuracies), (shares[kept], progress.accuracies[kept])]
     return curves

@@ -70,7 +70,7 @@ class LeastSquaresPanel(Panel):
         self._scratch = {method: copy.deepcopy(dense) for method in METHODS}
         self._rankings = {MAGNITUDE: rank({layer: self._weight.abs()}, "per_layer")}
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
-        self._curves = {method: {} for method in METHODS}
+        self._curves: dict[str, dict[float, float]] = {method: {} for method in METHODS}
         self._drawing = LeastSquaresPicture(f"{layer}, {kind}", self._weight, inputs)
         sparsity = FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.95)
         super().__init__({"sparsity": sparsity}, (WIDTH, HEIGHT), TABLES_HEIGHT)

@@ -91,7 +91,7 @@ class Measurement:
                 yield Comparison(torch.cat(answers), torch.cat(self._dense_answers[: batch + 1]), labels[:seen])
 
     def complete(
-        self, curve: dict[float, float], places: Iterable[float], network_at: Callable[[float], nn.Module]
+        self, curve: dict[Any, float], places: Iterable[Any], network_at: Callable[[Any], nn.Module]
     ) -> Iterator[None]:
         """Measure what is missing of a curve, accuracy by place, on the first 1,000 images; yields after each point."""
         for place in places:
@@ -110,9 +110,9 @@ class CurveAnswer:
 
     kind: ClassVar[str] = "pruned"
 
-    setting: NamedTuple
+    setting: Any  # a NamedTuple
     comparison: Comparison
-    curve: dict[float, float]
+    curve: dict[Any, float]
     place: float
 
     @property
@@ -164,9 +164,9 @@ def scores(
     ]
     if reference:
         rows.append(row(f"against {reference}, points", lambda each: points(each, networks[reference]), reference))
-    for name in changed if pinned else ():
+    for name in changed if pinned is not None else ():
         label = f"against pinned{' ' + name if len(changed) > 1 else ''}, points"
-        rows.append(row(label, functools.partial(points, other=pinned[name])))
+        rows.append(row(label, functools.partial(points, other=(pinned or {}).get(name))))
     rows += costs
     if tested is not None:
         unread = row("test part", lambda _each: "not read for this setting", *changed[1:])
@@ -210,7 +210,7 @@ def title_of(setting: str, comparison: Comparison) -> str:
 
 def in_words(setting: NamedTuple) -> str:
     """Return a setting with the names of its values, as short text."""
-    named = {}
+    named: dict[str, Any] = {}
     for name, value in setting._asdict().items():
         named |= value if isinstance(value, dict) else {name: value}
     return ", ".join(

@@ -80,7 +80,7 @@ class Panel:
         self._lay_out(size, tables_height)
         _replace_earlier(self)
         for control in controls.values():
-            control.observe(lambda _change: self._begun and self.refresh(), names="value")
+            control.observe(lambda _change: self.refresh() if self._begun else None, names="value")
 
     def _lay_out(self, size: tuple[int, int], tables_height: int) -> None:
         width, height = map(str, size)
@@ -98,7 +98,7 @@ class Panel:
         self._box.add_class("kd-lab-panel")
         self._title.add_class("kd-lab-title")
 
-    def measure(self, **setting: Any) -> Iterator[Any]:
+    def measure(self, *_: Any, **setting: Any) -> Iterator[Any]:
         """Yield the answers for a setting; runs in the background."""
         raise NotImplementedError
 
@@ -147,14 +147,14 @@ class Panel:
                 worker.start()  # it waits for us before it takes anything
                 self._worker = worker
 
-    def flush(self) -> Shown:
+    def flush(self) -> Shown | None:
         """Wait until the newest setting is measured to the end and drawn; raise the error if it failed."""
         self._settle()
         if self.error is not None:
             raise self.error
         return self.shown
 
-    def pin(self) -> Shown:
+    def pin(self) -> Shown | None:
         """Keep the present setting as the reference of what comes; where it is that already, take it away."""
         self.flush()
         self._move_pin()
@@ -216,7 +216,7 @@ class Panel:
         """Show what is measured at a setting, then what the test part says; an answer that is pinned is completed."""
         for answer in self.steps(self.measure(**setting)):
             self._show(answer)
-        if reveal and answer.setting not in self.tests and (networks := self.networks(answer)):
+        if reveal and self._test and answer.setting not in self.tests and (networks := self.networks(answer)):
             self.tests[answer.setting] = [accuracy(network, self._test) for network in self.steps(networks)]
             self._show(answer)
         if self._is_pinned(answer) and self.pinned is not answer:
@@ -283,5 +283,5 @@ def _replace_earlier(panel: Panel) -> None:
 
 def _cell(shell: Any) -> str:
     """Return what tells this cell from others: the front end's name for it, else its text."""
-    parent = getattr(shell, "get_parent", dict)() or {}
+    parent: dict = getattr(shell, "get_parent", dict)() or {}
     return parent.get("metadata", {}).get("cellId") or shell.user_ns["In"][-1]

@@ -75,7 +75,7 @@ class QuantizationPanel(Panel):
         self._layers = weighted_layers(self._dense)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
-        self._quantizers: dict[Quantization, dict[str, tuple[nn.Module | None, ...]]] = {}
+        self._quantizers: dict[Quantization, dict[str, tuple[Any, Any]]] = {}
         self._reports: dict[Quantization, dict[str, Any]] = {}
         self._curves: dict[tuple[str, ...], dict[int, float]] = {}
         self._pictures: dict[str, QuantizationPicture] = {}
@@ -97,9 +97,9 @@ class QuantizationPanel(Panel):
         """Yield what this setting gives on 1,000 images, on all, and with bytes, errors and curve."""
         setting = Quantization(weight_bits, activation_bits, granularity, grid, calibration)
         curve, network = self._curves.setdefault(setting[1:], {}), self._network(setting)
-        shown, report = (layer, self._quantizers[setting][layer][0]), self._reports.get(setting, {})
+        quantizer, report = self._quantizers[setting][layer][0], self._reports.get(setting, {})
         for comparison in self._validation.compare(network):
-            answer = QuantizationAnswer(setting, comparison, curve, weight_bits, *shown, **report)
+            answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
             yield answer
         answer = replace(answer, **self._report(setting))
         yield answer
@@ -166,7 +166,7 @@ class QuantizationPanel(Panel):
         """Return how many values each layer's weights have, and how wrong its output is."""
         rows = []
         for name, layer in self._layers.items():
-            values, error = answer.layers.get(name, (None, None))
+            values, error = answer.layers.get(name, (0, 0.0))
             measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
             kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
             rows.append([name, kind, answer.setting.weight_bits, *measured])

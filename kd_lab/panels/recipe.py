@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -150,7 +150,10 @@ class RecipePanel(Panel):
         """Return the function that fine-tunes."""
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no answers
         training, validation = (part[parts] for part in self._taught)
-        settings = {"steps_per_epoch": max(1, len(training[0]) // TRAINING["batch_size"] // PARTS), **TRAINING}
+        settings: dict[str, Any] = {
+            "steps_per_epoch": max(1, len(training[0]) // TRAINING["batch_size"] // PARTS),
+            **TRAINING,
+        }
 
         def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
             run = train_live(model, training, loss, validation=validation, epochs=epochs, **settings)
@@ -235,7 +238,7 @@ class RecipePicture:
 
 def _errors(answer: RecipeAnswer) -> list[tuple]:
     """Return the x and y of the intervals and of the curve of each network, the taught one last; in %."""
-    points = []
+    points: list[tuple] = []
     for steps, places in _both(answer):
         accuracies = [step.comparison.accuracy for step in steps]
         ends = [(*accuracy.interval, np.nan) for accuracy in accuracies]  # no line from one interval to the next

@@ -119,8 +119,8 @@ class StructuredPruningPanel(Panel):
         for comparison in self._validation.compare(smaller):
             answer = StructuredAnswer(Structured(ratios, importance), comparison, curve, share_removed(masks), *known)
             yield answer
-        alike = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
-        alike = {share_removed(each): each for each in alike}
+        masked = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
+        alike = {share_removed(each): each for each in masked}
         for _ in self._validation.complete(curve, alike, lambda place: remove_channels(self._dense, alike[place])):
             yield answer
         for batch_size in BATCH_SIZES:
@@ -147,7 +147,7 @@ class StructuredPruningPanel(Panel):
         return Shown(title_of(removed, answer.comparison), self._drawing.png(answer, self.pinned), tables)
 
     def _cost_table(self, answer: StructuredAnswer) -> str:
-        costs = {name: (self._costs[name], answer.costs[name], ",") for name in self._costs}
+        costs: dict[str, Any] = {name: (self._costs[name], answer.costs[name], ",") for name in self._costs}
         for batch_size in BATCH_SIZES:
             milliseconds = [1000 * each for each in answer.seconds.get(batch_size, ())]
             costs[f"ms for {batch_size} image{'s' * (batch_size > 1)}"] = milliseconds and (*milliseconds, ".3g")
@@ -196,7 +196,7 @@ class StructuredPicture:
     def png(self, answer: StructuredAnswer, pinned: StructuredAnswer | None) -> bytes:
         """Return the picture of an answer."""
         left = {group: int(mask.sum()) for group, mask in answer.masks.items()}
-        self._set_widths([left.get(group, width) for group, width in zip(self._groups, self._dense, strict=True)])
+        self._set_widths([left.get(group or "", width) for group, width in zip(self._groups, self._dense, strict=True)])
         self._curve.show(answer, pinned)
         return self._canvas.png()
 
