@@ -70,7 +70,10 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
     check_choice("coder", coder, list(CODERS))
     weights(model)  # says so where it is no network, or torch.nn.utils.prune masked it
     plain = make_permanent(model).cpu()
-    form = form_of(plain)
+    try:
+        form = form_of(plain)
+    except ParameterError as error:
+        raise ParameterError(f"{reason(error)} save_network() saves any network.") from error
     tensors, writer = plain.state_dict(), CODERS[coder][0]()
     for key in build_form(form).state_dict():  # a parametrization changes the order
         if not torch.isfinite(tensors[key]).all():
