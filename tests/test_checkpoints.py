@@ -155,6 +155,7 @@ def test_damaged_networks_never_load():
     assert damage_checkpoints(30)["faults.silent"] == 0
 
 
+@pytest.mark.slow
 def test_of_eight_processes_one_trains_and_another_takes_over():
     figures = race_to_train(2)
     assert figures["faults.trainers_max"] == figures["faults.trainers_min"] == 1

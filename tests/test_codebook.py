@@ -46,7 +46,7 @@ def weight(name, layer):
     return load_trained(name).get_submodule(layer).weight.detach().flatten()
 
 
-@pytest.mark.parametrize("count", [2, 4, 16, 64, 256])
+@pytest.mark.parametrize("count", [2, 4, 16, 64, pytest.param(256, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "values",
     [

@@ -24,6 +24,7 @@ def test_of_the_recipes_that_are_good_enough_the_smallest_is_chosen(most, place)
     assert deep_compression.choose(recorded, "made", most) == place  # where none is, the most accurate
 
 
+@pytest.mark.slow
 def test_what_was_reached_is_what_the_files_reach():
     recorded, data = load_results("deep_compression"), load_mnist()
     reached = read("deep_compression")["reached"]

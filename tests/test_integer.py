@@ -326,6 +326,7 @@ def test_a_model_without_grids_is_refused(validation):
         to_integer("cnn")
 
 
+@pytest.mark.slow
 def test_a_scorecard_says_what_stays_in_float(quantized, validation):
     few = validation[:100]
     models = {"dense": load_trained("resnet"), "integer": to_integer(quantized["resnet"])}

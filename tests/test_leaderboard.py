@@ -35,6 +35,7 @@ def test_a_file_is_scored_by_what_it_reads_and_kept(content, tmp_path):
     assert [kept.read_bytes() for kept in submissions().iterdir()] == [content]
 
 
+@pytest.mark.slow
 def test_it_grows_and_the_smallest_file_stands_first(content, tmp_path):
     for sparsity in (0.5, 0.9, 0.95):
         (tmp_path / "a.kdz").write_bytes(pack(prune(load_trained("mlp128"), sparsity)))

@@ -109,6 +109,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
         assert 0.005 < (one != other).any(axis=2).mean() < 0.2
 
 
+@pytest.mark.slow
 def test_the_ranking_is_announced_and_goes_on_where_a_move_stopped_it(mnist):
     panel = LeastSquaresPanel(load_trained("lenet300"), mnist, "fc2")
     for step in range(100):
@@ -122,6 +123,7 @@ def test_the_ranking_is_announced_and_goes_on_where_a_move_stopped_it(mnist):
     panel.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, layer", [("lenet5_classic", "conv1"), ("lenet5_classic", "fc2"), ("mlp128", "fc2")])
 def test_any_small_layer_of_the_kit(name, layer, mnist):
     before, few = count_widgets(), Mnist(*(part[:1000] for part in mnist))

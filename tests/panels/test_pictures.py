@@ -5,9 +5,11 @@ from itertools import product
 import pytest
 from matplotlib.text import Text
 
+from kd_lab import checkpoints
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
-from kd_lab.distillation import student
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.zoo import MODELS
 from kd_lab.panels import (
     DistillationPanel,
     LeastSquaresPanel,
@@ -19,15 +21,14 @@ from kd_lab.panels import (
 from kd_lab.panels import recipe as recipe_module
 from kd_lab.panels.canvas import FAINT, Canvas, Traces, new_figure
 from kd_lab.panels.controls import Slider
-from kd_lab.parametrizations import weighted_layers
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Measure as little as can be: what is drawn counts here."""
     monkeypatch.setattr("kd_lab.panels.structured.latency", lambda *_: 1e-3)
-    monkeypatch.setattr(student, "RECIPES", {float("inf"): (32, 4, 1e-2)})
-    monkeypatch.setattr(student, "POINTS", 2)
+    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 4, 1e-2)})
+    monkeypatch.setattr(checkpoints, "POINTS", 2)
     monkeypatch.setattr(recipe_module, "train_live", lambda model, *_, **_settings: [(model, None)])
     monkeypatch.setattr("kd_lab.compression.stages.share_weights", lambda model, _bits: model)
     monkeypatch.setattr(recipe_module, "pack", lambda *_: bytes(9_999))
@@ -52,7 +53,7 @@ PANELS = {
 }
 CASES = [
     *product(PANELS, ["lenet300"]),
-    *product(["pruning", "structured", "quantization"], set(MODELS) - {"lenet300"}),
+    *product(["pruning", "structured", "quantization"], sorted(set(MODELS) - {"lenet300"})),
 ]
 
 

@@ -63,6 +63,7 @@ def test_it_measures_what_prune_gives(panel, model, mnist, importance, scope):
     assert shown.title.endswith("of 5,000 validation images")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lenet300", "cnn", "lenet5", "lenet5_classic", "resnet"])
 def test_any_model_of_the_kit_can_be_pruned(name, mnist):
     model, few = load_trained(name), Mnist(*(part[:1000] for part in mnist))
@@ -326,6 +327,7 @@ def test_closing_stops_the_measuring(model, mnist):
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.slow
 def test_the_kernel_ends_while_a_panel_measures():
     code = (
         "from kd_lab.panels import PruningPanel\nfrom kd_lab.data import load_mnist\n"

@@ -99,6 +99,7 @@ def test_it_measures_what_the_plain_functions_give(shared, model, part, corner):
         assert error == pytest.approx(errors[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_model_of_the_kit_can_be_quantized(name, mnist):
     model, few = load_trained(name), Mnist(*(part[:500] for part in mnist))

@@ -63,6 +63,7 @@ def answers(panel, **setting):
     return list(panel.measure(**(panel.setting | setting)))
 
 
+@pytest.mark.slow
 def test_both_networks_are_what_compress_makes_and_the_table_holds_them(panel, dense, teacher, part, monkeypatch):
     monkeypatch.setattr("kd_lab.cost.latency", lambda *_arguments: 1e-3)  # which compress times
     panel.set(ratio=0.9, bits=2, temperature=3, alpha=0.2)
@@ -103,6 +104,7 @@ def test_they_go_stage_by_stage_side_by_side_from_the_same_start(panel, fast):
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_what_was_made_is_kept_and_other_bits_share_the_pruned_network(panel, begun, fast):
     panel.set(ratio=0.7, bits=4, temperature=4, alpha=0.1)
     panel.flush()
@@ -190,6 +192,7 @@ def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, f
     assert f"in {found[-1].taught[-1].bytes:,} bytes" in shown.title and panel._drawing._said.get_text() == "done"
 
 
+@pytest.mark.slow
 def test_the_test_part_is_read_only_by_the_button_and_once(panel, dense, part, reads, button, fast):
     panel.set(ratio=0.75)
     panel.flush()
@@ -249,6 +252,7 @@ def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(dense, teacher, part
     assert count_widgets() == before
 
 
+@pytest.mark.slow
 def test_a_network_that_is_pruned_already_begins_as_it_is(teacher, part, fast):
     model = build_model("mlp128")
     model[1].weight.data[:, :400] = 0

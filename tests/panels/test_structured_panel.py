@@ -75,6 +75,7 @@ def test_it_measures_what_hard_pruning_gives(panel, model, part, importance):
     assert shown.title.startswith(f"67.5 % removed by {importance}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_model_of_the_kit_can_be_pruned(name, mnist):
     model, few = load_trained(name), Mnist(*(part[:250] for part in mnist))
