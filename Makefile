@@ -6,7 +6,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-all test-browser loopback notebooks checkpoints constraints clean
+.PHONY: setup lab test test-all test-browser loopback notebooks results checkpoints constraints clean
 
 setup: $(INSTALLED)
 
@@ -40,6 +40,9 @@ loopback:  # notebooks talk to their kernels over it; in a network namespace of 
 
 notebooks: setup
 	$(BIN)/python -m notebooks.build
+
+results: setup  # tables of results/README.md, lists of modules in README.md and CONTRIBUTING.md
+	$(BIN)/python -m benchmarks._tables
 
 checkpoints: setup
 	$(BIN)/python -m kd_lab.checkpoints

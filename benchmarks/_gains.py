@@ -1,8 +1,6 @@
 """When does a teacher help, and does a search find as good a setting as a grid? Five seeds each."""
 
 from collections.abc import Callable
-from functools import partial
-from statistics import mean
 
 from tabulate import tabulate
 from torch import nn
@@ -12,8 +10,8 @@ from kd_lab.checkpoints import load_trained, student_recipe
 from kd_lab.compression.search import SettingTrial, best_trial, search_settings, try_setting
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
-from kd_lab.evaluation import mean_interval
 from kd_lab.networks.zoo import small_student
+from kd_lab.results import PerSeed, Record
 from kd_lab.training import train
 
 TEACHER, WIDTH = "lenet300", 30
@@ -93,39 +91,43 @@ def choice(trial: SettingTrial, fit: Callable[[float, float], nn.Module], data: 
     }
 
 
-def score_gains(recorded: dict) -> dict[str, float]:
+def score_gains(recorded: Record) -> dict[str, float]:
     """Print what each temperature gains on the test part; return the gain at the one chosen on the validation part."""
     rows, figures = [], {}
-    for images, seeds in recorded["images"].items():
-        found = {str(t): gain(seeds, str(t)) for t in recorded["temperatures"]}
-        best = min(found, key=partial(validation_error, seeds))
-        rows += [[images, t, *interval, "chosen" if t == best else ""] for t, interval in found.items()]
-        name = "all" if int(images) == max(IMAGES) else images
+    for images in recorded.names("gains", "images"):
+        best = chosen_temperature(recorded, images)
+        for temperature in recorded.part("gains", "temperatures"):
+            found = gain(recorded, images, temperature)
+            note = "chosen" if temperature == best else ""
+            rows.append([images, temperature, found.mean, *found.interval, note])
+        name, found = "all" if int(images) == max(IMAGES) else images, gain(recorded, images, best)
         figures |= {
-            f"distillation.gain_points_{name}": found[best][0],
-            f"distillation.gain_low_{name}": found[best][1],
+            f"distillation.gain_points_{name}": found.mean,
+            f"distillation.gain_low_{name}": found.interval[0],
             f"distillation.temperature_{name}": float(best),
         }
     print(tabulate(rows, ["images", "T", "points gained", "from", "to (95 %)", "on validation images"], floatfmt=".2f"))
     return figures
 
 
-def validation_error(seeds: list[dict], way: str) -> float:
-    """Return the mean validation error of one way over the seeds."""
-    return mean(seed[way]["validation_error"] for seed in seeds)
+def chosen_temperature(recorded: Record, images: str) -> float:
+    """Return the temperature of the smallest mean validation error."""
+    return min(
+        recorded.part("gains", "temperatures"),
+        key=lambda temperature: recorded.figures("gains", images, temperature, "validation_error").mean,
+    )
 
 
-def gain(seeds: list[dict], way: str) -> tuple[float, float, float]:
-    """Return by how many points of test accuracy a way is better than labels, and the ends of its interval."""
-    center, ends = mean_interval([seed["labels"]["test_error"] - seed[way]["test_error"] for seed in seeds])
-    return center, *ends
+def gain(recorded: Record, images: str, temperature: float) -> PerSeed:
+    """Return by how many points of test accuracy a taught student is better than one on labels."""
+    return recorded.errors("gains", images, "labels") - recorded.errors("gains", images, temperature)
 
 
-def score_search(recorded: dict) -> dict[str, float]:
+def score_search(recorded: Record) -> dict[str, float]:
     """Print and return the mean test error of the settings that the grid and the search chose."""
-    found = {way: mean(seed[way]["test_error"] for seed in recorded["seeds"]) for way in ("grid", "searched")}
+    found = {way: recorded.errors("search", way).mean for way in ("grid", "searched")}
     print(
-        f"test error of what {recorded['grid_runs']} runs on a grid chose: {found['grid']:.2f} %; "
-        f"{recorded['search_runs']} runs of a search: {found['searched']:.2f} %"
+        f"test error of what {recorded.part('search', 'grid_runs')} runs on a grid chose: {found['grid']:.2f} %; "
+        f"{recorded.part('search', 'search_runs')} runs of a search: {found['searched']:.2f} %"
     )
     return {f"distillation.{way}_error": error for way, error in found.items()}

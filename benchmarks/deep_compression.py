@@ -13,7 +13,8 @@ from statistics import mean
 import torch
 from tabulate import tabulate
 
-from benchmarks._campaign import SEEDS, answers, error, gain, keep
+from benchmarks import read
+from benchmarks._campaign import SEEDS, answers, error, keep
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression.stages import Stage
@@ -22,7 +23,7 @@ from kd_lab.data import Mnist, Split, load_mnist
 from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed, save_packed
 from kd_lab.networks.zoo import build_model
-from kd_lab.results import RESULTS, load_results
+from kd_lab.results import RESULTS, PerSeed, Record, load_results
 from kd_lab.storage import cache_folder, lock
 
 NAME = "deep_compression"
@@ -35,12 +36,13 @@ TARGETS = {"lenet300": {"1_64": 1.64, "1_90": 1.90}, "lenet5": {"0_80": 0.80, "1
 
 def by_layer(*bits: int) -> dict[str, int]:
     """Return bits for each layer of lenet300 or lenet5: few in the large layers, more in the small ones."""
-    return dict(zip("135" if len(bits) == 3 else "0379", bits, strict=True))
+    layers = ("fc1", "fc2", "fc3") if len(bits) == 3 else ("conv1", "conv2", "fc1", "fc2")
+    return dict(zip(layers, bits, strict=True))
 
 
 BEGIN = {
     "lenet300": [PruneUnits(0.5, 8), Prune(0.967, 12, 8), FineTune(60)],
-    "lenet5": [PruneUnits({"0": 0.7, "3": 0.76, "7": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)],
+    "lenet5": [PruneUnits({"conv1": 0.7, "conv2": 0.76, "fc1": 0.94}, 12), Prune(0.78, 8, 8), FineTune(30)],
 }
 
 
@@ -76,11 +78,10 @@ def run(rerun: bool) -> dict[str, float]:
         for network, way in RECIPES:
             for seed in SEEDS:
                 make(network, way, seed, data)
-    reached, figures = {}, {}
+    recorded, reached, figures = load_results(NAME), {}, {}
     for network, way in RECIPES:
-        made = [load_results(NAME)[f"{network}_{way}_{seed}"] for seed in SEEDS]
         for target, most in TARGETS[network].items():
-            found = score(network, way, choose(made, most), made, data)
+            found = score(network, way, choose(recorded, f"{network}_{way}", most), recorded, data)
             reached[f"{network}_{way}_{target}"] = {
                 "network": network,
                 "way": way,
@@ -109,7 +110,6 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
         begun = time.process_time()
         outcome = compress(
             start,
-            network,
             teacher,
             more,
             stages,
@@ -119,7 +119,7 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
             learning_rate=RATES[network],
             **SETTINGS,
         )
-        save_packed(path_of(network, way, place, seed), outcome.model, network)
+        save_packed(path_of(network, way, place, seed), outcome.model)
         found.append(
             {
                 "stages": [
@@ -135,8 +135,7 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
 
 def _recorded(part: str) -> list[dict]:
     """Return what was recorded of a seed: one recipe after another, as far as it came; refuse that of other stages."""
-    known = load_results(NAME) if (RESULTS / f"{NAME}.json").exists() else {}
-    found = known[part]["recipes"] if part in known else []
+    found = read(NAME).get(part, {}).get("recipes", [])
     for place, stages in enumerate(RECIPES[tuple(part.split("_")[:2])][: len(found)]):
         if [name for name, *_ in found[place]["stages"][1:]] != [f"{nth} {each}" for nth, each in enumerate(stages, 1)]:
             raise ParameterError(f"results/{NAME}.json has other stages for recipe {place} of {part}. Delete it there.")
@@ -157,35 +156,42 @@ def path_of(network: str, way: str, place: int, seed: int) -> Path:
     return RESULTS / NAME / f"{network}_{way}_{place}_{seed}.kdz"
 
 
-def choose(made: list[dict], most: float) -> int:
+def choose(recorded: Record, made: str, most: float) -> int:
     """Return the place of the recipe with the smallest files of those whose mean validation error is at most that."""
-    ends = [[seed["recipes"][place]["stages"][-1] for seed in made] for place in range(len(made[0]["recipes"]))]
-    sizes, errors = ([mean(end[column] for end in each) for each in ends] for column in (1, 2))
-    fitting = [place for place in range(len(ends)) if errors[place] <= most]
+    places = range(len(recorded.names(made, "recipes")))
+    sizes = [at_end(recorded, made, place, "bytes").mean for place in places]
+    errors = [at_end(recorded, made, place, "validation_error").mean for place in places]
+    fitting = [place for place in places if errors[place] <= most]
     return min(fitting, key=sizes.__getitem__) if fitting else errors.index(min(errors))
 
 
-def score(network: str, way: str, place: int, made: list[dict], data: Mnist) -> dict[str, float | str]:
+def at_end(recorded: Record, made: str, place: int, figure: str) -> PerSeed:
+    """Return the bytes, or the validation errors, behind the last stage of a recipe."""
+    *_, last = recorded.names(made, "recipes", place, "stages")
+    return recorded.figures(made, "recipes", place, "stages", last, figure)
+
+
+def score(network: str, way: str, place: int, recorded: Record, data: Mnist) -> dict[str, float | str]:
     """Load the files of a recipe, let them read the test part, and return what they reach."""
-    paths = [path_of(network, way, place, seed) for seed in SEEDS]
+    paths, made = [path_of(network, way, place, seed) for seed in SEEDS], f"{network}_{way}"
     found = [answers(load_packed(path), data) for path in paths]
-    sizes, errors = [path.stat().st_size for path in paths], [each["test_error"] for each in found]
-    center, (low, high) = gain(found, [each["dense"] for each in made])
+    sizes, errors = [path.stat().st_size for path in paths], PerSeed([each["test_error"] for each in found])
     return {
-        "files": path_of(network, way, place, 0).stem.removesuffix("_0"),
+        "files": f"{made}_{place}",
         "ratio": 4 * count_parameters(build_model(network)) / mean(sizes),
         "bytes": mean(sizes),
-        "error": mean(errors),
-        "range": f"{min(errors):.2f} to {max(errors):.2f}",
+        "error": errors.mean,
+        "range": f"{errors.low:.2f} to {errors.high:.2f}",
         "validation error": mean(each["validation_error"] for each in found),
-        "points to dense": f"{center:+.2f} ({low:+.2f} to {high:+.2f})",
-        "CPU-minutes": max(_minutes(seed["recipes"], place) for seed in made),
+        "points to dense": f"{recorded.errors(made, 'dense') - errors:+.2f}",
+        "CPU-minutes": cpu_minutes(recorded, made, place).high,
     }
 
 
-def _minutes(recipes: list[dict], place: int) -> float:
+def cpu_minutes(recorded: Record, made: str, place: int) -> PerSeed:
     """Return what a recipe took: the stages before its last were made, and timed, with the first recipe."""
-    return recipes[0]["cpu_minutes"] + (recipes[place]["cpu_minutes"] if place else 0)
+    timed = [recorded.figures(made, "recipes", each, "cpu_minutes").values for each in {0, place}]
+    return PerSeed([sum(each) for each in zip(*timed, strict=True)])
 
 
 def named(network: str, way: str, target: str, found: dict[str, float | str]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks._campaign import keep
+from benchmarks._features import features_campaign
 from benchmarks._gains import gains, score_gains, score_search, search
-from benchmarks._insides import insides_campaign
 from benchmarks.train import seconds, usual_loader
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, load_mnist
@@ -38,10 +38,10 @@ def run(rerun: bool) -> dict[str, float]:
     """Print the tables and return the figures; with `rerun`, make the record first."""
     data = load_mnist()
     if rerun:
-        for part, measure_part in {"gains": gains, "search": search, "insides": insides_campaign}.items():
+        for part, measure_part in {"gains": gains, "search": search, "insides": features_campaign}.items():
             keep("distillation", part, measure_part(data))
     recorded = load_results("distillation")
-    return {**score_gains(recorded["gains"]), **score_search(recorded["search"]), **live_figures(data)}
+    return {**score_gains(recorded), **score_search(recorded), **live_figures(data)}
 
 
 def live_figures(data: Mnist) -> dict[str, float]:

@@ -24,6 +24,7 @@ from traitlets.config import Config
 from benchmarks import record
 from kd_lab import checkpoints, data
 from kd_lab.errors import DataError, KdLabError
+from kd_lab.formats import load_network
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import PruningPanel
 from kd_lab.storage import load_tensors, save_tensors
@@ -148,7 +149,7 @@ def damage_checkpoints(attempts: int) -> dict[str, int]:
         for attempt in range(attempts):
             path.write_bytes(damage(content, attempt))
             with suppress(KdLabError):
-                checkpoints.load_checkpoint(path, "mlp128")
+                load_network(path)
                 silent += 1
     return {"faults.flips": attempts, "faults.silent": silent}
 

@@ -8,21 +8,20 @@ import copy
 import math
 import time
 from pathlib import Path
-from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from benchmarks._campaign import SEEDS, answers, errors, keep, scores
+from benchmarks._campaign import SEEDS, answers, keep, scores
 from benchmarks._trees import tree_campaign
 from kd_lab.checkpoints import HINTON_LOGITS, load_hinton_logits
 from kd_lab.data import MEAN, STD, Mnist, Split, load_mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import accuracy, correct_answers
 from kd_lab.networks.layers import predict
-from kd_lab.results import load_results
+from kd_lab.results import PerSeed, Record, load_results
 from kd_lab.storage import cache_folder, load_tensors, save_tensors
 from kd_lab.training import Data, train
 
@@ -230,44 +229,32 @@ def widths(data: Mnist) -> dict:
     return {"recipe": WIDTH_TRAINING, "temperatures": TEMPERATURES, **found}
 
 
-def score_experiment(recorded: dict) -> dict[str, float]:
+def score_experiment(recorded: Record) -> dict[str, float]:
     """Print and return the test errors of 10,000, means over the seeds, beside those that were published."""
-    seeds = recorded["students"]["seeds"]
-    counts = {"teacher": [len(recorded["teacher"]["wrong"].split())]}
-    for way in ("hard", "distilled", "no3", "no3_fixed"):
-        counts[way] = [len(seed[way]["wrong"].split()) for seed in seeds]
-    on_3 = {way: [seed[way]["errors_on_3"] for seed in seeds] for way in counts if way != "teacher"}
-    print(f"recipes: {recorded['teacher']['recipe']}\n{recorded['students']['recipe']}")
-    print(f"the teacher took {recorded['teacher']['cpu_minutes']} minutes of one core")
-    print(
-        tabulate(
-            [
-                [way, mean(found), min(found), max(found), mean(on_3.get(way, [math.nan])), PUBLISHED[way]]
-                for way, found in counts.items()
-            ],
-            ["test errors of 10,000", "mean", "lowest", "highest", "on 1,010 threes", "published"],
-            floatfmt=".1f",
-        )
-    )
-    return {f"hinton.{way}_errors": mean(found) for way, found in counts.items()}
+    wrong = {way: counted(recorded, way) for way in PUBLISHED}
+    on_3 = {way: recorded.figures("students", way, "errors_on_3").mean for way in PUBLISHED if way != "teacher"}
+    print(f"recipes: {recorded.part('teacher', 'recipe')}\n{recorded.part('students', 'recipe')}")
+    print(f"the teacher took {recorded.part('teacher', 'cpu_minutes')} minutes of one core")
+    rows = [
+        [way, found.mean, found.low, found.high, on_3.get(way, math.nan), PUBLISHED[way]]
+        for way, found in wrong.items()
+    ]
+    headers = ["test errors of 10,000", "mean", "lowest", "highest", "on 1,010 threes", "published"]
+    print(tabulate(rows, headers, floatfmt=".1f"))
+    return {f"hinton.{way}_errors": found.mean for way, found in wrong.items()}
 
 
-def score_widths(recorded: dict) -> dict[str, float]:
+def counted(recorded: Record, way: str) -> PerSeed:
+    """Return how many test images each network read wrongly: the teacher, or the students taught in one way."""
+    keys = (way,) if way == "teacher" else ("students", way)
+    return PerSeed([len(wrong) for wrong in recorded.runs(*keys, "wrong")])
+
+
+def score_widths(recorded: Record) -> dict[str, float]:
     """Print and return the mean test errors in percent by width and temperature."""
-    found = {
-        width: {
-            temperature: mean(seed["test_error"] for seed in seeds)
-            for temperature, seeds in recorded["widths"][str(width)].items()
-        }
-        for width in WIDTHS
-    }
-    print(
-        tabulate(
-            [[f"twice {width} units", *row.values()] for width, row in found.items()],
-            ["test error, %, at T =", *TEMPERATURES],
-            floatfmt=".2f",
-        )
-    )
+    found = {width: {t: recorded.errors("widths", width, t).mean for t in TEMPERATURES} for width in WIDTHS}
+    rows = [[f"twice {width} units", *row.values()] for width, row in found.items()]
+    print(tabulate(rows, ["test error, %, at T =", *TEMPERATURES], floatfmt=".2f"))
     return {
         f"hinton.width_{width}_t_{temperature}_error": value
         for width, row in found.items()
@@ -275,22 +262,15 @@ def score_widths(recorded: dict) -> dict[str, float]:
     }
 
 
-def score_trees(recorded: dict) -> dict[str, float]:
+def score_trees(recorded: Record) -> dict[str, float]:
     """Print and return the test accuracies in percent of the soft trees, by the single leaf, as the paper predicts."""
-    accuracies = {
-        way: [100 - error for error in errors([seed[way] for seed in recorded["trees"]["seeds"]])]
-        for way in recorded["trees"]["seeds"][0]
-    }
-    print(
-        tabulate(
-            [[way, mean(found), min(found), max(found)] for way, found in accuracies.items()],
-            ["soft tree, test accuracy, %", "mean", "lowest", "highest"],
-            floatfmt=".2f",
-        )
-    )
+    ways = [way for way in recorded.names("trees") if way != "recipe"]
+    right = {way: PerSeed([100 - error for error in recorded.errors("trees", way).values]) for way in ways}
+    rows = [[way, found.mean, found.low, found.high] for way, found in right.items()]
+    print(tabulate(rows, ["soft tree, test accuracy, %", "mean", "lowest", "highest"], floatfmt=".2f"))
     print("published (Frosst & Hinton 2017): 94.45 on labels, 96.76 distilled")
     return {
-        "hinton.tree_hard_accuracy": mean(accuracies["labels_single_leaf"]),
-        "hinton.tree_distilled_accuracy": mean(accuracies["distilled_single_leaf"]),
-        **{f"hinton.tree_{way}": mean(found) for way, found in accuracies.items()},
+        "hinton.tree_hard_accuracy": right["labels_single_leaf"].mean,
+        "hinton.tree_distilled_accuracy": right["distilled_single_leaf"].mean,
+        **{f"hinton.tree_{way}": found.mean for way, found in right.items()},
     }

@@ -8,21 +8,21 @@ the test part is read once for each network reported.
 import copy
 import math
 from collections.abc import Callable
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks._campaign import SEEDS, answers, error, errors, gain, keep
+from benchmarks._campaign import SEEDS, answers, error, keep
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters, latency
 from kd_lab.data import Mnist, load_mnist
-from kd_lab.evaluation import mean_interval
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_least_squares, rewind
-from kd_lab.results import load_results
+from kd_lab.results import Record, load_results
 from kd_lab.training import History, train
 
 NO_LOSS = 0.3  # points: the most that the bad end of the interval may lie below the dense networks
@@ -43,7 +43,7 @@ LAYOUTS, TURNS = ("channels_last", "contiguous_format"), 5
 EVERY_LAYER = 0.8  # the sparsity at which least squares is set against magnitude
 CALIBRATION = 2000  # training images
 TICKET = {"epochs": 73, "steps_per_epoch": 100, "batch_size": 60, "learning_rate": 1.2e-3, "schedule": "constant"}
-TICKET_SPARSITY = {"1": 0.79, "3": 0.79, "5": 0.54}  # the last layer half as hard, as in Frankle & Carbin 2019
+TICKET_SPARSITY = {"fc1": 0.79, "fc2": 0.79, "fc3": 0.54}  # the last layer half as hard, as in Frankle & Carbin 2019
 
 
 def run(rerun: bool) -> dict[str, float]:
@@ -146,7 +146,7 @@ def half_cnn(data: Mnist) -> dict:
 
 def half_channels(dense: nn.Module) -> nn.Module:
     """Return the CNN with half of the channels of both convolutions really removed, those of the smallest weights."""
-    return hard_prune(prune_channels(dense, {"0": 0.5, "3": 0.5}))
+    return hard_prune(prune_channels(dense, {"conv1": 0.5, "conv2": 0.5}))
 
 
 def least_squares(data: Mnist) -> dict:
@@ -203,42 +203,26 @@ def reached(losses: dict[str, list[float]]) -> dict[str, int | None]:
     }
 
 
-def score_compressed(recorded: dict) -> dict[str, float]:
+def score_compressed(recorded: Record) -> dict[str, float]:
     """Print error and interval for each network and factor; the largest factor at no loss is that of any network."""
     rows, figures, best = [], {}, {}
-    for name, found in recorded["compress"].items():
-        dense = [seed["1"] for seed in found["seeds"]]
-        figures[f"pruning.{name}.dense_error"] = mean_interval(errors(dense))[0]
-        for factor in found["recipe"]["last_epochs"]:
-            pruned = [seed[factor] for seed in found["seeds"]]
-            more, (low, high) = gain(pruned, dense)
-            rows.append(
-                [
-                    name,
-                    f"{factor}×",
-                    mean_interval(errors(dense))[0],
-                    mean_interval(errors(pruned))[0],
-                    min(errors(pruned)),
-                    max(errors(pruned)),
-                    more,
-                    low,
-                    high,
-                ]
-            )
+    for name in RECIPES:
+        dense = recorded.errors("compress", name, 1)
+        figures[f"pruning.{name}.dense_error"] = dense.mean
+        for factor in recorded.part("compress", name, "recipe", "last_epochs"):
+            pruned = recorded.errors("compress", name, factor)
+            gain = dense - pruned
+            low, high = gain.interval
+            rows.append([name, f"{factor}×", dense.mean, pruned.mean, pruned.low, pruned.high, gain.mean, low, high])
             figures |= {
-                f"pruning.{name}.x{factor}_error": rows[-1][3],
-                f"pruning.{name}.x{factor}_gain": more,
+                f"pruning.{name}.x{factor}_error": pruned.mean,
+                f"pruning.{name}.x{factor}_gain": gain.mean,
                 f"pruning.{name}.x{factor}_gain_low": low,
             }
             if low >= -NO_LOSS:
                 best[name] = int(factor)
-    print(
-        tabulate(
-            rows,
-            ["network", "smaller", "dense error, %", "mean", "lowest", "highest", "gain, points", "from", "to (95 %)"],
-            floatfmt=".2f",
-        )
-    )
+    headers = ["network", "smaller", "dense error, %", "mean", "lowest", "highest", "gain, points", "from", "to (95 %)"]
+    print(tabulate(rows, headers, floatfmt=".2f"))
     return (
         figures
         | {f"pruning.{name}.max_ratio_at_no_loss": factor for name, factor in best.items()}
@@ -246,17 +230,17 @@ def score_compressed(recorded: dict) -> dict[str, float]:
     )
 
 
-def score_at_once(recorded: dict) -> dict[str, float]:
+def score_at_once(recorded: Record) -> dict[str, float]:
     """Print what pruning in steps gains over pruning at once, with as much training."""
-    steps, at_once, figures = recorded["compress"]["lenet300"]["seeds"], recorded["at_once"]["lenet300"], {}
-    for factor in recorded["compress"]["lenet300"]["recipe"]["last_epochs"]:
-        more, (low, high) = gain([seed[factor] for seed in steps], [seed[factor] for seed in at_once])
-        print(f"lenet300, {factor}×: in steps rather than at once gains {more:+.2f} points ({low:+.2f} to {high:+.2f})")
-        figures[f"pruning.lenet300.x{factor}_gain_of_steps"] = more
+    figures = {}
+    for factor in recorded.names("at_once", "lenet300"):
+        more = recorded.errors("at_once", "lenet300", factor) - recorded.errors("compress", "lenet300", factor)
+        print(f"lenet300, {factor}×: in steps rather than at once gains {more:+.2f} points")
+        figures[f"pruning.lenet300.x{factor}_gain_of_steps"] = more.mean
     return figures
 
 
-def score_half_cnn(recorded: dict) -> dict[str, float]:
+def score_half_cnn(recorded: Record) -> dict[str, float]:
     """Print what half of the channels save now, on this machine, and what they cost in the record."""
     speedups = {}
     for batch_size in (1, 256):
@@ -266,13 +250,10 @@ def score_half_cnn(recorded: dict) -> dict[str, float]:
             f"speedup_b{batch_size}": min(dense.values()) / min(half.values()),
             f"speedup_b{batch_size}_channels_last": dense["channels_last"] / half["channels_last"],
         }
-    seeds = recorded["half_cnn"]["seeds"]
-    more, (low, high) = gain([seed["half"] for seed in seeds], [seed["dense"] for seed in seeds])
-    print(f"after one epoch it gains {more:+.2f} points ({low:+.2f} to {high:+.2f})")
-    return {
-        f"pruning.cnn_half.{key}": value
-        for key, value in {**speedups, "error_delta": -more, "error_delta_high": -low}.items()
-    }
+    more = recorded.errors("half_cnn", "half") - recorded.errors("half_cnn", "dense")
+    print(f"after one epoch it makes {more:+.2f} points more errors")
+    figures = {**speedups, "error_delta": more.mean, "error_delta_high": more.interval[1]}
+    return {f"pruning.cnn_half.{key}": value for key, value in figures.items()}
 
 
 def halved_times(batch_size: int) -> list[dict[str, float]]:
@@ -290,19 +271,17 @@ def halved_times(batch_size: int) -> list[dict[str, float]]:
     return times
 
 
-def score_least_squares(recorded: dict) -> dict[str, float]:
+def score_least_squares(recorded: Record) -> dict[str, float]:
     """Print what both methods lose, and return the ratio of the means."""
-    recorded = recorded["least_squares"]
-    lost = {method: mean_interval(points) for method, points in recorded["lost"].items()}
-    for method, (center, (low, high)) in lost.items():
-        print(
-            f"{recorded['sparsity']:.0%} of every layer by {method}: {center:.2f} points lost ({low:.2f} to {high:.2f})"
-        )
-    return {"pruning.obs_loss_ratio": lost["least_squares"][0] / lost["magnitude"][0]}
+    lost = {method: recorded.figures("lost", method) for method in recorded.names("least_squares", "lost")}
+    for method, points in lost.items():
+        print(f"{recorded.part('least_squares', 'sparsity'):.0%} of every layer by {method}: {points:.2f} points lost")
+    return {"pruning.obs_loss_ratio": lost["least_squares"].mean / lost["magnitude"].mean}
 
 
-def score_tickets(recorded: dict) -> dict[str, float]:
+def score_tickets(recorded: Record) -> dict[str, float]:
     """Print the steps that each needed for the dense network's best validation loss, and return ticket over dense."""
-    steps = [reached(losses) for losses in recorded["tickets"]["seeds"]]
+    losses = [{name: run[name] for name in ("dense", "ticket", "control")} for run in recorded.runs("tickets")]
+    steps = [reached(each) for each in losses]
     print(tabulate(steps, "keys", missingval="never"))
-    return {"pruning.ticket_iterations_ratio": mean_interval([row["ticket"] / row["dense"] for row in steps])[0]}
+    return {"pruning.ticket_iterations_ratio": mean(row["ticket"] / row["dense"] for row in steps)}

@@ -17,16 +17,16 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks._campaign import SEEDS, answers, errors, gain, keep
+from benchmarks._campaign import SEEDS, answers, keep
 from benchmarks.train import usual_images
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist, load_mnist
-from kd_lab.evaluation import mean_interval
+from kd_lab.formats import save_network
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels import QuantizationPanel
-from kd_lab.quantization import quantize_model, quantize_weights, save_quantized
-from kd_lab.results import load_results
+from kd_lab.quantization import quantize_model, quantize_weights
+from kd_lab.results import Record, load_results
 from kd_lab.training import train
 
 NETWORKS = ("lenet300", "cnn")
@@ -116,36 +116,25 @@ def binary_network(seed: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.1), *hidden, nn.Linear(widths[-1], 10))
 
 
-def score_networks(recorded: dict) -> dict[str, float]:
+def score_networks(recorded: Record) -> dict[str, float]:
     """Print what each way costs in points of accuracy, and return that under its name."""
     rows, figures = [], {}
     for name in NETWORKS:
-        seeds = recorded["networks"][name]
+        dense = recorded.errors(name, "dense")
         for way in ("w8a8", "w4", "w2", "w2_qat"):
-            found, dense = ([seed[each] for seed in seeds] for each in (way, "dense"))
-            more, (low, high) = gain(found, dense)
-            rows.append([name, way, *(mean_interval(errors(each))[0] for each in (dense, found)), -more, -high, -low])
-            figures[f"quantization.{name}.{way}_delta"] = -more
-    print(
-        tabulate(
-            rows,
-            ["network", "quantized", "dense error, %", "error, %", "lost, points", "from", "to (95 %)"],
-            floatfmt=".2f",
-        )
-    )
+            lost = recorded.errors(name, way) - dense
+            rows.append([name, way, dense.mean, recorded.errors(name, way).mean, lost.mean, *lost.interval])
+            figures[f"quantization.{name}.{way}_delta"] = lost.mean
+    headers = ["network", "quantized", "dense error, %", "error, %", "lost, points", "from", "to (95 %)"]
+    print(tabulate(rows, headers, floatfmt=".2f"))
     return figures
 
 
-def score_binary(recorded: dict) -> dict[str, float]:
+def score_binary(recorded: Record) -> dict[str, float]:
     """Print the error of the network of binary weights and what its training took."""
-    seeds = recorded["binary"]["seeds"]
-    center, (low, high) = mean_interval(errors(seeds))
-    seconds = median(seed["cpu_seconds"] for seed in seeds)
-    print(
-        f"binary weights, {recorded['binary']['widths']}: {center:.2f} % error ({low:.2f} to {high:.2f}; "
-        f"{min(errors(seeds)):.2f} to {max(errors(seeds)):.2f} over the seeds), {seconds} s of training"
-    )
-    return {"quantization.binary_error": center, "quantization.binary_cpu_seconds": seconds}
+    found, seconds = recorded.errors("binary"), median(recorded.figures("binary", "cpu_seconds").values)
+    print(f"binary weights, {recorded.part('binary', 'widths')}, error in %: {found!r}; {seconds} s of training")
+    return {"quantization.binary_error": found.mean, "quantization.binary_cpu_seconds": seconds}
 
 
 def file_figures() -> dict[str, float]:
@@ -154,7 +143,7 @@ def file_figures() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for bits in (8, 4, 2, 1):
             path = Path(folder) / f"{bits}.safetensors"
-            save_quantized(path, quantize_weights(dense, bits))
+            save_network(path, quantize_weights(dense, bits))
             sizes[bits] = path.stat().st_size
     print(
         tabulate(

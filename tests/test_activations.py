@@ -146,10 +146,10 @@ def test_errors_by_layer(validation):
     dense, images = load_trained("lenet300"), validation.images[:100]
     assert set(output_errors(dense, dense, images).values()) == {0.0}
     few_bits = {bits: output_errors(quantize_weights(dense, bits), dense, images) for bits in (8, 4, 2)}
-    assert list(few_bits[4]) == ["1", "3", "5"]
+    assert list(few_bits[4]) == ["fc1", "fc2", "fc3"]
     assert all(0 < few_bits[8][name] < few_bits[4][name] < few_bits[2][name] for name in dense_names(dense))
-    only_last = output_errors(quantize_weights(dense, {"5": 2}), dense, images)
-    assert only_last["1"] == only_last["3"] == 0 < only_last["5"]
+    only_last = output_errors(quantize_weights(dense, {"fc3": 2}), dense, images)
+    assert only_last["fc1"] == only_last["fc2"] == 0 < only_last["fc3"]
 
 
 def dense_names(model):
@@ -168,7 +168,7 @@ def test_an_error_by_hand(validation):
         for each, model in zip(hidden, (dense, quantized), strict=True)
     ]
     expected = ((outputs[1] - outputs[0]) ** 2).sum() / (outputs[0] ** 2).sum()
-    assert output_errors(quantized, dense, images)["3"] == pytest.approx(expected.item(), rel=1e-3)
+    assert output_errors(quantized, dense, images)["fc2"] == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_a_layer_that_gives_only_zeros_has_no_error(validation):

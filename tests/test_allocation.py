@@ -16,10 +16,10 @@ from kd_lab.pruning import prune
 def test_a_scan_is_the_rise_of_the_loss_with_one_layer_pruned(validation):
     model = load_trained("mlp128")
     scan = sensitivity_scan(model, validation, [0.5, 0.9])
-    pruned = prune(model, {"3": 0.9}, scope="per_layer")
+    pruned = prune(model, {"fc2": 0.9}, scope="per_layer")
     loss = [F.cross_entropy(predict(each, validation.images), validation.labels).item() for each in (model, pruned)]
-    assert scan["3"][0.9] == pytest.approx(loss[1] - loss[0])
-    assert list(scan) == ["1", "3"] and all(
+    assert scan["fc2"][0.9] == pytest.approx(loss[1] - loss[0])
+    assert list(scan) == ["fc1", "fc2"] and all(
         list(rises) == [0.0, 0.5, 0.9] and rises[0.0] == 0 for rises in scan.values()
     )
 

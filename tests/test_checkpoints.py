@@ -7,9 +7,10 @@ import torch
 
 from benchmarks.faults import damage_checkpoints, one_epoch_recipe, race_to_train
 from kd_lab import checkpoints
-from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_checkpoint, load_trained
+from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_trained
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import accuracy
+from kd_lab.formats import load_network
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.storage import load_tensors, save_tensors
 from kd_lab.training import History
@@ -24,7 +25,7 @@ def quick(tmp_path, mnist, few, validation):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shipped_networks_score_what_their_files_say(name, mnist):
     _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
-    assert metadata["recipe"] == vars(RECIPES[name]) and metadata["seed"] == 0 and metadata["model"] == name
+    assert metadata["recipe"] == vars(RECIPES[name]) and metadata["seed"] == 0 and metadata["architecture"] == name
     for part in ("validation", "test"):
         correct = accuracy(load_trained(name), getattr(mnist, part)).correct
         assert abs(correct - metadata["correct"][part]) <= 2  # another processor may round a borderline digit otherwise
@@ -54,7 +55,7 @@ def test_one_command_trains_what_ships(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "REPOSITORY_DATA", tmp_path)
     checkpoints.main()
     made = tmp_path / "checkpoints" / "mlp128.safetensors"
-    assert torch.equal(load_checkpoint(made, "mlp128")[1].weight.half(), load_tensors(made)[0]["1.weight"].half())
+    assert torch.equal(load_network(made)[1].weight.half(), load_tensors(made)[0]["fc1.weight"].half())
     assert load_tensors(made)[1]["best_epoch"] == 1
 
 
@@ -64,13 +65,35 @@ def test_another_seed_or_recipe_is_another_file(monkeypatch):
     assert len(paths | {cached_path("cnn", 0)}) == 4
 
 
+PATHS_OF_VERSION_0_1 = {  # where version 0.1 kept what it had trained with seed 1
+    "mlp128": "mlp128-37ef188c6962.safetensors",
+    "lenet300": "lenet300-438f42156613.safetensors",
+    "cnn": "cnn-d618d0f0893b.safetensors",
+    "lenet5": "lenet5-c139a81458f7.safetensors",
+    "lenet5_classic": "lenet5_classic-cec2d8fa4de8.safetensors",
+    "resnet": "resnet-70b5061cf40c.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_version_0_1_has_trained_is_still_found(name):
+    assert cached_path(name, 1).name == PATHS_OF_VERSION_0_1[name]
+
+
+def test_a_network_under_the_name_of_another_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    (tmp_path / "cnn.safetensors").write_bytes((SHIPPED / "mlp128.safetensors").read_bytes())
+    with pytest.raises(StorageError, match=r"holds a mlp128, not a cnn"):
+        load_trained("cnn")
+
+
 def test_half_precision_is_kept_only_where_no_answer_changes(validation):
     model = build_model("mlp128")
-    assert checkpoints._halve_if_same(model, validation.images[:10])["1.weight"].dtype == torch.float16
+    assert checkpoints._halve_if_same(model, validation.images[:10])["fc1.weight"].dtype == torch.float16
     with torch.no_grad():
         model[3].weight.zero_()
         model[3].bias.copy_(torch.tensor([1.0, 1.00001, *[0] * 8]))  # half precision can't tell the first two apart
-    assert checkpoints._halve_if_same(model, validation.images[:10])["1.weight"].dtype == torch.float32
+    assert checkpoints._halve_if_same(model, validation.images[:10])["fc1.weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(("stopped", "error"), [("interrupted", KeyboardInterrupt), ("diverged", TrainingError)])
@@ -95,7 +118,7 @@ def test_a_damaged_network_is_set_aside_and_can_be_trained_again(quick, tmp_path
 def test_a_file_of_the_learners_own_stays_where_it_is(tmp_path):
     (tmp_path / "notes.txt").write_text("my notes")
     with pytest.raises(StorageError, match=r"was not saved by kd_lab|is damaged"):
-        load_checkpoint(tmp_path / "notes.txt", "mlp128")
+        load_network(tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "my notes"
 
 
@@ -107,19 +130,19 @@ def test_a_shared_cache_that_can_only_be_read_is_enough(quick, monkeypatch):
 
 def test_another_architecture_names_the_first_five_differing_tensors():
     with pytest.raises(StorageError) as caught:
-        load_checkpoint(SHIPPED / "lenet300.safetensors", "cnn")
+        load_network(SHIPPED / "lenet300.safetensors", build_model("cnn"))
     message = str(caught.value)
     assert "lenet300.safetensors does not hold a cnn: 12 tensors differ" in message
-    assert "first 0.weight ((16, 1, 3, 3) expected, absent in the file)" in message
+    assert "first conv1.weight ((16, 1, 3, 3) expected, absent in the file)" in message
     assert message.count("expected") == 5
 
 
 def test_another_shape_under_the_same_name_is_named(tmp_path):
     state = build_model("mlp128").state_dict()
-    state["3.bias"] = torch.zeros(11)
-    save_tensors(tmp_path / "wide.safetensors", state, {})
-    with pytest.raises(StorageError, match=r"first 3\.bias \(\(10,\) expected, \(11,\) in the file\)"):
-        load_checkpoint(tmp_path / "wide.safetensors", "mlp128")
+    state["fc2.bias"] = torch.zeros(11)
+    save_tensors(tmp_path / "wide.safetensors", state, {"architecture": "mlp128"})
+    with pytest.raises(StorageError, match=r"first fc2\.bias \(\(10,\) expected, \(11,\) in the file\)"):
+        load_network(tmp_path / "wide.safetensors")
 
 
 @pytest.mark.parametrize(("name", "seed"), [("lenet", 0), ("cnn", -1), ("cnn", 1.5), (None, 0)])
@@ -132,6 +155,7 @@ def test_damaged_networks_never_load():
     assert damage_checkpoints(30)["faults.silent"] == 0
 
 
+@pytest.mark.slow
 def test_of_eight_processes_one_trains_and_another_takes_over():
     figures = race_to_train(2)
     assert figures["faults.trainers_max"] == figures["faults.trainers_min"] == 1

@@ -101,6 +101,7 @@ def test_a_spoilt_unpacked_file_is_unpacked_again(raw, spoil):
     assert (raw / SMALL).read_bytes() == sound
 
 
+@pytest.mark.slow
 def test_damage_is_never_loaded_silently():
     assert damage_data(6)["faults.silent"] == 0
 
@@ -225,6 +226,7 @@ def test_the_error_lists_all_mirrors_and_where_to_drop_the_files(mirrors, empty_
     assert not list((empty_cache / "MNIST" / "raw").glob("*ubyte*"))
 
 
+@pytest.mark.slow
 def test_offline_the_instructions_come_within_five_seconds(mirrors, monkeypatch, empty_cache):
     def hang(address, timeout):
         time.sleep(20)  # as a name server that never answers
@@ -257,6 +259,7 @@ def test_what_killed_downloads_left_is_swept(mirrors, empty_cache):
     assert {file.name for file in raw.iterdir()} == {*data.SHA256, *dict(MNIST.resources), "mnist.lock"}
 
 
+@pytest.mark.slow
 def test_thirty_at_once_fetch_each_archive_once(mirrors, monkeypatch):
     mirrors("good")
     monkeypatch.setattr(data, "READ_TIMEOUT", 10)  # a busy machine is no stall

@@ -51,7 +51,7 @@ def test_the_file_holds_the_same_integers_scales_and_zero_points(integers, tmp_p
     model = onnx.load(tmp_path / "model.onnx")
     held = {tensor.name: torch.tensor(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type in ("QLinearConv", "QGemm")]
-    for node, name in zip(nodes, "0379", strict=True):
+    for node, name in zip(nodes, ("conv1", "conv2", "fc1", "fc2"), strict=True):
         layer = integers["cnn"].get_submodule(name)
         scale, zero_point, weight, weight_scale, weight_zero_point = (held[key] for key in node.input[1:6])
         assert torch.equal(weight, layer.weight) and torch.equal(weight_scale, layer.weight_scale.flatten())
@@ -148,13 +148,15 @@ def refused(model, folder, match):
 def test_models_that_onnx_can_not_hold_are_refused(integers, validation, tmp_path):
     few = validation.images[:64]
     ends = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Sigmoid())
-    refused(integers["resnet"], tmp_path, r"Got one with 0 \(a convolution that gives float32\), 4 \(Residual\)")
+    refused(
+        integers["resnet"], tmp_path, r"Got one with conv1 \(a convolution that gives float32\), block1 \(Residual\)"
+    )
     refused(nn.Sequential(integers["cnn"], nn.Softmax(1)), tmp_path, r"Got one with 1 \(Softmax\)\.")
     refused(to_integer(quantize_model(ends, few)), tmp_path, r"0 \(a convolution that gives float32\), 2 \(Sigmoid\)")
     refused(
         to_integer(quantize_model(load_trained("cnn"), few, symmetric=False)),
         tmp_path,
-        r"0 \(a weight with several zero points\), 3 \(a weight",
+        r"conv1 \(a weight with several zero points\), conv2 \(a weight",
     )
     refused(quantize_model(load_trained("cnn"), few), tmp_path, r"call to_integer\(model\) first")
     refused("cnn", tmp_path, "must be a network")

@@ -217,8 +217,13 @@ def test_copies_and_saved_tensors_give_the_same_model(quantized, validation):
 
 def test_layers_keep_their_names_and_floats_come_in_once(quantized):
     whole = to_integer(quantized["cnn"])
-    assert [name for name, layer in whole.named_modules() if isinstance(layer, IntegerLayer)] == ["0", "3", "7", "9"]
-    assert [name for name, part in whole.named_modules() if isinstance(part, QuantizeInput)] == ["0.input"]
+    assert [name for name, layer in whole.named_modules() if isinstance(layer, IntegerLayer)] == [
+        "conv1",
+        "conv2",
+        "fc1",
+        "fc2",
+    ]
+    assert [name for name, part in whole.named_modules() if isinstance(part, QuantizeInput)] == ["conv1.input"]
     assert isinstance(whole[1], IntegerMaxPool2d) and isinstance(whole[2], nn.Identity)
     assert not to_integer(copy.deepcopy(quantized["cnn"]).train()).training
     assert whole(torch.rand(2, 1, 28, 28)).dtype == torch.float32
@@ -226,13 +231,15 @@ def test_layers_keep_their_names_and_floats_come_in_once(quantized):
 
 def test_what_has_no_integer_form_is_named_and_what_is_in_it_is_converted(quantized, validation):
     whole = to_integer(quantized["resnet"])
-    assert whole.left_in_float == {"4": "Residual", "9": "Residual", "10": "AdaptiveAvgPool2d"}
+    assert whole.left_in_float == {"block1": "Residual", "block2": "Residual", "mean": "AdaptiveAvgPool2d"}
     assert isinstance(whole[4].body[0].output, Requantize) and isinstance(whole[4].body[3], IntegerConv2d)
-    mixed = quantize_activations(quantize_weights(load_trained("cnn"), {"0": 4, "3": 1, "7": 8}), validation.images)
+    mixed = quantize_activations(
+        quantize_weights(load_trained("cnn"), {"conv1": 4, "conv2": 1, "fc1": 8}), validation.images
+    )
     left = to_integer(mixed).left_in_float
     assert left == {
-        "3": "Conv2d 16-32, 3×3, whose weight lies on no grid",
-        "9": "Linear 128-10, whose weight lies on no grid",
+        "conv2": "Conv2d 16-32, 3×3, whose weight lies on no grid",
+        "fc2": "Linear 128-10, whose weight lies on no grid",
     }
     assert torch.allclose(*(predict(model, validation.images) for model in (mixed, to_integer(mixed))), atol=0.2)
 
@@ -240,7 +247,7 @@ def test_what_has_no_integer_form_is_named_and_what_is_in_it_is_converted(quanti
 def test_a_batch_norm_that_was_not_folded_stays_in_float(validation):
     simple = quantize_activations(quantize_weights(load_trained("resnet"), 8), validation.images[:100])
     whole = to_integer(simple)
-    assert whole.left_in_float["1"] == whole.left_in_float["9.body.4"] == "BatchNorm2d"
+    assert whole.left_in_float["norm1"] == whole.left_in_float["block2.body.norm2"] == "BatchNorm2d"
     assert torch.allclose(predict(whole, validation.images), predict(simple, validation.images), atol=0.1)
 
 
@@ -294,7 +301,7 @@ def test_a_weight_that_something_takes_off_its_grid_stays_in_float(validation):
 
     simple = quantize_model(load_trained("mlp128"), validation.images[:64])
     parametrize.register_parametrization(simple[1], "weight", Third())
-    assert to_integer(simple).left_in_float == {"1": "Linear 784-128, whose weight lies on no grid"}
+    assert to_integer(simple).left_in_float == {"fc1": "Linear 784-128, whose weight lies on no grid"}
 
 
 def test_a_model_of_integers_is_refused(quantized):
@@ -319,9 +326,10 @@ def test_a_model_without_grids_is_refused(validation):
         to_integer("cnn")
 
 
+@pytest.mark.slow
 def test_a_scorecard_says_what_stays_in_float(quantized, validation):
     few = validation[:100]
     models = {"dense": load_trained("resnet"), "integer": to_integer(quantized["resnet"])}
     text = repr(scorecard(models, few))
-    assert text.splitlines()[-1].split() == ["left", "in", "fp32", "4,", "9,", "10"]
+    assert text.splitlines()[-1].split() == ["left", "in", "fp32", "block1,", "block2,", "mean"]
     assert "left in fp32" not in repr(scorecard({"integer": to_integer(quantized["mlp128"])}, few))

@@ -182,6 +182,7 @@ def test_nothing_pruned_gives_the_same_outputs(few):
     assert prune_least_squares(model, {}, few.images) is not model
 
 
+@pytest.mark.slow
 def test_a_layer_that_reads_nothing_is_pruned_by_magnitude():
     model = build_model("mlp128")
     pruned = prune_least_squares(model, {"1": 0.5}, torch.zeros(2, 1, 28, 28))

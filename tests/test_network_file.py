@@ -75,7 +75,13 @@ def assert_comes_back(model, template, path):
         assert loaded.architecture == model.architecture
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+SLOW = ("mask, codebook of 8 bits",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(change, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, change in CHANGES.items()],
+)
 def test_it_comes_back_to_the_bit(change, tmp_path):
     assert_comes_back(change(load_trained("lenet5_classic")), build_model("lenet5_classic", 3), tmp_path / "file")
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +55,7 @@ def run(folder, *options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_errors_that_are_only_printed_fail(tmp_path):
     write(tmp_path, SILENT | SOUND)
     stdout = run(tmp_path)
@@ -80,6 +82,7 @@ def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
         assert f"{name}.ipynb" in result.stdout, result.stdout
 
 
+@pytest.mark.slow
 def test_a_notebook_that_gives_other_numbers_when_run_twice_fails(tmp_path):
     write(tmp_path, {"first": "total = globals().get('total', 0) + 1\nprint(total)", "second": "print(1)"})
     stdout = run(tmp_path, "--all")
@@ -87,6 +90,7 @@ def test_a_notebook_that_gives_other_numbers_when_run_twice_fails(tmp_path):
     assert "first.ipynb" in stdout and "another result when all was run twice" in stdout
 
 
+@pytest.mark.slow
 def test_a_cell_that_breaks_after_a_later_one_fails(tmp_path):
     sources = ["mask = [1, 2]", "print(len(mask))", "mask = 3"]
     cells = [new_code_cell(source) for source in sources]
@@ -95,6 +99,7 @@ def test_a_cell_that_breaks_after_a_later_one_fails(tmp_path):
     assert "1 failed, 8 passed" in stdout and "from the end" in stdout, stdout
 
 
+@pytest.mark.slow
 def test_what_is_slow_is_left_out_unless_all_is_asked_for(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n"

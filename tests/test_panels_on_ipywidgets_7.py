@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 WIDGETS = (
     "widget",
@@ -21,6 +23,7 @@ WIDGETS = (
 BESIDE = ROOT / ".venv" / "ipywidgets7"  # `make setup` puts it there; ahead on the path, it hides the other
 
 
+@pytest.mark.slow
 def test_panels_on_ipywidgets_7():
     environment = os.environ | {"PYTHONPATH": str(BESIDE)}
     version = subprocess.run(

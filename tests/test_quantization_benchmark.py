@@ -1,49 +1,10 @@
-"""The quantization benchmark's record says what the README says, and its networks are what they are called."""
+"""The quantization benchmark's networks and files are what they are called."""
 
-from pathlib import Path
-
-import pytest
 import torch
 
-from benchmarks import _campaign
 from benchmarks import quantization as benchmark
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.quantization import quantize_weights
-from kd_lab.results import load_results
-
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-WAYS = {
-    "weights and activations in 8 bits": "w8a8",
-    "weights in 4 bits": "w4",
-    "weights in 2 bits": "w2",
-    "weights in 2 bits, trained": "w2_qat",
-}
-
-
-def test_the_readme_says_what_was_recorded():
-    recorded = load_results("quantization")["networks"]
-    for label, way in WAYS.items():
-        cells = []
-        for name in benchmark.NETWORKS:
-            found, dense = ([seed[each] for seed in recorded[name]] for each in (way, "dense"))
-            more, (low, high) = _campaign.gain(found, dense)
-            cells.append(f"{0 - more:.2f} ({0 - high:.2f} to {0 - low:.2f})")
-        assert f"| {label} | {' | '.join(cells)} |".replace("-0.00", "0.00") in README
-
-
-def test_the_readme_says_what_binary_weights_reached():
-    figures = benchmark.score_binary(load_results("quantization"))
-    assert f"{figures['quantization.binary_error']:.2f} % test\nerror" in README
-
-
-def test_the_recorded_errors_are_those_of_the_images_read_wrongly():
-    recorded = load_results("quantization")
-    found = [
-        *recorded["binary"]["seeds"],
-        *(each for name in benchmark.NETWORKS for seed in recorded["networks"][name] for each in seed.values()),
-    ]
-    assert len(found) == 5 + 2 * 5 * 5
-    assert [each["test_error"] for each in found] == pytest.approx(_campaign.errors(found), abs=1e-6)
 
 
 def test_the_binary_network_has_two_values_a_unit_and_depends_on_its_seed():

@@ -175,6 +175,7 @@ def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monke
     assert torch.equal(predict(load_packed(last), SMALL.test.images), predict(second.model, SMALL.test.images))
 
 
+@pytest.mark.slow
 def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_path):
     compress(start, start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
     other = build_model("mlp128")
@@ -212,6 +213,7 @@ def test_a_stage_that_is_empty_or_of_another_schema_is_made_again(start, tmp_pat
     assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:compress")  # one of the teachers is a poor one
 def test_networks_of_the_same_weights_but_other_layers_are_not_the_same(start, tmp_path):
     for model, teacher in (
@@ -266,6 +268,7 @@ def test_a_stage_whose_training_was_interrupted_is_not_kept(start, tmp_path, mon
     assert not outcome.complete and len(outcome.models) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -288,6 +291,7 @@ def test_a_kept_stage_is_only_for_what_it_was_made_of(start, tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, seed):
     stages, seen, moments = [FineTune(1)] * 6, {}, random.Random(seed)

@@ -291,6 +291,7 @@ def test_without_a_teacher_there_is_nothing_to_ask_of_it(start):
     assert [each.teaching for each in found.trials] == [{}, {}] and "temperature" not in repr(found)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
     arguments = dict(most_bytes=4000, folder=tmp_path, **SETTINGS)
     first = search_recipe(start, start, SMALL, runs=2, **arguments)

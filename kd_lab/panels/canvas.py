@@ -3,18 +3,24 @@
 import functools
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
 from kd_lab.data import MEAN, STD
+from kd_lab.evaluation import Accuracy
+from kd_lab.panels.measurement import Comparison, CurveAnswer
 
+WIDTH = 800  # of every picture; all sizes are in pixels
+COLOR, GREY, FAINT, PALE, DARK = "#c2410c", "#9ca3af", "#c3c8d0", "#d1d5db", "#1f2937"
 COLORS = 256
 SIX_BITS = 0b11111100
 NO_INSET = np.empty((0, 0, 3))
@@ -22,13 +28,13 @@ DIGITS, CELL, CAPTION = 10, 64, 18  # of a strip: how many, how wide, and how hi
 STRIP_WIDTH, STRIP_HEIGHT = DIGITS * CELL, CAPTION + 2 * 28
 
 
-def new_figure(width: int, height: int) -> Figure:
+def new_figure(height: int, width: int = WIDTH) -> Figure:
     """Return an empty figure of so many pixels."""
     return Figure(figsize=(width / 100, height / 100), dpi=100)
 
 
 class Canvas:
-    """Hold a figure whose axes stay while the artists in `moving` change."""
+    """A figure whose axes stay while the artists in `moving` change."""
 
     def __init__(self, figure: Figure, moving: Sequence[Artist]):
         self._moving = moving
@@ -53,13 +59,36 @@ class Canvas:
         return Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB")
 
 
-class AccuracyCurve:
-    """Draw accuracy over a setting: measured points in grey, the present one with its interval in colour.
+class Traces:
+    """Lines that follow an answer, and below each the same line of the pinned answer, in faint grey."""
+
+    def __init__(self, *lines: Line2D):
+        self.lines, self.pinned = lines, [_faint_copy(line) for line in lines]
+        self.moving = [*self.pinned, *lines]
+
+    def set(self, points: Sequence[tuple], pinned: Sequence[tuple] = ()) -> None:
+        """Move each line to its x and y, and those of the pinned answer, if there is one."""
+        for line, (x, y) in zip(self.lines, points, strict=True):
+            line.set_data(x, y)
+        for line, (x, y) in zip(self.pinned, pinned or [([], [])] * len(self.lines), strict=True):
+            line.set_data(x, y)
+
+
+def _faint_copy(line: Line2D) -> Line2D:
+    copy = Line2D([], [])
+    copy.update_from(line)
+    copy.set(color=FAINT, label="")
+    line.axes.add_line(copy)
+    return copy
+
+
+class AccuracyCurve(Traces):
+    """Accuracy over a setting: measured points in grey, the present one with its interval in colour.
 
     The setting is a fraction, unless `places` names its whole numbers.
     """
 
-    def __init__(self, axes: Axes, color: str, places: Sequence[int] = (), **texts: str):
+    def __init__(self, axes: Axes, places: Sequence[int] = (), **texts: str):
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -70,27 +99,37 @@ class AccuracyCurve:
         axes.grid(alpha=0.3)
         axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
         axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
-        (self.curve,) = axes.plot([], [], ".-", color="grey", linewidth=1)
-        (self.bar,) = axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12)
-        (self.point,) = axes.plot([], [], "o", color=color, markersize=5)
-        self.moving = [self.curve, self.bar, self.point]
+        super().__init__(
+            *axes.plot([], [], ".-", color="grey", linewidth=1),
+            *axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12),
+            *axes.plot([], [], "o", color=COLOR, markersize=5),
+        )
+        self.curve, self.bar, self.point = self.lines
 
-    def set(self, curve: dict[float, float], place: float, accuracy: float, interval: tuple[float, float]) -> None:
-        """Move to a curve (accuracy by place) and to one point."""
-        self.curve.set_data(*np.array(sorted(curve.items())).reshape(-1, 2).T)
-        self.bar.set_data([place, place], interval)
-        self.point.set_data([place], [accuracy])
+    def show(self, answer: CurveAnswer, pinned: CurveAnswer | None) -> None:
+        """Move to an answer and to the pinned one."""
+        self.set(*(_points(each) if each else () for each in (answer, pinned)))
+
+
+def _points(answer: CurveAnswer) -> list[tuple]:
+    return curve_points(answer.curve, answer.place, answer.comparison.accuracy)
+
+
+def curve_points(curve: dict[float, float], place: float, accuracy: Accuracy) -> list[tuple]:
+    """Return the x and y of a curve, accuracy by place, of the interval of an accuracy, and of its point."""
+    x, y = np.array(sorted(curve.items())).reshape(-1, 2).T
+    return [(x, y), ([place, place], accuracy.interval), ([place], [accuracy.value])]
 
 
 class _Palette:
-    """Hold the commonest colours of an image, and give others in these: a PNG is then written in a third of the time.
+    """The commonest colours of an image, which others are given in: a PNG is then written in a third of the time.
 
     Pillow finds a colour by its first six bits, so no two may agree in these; and it is looked up by these bits alone,
     since white would come back as its grey neighbour otherwise.
     """
 
     def __init__(self, image: Image.Image):
-        colors = {}
+        colors: dict[tuple[int, ...], Any] = {}
         for _count, color in sorted(image.getcolors(image.width * image.height), reverse=True):
             colors.setdefault(tuple(level & SIX_BITS for level in color), color)
         self._lookup = Image.new("P", (1, 1))
@@ -106,7 +145,7 @@ class _Palette:
 @functools.lru_cache(256)
 def text_image(text: str, width: int, height: int, size: float) -> np.ndarray:
     """Return a line of text in the middle of a white image (height, width, 3) of uint8; `size` in points."""
-    figure = new_figure(width, height)
+    figure = new_figure(height, width)
     agg = FigureCanvasAgg(figure)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size)
     agg.draw()
@@ -126,6 +165,21 @@ def digit_strip(images: Tensor, labels: Tensor, answers: Tensor, chosen: Tensor)
         cell[:CAPTION] = text_image(f"{labels[index]} → {answers[index]}", CELL, CAPTION, 9)
         cell[CAPTION:, 4:60] = digit_picture(images[index], 2)
     return strip
+
+
+class LostDigits:
+    """A strip at the bottom of a figure: some digits that only the dense network reads."""
+
+    def __init__(self, figure: Figure, images: Tensor, kind: str):
+        self._images, height = images, round(figure.bbox.height)
+        self._place = (WIDTH - STRIP_WIDTH) // 2, height - STRIP_HEIGHT - 4
+        text = f"Some that only the dense network reads (label → answer of the {kind} one):"
+        figure.text(0.5, (STRIP_HEIGHT + 11) / height, text, ha="center", fontsize=9)
+
+    def inset(self, comparison: Comparison) -> tuple[np.ndarray, int, int]:
+        """Return the strip, and its left and top in the picture."""
+        digits = digit_strip(self._images, comparison.labels, comparison.answers, comparison.lost)
+        return digits, *self._place
 
 
 def digit_picture(image: Tensor, size: int) -> np.ndarray:

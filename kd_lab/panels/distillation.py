@@ -2,32 +2,87 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ipywidgets as widgets
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from torch import Tensor, nn
 
 from kd_lab.checkpoints import student_recipe
-from kd_lab.cost import count_parameters, file_bytes
-from kd_lab.data import Mnist, Split
-from kd_lab.distillation import DistillationLoss, with_answers
+from kd_lab.data import Mnist
+from kd_lab.distillation import DistillationLoss, soft_targets, with_answers
 from kd_lab.distillation.answers import check_teacher
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy
 from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import small_student
-from kd_lab.panels.distillation_picture import SIZE, Distillation, DistillationAnswer, DistillationPicture, Progress
-from kd_lab.panels.measurement import dense_network, percent, points, table
-from kd_lab.panels.panel import Panel, Shown, dropdown
-from kd_lab.panels.slider import Slider, WholeSlider
+from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, digit_picture, new_figure
+from kd_lab.panels.controls import Slider, WholeSlider, dropdown
+from kd_lab.panels.measurement import Cache, Comparison, cost_rows, counted_costs, dense_network, side_by_side, title_of
+from kd_lab.panels.panel import Panel, Shown
 from kd_lab.training import train_live
 
 IMAGES = (500, 1000, 2000, 5000, 10_000, 20_000)  # and all that there are
 CHUNK = 5000  # images that the teacher is asked about at a time, in a tenth of a second
-KEPT = 20  # students; one of 300 units takes up to 5 MB until it is trained
+CACHED_STUDENTS = 20  # one of 300 units takes up to 5 MB until it is trained
 VIEWS = TRAIN, SOFT_TARGETS = "train a student", "soft targets only"
-TABLES_HEIGHT = 230
+TAUGHT, LABELLED = "taught", "on labels"
+HEIGHT, TABLES_HEIGHT = 360, 250  # in pixels
+TICKS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # of accuracy
+MIN_ACCURACY, MAX_ACCURACY = 0.05, 0.992  # of the picture; a student that knows more is drawn there
+DIGIT_SIZE, DIGIT_LEFT, DIGIT_TOP = 4, 432, 106
+
+
+class Distillation(NamedTuple):
+    """Everything that a taught student depends on."""
+
+    temperature: float
+    alpha: float
+    width: int
+    images: int
+
+    @property
+    def keys(self) -> list[tuple]:
+        """Return the loss, the width and the number of images of each student."""
+        return [(loss, self.width, self.images) for loss in (DistillationLoss(*self[:2]), F.cross_entropy)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a student has come: its accuracy at each point, and its logits (N, 10) on the validation images.
+
+    `kept`, the point whose weights it has in the end, counted from 1, is None until then.
+    """
+
+    accuracies: tuple[float, ...] = ()
+    logits: Tensor | None = None
+    comparison: Comparison | None = None  # with the teacher
+    kept: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the training is over."""
+        return self.kept is not None
+
+
+@dataclass(frozen=True)
+class DistillationAnswer:
+    """What is known at one setting of the distillation panel."""
+
+    setting: Distillation
+    digit: int
+    training: bool
+    teacher: Comparison
+    taught: Progress
+    labelled: Progress
+
+    @property
+    def comparisons(self) -> dict[str, Comparison | None]:
+        """Return what was measured of teacher and students."""
+        return {"teacher": self.teacher, TAUGHT: self.taught.comparison, LABELLED: self.labelled.comparison}
 
 
 class DistillationPanel(Panel):
@@ -39,71 +94,65 @@ class DistillationPanel(Panel):
     targets only" trains nothing: only the answers move with the temperature.
     """
 
-    def __init__(self, teacher: torch.nn.Module, data: Mnist):
+    def __init__(self, teacher: nn.Module, data: Mnist):
         self._teacher = dense_network(teacher, data)
         check_teacher(small_student(), self._teacher, data.validation)
-        self._data, self._costs = data, _costs(self._teacher)
+        self._data, self._costs = data, counted_costs(self._teacher)
         self._validation = with_answers(self._teacher, data.validation)
+        answers = self._validation[2].argmax(1)
+        self._measured = Comparison(answers, answers, data.validation.labels)
         self._train_logits = torch.empty(0, 10)  # the teacher's, as far as they were needed
-        self._students: dict[tuple, Student] = {}  # the one used last stands last
-        self._tests: dict[Distillation, list[Accuracy]] = {}
-        self._drawing = DistillationPicture(*self._validation)
+        self._students = Cache(CACHED_STUDENTS)
+        self._drawing = DistillationPicture(*self._validation, self._measured.accuracy.value)
         most = len(data.train.labels)
         counts = [f"{count:,}" for count in (*(count for count in IMAGES if count < most), most)]
+        small = {"layout": widgets.Layout(width="240px")}
         controls = {
             "temperature": Slider(label="temperature", min=0.5, max=20, step=0.5, value=4),
-            "alpha": Slider(label="alpha", step=0.05, value=0.1, layout=widgets.Layout(width="240px")),
-            "width": WholeSlider(label="width", min=5, max=300, value=30, layout=widgets.Layout(width="240px")),
+            "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
+            "width": WholeSlider(label="width", min=5, max=300, value=30, **small),
             "images": dropdown("images", counts, counts[min(2, len(counts) - 1)]),
             "digit": dropdown("digit", map(str, range(10)), "4"),
-            "view": dropdown("view", VIEWS, TRAIN),
+            "view": dropdown("view", VIEWS),
         }
-        super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
+        super().__init__(controls, (WIDTH, HEIGHT), TABLES_HEIGHT, data.test)
 
     def measure(
-        self, temperature: float, alpha: float, width: int, images: str, digit: str, view: str, reveal: bool = False
-    ) -> Iterator[DistillationAnswer | None]:
+        self, temperature: float, alpha: float, width: int, images: str, digit: str, view: str
+    ) -> Iterator[DistillationAnswer]:
         """Yield what is known, and then, as both students learn, what they know after every point of their curves."""
         setting = Distillation(temperature, alpha, width, int(images.replace(",", "")))
-        losses = DistillationLoss(temperature, alpha), F.cross_entropy
-        keys = [(loss, width, setting.images) for loss in losses]
-        known = [self._students[key].progress if key in self._students else Progress() for key in keys]
-        answer = DistillationAnswer(setting, int(digit), *known, view == TRAIN, self._tests.get(setting))
+        known = [self._students[key].progress if key in self._students else Progress() for key in setting.keys]
+        answer = DistillationAnswer(setting, int(digit), view == TRAIN, self._measured, *known)
         yield answer
         if view == SOFT_TARGETS:
             return
-        yield from self._ask_teacher(setting.images)
-        students = [self._student(key) for key in keys]
-        while learning := [student for student in students if not student.progress.finished]:
+        self._ask_teacher(setting.images)
+        taught, labelled = (self._student(key) for key in setting.keys)
+        while learning := [student for student in (taught, labelled) if not student.progress.finished]:
             self._teach(min(learning, key=lambda student: len(student.progress.accuracies)))  # the one behind
-            answer = replace(answer, taught=students[0].progress, labelled=students[1].progress)
+            answer = replace(answer, taught=taught.progress, labelled=labelled.progress)
             yield answer
-        if reveal and setting not in self._tests:
-            networks = [self._teacher, *(student.network for student in students)]
-            self._tests[setting] = [accuracy(network, self._data.test) for network in networks]
-            yield replace(answer, test=self._tests[setting])
 
-    def _ask_teacher(self, count: int) -> Iterator[None]:
+    def networks(self, answer: DistillationAnswer) -> list[nn.Module]:
+        """Return the teacher and both students, none in the view that trains nothing."""
+        return [self._teacher, *(self._students[key].network for key in answer.setting.keys)] if answer.training else []
+
+    def _ask_teacher(self, count: int) -> None:
         """Ask the teacher about the training images, so many, that it was not asked about before."""
-        while (known := len(self._train_logits)) < count:
-            more = predict(self._teacher, self._data.train.images[known : known + CHUNK])
-            self._train_logits = torch.cat([self._train_logits, more])
-            yield None
+        images = self._data.train.images[len(self._train_logits) : count]
+        for chunk in self.steps(images.split(CHUNK) if len(images) else ()):
+            self._train_logits = torch.cat([self._train_logits, predict(self._teacher, chunk)])
 
     def _student(self, key: tuple[Callable, int, int]) -> "Student":
-        """Return the student of a setting as it was left, or a new one; the one unused for longest is forgotten."""
-        self._students[key] = self._students.pop(key, None) or self._begin(*key)
-        if len(self._students) > KEPT:
-            del self._students[next(iter(self._students))]
-        return self._students[key]
+        """Return the student of these losses, width and images as it was left, or a new one."""
+        return self._students.fetch(key, lambda: self._begin(*key))
 
     def _begin(self, loss: Callable[..., Tensor], width: int, count: int) -> "Student":
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no teacher's logits
-        data = [part[:count] for part in (*self._data.train, self._train_logits)][parts]
-        training = train_live(
-            small_student(width), tuple(data), loss, validation=self._validation[parts], **student_recipe(count)
-        )
-        return Student(training, self._data.validation)
+        data = tuple(part[:count] for part in (*self._data.train, self._train_logits))[parts]
+        settings = {"validation": self._validation[parts], **student_recipe(count)}
+        return Student(train_live(small_student(width), data, loss, **settings), self._validation[0], self._measured)
 
     def _teach(self, student: "Student") -> None:
         try:
@@ -114,56 +163,133 @@ class DistillationPanel(Panel):
 
     def draw(self, answer: DistillationAnswer) -> Shown:
         """Draw the picture and write the table."""
-        return Shown(self._drawing.title(answer), self._drawing.png(answer), self._table(answer))
-
-    def _table(self, answer: DistillationAnswer) -> str:
-        """Return how good teacher and students are, and how large."""
-        labels, logits = self._validation[1:]
-        right = [
-            None if each is None else each.argmax(1) == labels
-            for each in (logits, answer.taught.logits, answer.labelled.logits)
-        ]
-        difference = points(PairedDifference.of(*right[1:])) if all(each is not None for each in right) else "…"
-        rows = [
-            ["accuracy", *("…" if each is None else percent(Accuracy.of(each)) for each in right)],
-            ["taught less labels, points", "", difference, ""],
-            ["test part", *(map(percent, answer.test) if answer.test else ["", "not read for this setting", ""])],
-            ["settings tested so far", "", len(self._tests), ""],
-            *(
-                [name, f"{teacher:,}", *[f"{student:,}"] * 2]
-                for name, teacher, student in zip(
-                    ("parameters", "bytes of the file"), self._costs, _student_costs(answer.setting.width), strict=True
-                )
-            ),
-        ]
-        headers = [f"{len(labels):,} validation images", "teacher", "student, taught", "student, on labels"]
-        return f"<div style='line-height: 1.4'>{table(rows, headers)}</div>"
+        student = _student_costs(answer.setting.width)
+        rows = cost_rows(self._costs, student, student)
+        table = self.scores(answer, baseline="teacher", reference=LABELLED, costs=rows)
+        return Shown(self._drawing.title(answer), self._drawing.png(answer, self.pinned), side_by_side(table))
 
 
 class Student:
-    """Hold a training that goes on a little at each call, and how far it has come."""
+    """A training that goes on a little at each call, and how far it has come."""
 
-    def __init__(self, training: Iterator, validation: Split):
-        self._training, self._validation = training, validation
+    def __init__(self, training: Iterator, images: Tensor, teacher: Comparison):
+        self._training, self._images, self._teacher = training, images, teacher
         self.network = None
         self.progress = Progress()
 
     def learn(self) -> None:
         """Learn until the next point of the curve; after the last, take the weights of the best."""
         self.network, history = next(self._training)
-        logits = predict(self.network, self._validation.images)
+        logits = predict(self.network, self._images)
+        comparison = replace(self._teacher, answers=logits.argmax(1))
         if history.seconds:  # it is over
-            self._training = None  # which holds the optimizer
-            self.progress = replace(self.progress, logits=logits, kept=history.best_epoch)
+            self._training = iter(())  # the other one holds the optimizer
+            accuracies, kept = self.progress.accuracies, history.best_epoch
         else:
-            value = Accuracy.of(logits.argmax(1) == self._validation.labels).value
-            self.progress = Progress((*self.progress.accuracies, value), logits)
-
-
-def _costs(network: torch.nn.Module) -> tuple[int, int]:
-    return count_parameters(network), file_bytes(network)
+            accuracies, kept = (*self.progress.accuracies, comparison.accuracy.value), None
+        self.progress = Progress(accuracies, logits, comparison, kept)
 
 
 @functools.cache
-def _student_costs(width: int) -> tuple[int, int]:
-    return _costs(small_student(width))
+def _student_costs(width: int) -> dict[str, int]:
+    return counted_costs(small_student(width))
+
+
+class DistillationPicture:
+    """Two students that learn, and the softened answer to one digit; all arguments are of the validation part."""
+
+    def __init__(self, images: Tensor, labels: Tensor, teacher_logits: Tensor, teacher_accuracy: float):
+        self._images, self._labels, self._teacher_logits = images, labels, teacher_logits
+        figure = new_figure(HEIGHT)
+        curves, answers = figure.add_axes((0.1, 0.14, 0.41, 0.75)), figure.add_axes((0.725, 0.14, 0.17, 0.75))
+        self._add_curves(curves, teacher_accuracy)
+        self._canvas = Canvas(figure, [self._caption, *self._traces.moving, *self._add_answers(answers)])
+
+    def png(self, answer: DistillationAnswer, pinned: DistillationAnswer | None) -> bytes:
+        """Return the picture of an answer."""
+        recipe = student_recipe(answer.setting.images)
+        steps = f"{recipe['epochs'] * recipe['steps_per_epoch']:,} steps of {recipe['batch_size']} images"
+        self._caption.set_text(f"training ({steps})" if answer.training else "this view trains nothing")
+        self._traces.set(*(_curves(each) if each else () for each in (answer, pinned)))
+        place = self._place(answer)
+        self._set_answers(answer, place)
+        return self._canvas.png(digit_picture(self._images[place], DIGIT_SIZE), DIGIT_LEFT, DIGIT_TOP)
+
+    def title(self, answer: DistillationAnswer) -> str:
+        """Return the setting and its accuracy in a line; where nothing is trained, how unsure the teacher is."""
+        temperature, alpha, *_ = answer.setting
+        if not answer.training:
+            others = soft_targets(self._teacher_logits[self._place(answer)], temperature)
+            others[answer.digit] = 0  # 1 minus this one would be 0 where it is nearly 1
+            gives = f"gives {100 * others.sum():.2g} % to other digits than {answer.digit}"
+            return f"T = {temperature:g}: the teacher {gives}"
+        setting = f"T = {temperature:g}, alpha {alpha:g}"
+        if answer.taught.comparison is None:
+            return f"{setting}: nothing is trained yet"
+        done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
+        setting += "" if answer.taught.finished else f", {100 * done:.0f} % trained"
+        return title_of(setting, answer.taught.comparison)
+
+    def _place(self, answer: DistillationAnswer) -> int:
+        """Return the place of the first image of a digit."""
+        return self._labels.tolist().index(answer.digit)
+
+    def _add_curves(self, axes: Axes, teacher: float) -> None:
+        def known(accuracy):  # the errors on a logarithmic scale, upside down: 70 % and 99 % can both be read
+            return -np.log(1 - np.clip(accuracy, 0, MAX_ACCURACY))
+
+        axes.set_yscale("function", functions=(known, lambda value: 1 - np.exp(-value)))
+        axes.set(xlim=(0, 1.02), ylim=(MIN_ACCURACY, MAX_ACCURACY), ylabel="accuracy on validation images")
+        axes.set_yticks(TICKS, [f"{100 * tick:.0f} %" for tick in TICKS])
+        axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+        title = "student taught (orange) and on labels alone (grey);\na large dot: the weights that are kept"
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
+        axes.axhline(teacher, color=DARK, linestyle="--", linewidth=1)
+        axes.text(0.02, teacher, f"teacher {100 * teacher:.2f} %", fontsize=8, color=DARK, va="bottom")
+        styles = [(color, *style) for color in (GREY, COLOR) for style in ((".-", 4), ("o", 7))]
+        self._traces = Traces(
+            *(
+                axes.plot([0.1], [0.5], form, color=color, linewidth=1.2, markersize=size)[0]
+                for color, form, size in styles
+            )
+        )
+        self._caption = axes.text(0.5, -0.145, "training", ha="center", transform=axes.transAxes)
+
+    def _add_answers(self, axes: Axes) -> list[Artist]:
+        axes.set(xlim=(0, 1), ylim=(9.6, -0.6))
+        axes.set_yticks(range(10), range(10))
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.tick_params(axis="y", length=0)
+        axes.set_title("softened answer of the teacher (dark, in %)\nand of the student taught (orange)", fontsize=9)
+        self._teacher = axes.barh(np.arange(10) - 0.15, np.ones(10), 0.4, color=DARK)
+        self._student = axes.barh(np.arange(10) + 0.25, np.ones(10), 0.2, color=COLOR)
+        self._numbers = [axes.text(1.06, place, "", fontsize=8, va="center") for place in range(10)]
+        beside = {"ha": "center", "transform": axes.transAxes}
+        self._formula, self._label = axes.text(0.5, -0.145, "", **beside), axes.text(-0.68, 0.26, "", **beside)
+        return [*self._teacher, *self._student, *self._numbers, self._formula, self._label]
+
+    def _set_answers(self, answer: DistillationAnswer, place: int) -> None:
+        """Show what teacher and student answer to one image, at the temperature."""
+        temperature, logits = answer.setting.temperature, answer.taught.logits
+        teacher = soft_targets(self._teacher_logits[place], temperature).tolist()
+        student = [0] * 10 if logits is None else soft_targets(logits[place], temperature).tolist()
+        self._formula.set_text(f"softmax(logits / {temperature:g})")
+        self._label.set_text(f"label {answer.digit}")
+        for digit in range(10):
+            self._teacher[digit].set_width(teacher[digit])
+            self._student[digit].set_width(student[digit])
+            share = 100 * teacher[digit]  # in percent
+            self._numbers[digit].set_text(f"{share:.1f} %" if share >= 0.05 else f"{share:.0e} %")
+            self._numbers[digit].set_fontweight("bold" if digit == answer.digit else "normal")
+
+
+def _curves(answer: DistillationAnswer) -> list[tuple]:
+    """Return the x and y of the curve of each student, and of the point that it keeps, the taught one last."""
+    points = student_recipe(answer.setting.images)["epochs"]
+    curves = []
+    for progress in (answer.labelled, answer.taught):
+        shares = np.arange(1, len(progress.accuracies) + 1) / points
+        kept = slice(0) if progress.kept is None else slice(progress.kept - 1, progress.kept)
+        curves += [(shares, progress.accuracies), (shares[kept], progress.accuracies[kept])]
+    return curves

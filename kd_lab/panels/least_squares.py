@@ -3,43 +3,48 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
-from kd_lab.evaluation import PairedDifference
 from kd_lab.networks.layers import describe, weighted_layers
-from kd_lab.panels.canvas import Canvas, new_figure
-from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network, percent, points, quietly
+from kd_lab.panels.canvas import PALE, WIDTH, Canvas, Traces, curve_points, new_figure
+from kd_lab.panels.controls import FractionSlider
+from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network, side_by_side
 from kd_lab.panels.panel import Panel, Shown
-from kd_lab.panels.slider import FractionSlider
 from kd_lab.pruning import compensated_weight, damped_hessian, layer_inputs, least_squares_importance, rank
 
-MOST = 0.99  # the end of the slider
+MAX_SPARSITY = 0.99
 CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
-SIZE = (800, 460)  # in pixels
-TABLE_HEIGHT = 170
+HEIGHT, TABLES_HEIGHT = 430, 180  # in pixels
 CALIBRATION_IMAGES = 2000
 ROWS = 20  # of the layer are ranked between two looks at the slider
 STYLES = {"magnitude": ("s", "#d55e00"), "least squares": ("o", "#0072b2")}  # told apart by the colour-blind, too
+METHODS = MAGNITUDE, LEAST_SQUARES = tuple(STYLES)
 POINTS, UNITS, BARS = 200, 10, 40  # inputs and outputs of the layer in the scatter plot; weights of one output
+
+
+class OneLayer(NamedTuple):
+    """Everything that both pruned networks depend on."""
+
+    sparsity: float
 
 
 @dataclass(frozen=True)
 class LeastSquaresAnswer:
-    """Hold what was measured at one sparsity, each by method.
+    """What was measured at one sparsity, each by method.
 
-    `weights` are the layer's (rows, n) and `errors` how much of the squared output is wrong; `curves` hold accuracy by
+    `weights` are the layer's (rows, n) and `errors` how much of the squared output is wrong; `curves` are accuracy by
     sparsity on the first images, as far as it has been measured.
     """
 
-    sparsity: float
+    setting: OneLayer
     comparisons: dict[str, Comparison]
     weights: dict[str, Tensor]
     errors: dict[str, float]
@@ -55,120 +60,107 @@ class LeastSquaresPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
         dense = dense_network(model, data)
-        self._hessian = damped_hessian(layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES]))
+        calibration = layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES])
+        self._hessian = damped_hessian(calibration)
         inputs = layer_inputs(dense, layer, data.validation.images[:FIRST]).double()
         self._moments = inputs.T @ inputs
-        self._layer, self._kind = layer, describe(weighted_layers(dense)[layer])
+        self._layer, kind = layer, describe(weighted_layers(dense)[layer])
         self._weight = dense.get_submodule(layer).weight.detach().flatten(1).double()
-        self._validation = Measurement(dense, data.validation)
-        self._pruned = {method: copy.deepcopy(dense) for method in STYLES}
-        self._rankings = {"magnitude": rank({layer: self._weight.abs()}, "per_layer")}
+        self._validation = Measurement(dense, data.validation, self.steps)
+        self._scratch = {method: copy.deepcopy(dense) for method in METHODS}
+        self._rankings = {MAGNITUDE: rank({layer: self._weight.abs()}, "per_layer")}
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
-        self._curves = {method: {} for method in STYLES}
-        self._drawing = LeastSquaresPicture(self._weight, inputs)
-        super().__init__({"sparsity": FractionSlider(label="sparsity", max=MOST, value=0.95)}, SIZE, TABLE_HEIGHT)
+        self._curves: dict[str, dict[float, float]] = {method: {} for method in METHODS}
+        self._drawing = LeastSquaresPicture(f"{layer}, {kind}", self._weight, inputs)
+        sparsity = FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.95)
+        super().__init__({"sparsity": sparsity}, (WIDTH, HEIGHT), TABLES_HEIGHT)
 
-    def measure(self, sparsity: float) -> Iterator[LeastSquaresAnswer | float | None]:
+    def measure(self, sparsity: float) -> Iterator[LeastSquaresAnswer | Shown]:
         """Yield how far the ranking is, then what this sparsity gives on 1,000 images, on all, and with the curves."""
-        yield from self._rank()
+        for done in self._rank():
+            title = f"Ranking the weights of layer {self._layer}: {100 * done:.0f} %"
+            yield Shown(title, self._drawing.blank, "")
         for answer in self._compare(sparsity):
-            yield answer  # the last one is not None
+            yield answer
         for place in CURVE:
-            if place not in self._curves["magnitude"]:
-                found = yield from quietly(self._compare(place, FIRST))
+            if place not in self._curves[MAGNITUDE]:
+                *_, found = self._compare(place, FIRST)
                 for method, comparison in found.comparisons.items():
                     self._curves[method][place] = comparison.accuracy.value
                 yield answer
 
     def _rank(self) -> Iterator[float]:
         """Rank the weights by least squares, once, and yield the fraction that is done."""
-        if "least squares" in self._rankings:
+        if LEAST_SQUARES in self._rankings:
             return
         for rows in self._weight.split(ROWS)[len(self._importance) :]:
             self._importance.append(least_squares_importance(rows, self._hessian))
             yield min(1.0, len(self._importance) * ROWS / len(self._weight))
-        self._rankings["least squares"] = rank({self._layer: torch.cat(self._importance)}, "per_layer")
+        self._rankings[LEAST_SQUARES] = rank({self._layer: torch.cat(self._importance)}, "per_layer")
 
-    def _compare(self, sparsity: float, count: int | None = None) -> Iterator[LeastSquaresAnswer | None]:
-        """Yield both methods' answers on the first 1,000 images and on the first `count` (all), None after others."""
-        masks = {method: self._rankings[method].masks(sparsity)[self._layer] for method in STYLES}
+    def _compare(self, sparsity: float, count: int | None = None) -> Iterator[LeastSquaresAnswer]:
+        """Yield what both methods give on the first 1,000 images and on the first `count` (all)."""
+        masks = {method: self._rankings[method].masks(sparsity)[self._layer] for method in METHODS}
         weights = {
-            "magnitude": self._weight * masks["magnitude"],
-            "least squares": compensated_weight(self._weight, masks["least squares"], self._hessian),
+            MAGNITUDE: self._weight * masks[MAGNITUDE],
+            LEAST_SQUARES: compensated_weight(self._weight, masks[LEAST_SQUARES], self._hessian),
         }
-        errors = {
-            method: self._size(self._weight - weight) / self._size(self._weight) for method, weight in weights.items()
-        }
+        whole = self._size(self._weight)
+        errors = {method: self._size(self._weight - weight) / whole for method, weight in weights.items()}
+        both = [self._validation.compare(self._network(method, weights[method]), count) for method in METHODS]
+        for pair in zip(*both, strict=True):
+            comparisons = dict(zip(METHODS, pair, strict=True))
+            yield LeastSquaresAnswer(OneLayer(sparsity), comparisons, weights, errors, self._curves)
+
+    def _network(self, method: str, weight: Tensor) -> nn.Module:
+        """Return the network with these weights in the layer; the next call writes others into the one of a method."""
+        network = self._scratch[method]
         with torch.no_grad():
-            for method, model in self._pruned.items():
-                weight = model.get_submodule(self._layer).weight
-                weight.copy_(weights[method].view_as(weight))
-        for pair in zip(*(self._validation.compare(self._pruned[method], count) for method in STYLES), strict=True):
-            yield pair[0] and LeastSquaresAnswer(
-                sparsity, dict(zip(STYLES, pair, strict=True)), weights, errors, self._curves
-            )
+            place = network.get_submodule(self._layer).weight
+            place.copy_(weight.view_as(place))
+        return network
 
     def _size(self, weight: Tensor) -> float:
         """Return the sum of the squared outputs that these weights give."""
         return ((weight @ self._moments) * weight).sum().item()
 
-    def draw(self, answer: LeastSquaresAnswer | float) -> Shown:
-        """Draw the picture and write the table; a number says how far the ranking is."""
-        if isinstance(answer, float):
-            return Shown(f"Ranking the weights of layer {self._layer}: {100 * answer:.0f} %", self._drawing.blank, "")
+    def draw(self, answer: LeastSquaresAnswer) -> Shown:
+        """Draw the picture and write the table."""
         one, other = (f"{100 * comparison.accuracy.value:.2f} %" for comparison in answer.comparisons.values())
         title = (
-            f"{100 * answer.sparsity:.4g} % of layer {self._layer} pruned: magnitude {one}, least squares "
-            f"{other} of {answer.comparisons['magnitude'].accuracy.count:,} validation images"
+            f"{100 * answer.setting.sparsity:.4g} % of layer {self._layer} pruned: magnitude {one}, least squares "
+            f"{other} of {answer.comparisons[MAGNITUDE].accuracy.count:,} validation images"
         )
-        return Shown(title, self._drawing.png(answer), self._table(answer))
-
-    def _table(self, answer: LeastSquaresAnswer) -> str:
-        both = answer.comparisons.values()
-        by_size, ours = (each.answers == each.labels for each in both)
-        rows = [
-            ["accuracy, 95 % interval", *(percent(each.accuracy) for each in both)],
-            ["change against dense, points", *(points(each.difference) for each in both)],
-            ["images lost, gained", *(f"{each.difference.lost:,}, {each.difference.gained:,}" for each in both)],
-            ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())],
-            ["change against magnitude, points", "", points(PairedDifference.of(ours, by_size))],
-        ]
-        table = tabulate(rows, [f"layer {self._layer}, {self._kind}", *STYLES], "html", disable_numparse=True)
-        # of a fixed width, so that nothing jumps when a number becomes longer
-        return table.replace(
-            "<table>", "<table style='width: 100%; table-layout: fixed; line-height: 1.4; text-align: left'>"
-        )
+        errors = ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())]
+        table = self.scores(answer, reference=MAGNITUDE, costs=[errors])
+        return Shown(title, self._drawing.png(answer, self.pinned), side_by_side(table))
 
 
 class LeastSquaresPicture:
-    """Hold the figure and everything that moves on it; `weight` (rows, n) and `inputs` (N, n) of the dense layer."""
+    """What both methods make of a dense layer's `weight` (rows, n), and of its outputs from `inputs` (N, n).
 
-    def __init__(self, weight: Tensor, inputs: Tensor):
-        self._inputs = inputs[_spread(len(inputs), POINTS)]
-        self._units = _spread(len(weight), UNITS)
+    `name` says in words which layer it is.
+    """
+
+    def __init__(self, name: str, weight: Tensor, inputs: Tensor):
+        self._inputs = inputs[_evenly(len(inputs), POINTS)]
+        self._units = _evenly(len(weight), UNITS)
         self._outputs = self._inputs @ weight[self._units].T  # (points, units)
         self._row = int((inputs @ weight.T).var(dim=0).argmax())  # the liveliest output
         by_size = weight[self._row].abs().argsort(descending=True)
-        self._bars = by_size[_spread(len(by_size), BARS)]
-        figure = new_figure(*SIZE)
-        self._add_curves(figure.add_axes((0.1, 0.5, 0.385, 0.44)))
-        self._add_outputs(figure.add_axes((0.58, 0.5, 0.405, 0.44)))
-        self._add_weights(figure.add_axes((0.1, 0.075, 0.885, 0.29)), weight[self._row, self._bars])
-        moving = [
-            artist
-            for kind in (self._curves, self._lines, self._points, self._dots, self._marks)
-            for artist in kind.values()
-        ]
-        self._canvas = Canvas(figure, moving)
+        self._bars = by_size[_evenly(len(by_size), BARS)]
+        figure = new_figure(HEIGHT)
+        self._add_curves(figure.add_axes((0.1, 0.51, 0.385, 0.425)))
+        self._add_outputs(figure.add_axes((0.58, 0.51, 0.405, 0.425)), name)
+        self._add_weights(figure.add_axes((0.1, 0.08, 0.885, 0.285)), weight[self._row, self._bars])
+        traces = [line for each in self._traces.values() for line in each.moving]
+        self._canvas = Canvas(figure, [*traces, *self._dots.values(), *self._marks.values()])
         self.blank = self._canvas.png()
 
-    def png(self, answer: LeastSquaresAnswer) -> bytes:
+    def png(self, answer: LeastSquaresAnswer, pinned: LeastSquaresAnswer | None) -> bytes:
         """Return the picture of an answer."""
-        for method, comparison in answer.comparisons.items():
-            accuracy, weight = comparison.accuracy, answer.weights[method]
-            self._curves[method].set_data(*np.array(sorted(answer.curves[method].items())).reshape(-1, 2).T)
-            self._lines[method].set_data([answer.sparsity] * 2, accuracy.interval)
-            self._points[method].set_data([answer.sparsity], [accuracy.value])
+        for method, weight in answer.weights.items():
+            self._traces[method].set(*(_points(each, method) if each else () for each in (answer, pinned)))
             self._dots[method].set_data(self._outputs.flatten(), (self._inputs @ weight[self._units].T).flatten())
             bars = weight[self._row, self._bars]
             self._marks[method].set_data(bars.nonzero(), bars[bars != 0])
@@ -179,27 +171,26 @@ class LeastSquaresPicture:
         axes.set_yscale("function", functions=(lambda y: -np.sqrt(np.clip(1 - y, 0, 1)), lambda root: 1 - root**2))
         # and sparsities by the logarithm of what is kept, since it all happens where little is
         axes.set_xscale("function", functions=(lambda s: -np.log(np.clip(1 - s, 1e-3, None)), lambda y: 1 - np.exp(-y)))
-        axes.set(
-            xlim=(-0.05, 0.993),
-            ylim=(0, 1),
-            xlabel="sparsity of this layer (log of what is kept)",
-            ylabel="accuracy (root scale)",
-        )
+        axes.set(xlim=(-0.05, 0.993), ylim=(0, 1))
+        axes.set(xlabel="sparsity of this layer (log of what is kept)", ylabel="accuracy (root scale)")
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
         axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(alpha=0.3)
         axes.set_title(f"here with its interval, elsewhere on {FIRST:,} images", fontsize=9)
-        self._curves = _lines(axes, ".-", linewidth=1)
-        self._lines = _lines(axes, "_-", markersize=12)
-        self._points = _lines(axes, markersize=5)
-        axes.legend(handles=list(self._points.values()), loc="lower left", fontsize=9)
+        curves, ends, points = (
+            _lines(axes, ".-", linewidth=1),
+            _lines(axes, "_-", markersize=12),
+            _lines(axes, markersize=5),
+        )
+        self._traces = {method: Traces(curves[method], ends[method], points[method]) for method in METHODS}
+        axes.legend(handles=list(points.values()), loc="lower left", fontsize=9)
 
-    def _add_outputs(self, axes: Axes) -> None:
+    def _add_outputs(self, axes: Axes, name: str) -> None:
         limit = 1.2 * self._outputs.abs().max().item()
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="dense output", ylabel="pruned output")
-        axes.set_title("outputs of the layer (on the line: unchanged)", fontsize=9)
+        axes.set_title(f"outputs of {name} (on the line: unchanged)", fontsize=9)
         axes.grid(alpha=0.3)
         axes.plot([-limit, limit], [-limit, limit], color="black", linewidth=1)
         self._dots = _lines(axes, markersize=2)
@@ -209,19 +200,21 @@ class LeastSquaresPicture:
         largest = weights.abs().max().item()
         limit = 4 * largest  # compensation can make a weight larger than any that was there
         axes.set(xlim=(-0.7, len(weights) - 0.3), ylim=(-limit, limit), ylabel="weight (root scale)")
-        axes.set_xlabel(
-            f"{len(weights)} weights of output {self._row}, from the largest to the smallest "
-            "(bars: dense; without a mark: pruned)"
-        )
+        ordered = f"{len(weights)} weights of output {self._row}, from the largest to the smallest"
+        axes.set_xlabel(f"{ordered} (bars: dense; without a mark: pruned)")
         axes.set_xticks([])
         axes.set_yticks([part * float(f"{largest:.1g}") for part in (-2, -0.5, 0, 0.5, 2)])
-        axes.bar(range(len(weights)), weights.numpy(), color="#d1d5db")
+        axes.bar(range(len(weights)), weights.numpy(), color=PALE)
         axes.axhline(0, color="grey", linewidth=1)
         self._marks = _lines(axes, markersize=4)
-        self._marks["magnitude"].set_markersize(7)  # seen where a circle lies on it, too
+        self._marks[MAGNITUDE].set_markersize(7)  # seen where a circle lies on it, too
 
 
-def _lines(axes: Axes, form: str = "", **style: float) -> dict[str, Artist]:
+def _points(answer: LeastSquaresAnswer, method: str) -> list[tuple]:
+    return curve_points(answer.curves[method], answer.setting.sparsity, answer.comparisons[method].accuracy)
+
+
+def _lines(axes: Axes, form: str = "", **style: float) -> dict[str, Line2D]:
     """Return an empty line, or points where it has no form, for each method."""
     return {
         method: axes.plot([], [], form or marker, color=color, label=method, **style)[0]
@@ -229,6 +222,6 @@ def _lines(axes: Axes, form: str = "", **style: float) -> dict[str, Artist]:
     }
 
 
-def _spread(count: int, number: int) -> Tensor:
+def _evenly(count: int, number: int) -> Tensor:
     """Return the indices of at most so many of `count` things, evenly spread from the first to the last."""
     return torch.linspace(0, count - 1, min(count, number)).long()

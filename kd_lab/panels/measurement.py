@@ -1,13 +1,15 @@
-"""Measure a changed network against the dense one: on 1,000 images at once, then on all while nothing changes."""
+"""Compare changed networks with the dense one, on 1,000 images at once and then on all, and put it in a table."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import check_kind
 from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, predict_classes
@@ -18,7 +20,7 @@ FIRST = 1000  # images of the first answer; they are balanced, since the parts g
 
 
 def dense_network(model: nn.Module, data: Mnist) -> nn.Module:
-    """Return an ordinary copy of a panel's network; refuse  what can't be measured."""
+    """Return an ordinary copy of a panel's network; refuse what can't be measured."""
     weighted_layers(model)
     check_kind("data", data, Mnist, "what load_mnist() gives")
     dense = make_permanent(model)
@@ -29,95 +31,175 @@ def dense_network(model: nn.Module, data: Mnist) -> nn.Module:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the digits that both networks answered on the same images, and the labels, each (N,)."""
+    """What a network and the dense one answered to the same images, and the labels, each (N,) digits."""
 
     answers: Tensor
     dense_answers: Tensor
     labels: Tensor
 
     @property
+    def right(self) -> Tensor:
+        """Return for each image whether the network reads it, (N,) bool."""
+        return self.answers == self.labels
+
+    @property
     def accuracy(self) -> Accuracy:
-        """Return the accuracy of the changed network."""
-        return Accuracy.of(self.answers == self.labels)
+        """Return the accuracy of the network."""
+        return Accuracy.of(self.right)
+
+    @property
+    def dense(self) -> "Comparison":
+        """Return the dense network beside itself."""
+        return Comparison(self.dense_answers, self.dense_answers, self.labels)
 
     @property
     def difference(self) -> PairedDifference:
-        """Return how much the changed network is better than the dense one on these images."""
-        return PairedDifference.of(self.answers == self.labels, self.dense_answers == self.labels)
+        """Return how much better the network is than the dense one on these images."""
+        return PairedDifference.of(self.right, self.dense.right)
+
+    @property
+    def changes(self) -> str:
+        """Return how many images were lost and gained against the dense network, as text."""
+        return f"{self.difference.lost:,}, {self.difference.gained:,}"
 
     @property
     def lost(self) -> Tensor:
         """Return the indices of the images that only the dense network reads, (M,)."""
-        return ((self.answers != self.labels) & (self.dense_answers == self.labels)).nonzero().flatten()
+        return (~self.right & self.dense.right).nonzero().flatten()
 
 
 class Measurement:
-    """Hold the images and what the dense network answers, so that it is asked only once."""
+    """The images, and what the dense network answers to them, which is asked only once.
 
-    def __init__(self, dense: nn.Module, data: Split):
-        self._dense, self._data = dense, data
+    `steps` is that of the panel: a comparison can be stopped between any two batches.
+    """
+
+    def __init__(self, dense: nn.Module, data: Split, steps: Callable[[Iterable], Iterator]):
+        self._dense, self._data, self._steps = dense, data, steps
         self._dense_answers: list[Tensor] = []  # batch by batch, as far as they were needed
 
-    def compare(self, model: nn.Module, count: int | None = None) -> Iterator[Comparison | None]:
-        """Yield the comparison on the first 1,000 images and on the first `count` (all), None after the others."""
+    def compare(self, model: nn.Module, count: int | None = None) -> Iterator[Comparison]:
+        """Yield the comparison on the first 1,000 images and on the first `count` (all)."""
         images, labels = self._data[:count]
         answers = []
-        for batch, x in enumerate(images.split(BATCH_SIZE)):
+        for batch, x in enumerate(self._steps(images.split(BATCH_SIZE))):
             if batch == len(self._dense_answers):
                 self._dense_answers.append(predict_classes(self._dense, x))
             answers.append(predict_classes(model, x))
             seen = batch * BATCH_SIZE + len(x)
-            done = seen in (FIRST, len(images))
-            yield self._comparison(answers, labels[:seen]) if done else None
+            if seen in (FIRST, len(images)):
+                yield Comparison(torch.cat(answers), torch.cat(self._dense_answers[: batch + 1]), labels[:seen])
 
     def complete(
-        self, curve: dict[float, float], places: Iterable[float], prune: Callable[[float], nn.Module], answer: object
-    ) -> Iterator[object]:
-        """Measure what is missing of a curve on the first 1,000 images, and yield the answer after each."""
+        self, curve: dict[Any, float], places: Iterable[Any], network_at: Callable[[Any], nn.Module]
+    ) -> Iterator[None]:
+        """Measure what is missing of a curve, accuracy by place, on the first 1,000 images; yields after each point."""
         for place in places:
             if place not in curve:
-                comparison = yield from quietly(self.compare(prune(place), FIRST))
+                *_, comparison = self.compare(network_at(place), FIRST)
                 curve[place] = comparison.accuracy.value
-                yield answer
-
-    def _comparison(self, answers: list[Tensor], labels: Tensor) -> Comparison:
-        return Comparison(torch.cat(answers), torch.cat(self._dense_answers[: len(answers)]), labels)
+                yield
 
 
-def quietly(steps: Iterator[Any]) -> Generator[None, None, Any]:
-    """Go through the steps without showing any, where a newer setting may stop it, and return the last."""
-    last = None
-    for last in steps:  # noqa: B007 the last one is what it is all for
-        yield None
-    return last
+@dataclass(frozen=True)
+class CurveAnswer:
+    """What was measured of one network, and its place on a curve.
+
+    `curve` is accuracy by place on the first images, as far as it has been measured.
+    """
+
+    kind: ClassVar[str] = "pruned"
+
+    setting: Any  # a NamedTuple
+    comparison: Comparison
+    curve: dict[Any, float]
+    place: float
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Return what was measured, by the name of the network."""
+        return {self.kind: self.comparison}
+
+
+class Cache(dict):
+    """The results that were used last, at most `size` of them."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def fetch(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """Return what is kept under a key, or make it; the one unused for longest is forgotten."""
+        self[key] = self.pop(key) if key in self else make()
+        if len(self) > self.size:
+            del self[next(iter(self))]
+        return self[key]
+
+
+def scores(
+    networks: dict[str, Comparison | None],
+    pinned: dict[str, Comparison | None] | None,
+    baseline: str = "dense",
+    reference: str = "",
+    costs: Iterable[list[str]] = (),
+    test: list[Accuracy] | None = None,
+    tested: int | None = None,
+) -> str:
+    """Return an HTML table: how good each network is, against the others on the same images, and what it costs.
+
+    A network that is not there yet is None. `baseline` names the dense one, whether it has a column or not, and
+    `reference` one that the others are compared with, too. `test` has the accuracies on the test part, once they are
+    read; `tested` counts the settings for which they were.
+    """
+
+    def row(name: str, cell: Callable[[Comparison | None], str], *without: str) -> list[str]:
+        cells = ("" if each in (baseline, *without) else cell(comparison) for each, comparison in networks.items())
+        return [name, *cells]
+
+    changed = [name for name in networks if name != baseline]
+    rows = [
+        ["accuracy", *(percent(each.accuracy) if each else "…" for each in networks.values())],
+        row(f"against {baseline}, points", lambda each: points(each, each and each.dense)),
+        row("images lost, gained", lambda each: each.changes if each else "…"),
+    ]
+    if reference:
+        rows.append(row(f"against {reference}, points", lambda each: points(each, networks[reference]), reference))
+    for name in changed if pinned is not None else ():
+        label = f"against pinned{' ' + name if len(changed) > 1 else ''}, points"
+        rows.append(row(label, functools.partial(points, other=(pinned or {}).get(name))))
+    rows += costs
+    if tested is not None:
+        unread = row("test part", lambda _each: "not read for this setting", *changed[1:])
+        rows.append([f"test part ({test[0].count:,})", *map(percent, test)] if test else unread)
+        rows.append(row("settings tested so far", lambda _each: str(tested), *changed[1:]))
+    count = next(filter(None, networks.values())).accuracy.count
+    return table(rows, [f"{count:,} validation images", *networks])
+
+
+def counted_costs(model: nn.Module) -> dict[str, int]:
+    """Return what a network costs, by the name of the cost."""
+    return {
+        "parameters": count_parameters(model),
+        "bytes of the file": file_bytes(model),
+        "MACs of an image": count_macs(model),
+    }
+
+
+def cost_rows(*costs: dict[str, int]) -> list[list[str]]:
+    """Return a row for each cost, with a column for each network."""
+    return [[name, *(f"{each[name]:,}" for each in costs)] for name in costs[0]]
 
 
 def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:
     """Return an HTML table whose first columns, so many, are set to the left and the others to the right."""
     columns = ["left"] * left + ["right"] * (len(headers) - left)
     html = tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
-    html = html.replace('style="', 'style="padding-left: 14px; ')  # of the right ones, which would touch the left
-    return html.replace("<th>", "<th style='text-align: left'>")
+    return html.replace('style="', 'style="padding-left: 14px; ')  # of the right ones, which would touch the left
 
 
-def side_by_side(*tables: str) -> str:
-    """Return tables in columns of a fixed width, so that nothing jumps when a line becomes longer."""
-    columns = "".join(f"<div style='width: 50%'>{each}</div>" for each in tables)
-    return f"<div style='display: flex; gap: 24px; line-height: 1.4; text-align: left'>{columns}</div>"
-
-
-def scores(comparison: Comparison, costs: dict[str, str], test: Accuracy | None, tested: int) -> str:
-    """Return an HTML table: how good the changed network is, what it costs, and what the test part says, if asked."""
-    rows = {
-        "images": f"{comparison.accuracy.count:,}",
-        "accuracy": percent(comparison.accuracy),
-        "against dense, points": points(comparison.difference),
-        "images lost, gained": f"{comparison.difference.lost:,}, {comparison.difference.gained:,}",
-        **costs,
-        "test part": f"{percent(test)} of {test.count:,}" if test else "not read for this setting",
-        "settings tested so far": tested,
-    }
-    return tabulate(rows.items(), tablefmt="html")
+def side_by_side(*parts: str) -> str:
+    """Return HTML parts beside each other, or below each other where the page is too narrow for that."""
+    return f"<div class='kd-lab-tables'>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
 
 
 def title_of(setting: str, comparison: Comparison) -> str:
@@ -126,13 +208,32 @@ def title_of(setting: str, comparison: Comparison) -> str:
     return f"{setting}: {percent(accuracy, ' right')} of {accuracy.count:,} validation images"
 
 
+def in_words(setting: NamedTuple) -> str:
+    """Return a setting with the names of its values, as short text."""
+    named: dict[str, Any] = {}
+    for name, value in setting._asdict().items():
+        named |= value if isinstance(value, dict) else {name: value}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in named.items()
+    )
+
+
 def percent(accuracy: Accuracy, word: str = "") -> str:
     """Return an accuracy with its interval, in percent, as short text; `word` stands between the two."""
     low, high = accuracy.interval
     return f"{100 * accuracy.value:.2f} %{word} ({100 * low:.2f} to {100 * high:.2f})"
 
 
-def points(difference: PairedDifference) -> str:
-    """Return a difference with its interval, in points, as short text."""
+def points(one: Comparison | None, other: Comparison | None) -> str:
+    """Return how much better a network is than another one, with its interval, in points, as short text.
+
+    It is measured on the images that both were asked about; "…" where one is not there yet.
+    """
+    if one is None or other is None:
+        return "…"
+    count = min(len(one.labels), len(other.labels))
+    if torch.equal(one.answers[:count], other.answers[:count]):
+        return "the same answers"
+    difference = PairedDifference.of(one.right[:count], other.right[:count])
     low, high = difference.interval
     return f"{100 * difference.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"

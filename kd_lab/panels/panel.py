@@ -1,62 +1,104 @@
-"""Put controls, picture and tables on the page, and keep them in step with what is measured."""
+"""Put controls, picture and tables on the page, and measure the newest setting in the background."""
 
 import base64
 import gc
 import html
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 from IPython import get_ipython
+from torch import nn
 
+from kd_lab.data import Split
 from kd_lab.errors import KdLabError, check_choice
+from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.panels.canvas import with_title
-from kd_lab.panels.engine import Engine, Setting
-from kd_lab.panels.slider import Slider
+from kd_lab.panels.controls import button, check_control
+from kd_lab.panels.measurement import in_words, scores
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+STYLE = """<style>
+.kd-lab-panel { width: 100%; max-width: 800px; container-type: inline-size; }
+.kd-lab-panel img { margin: 2px 0; max-width: 100%; height: auto; }
+.kd-lab-panel b { font-size: 15px; line-height: 1.4; }
+.kd-lab-tables { display: flex; flex-wrap: wrap; gap: 0 24px; line-height: 1.4; }
+.kd-lab-tables > div { flex: 1 1 340px; min-width: 0; }
+.kd-lab-tables table { width: 100%; border-spacing: 0; }
+.kd-lab-tables th { text-align: left; }
+@container (max-width: 760px) {  /* two lines for what may need them, whether it does or not: so nothing jumps */
+  .kd-lab-panel .kd-lab-title { min-height: 44px; }
+  .kd-lab-tables table { table-layout: fixed; font-size: 12px; }
+  .kd-lab-tables td { height: 2.8em; overflow-wrap: anywhere; }
+}
+</style>"""
 _open: dict[Any, tuple[int, list["Panel"]]] = {}  # the panels of each cell, and at which run it made them
 
 
+class Stopped(Exception):
+    """Tell that a measurement was given up for a newer setting."""
+
+
 class Shown(NamedTuple):
-    """Hold what a panel shows: a line of text, the picture, and the HTML of the tables below it."""
+    """What a panel shows: a line of text, the picture, and the HTML of the tables below it."""
 
     title: str
     png: bytes
     tables: str
+
+    def __repr__(self) -> str:
+        return self.title
 
 
 class Panel:
     """Show live what its controls do; a subclass measures and draws.
 
     `controls` are widgets by the name of the setting. `measure(**setting)` yields answers, each better than the one
-    before, or None where it may be stopped; `draw(answer)` gives what is Shown. With `reveals` there is a button that
-    measures with `reveal=True`, once. Run again, a cell closes the panels that it made before.
+    before, or what is Shown at once; `draw(answer)` returns what is Shown. An answer has a `setting`, a named tuple of
+    all that its networks depend on, and `comparisons`, what was measured of each. A button keeps an answer as `pinned`;
+    with a `test` part another reads it, once for a setting. Measuring begins when the panel is displayed or flushed, so
+    that a subclass is whole by then. Run again, a cell closes the panels that it made before.
     """
 
+    _changed = threading.Condition()  # one for all panels, since it is held for moments only
+    _waiting: tuple | None = ()  # the newest setting, until the worker takes it; empty once the panel is closed
+    _worker: threading.Thread | None = None  # lives only while there is something to measure
+
     def __init__(
-        self, controls: dict[str, widgets.Widget], size: tuple[int, int], tables_height: int, reveals: bool = False
+        self, controls: dict[str, widgets.Widget], size: tuple[int, int], tables_height: int, test: Split | None = None
     ):
         self.controls = controls
         self.shown: Shown | None = None
-        self._engine = Engine(lambda setting: self.measure(**setting), self.draw, self._show, self._fail)
-        self._title = widgets.HTML(layout=_fixed(size[0], 28))
-        self._picture = widgets.Image(format="png", layout=_fixed(*size))
-        self._message = widgets.HTML(layout=_fixed(size[0], 24))
-        self._tables = widgets.HTML(layout=_fixed(size[0], tables_height))
-        slider, *others = controls.values()
-        slider.layout.width = f"{size[0]}px"
-        if reveals:
-            others.append(widgets.Button(description="Reveal test"))
-            others[-1].on_click(lambda _button: self.refresh(reveal=True))
-        row = widgets.HBox(others, layout=widgets.Layout(width=f"{size[0]}px", flex_flow="row wrap"))
-        self._box = widgets.VBox([slider, row, self._title, self._picture, self._tables, self._message])
+        self.error: Exception | None = None  # of the newest setting
+        self.pinned: Any = None  # the answer that others are compared with
+        self.tests: dict[tuple, list[Accuracy]] = {}  # by setting
+        self._answer: Any = None  # the one that is shown
+        self._test, self._waiting, self._begun = test, None, False
+        self._pin_button = button("Pin", self._move_pin)
+        self._lay_out(size, tables_height)
         _replace_earlier(self)
         for control in controls.values():
-            control.observe(lambda _change: self.refresh(), names="value")
-        self.refresh()
+            control.observe(lambda _change: self.refresh() if self._begun else None, names="value")
 
-    def measure(self, **setting: Any) -> Iterator[Any]:
+    def _lay_out(self, size: tuple[int, int], tables_height: int) -> None:
+        width, height = map(str, size)
+        self._title, self._tables, self._message = (
+            widgets.HTML(layout=widgets.Layout(min_height=f"{least}px")) for least in (28, tables_height, 24)
+        )
+        # with both numbers the browser keeps the place of a picture that is still on its way
+        self._picture = widgets.Image(format="png", width=width, height=height)
+        slider, *others = self.controls.values()
+        if self._test:
+            others.append(button("Reveal test", lambda: self.refresh(reveal=True)))
+        row = widgets.HBox([*others, self._pin_button], layout=widgets.Layout(flex_flow="row wrap"))
+        style = widgets.HTML(STYLE, layout=widgets.Layout(display="none"))
+        self._box = widgets.VBox([slider, row, self._title, self._picture, self._tables, self._message, style])
+        self._box.add_class("kd-lab-panel")
+        self._title.add_class("kd-lab-title")
+
+    def measure(self, *_: Any, **setting: Any) -> Iterator[Any]:
         """Yield the answers for a setting; runs in the background."""
         raise NotImplementedError
 
@@ -64,8 +106,27 @@ class Panel:
         """Draw an answer; runs in the background."""
         raise NotImplementedError
 
+    def networks(self, answer: Any) -> list[nn.Module]:
+        """Return the networks that "Reveal test" tests once an answer is complete, none where there is nothing yet."""
+        raise NotImplementedError
+
+    def scores(self, answer: Any, **rows: Any) -> str:
+        """Return an HTML table of what was measured; `rows` are more arguments of `measurement.scores`."""
+        pinned = self.pinned and self.pinned.comparisons
+        if self._test:
+            rows |= {"test": self.tests.get(answer.setting), "tested": len(self.tests)}
+        return scores(answer.comparisons, pinned, **rows)
+
+    def steps(self, steps: Iterable[Any]) -> Iterator[Any]:
+        """Yield the steps of a measurement while its setting is the newest: the one way in which it can be stopped."""
+        for step in steps:
+            # without a main thread nobody waits for it any more, but Python itself, for us to end
+            if self._waiting is not None or not threading.main_thread().is_alive():
+                raise Stopped
+            yield step
+
     @property
-    def setting(self) -> Setting:
+    def setting(self) -> dict[str, Any]:
         """Return what the controls say now."""
         return {name: control.value for name, control in self.controls.items()}
 
@@ -73,26 +134,40 @@ class Panel:
         """Set controls by name, as a learner would with the mouse; all are checked before any is changed."""
         for name, value in values.items():
             check_choice("name of the control", name, list(self.controls))
-            _check_control(name, self.controls[name], value)
+            check_control(name, self.controls[name], value)
         for name, value in values.items():
             self.controls[name].value = value
 
-    def refresh(self, **extra: Any) -> None:
-        """Measure the present setting; a subclass may ask for something extra. Returns at once."""
-        self._engine.submit(self.setting | extra)
+    def refresh(self, reveal: bool = False) -> None:
+        """Measure the present setting in place of any other, and with `reveal` the test part. Returns at once."""
+        with self._changed:
+            self._waiting, self._begun = (self.setting, reveal), True
+            if self._worker is None:
+                worker = threading.Thread(target=self._work, name="kd_lab panel")
+                worker.start()  # it waits for us before it takes anything
+                self._worker = worker
 
-    def flush(self) -> Shown:
+    def flush(self) -> Shown | None:
         """Wait until the newest setting is measured to the end and drawn; raise the error if it failed."""
-        self._engine.wait()
-        if self._engine.error is not None:
-            raise self._engine.error
+        self._settle()
+        if self.error is not None:
+            raise self.error
+        return self.shown
+
+    def pin(self) -> Shown | None:
+        """Keep the present setting as the reference of what comes; where it is that already, take it away."""
+        self.flush()
+        self._move_pin()
         return self.shown
 
     def close(self) -> None:
         """Stop measuring, take the panel off the page, and let go of its networks and pictures."""
         if not vars(self):
             return
-        self._engine.stop()
+        with self._changed:
+            self._waiting = ()
+            while self._worker not in (None, threading.current_thread()):
+                self._changed.wait(0.1)
         for widget in (self._box, *self._box.children, *self._box.children[1].children):
             for part in (getattr(widget, "style", None), widget.layout, widget):
                 if isinstance(part, widgets.Widget):
@@ -104,14 +179,77 @@ class Panel:
             raise AttributeError("This panel is closed: its cell was run again, or close() was called.")
         raise AttributeError(f"{type(self).__name__} has no {name!r}.")
 
-    def _show(self, shown: Shown) -> None:
-        self.shown = shown
-        self._title.value = f"<b style='font-size: 15px'>{html.escape(shown.title)}</b>"
-        self._picture.value, self._tables.value, self._message.value = shown.png, shown.tables, ""
+    def _settle(self) -> None:
+        """Return when the newest setting has been measured to the end, or has failed."""
+        if not self._begun:
+            self.refresh()
+        with self._changed:
+            while self._worker is not None:
+                self._changed.wait(0.1)  # a wait without an end could not be interrupted on Windows
+
+    def _work(self) -> None:
+        try:
+            while waiting := self._take():
+                try:
+                    with suppress(Stopped):
+                        self._follow(*waiting)
+                except Exception as error:  # noqa: BLE001 whatever came, the learner must see it
+                    self._fail(error)
+        finally:  # whoever waits must not wait for a worker that has ended, however it did
+            self._end()
+
+    def _take(self) -> tuple | None:
+        with self._changed:
+            if waiting := self._waiting:
+                self._waiting = self.error = None
+            else:
+                self._end()  # under the same lock, so that no setting can come between
+            return waiting
+
+    def _end(self) -> None:
+        with self._changed:
+            if self._worker is threading.current_thread():
+                self._worker = None
+                self._changed.notify_all()
+
+    def _follow(self, setting: dict[str, Any], reveal: bool) -> None:
+        """Show what is measured at a setting, then what the test part says; an answer that is pinned is completed."""
+        for answer in self.steps(self.measure(**setting)):
+            self._show(answer)
+        if reveal and self._test and answer.setting not in self.tests and (networks := self.networks(answer)):
+            self.tests[answer.setting] = [accuracy(network, self._test) for network in self.steps(networks)]
+            self._show(answer)
+        if self._is_pinned(answer) and self.pinned is not answer:
+            self.pinned = answer
+            self._show(answer)
+
+    def _show(self, answer: Any) -> None:
+        shown = answer if isinstance(answer, Shown) else self.draw(answer)
+        with self._changed:  # so that no newer setting can come between the look and the showing
+            if self._waiting is not None:
+                return
+            self.shown, self._answer = shown, None if answer is shown else answer
+            self._title.value = f"<b>{html.escape(shown.title)}</b>"
+            self._picture.value, self._tables.value = shown.png, shown.tables
+            self._pin_button.description = "Unpin" if self._is_pinned(self._answer) else "Pin"
+            pinned = f"pinned, in faint grey: {in_words(self.pinned.setting)}" if self.pinned else ""
+            self._message.value = html.escape(pinned)
 
     def _fail(self, error: Exception) -> None:
         kind = "" if isinstance(error, KdLabError) else f"{type(error).__name__}: "
-        self._message.value = f"<b style='color: #b00020'>{html.escape(kind + str(error))}</b>"
+        with self._changed:
+            if self._waiting is None:
+                self.error = error
+                self._message.value = f"<b style='color: #b00020'>{html.escape(kind + str(error))}</b>"
+
+    def _is_pinned(self, answer: Any) -> bool:
+        return bool(answer and self.pinned) and answer.setting == self.pinned.setting
+
+    def _move_pin(self) -> None:
+        with self._changed:
+            self.pinned = None if self._is_pinned(self._answer) else self._answer
+            if self._worker is None and self._answer:  # else the next answer is drawn with it
+                self._show(self._answer)
 
     def __repr__(self) -> str:
         shown = vars(self).get("shown")
@@ -121,34 +259,12 @@ class Panel:
         """Give the live panel, and beside it a picture for where no widgets are: GitHub, nbconvert, PDF."""
         if not vars(self):
             return {"text/plain": repr(self)}
-        self._engine.wait()
+        self._settle()
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         bundle = {VIEW: view, "text/plain": repr(self)}
         if self.shown:
             bundle["image/png"] = base64.b64encode(with_title(self.shown.png, self.shown.title)).decode()
         return bundle
-
-
-def dropdown(name: str, options: Iterable[str], value: str) -> widgets.Dropdown:
-    """Return a control of that name, as wide as its options are."""
-    return widgets.Dropdown(
-        options=list(options),
-        value=value,
-        description=name,
-        style={"description_width": "initial"},
-        layout=widgets.Layout(width="auto", margin="2px 9px 2px 2px"),
-    )
-
-
-def _fixed(width: int, height: int) -> widgets.Layout:
-    return widgets.Layout(width=f"{width}px", height=f"{height}px", min_height=f"{height}px")
-
-
-def _check_control(name: str, control: widgets.Widget, value: Any) -> None:
-    if isinstance(control, Slider):
-        control.check(value)
-    else:
-        check_choice(name, value, list(control.options))
 
 
 def _replace_earlier(panel: Panel) -> None:
@@ -167,5 +283,5 @@ def _replace_earlier(panel: Panel) -> None:
 
 def _cell(shell: Any) -> str:
     """Return what tells this cell from others: the front end's name for it, else its text."""
-    parent = getattr(shell, "get_parent", dict)() or {}
+    parent: dict = getattr(shell, "get_parent", dict)() or {}
     return parent.get("metadata", {}).get("cellId") or shell.user_ns["In"][-1]

@@ -2,25 +2,50 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-import ipywidgets as widgets
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
-from kd_lab.panels.measurement import Measurement, dense_network, quietly, scores, side_by_side, table
+from kd_lab.panels.canvas import COLOR, PALE, WIDTH, AccuracyCurve, Canvas, LostDigits, new_figure
+from kd_lab.panels.controls import FractionSlider, dropdown
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, side_by_side, table, title_of
 from kd_lab.panels.panel import Panel, Shown
-from kd_lab.panels.pruning_picture import SIZE, PruningAnswer, PruningPicture, title
-from kd_lab.panels.slider import FractionSlider
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
-MOST = 0.99  # the end of the slider
+MAX_SPARSITY = 0.99
 CURVE = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
 GRADIENT_IMAGES = 1000
-TABLES_HEIGHT = 220
+HEIGHT, TABLES_HEIGHT = 340, 210  # in pixels
+BINS = 101  # of the histogram
+
+
+class Pruning(NamedTuple):
+    """Everything that a pruned network depends on."""
+
+    sparsity: float
+    importance: str
+    scope: str
+
+
+@dataclass(frozen=True)
+class PruningAnswer(CurveAnswer):
+    """What was measured at one setting of the pruning panel.
+
+    `masks` (bool, True keeps) are in the order of the layers; `thresholds` are the smallest |w| kept, one for each
+    group that was ranked together, none where weights aren't chosen by magnitude. `zipped` are the bytes zipped, None
+    until they are there.
+    """
+
+    masks: dict[str, Tensor]
+    thresholds: list[float]
+    zipped: int | None = None
 
 
 class PruningPanel(Panel):
@@ -32,46 +57,39 @@ class PruningPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist):
         self._dense = dense_network(model, data)
-        self._pruned = copy.deepcopy(self._dense)
+        self._scratch = copy.deepcopy(self._dense)
         self._layers = weighted_layers(self._dense)
         self._data = data
-        self._validation, self._test = (Measurement(self._dense, part) for part in (data.validation, data.test))
+        self._validation = Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
         self._rankings: dict[tuple[str, str], Ranking] = {}
         self._curves: dict[tuple[str, str], dict[float, float]] = {}
-        self._tests = {}  # by setting
         weights = torch.cat([layer.weight.detach().flatten() for layer in self._layers.values()])
         self._drawing = PruningPicture(weights, data.validation.images)
         controls = {
-            "sparsity": FractionSlider(label="sparsity", max=MOST, value=0.5),
-            "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
-            "scope": widgets.Dropdown(options=list(SCOPES), description="scope"),
+            "sparsity": FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.5),
+            "importance": dropdown("importance", IMPORTANCES),
+            "scope": dropdown("scope", SCOPES),
         }
-        super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
+        super().__init__(controls, (WIDTH, HEIGHT), TABLES_HEIGHT, data.test)
 
-    def measure(
-        self, sparsity: float, importance: str, scope: str, reveal: bool = False
-    ) -> Iterator[PruningAnswer | None]:
+    def measure(self, sparsity: float, importance: str, scope: str) -> Iterator[PruningAnswer]:
         """Yield what this setting gives on 1,000 images, on all, and with bytes and curve."""
-        setting = sparsity, importance, scope
-        masks = self._ranking(importance, scope).masks(sparsity)
-        curve = self._curves.setdefault((importance, scope), {})
+        setting, ranking = Pruning(sparsity, importance, scope), self._ranking(importance, scope)
+        masks, curve = ranking.masks(sparsity), self._curves.setdefault((importance, scope), {})
         thresholds = self._thresholds(masks, scope) if importance == "magnitude" and sparsity > 0 else []
         for comparison in self._validation.compare(self._masked(masks)):
-            answer = comparison and PruningAnswer(
-                *setting, comparison, masks, thresholds, curve, test=self._tests.get(setting)
-            )
+            answer = PruningAnswer(setting, comparison, curve, sparsity, masks, thresholds)
             yield answer
-        if reveal and setting not in self._tests:
-            comparison = yield from quietly(self._test.compare(self._pruned))
-            self._tests[setting] = comparison.accuracy
-            answer = replace(answer, test=comparison.accuracy)
-            yield answer
-        zipped = yield from quietly(zip_stepwise(self._pruned))
+        *_, zipped = self.steps(zip_stepwise(self._masked(masks)))
         answer = replace(answer, zipped=zipped)
         yield answer
-        ranking = self._ranking(importance, scope)
-        yield from self._validation.complete(curve, CURVE, lambda place: self._masked(ranking.masks(place)), answer)
+        for _ in self._validation.complete(curve, CURVE, lambda place: self._masked(ranking.masks(place))):
+            yield answer
+
+    def networks(self, answer: PruningAnswer) -> list[nn.Module]:
+        """Return the pruned network."""
+        return [self._masked(answer.masks)]
 
     def _ranking(self, importance: str, scope: str) -> Ranking:
         if (importance, scope) not in self._rankings:
@@ -80,12 +98,12 @@ class PruningPanel(Panel):
         return self._rankings[importance, scope]
 
     def _masked(self, masks: dict[str, Tensor]) -> nn.Module:
-        """Return the dense network under these masks, in one that is used again and again."""
-        pruned = weighted_layers(self._pruned)
+        """Return the dense network under these masks; the next call writes others into the same one."""
+        pruned = weighted_layers(self._scratch)
         with torch.no_grad():
             for name, mask in masks.items():
                 torch.mul(self._layers[name].weight, mask, out=pruned[name].weight)
-        return self._pruned
+        return self._scratch
 
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
@@ -98,30 +116,58 @@ class PruningPanel(Panel):
 
     def draw(self, answer: PruningAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        return Shown(
-            title(answer), self._drawing.png(answer), side_by_side(self._scores(answer), self._layer_table(answer))
-        )
-
-    def _scores(self, answer: PruningAnswer) -> str:
-        dense = f"{self._bytes:,} bytes"
-        costs = {
-            "file, dense": dense,
-            "file, with zeros": dense,  # as many numbers as before
-            "the same, zipped": "…" if answer.zipped is None else f"{answer.zipped:,} bytes",
-        }
-        return scores(answer.comparison, costs, answer.test, len(self._tests))
+        setting = answer.setting
+        pruned = f"{100 * setting.sparsity:.4g} % pruned by {setting.importance}, {setting.scope}"
+        costs = [
+            ["file, dense", f"{self._bytes:,} bytes"],
+            ["file, with zeros", f"{self._bytes:,} bytes"],  # as many numbers as before
+            ["the same, zipped", "…" if answer.zipped is None else f"{answer.zipped:,} bytes"],
+        ]
+        tables = side_by_side(self.scores(answer, costs=costs), self._layer_table(answer))
+        return Shown(title_of(pruned, answer.comparison), self._drawing.png(answer, self.pinned), tables)
 
     def _layer_table(self, answer: PruningAnswer) -> str:
         """Return how much of each layer is pruned; one that has nothing left is named so."""
         rows = []
         for name, mask in answer.masks.items():
             pruned = 1 - mask.float().mean().item()
-            rows.append(
-                [
-                    name,
-                    describe(self._layers[name]),
-                    f"{mask.numel():,}",
-                    f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left",
-                ]
-            )
+            said = f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left"
+            rows.append([name, describe(self._layers[name]), f"{mask.numel():,}", said])
         return table(rows, ["layer", "", "weights", "pruned"], left=2)
+
+
+class PruningPicture:
+    """Accuracy over sparsity, the weights (count,) that are left, in the order of the masks, and the lost digits."""
+
+    def __init__(self, weights: Tensor, images: Tensor):
+        figure = new_figure(HEIGHT)
+        self._digits = LostDigits(figure, images, "pruned")
+        title = f"here (orange), and elsewhere on {FIRST:,} images (grey)"
+        axes = figure.add_axes((0.095, 0.425, 0.39, 0.5))
+        self._curve = AccuracyCurve(axes, xlabel="sparsity", title=title)
+        self._add_weights(figure.add_axes((0.575, 0.425, 0.41, 0.5)), weights)
+        self._canvas = Canvas(figure, [*self._curve.moving, self._kept, self._thresholds])
+
+    def png(self, answer: PruningAnswer, pinned: PruningAnswer | None) -> bytes:
+        """Return the picture of an answer."""
+        self._curve.show(answer, pinned)
+        kept = torch.cat([mask.flatten() for mask in answer.masks.values()]).numpy()
+        self._kept.set_data(np.bincount(self._bins[kept], minlength=BINS))
+        ends = [end for threshold in answer.thresholds for end in (-threshold, threshold)]
+        self._thresholds.set_segments([[(end, 0), (end, 1)] for end in ends])
+        return self._canvas.png(*self._digits.inset(answer.comparison))
+
+    def _add_weights(self, axes: Axes, weights: Tensor) -> None:
+        limit = float(np.quantile(weights.abs().numpy(), 0.9995))
+        edges = np.linspace(-limit, limit, BINS + 1)
+        self._bins = np.digitize(weights.numpy(), edges[1:-1])  # the outermost have what lies beyond, too
+        counts = np.bincount(self._bins, minlength=BINS)
+        axes.set_yscale("function", functions=(np.sqrt, np.square))  # else the few kept at 99 % could not be seen
+        axes.set(xlim=(-limit, limit), ylim=(0, 1.1 * counts.max()), xlabel="weight", ylabel="how many (root scale)")
+        axes.set_yticks([count for count in (100, 1000, 5000, 10_000, 30_000, 100_000) if count < counts.max()])
+        axes.yaxis.set_major_formatter(lambda count, _place: f"{count / 1000:g}k")
+        axes.set_title("kept (orange), all (grey), threshold (dashed)", fontsize=9)
+        axes.stairs(counts, edges, fill=True, color=PALE)
+        self._kept = axes.stairs(counts, edges, fill=True, color=COLOR)
+        where = {"transform": axes.get_xaxis_transform()}
+        self._thresholds = axes.vlines([], 0, 1, colors="black", linestyles="--", linewidth=1, **where)

@@ -1,20 +1,22 @@
 """Quantize a network live: what few bits cost in accuracy and save in bytes."""
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from matplotlib.axes import Axes
+from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
 from kd_lab.networks.layers import Weight, describe, weighted_layers
-from kd_lab.panels.measurement import Measurement, dense_network, quietly, scores, side_by_side, table
-from kd_lab.panels.panel import Panel, Shown, dropdown
-from kd_lab.panels.quantization_picture import BITS, SIZE, Quantization, QuantizationAnswer, QuantizationPicture, title
-from kd_lab.panels.slider import BitSlider
+from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, AccuracyCurve, Canvas, LostDigits, new_figure
+from kd_lab.panels.controls import BitSlider, dropdown
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, side_by_side, table, title_of
+from kd_lab.panels.panel import Panel, Shown
 from kd_lab.quantization import (
     CALIBRATIONS,
     GRANULARITIES,
@@ -25,8 +27,38 @@ from kd_lab.quantization import (
     quantize_weights,
 )
 
+BITS = range(1, 9)
 CALIBRATION_IMAGES, ERROR_IMAGES = 1000, 250  # from the training and from the validation part
+HEIGHT = 350  # in pixels
+BINS, MAX_GRIDS = 101, 16  # of the histogram; and the channels whose grids are drawn
+MARGIN = 1.35  # a coarse grid reaches beyond the largest |w|
 SIGN = "At 1 bit a weight keeps only its sign: its grid and calibration change nothing."
+
+
+class Quantization(NamedTuple):
+    """Everything that a quantized network depends on; `activation_bits` is "fp32" or a number as text."""
+
+    weight_bits: int
+    activation_bits: str
+    granularity: str
+    grid: str
+    calibration: str
+
+
+@dataclass(frozen=True)
+class QuantizationAnswer(CurveAnswer):
+    """What was measured at one setting of the quantization panel; its place is that of the bits of a weight.
+
+    `quantizer` is that of the weights of `layer`, which is shown. `packed`, the bytes of the file, and `layers`, the
+    number of different weights and the error of the output of each, are empty until they are there.
+    """
+
+    kind = "quantized"
+
+    layer: str
+    quantizer: Quantizer
+    packed: int | None = None
+    layers: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
 class QuantizationPanel(Panel):
@@ -39,58 +71,48 @@ class QuantizationPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist):
         self._dense = fold_batch_norm(dense_network(model, data))
-        self._quantized = quantize_activations(self._dense, data.train.images[:1])  # with a place for every quantizer
+        self._scratch = quantize_activations(self._dense, data.train.images[:1])  # with a place for every quantizer
         self._layers = weighted_layers(self._dense)
-        self._data = data
-        self._validation, self._test = (Measurement(self._dense, part) for part in (data.validation, data.test))
+        self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
-        self._quantizers: dict[Quantization, dict[str, tuple[nn.Module | None, ...]]] = {}
+        self._quantizers: dict[Quantization, dict[str, tuple[Any, Any]]] = {}
         self._reports: dict[Quantization, dict[str, Any]] = {}
         self._curves: dict[tuple[str, ...], dict[int, float]] = {}
-        self._tests = {}  # by setting
         self._pictures: dict[str, QuantizationPicture] = {}
         largest = max(self._layers, key=lambda name: self._layers[name].weight.numel())
         controls = {
             "weight_bits": BitSlider(label="weight_bits", value=4),
-            "activation_bits": dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))], "fp32"),
+            "activation_bits": dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))]),
             "granularity": dropdown("granularity", GRANULARITIES, "per_channel"),
-            "grid": dropdown("grid", ["symmetric", "affine"], "symmetric"),
+            "grid": dropdown("grid", ["symmetric", "affine"]),
             "calibration": dropdown("calibration", CALIBRATIONS, "min_max"),
             "layer": dropdown("layer", self._layers, largest),
         }
-        super().__init__(controls, SIZE, max(220, 84 + 22 * len(self._layers)), reveals=True)  # a row for each layer
+        tables_height = max(190, 84 + 20 * len(self._layers))  # a row for each layer
+        super().__init__(controls, (WIDTH, HEIGHT), tables_height, data.test)
 
     def measure(
-        self,
-        weight_bits: int,
-        activation_bits: str,
-        granularity: str,
-        grid: str,
-        calibration: str,
-        layer: str,
-        reveal: bool = False,
-    ) -> Iterator[QuantizationAnswer | None]:
+        self, weight_bits: int, activation_bits: str, granularity: str, grid: str, calibration: str, layer: str
+    ) -> Iterator[QuantizationAnswer]:
         """Yield what this setting gives on 1,000 images, on all, and with bytes, errors and curve."""
         setting = Quantization(weight_bits, activation_bits, granularity, grid, calibration)
         curve, network = self._curves.setdefault(setting[1:], {}), self._network(setting)
-        quantizer, _ = self._quantizers[setting][layer]
+        quantizer, report = self._quantizers[setting][layer][0], self._reports.get(setting, {})
         for comparison in self._validation.compare(network):
-            answer = comparison and QuantizationAnswer(
-                setting, layer, quantizer, comparison, curve, self._tests.get(setting), **self._reports.get(setting, {})
-            )
-            yield answer
-        if reveal and setting not in self._tests:
-            comparison = yield from quietly(self._test.compare(network))
-            self._tests[setting] = comparison.accuracy
-            answer = replace(answer, test=comparison.accuracy)
+            answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
             yield answer
         answer = replace(answer, **self._report(setting))
         yield answer
         others = {bits: setting._replace(weight_bits=bits) for bits in BITS}
-        yield from self._validation.complete(curve, BITS, lambda bits: self._network(others[bits]), answer)
+        for _ in self._validation.complete(curve, BITS, lambda bits: self._network(others[bits])):
+            yield answer
+
+    def networks(self, answer: QuantizationAnswer) -> list[nn.Module]:
+        """Return the quantized network."""
+        return [self._network(answer.setting)]
 
     def _network(self, setting: Quantization) -> nn.Module:
-        """Return the quantized network, in one that is used again and again, with its weights computed once for all.
+        """Return the quantized network, its weights computed once; the next call writes others into the same one.
 
         The quantizers of every setting are kept: they are small, and some take a second to find.
         """
@@ -99,12 +121,12 @@ class QuantizationPanel(Panel):
                 name: (Weight(layer).parametrization(Quantizer), getattr(layer, "input_quantizer", None))
                 for name, layer in weighted_layers(self._quantize(setting)).items()
             }
-        quantized = weighted_layers(self._quantized)
+        quantized = weighted_layers(self._scratch)
         with torch.no_grad():
             for name, (weights, inputs) in self._quantizers[setting].items():
                 quantized[name].weight.copy_(weights(self._layers[name].weight))
                 quantized[name].input_quantizer = inputs
-        return self._quantized
+        return self._scratch
 
     def _quantize(self, setting: Quantization) -> nn.Module:
         bits, activation_bits, granularity, grid, calibration = setting
@@ -115,38 +137,97 @@ class QuantizationPanel(Panel):
         return quantize_activations(model, images, int(activation_bits), calibration)
 
     def _report(self, setting: Quantization) -> dict[str, Any]:
-        """Return bytes, different weights and errors; the network in use is that of this setting."""
+        """Return the bytes of the file, and the different weights and the error of each layer."""
         if setting not in self._reports:
-            errors = output_errors(self._quantized, self._dense, self._data.validation.images[:ERROR_IMAGES])
-            layers = {
-                name: (len(layer.weight.unique()), errors[name])
-                for name, layer in weighted_layers(self._quantized).items()
-            }
-            self._reports[setting] = {"packed": network_file_bytes(self._quantize(setting)), "layers": layers}
+            network = self._network(setting)
+            errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
+            layers = weighted_layers(network).items()
+            found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
+            self._reports[setting] = {"packed": network_file_bytes(self._quantize(setting)), "layers": found}
         return self._reports[setting]
 
     def draw(self, answer: QuantizationAnswer) -> Shown:
         """Draw the picture and write the tables."""
+        weights, activations, *_ = answer.setting
+        activations = activations if activations == "fp32" else f"{activations}-bit"
         name, layer = answer.layer, self._layers[answer.layer]
         if name not in self._pictures:
-            self._pictures[name] = QuantizationPicture(
-                f"{name}, {describe(layer)}", layer.weight.detach(), self._data.validation.images
-            )
+            title, images = f"{name}, {describe(layer)}", self._data.validation.images
+            self._pictures[name] = QuantizationPicture(title, layer.weight.detach(), images)
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
-        costs = {"file, dense": f"{self._bytes:,} bytes", "file, quantized, factor": packed}
+        costs = [["file, dense", f"{self._bytes:,} bytes"], ["file, quantized, factor", packed]]
         return Shown(
-            title(answer),
-            self._pictures[name].png(answer),
-            side_by_side(scores(answer.comparison, costs, answer.test, len(self._tests)), self._layer_table(answer)),
+            title_of(f"{weights}-bit weights, {activations} activations", answer.comparison),
+            self._pictures[name].png(answer, self.pinned),
+            side_by_side(self.scores(answer, costs=costs), self._layer_table(answer)),
         )
 
     def _layer_table(self, answer: QuantizationAnswer) -> str:
         """Return how many values each layer's weights have, and how wrong its output is."""
         rows = []
         for name, layer in self._layers.items():
-            values, error = answer.layers.get(name, (None, None))
+            values, error = answer.layers.get(name, (0, 0.0))
             measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
-            rows.append([name, describe(layer), answer.setting.weight_bits, *measured])
-        html = table(rows, ["layer", "", "bits", "values in use", "output error"], left=2)
+            kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
+            rows.append([name, kind, answer.setting.weight_bits, *measured])
         note = SIGN if answer.setting.weight_bits == 1 else ""
-        return html.replace("<td>", "<td style='white-space: nowrap'>") + note
+        return table(rows, ["layer", "", "bits", "values in use", "output error"], left=2) + note
+
+
+class QuantizationPicture:
+    """Accuracy over bits, a layer's weights and their grids, and the lost digits; `name` says which layer it is."""
+
+    def __init__(self, name: str, weight: Tensor, images: Tensor):
+        self._weight = weight
+        self._limit = MARGIN * (weight.abs().max().item() or 1.0)
+        figure = new_figure(HEIGHT)
+        self._digits = LostDigits(figure, images, "quantized")
+        title = f"here (orange); other bits on {FIRST:,} images (grey)"
+        self._curve = AccuracyCurve(
+            figure.add_axes((0.095, 0.44, 0.38, 0.48)), BITS, xlabel="bits of a weight", title=title
+        )
+        self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
+        self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
+        self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])
+
+    def png(self, answer: QuantizationAnswer, pinned: QuantizationAnswer | None) -> bytes:
+        """Return the picture of an answer."""
+        self._curve.show(answer, pinned)
+        self._quantized.set_data(self._count(answer.quantizer(self._weight)))
+        self._set_grids(levels(answer.quantizer, self._weight), answer.setting.granularity)
+        return self._canvas.png(*self._digits.inset(answer.comparison))
+
+    def _count(self, weight: Tensor) -> np.ndarray:
+        """Return how many weights lie in each bin, (BINS,)."""
+        return torch.histc(weight, BINS, -self._limit, self._limit).numpy()
+
+    def _add_weights(self, axes: Axes, name: str) -> None:
+        edges, counts = np.linspace(-self._limit, self._limit, BINS + 1), self._count(self._weight)
+        axes.set_yscale("log")  # else neither a few outliers nor half of all weights in one bin could be seen
+        axes.set(xlim=(-self._limit, self._limit), ylim=(0.6, 1.5 * counts.sum()), ylabel="how many (log)")
+        axes.tick_params(labelbottom=False)
+        axes.set_title(f"layer {name} (orange: quantized)", fontsize=9, loc="right")
+        axes.stairs(counts, edges, fill=True, color=PALE)
+        self._quantized = axes.stairs(counts, edges, fill=True, color=COLOR)
+
+    def _add_grids(self, axes: Axes) -> None:
+        axes.set(xlim=(-self._limit, self._limit), ylim=(1, 0), xlabel="weight", yticks=[])
+        self._ticks = axes.vlines([], 0, 1, colors=DARK)
+        self._caption = axes.text(0.5, 1.06, "", transform=axes.transAxes, ha="center", fontsize=9)
+
+    def _set_grids(self, grids: Tensor, granularity: str) -> None:
+        """Draw each grid, of many some, as a row of ticks; `grids` (rows, levels)."""
+        rows, count = grids.shape
+        shown = grids[torch.linspace(0, rows - 1, min(rows, MAX_GRIDS)).long()]
+        x, top = shown.flatten().numpy(), (np.arange(len(shown)).repeat(count) + 0.1) / len(shown)
+        self._ticks.set_segments(np.stack([x, top, x, top + 0.8 / len(shown)], axis=1).reshape(-1, 2, 2))
+        self._ticks.set_linewidth(1.5 if count <= 16 else 0.5)
+        each = f"each channel ({len(shown)} of {rows})" if granularity == "per_channel" else "the whole layer"
+        self._caption.set_text(f"a grid of {count} levels for {each}")
+
+
+def levels(quantizer: Quantizer, weight: Tensor) -> Tensor:
+    """Return the values that the quantizer has for a weight, a row for each grid, (rows, levels)."""
+    codes, decode = quantizer.encode(weight)
+    count = max(2**quantizer.num_bits, int(codes.max()) + 1)  # beside two signs, a pruned weight is 0
+    return (torch.arange(count) - decode["zero_point"].reshape(-1, 1)) * decode["scale"].reshape(-1, 1)

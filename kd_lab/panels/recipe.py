@@ -1,11 +1,14 @@
 """Run a whole recipe live, prune, fine-tune with the teacher, share, pack; beside it the same without the teacher."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
+import numpy as np
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
 from kd_lab.compression import FineTune, Prune, Share
@@ -14,29 +17,80 @@ from kd_lab.compression.stages import FineTuning, Stage, with_masks
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
-from kd_lab.evaluation import Accuracy, accuracy, predict_classes
+from kd_lab.evaluation import Accuracy, predict_classes
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack
 from kd_lab.networks.layers import make_permanent
-from kd_lab.panels.measurement import Comparison, dense_network, percent, points, table
+from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, new_figure
+from kd_lab.panels.controls import BitSlider, FractionSlider, Slider
+from kd_lab.panels.measurement import Cache, Comparison, dense_network, percent, side_by_side
 from kd_lab.panels.panel import Panel, Shown
-from kd_lab.panels.recipe_picture import PRUNINGS, SIZE, RecipeAnswer, RecipePicture, RecipeSetting, Step
-from kd_lab.panels.slider import BitSlider, FractionSlider, Slider
 from kd_lab.pruning import cubic_sparsities
 from kd_lab.training import train_live
 
 IMAGES = 10_000  # the recipe is to take seconds
 TRAINING = {"batch_size": 128, "learning_rate": 2e-3}
 PARTS = 4  # of a time through the images: after each the training may be stopped, or be kept
-KEPT = 60  # networks after a stage; one of lenet300 takes a megabyte
-TABLES_HEIGHT = 230
+CACHED_NETWORKS = 60  # after a stage; one of lenet300 takes a megabyte
+PRUNINGS = 4
+STAGES = ["start", *["prune"] * PRUNINGS, "fine-tune", "share"]
+TAUGHT, LABELLED = "taught", "on labels"
+HEIGHT, TABLES_HEIGHT = 330, 250  # in pixels
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)  # of the error, in %
+MIN_ERROR = 0.3  # of the picture
+SIDE = 0.07  # by so much the two stand apart
 
 
-class Stopped(Exception):
-    """Tell that a training was given up for a newer setting."""
+class Recipe(NamedTuple):
+    """Everything that a taught network depends on."""
+
+    ratio: float
+    temperature: float
+    alpha: float
+    bits: int
+
+    @property
+    def losses(self) -> tuple[Callable[..., Tensor], ...]:
+        """Return what the taught network makes small, and the one on labels alone."""
+        return DistillationLoss(self.temperature, self.alpha), F.cross_entropy
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages; each goes through the images once."""
+        prunings = (Prune(sparsity, 1, PARTS) for sparsity in cubic_sparsities(self.ratio, PRUNINGS))
+        return (*prunings, FineTune(PARTS), Share(self.bits, PARTS))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of a network after a stage: its answers to the validation images, and its file."""
+
+    comparison: Comparison
+    bytes: int
+    nonzeros: int
+
+
+@dataclass(frozen=True)
+class RecipeAnswer:
+    """The steps that are done at one setting."""
+
+    setting: Recipe
+    taught: tuple[Step, ...]
+    plain: tuple[Step, ...]
+
+    @property
+    def last(self) -> dict[str, Step]:
+        """Return the step that both have behind them, since the taught one goes first, beside the dense network."""
+        place = len(self.plain) - 1
+        return {"dense": self.plain[0], TAUGHT: self.taught[place], LABELLED: self.plain[place]}
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Return what was measured of the dense network and of both others after the same stage."""
+        return {name: step.comparison for name, step in self.last.items()}
 
 
 class RecipePanel(Panel):
-    """Put a network of the kit live through a recipe, taught and on labels alone.
+    """Put a network of the kit, live through a recipe, taught and on labels alone.
 
     It is pruned in four steps, fine-tuned after each and once more, and then its weights share 2^bits values. Both see
     the same 10,000 training images in the same batches. `data` is what load_mnist() gives; accuracy is measured on the
@@ -47,15 +101,12 @@ class RecipePanel(Panel):
     def __init__(self, model: nn.Module, teacher: nn.Module, data: Mnist):
         check_recipe(model, teacher, data, {})
         self._dense = dense_network(model, data)
-        self._data = data
+        self._images, self._labels = data.validation
         self._taught = [with_answers(teacher, part) for part in (data.train[:IMAGES], data.validation)]
+        self._answers = predict_classes(self._dense, self._images)
         self._start = self._step(self._dense)
-        self._made: dict[tuple, tuple[nn.Module, Step]] = {}  # the one used last stands last
-        self._tests: dict[RecipeSetting, tuple[Accuracy, ...]] = {}
-        answers = self._taught[1][2].argmax(1)
-        self._drawing = RecipePicture(
-            data.validation.labels, self._start, Accuracy.of(answers == data.validation.labels)
-        )
+        self._made = Cache(CACHED_NETWORKS)
+        self._drawing = RecipePicture(self._start, Accuracy.of(self._taught[1][2].argmax(1) == self._labels))
         small = {"layout": widgets.Layout(width="250px")}
         controls = {
             "ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
@@ -63,92 +114,149 @@ class RecipePanel(Panel):
             "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
             "bits": BitSlider(label="bits", value=3, **small),
         }
-        super().__init__(controls, SIZE, TABLES_HEIGHT, reveals=True)
+        super().__init__(controls, (WIDTH, HEIGHT), TABLES_HEIGHT, data.test)
 
-    def measure(
-        self, ratio: float, temperature: float, alpha: float, bits: int, reveal: bool = False
-    ) -> Iterator[RecipeAnswer]:
+    def measure(self, ratio: float, temperature: float, alpha: float, bits: int) -> Iterator[RecipeAnswer]:
         """Yield what is known after each stage of one network and then of the other."""
-        setting = RecipeSetting(ratio, temperature, alpha, bits)
-        losses = DistillationLoss(temperature, alpha), F.cross_entropy
-        networks, stages = [self._dense, self._dense], recipe(ratio, bits)
-        answer = RecipeAnswer(setting, (self._start,), (self._start,), self._tests.get(setting))
+        setting = Recipe(ratio, temperature, alpha, bits)
+        stages, (taught_loss, plain_loss) = setting.stages, setting.losses
+        taught = plain = self._dense
+        answer = RecipeAnswer(setting, (self._start,), (self._start,))
         yield answer
-        with suppress(Stopped):
-            for place in range(len(stages)):
-                networks[0], step = self._after(losses[0], stages[: place + 1], networks[0])
-                answer = replace(answer, taught=(*answer.taught, step))
-                yield answer
-                networks[1], step = self._after(losses[1], stages[: place + 1], networks[1])
-                answer = replace(answer, plain=(*answer.plain, step))
-                yield answer
-            if reveal and setting not in self._tests:
-                self._tests[setting] = tuple(accuracy(each, self._data.test) for each in (self._dense, *networks))
-                yield replace(answer, test=self._tests[setting])
+        for place in range(1, len(STAGES)):
+            taught, step = self._after(taught_loss, stages[:place], taught)
+            answer = replace(answer, taught=(*answer.taught, step))
+            yield answer
+            plain, step = self._after(plain_loss, stages[:place], plain)
+            answer = replace(answer, plain=(*answer.plain, step))
+            yield answer
+
+    def networks(self, answer: RecipeAnswer) -> list[nn.Module]:
+        """Return the dense network, the taught one and the one on labels alone."""
+        return [self._dense, *(self._made[loss, answer.setting.stages][0] for loss in answer.setting.losses)]
 
     def _after(
         self, loss: Callable[..., Tensor], stages: tuple[Stage, ...], network: nn.Module
     ) -> tuple[nn.Module, Step]:
         """Return the network after the last of these stages, and its step; `network` is the one before it."""
-        key = loss, stages
-        if key not in self._made:
+
+        def make() -> tuple[nn.Module, Step]:
             made = make_permanent(stages[-1](with_masks(network), self._teaching(loss))).eval()
-            self._made[key] = made, self._step(made)
-        self._made[key] = self._made.pop(key)
-        if len(self._made) > KEPT:
-            del self._made[next(iter(self._made))]
-        return self._made[key]
+            return made, self._step(made)
+
+        return self._made.fetch((loss, stages), make)
 
     def _teaching(self, loss: Callable[..., Tensor]) -> FineTuning:
-        """Return the function that fine-tunes, and raises Stopped once a newer setting waits."""
+        """Return the function that fine-tunes."""
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no answers
         training, validation = (part[parts] for part in self._taught)
-        steps = max(1, len(training[0]) // TRAINING["batch_size"] // PARTS)
+        settings: dict[str, Any] = {
+            "steps_per_epoch": max(1, len(training[0]) // TRAINING["batch_size"] // PARTS),
+            **TRAINING,
+        }
 
         def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
-            run = train_live(
-                model, training, loss, validation=validation, epochs=epochs, steps_per_epoch=steps, **TRAINING
-            )
-            for tuned, _history in run:  # noqa: B007 the last one is what it is all for
-                if self._engine.stale:
-                    raise Stopped
+            run = train_live(model, training, loss, validation=validation, epochs=epochs, **settings)
+            *_, (tuned, _history) = self.steps(run)
             return tuned
 
         return fine_tune
 
     def _step(self, network: nn.Module) -> Step:
-        return Step(predict_classes(network, self._data.validation.images), len(pack(network)), count_nonzeros(network))
+        comparison = Comparison(predict_classes(network, self._images), self._answers, self._labels)
+        return Step(comparison, len(pack(network)), count_nonzeros(network))
 
     def draw(self, answer: RecipeAnswer) -> Shown:
         """Draw the picture and write the table."""
-        return Shown(self._drawing.title(answer), self._drawing.png(answer), self._table(answer))
-
-    def _table(self, answer: RecipeAnswer) -> str:
-        """Return what the dense network and both others are by now."""
-        labels = self._data.validation.labels
-        last = len(answer.plain) - 1  # the stage that both have behind them, since the taught one goes first
-        dense, taught, plain = steps = self._start, answer.taught[last], answer.plain[last]
-        to_dense = [Comparison(step.answers, dense.answers, labels) for step in steps]
-        to_plain = Comparison(taught.answers, plain.answers, labels).difference
         whole = FLOAT32_BYTES * count_parameters(self._dense)
-        rows = [
-            ["accuracy", *(percent(each.accuracy) for each in to_dense)],
-            ["against dense, points", "", *(points(each.difference) for each in to_dense[1:])],
-            ["taught less labels, points", "", points(to_plain), ""],
+        steps = answer.last.values()
+        costs = [
             ["numbers that are not 0", *(f"{step.nonzeros:,}" for step in steps)],
             ["bytes of the .kdz file", *(f"{step.bytes:,}" for step in steps)],
             ["compression ratio", *(f"{whole / step.bytes:.1f} ×" for step in steps)],
-            ["test part", *(map(percent, answer.test) if answer.test else ["", "not read for this setting", ""])],
-            ["settings tested so far", "", len(self._tests), ""],
         ]
-        headers = [f"{len(labels):,} validation images", "dense", "taught", "on labels alone"]
-        return f"<div style='line-height: 1.4'>{table(rows, headers)}</div>"
+        table = self.scores(answer, reference=LABELLED, costs=costs)
+        return Shown(self._drawing.title(answer), self._drawing.png(answer, self.pinned), side_by_side(table))
 
 
-def recipe(ratio: float, bits: int) -> tuple[Stage, ...]:
-    """Return the stages of the panel; each goes through the images once."""
-    return (
-        *(Prune(sparsity, 1, PARTS) for sparsity in cubic_sparsities(ratio, PRUNINGS)),
-        FineTune(PARTS),
-        Share(bits, PARTS),
-    )
+class RecipePicture:
+    """The error of both networks after each stage, and the bytes of their files."""
+
+    def __init__(self, dense: Step, teacher: Accuracy):
+        figure = new_figure(HEIGHT)
+        self._add_errors(figure.add_axes((0.08, 0.21, 0.5, 0.69)), 100 - 100 * teacher.value)
+        self._add_bytes(figure.add_axes((0.685, 0.21, 0.3, 0.69)), dense.bytes)
+        self._add_progress(figure.add_axes((0.08, 0.03, 0.905, 0.037)))
+        moving = [*self._sparsities, *self._errors.moving, *self._bytes.moving, self._bar, self._said]
+        self._canvas = Canvas(figure, moving)
+
+    def png(self, answer: RecipeAnswer, pinned: RecipeAnswer | None) -> bytes:
+        """Return the picture of an answer."""
+        self._errors.set(_errors(answer), _errors(pinned) if pinned else ())
+        self._bytes.set(_bytes(answer), _bytes(pinned) if pinned else ())
+        for text, sparsity in zip(self._sparsities, cubic_sparsities(answer.setting.ratio, PRUNINGS), strict=True):
+            text.set_text(f"{100 * sparsity:.0f} %")
+        done = (len(answer.taught) + len(answer.plain) - 2) / (2 * len(STAGES) - 2)
+        self._bar.set_width(done)
+        self._said.set_text("done" if done == 1 else f"{100 * done:.0f} % done")
+        return self._canvas.png()
+
+    def title(self, answer: RecipeAnswer) -> str:
+        """Return the setting and how the taught network does so far."""
+        ratio, temperature, alpha, bits = answer.setting
+        setting = f"{100 * ratio:.4g} % pruned, {bits} bit{'s' * (bits > 1)}, T = {temperature:g}, alpha {alpha:g}"
+        if len(answer.taught) < len(STAGES):
+            return f"{setting}: under way"
+        last = answer.taught[-1]
+        return f"{setting}: {percent(last.comparison.accuracy, ' right')} in {last.bytes:,} bytes"
+
+    def _add_errors(self, axes: Axes, teacher: float) -> None:
+        axes.set(yscale="log", ylim=(MIN_ERROR, 95), ylabel="validation error, %")
+        axes.set_yticks(TICKS, [f"{error:g}" for error in TICKS])
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_title("after each stage: taught (orange), on labels alone (grey)", fontsize=9)
+        axes.axhline(teacher, color=DARK, linestyle="--", linewidth=1)
+        place = len(STAGES) - 0.65, 1.05 * max(teacher, MIN_ERROR)
+        axes.text(*place, f"teacher {teacher:.2f} %", fontsize=8, color=DARK, va="bottom", ha="right")
+        _set_stages(axes)
+        self._sparsities = [axes.text(place, 0.45, "95 %", fontsize=8, ha="center") for place in range(1, 1 + PRUNINGS)]
+        self._errors = Traces(
+            *(axes.plot([0, 1], [1, 2], form, color=color)[0] for color in (GREY, COLOR) for form in ("-", ".-"))
+        )
+
+    def _add_bytes(self, axes: Axes, dense: int) -> None:
+        axes.set(yscale="log", ylim=(dense / 1000, 2 * dense))
+        axes.set_title("bytes of the .kdz file", fontsize=9)
+        _set_stages(axes)
+        self._bytes = Traces(*(axes.plot([0], [dense], ".-", color=color)[0] for color in (GREY, COLOR)))
+
+    def _add_progress(self, axes: Axes) -> None:
+        axes.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])
+        (self._bar,) = axes.barh([0], [1], 1, color=COLOR, alpha=0.4)
+        self._said = axes.text(0.5, 0, "done", ha="center", va="center", fontsize=7)
+
+
+def _errors(answer: RecipeAnswer) -> list[tuple]:
+    """Return the x and y of the intervals and of the curve of each network, the taught one last; in %."""
+    points: list[tuple] = []
+    for steps, places in _both(answer):
+        accuracies = [step.comparison.accuracy for step in steps]
+        ends = [(*accuracy.interval, np.nan) for accuracy in accuracies]  # no line from one interval to the next
+        points += [(places.repeat(3), 100 - 100 * np.ravel(ends))]
+        points += [(places, [100 - 100 * accuracy.value for accuracy in accuracies])]
+    return points
+
+
+def _bytes(answer: RecipeAnswer) -> list[tuple]:
+    return [(places, [step.bytes for step in steps]) for steps, places in _both(answer)]
+
+
+def _both(answer: RecipeAnswer) -> list[tuple[tuple[Step, ...], np.ndarray]]:
+    """Return the steps of each network and their places, a little apart, the taught one last."""
+    return [(each, np.arange(len(each)) + side) for each, side in ((answer.plain, SIDE), (answer.taught, -SIDE))]
+
+
+def _set_stages(axes: Axes) -> None:
+    axes.set_xlim(-0.4, len(STAGES) - 0.6)
+    axes.set_xticks(range(len(STAGES)), STAGES, rotation=30, ha="right", fontsize=8)
+    axes.grid(alpha=0.3)

@@ -1,30 +1,66 @@
 """Remove channels live: what a narrower network costs in accuracy and saves in bytes and milliseconds."""
 
-from collections.abc import Generator, Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-import ipywidgets as widgets
+import numpy as np
 import torch
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from torch import Tensor, nn
 
-from kd_lab.cost import count_macs, count_parameters, file_bytes, latency
+from kd_lab.cost import latency
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import describe
-from kd_lab.panels.measurement import Measurement, dense_network, side_by_side, table
+from kd_lab.networks.layers import describe, weighted_layers
+from kd_lab.panels.canvas import COLOR, GREY, WIDTH, AccuracyCurve, Canvas, new_figure
+from kd_lab.panels.controls import FractionSlider, dropdown
+from kd_lab.panels.measurement import (
+    FIRST,
+    CurveAnswer,
+    Measurement,
+    counted_costs,
+    dense_network,
+    side_by_side,
+    table,
+    title_of,
+)
 from kd_lab.panels.panel import Panel, Shown
-from kd_lab.panels.slider import FractionSlider
-from kd_lab.panels.structured_picture import SIZE, StructuredAnswer, StructuredPicture, share_removed, title
-from kd_lab.pruning import IMPORTANCES, Ranking, rank, remove_channels
+from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank, remove_channels
 from kd_lab.pruning.channels import channel_importances
 from kd_lab.pruning.groups import find_groups
 
-MOST = 0.95  # the end of the slider
+MAX_RATIO = 0.95
 CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 GRADIENT_IMAGES = 1000
 BATCH_SIZES = (1, 256)
-TABLES_HEIGHT = 250
+HEIGHT, TABLES_HEIGHT = 300, 230  # in pixels
 ALL = "all layers"
+LIGHT, TEXT = "#fde3d3", "#4b5563"
+HALF_WIDTH = 0.3  # of a column; the next stands 1 to the right
+MIN_HEIGHT = 0.006  # of a column, in that of the tallest: one unit of many must be seen
+
+
+class Structured(NamedTuple):
+    """Everything that a narrower network depends on; the ratios are by group."""
+
+    ratios: dict[str, float]
+    importance: str
+
+
+@dataclass(frozen=True)
+class StructuredAnswer(CurveAnswer):
+    """What was measured at one setting of the structured pruning panel; its place is the share of channels removed.
+
+    `masks` (bool, True keeps) are by group; `costs` those of the narrower network. `seconds` are the latencies of the
+    dense network and of this one by batch size, as far as they are there.
+    """
+
+    masks: dict[str, Tensor]
+    costs: dict[str, int]
+    seconds: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 class StructuredPruningPanel(Panel):
@@ -38,8 +74,8 @@ class StructuredPruningPanel(Panel):
     def __init__(self, model: nn.Module, data: Mnist):
         self._dense = dense_network(model, data)
         self._groups = find_groups(self._dense)
-        self._data, self._validation = data, Measurement(self._dense, data.validation)
-        self._costs = _costs(self._dense)
+        self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
+        self._costs = counted_costs(self._dense)
         self._rankings: dict[str, Ranking] = {}
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
         self._drawing = StructuredPicture(self._dense, self._groups)
@@ -49,13 +85,13 @@ class StructuredPruningPanel(Panel):
             for name, group in self._groups.items()
         }
         controls = {
-            "ratio": FractionSlider(label="ratio", max=MOST, value=0.5),
-            "layer": widgets.Dropdown(options=[ALL, *self._names], description="layer"),
-            "importance": widgets.Dropdown(options=list(IMPORTANCES), description="importance"),
+            "ratio": FractionSlider(label="ratio", max=MAX_RATIO, value=0.5),
+            "layer": dropdown("layer", [ALL, *self._names]),
+            "importance": dropdown("importance", IMPORTANCES),
         }
         controls["layer"].observe(self._choose, names="value")  # before the panel looks at its setting
         controls["ratio"].observe(self._set_ratio, names="value")
-        super().__init__(controls, SIZE, TABLES_HEIGHT)
+        super().__init__(controls, (WIDTH, HEIGHT), TABLES_HEIGHT)
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -75,81 +111,137 @@ class StructuredPruningPanel(Panel):
         layer = self.controls["layer"].value
         self._ratios |= dict.fromkeys(self._groups if layer == ALL else [self._names[layer]], change["new"])
 
-    def measure(self, ratios: dict[str, float], importance: str) -> Iterator[StructuredAnswer | None]:
+    def measure(self, ratios: dict[str, float], importance: str) -> Iterator[StructuredAnswer]:
         """Yield what this setting gives on 1,000 images, on all, with the curve, and with the latency."""
         masks, curve = self._masks(ratios, importance), self._curves[importance]
         smaller = remove_channels(self._dense, masks)
-        costs = _costs(smaller)
+        known = masks, counted_costs(smaller)
         for comparison in self._validation.compare(smaller):
-            answer = comparison and StructuredAnswer(ratios, importance, comparison, masks, costs, curve)
+            answer = StructuredAnswer(Structured(ratios, importance), comparison, curve, share_removed(masks), *known)
             yield answer
-        alike = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
-        alike = {share_removed(each): each for each in alike}
-        yield from self._validation.complete(
-            curve, alike, lambda place: remove_channels(self._dense, alike[place]), answer
-        )
+        masked = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
+        alike = {share_removed(each): each for each in masked}
+        for _ in self._validation.complete(curve, alike, lambda place: remove_channels(self._dense, alike[place])):
+            yield answer
         for batch_size in BATCH_SIZES:
-            seconds = yield from self._time(smaller, batch_size)
+            in_turn = self.steps((self._dense, smaller) * 2)  # so that a busy neighbour slows both
+            turns = [latency(network, batch_size) for network in in_turn]
+            seconds = min(turns[::2]), min(turns[1::2])
             answer = replace(answer, seconds=answer.seconds | {batch_size: seconds})
             yield answer
-
-    def _time(self, smaller: nn.Module, batch_size: int) -> Generator[None, None, tuple[float, float]]:
-        """Return the seconds of the dense and of the smaller network, the better of two turns."""
-        turns = []
-        for model in (self._dense, smaller) * 2:  # in turn, so that a busy neighbour slows both
-            yield None
-            turns.append(latency(model, batch_size))
-        return min(turns[::2]), min(turns[1::2])
 
     def _masks(self, ratios: dict[str, float], importance: str) -> dict[str, Tensor]:
         """Return which channels stay, at least one of each group."""
         if importance not in self._rankings:
             data = self._data.train[:GRADIENT_IMAGES]
-            self._rankings[importance] = rank(
-                channel_importances(self._dense, self._groups, importance, data), "per_layer"
-            )
+            importances = channel_importances(self._dense, self._groups, importance, data)
+            self._rankings[importance] = rank(importances, "per_layer")
         return self._rankings[importance].masks(
             {name: min(ratio, 1 - 1 / self._groups[name].size) for name, ratio in ratios.items()}
         )
 
     def draw(self, answer: StructuredAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        accuracy, difference = answer.comparison.accuracy, answer.comparison.difference
-        return Shown(
-            title(answer),
-            self._drawing.png(answer),
-            f"<div style='line-height: 1.4'>accuracy {accuracy}<br>change against dense {difference}</div>"
-            + side_by_side(self._cost_table(answer), self._layer_table(answer)),
-        )
+        removed = f"{100 * answer.place:.3g} % removed by {answer.setting.importance}"
+        tables = side_by_side(self.scores(answer) + self._cost_table(answer), self._layer_table(answer))
+        return Shown(title_of(removed, answer.comparison), self._drawing.png(answer, self.pinned), tables)
 
     def _cost_table(self, answer: StructuredAnswer) -> str:
-        rows = [
-            [name, f"{dense:,}", f"{left:,}", f"{dense / left:.2f} ×"]
-            for name, dense, left in zip(
-                ("parameters", "bytes of the file", "MACs of an image"), self._costs, answer.costs, strict=True
-            )
-        ]
+        costs: dict[str, Any] = {name: (self._costs[name], answer.costs[name], ",") for name in self._costs}
         for batch_size in BATCH_SIZES:
-            dense, left = answer.seconds.get(batch_size, (None, None))
-            rows.append(
-                [
-                    f"ms for {batch_size} image{'s' * (batch_size > 1)}",
-                    *([f"{1000 * dense:.3g}", f"{1000 * left:.3g}", f"{dense / left:.2f} ×"] if dense else ["…"] * 3),
-                ]
-            )
-        costs = table(rows, ["", "dense", "pruned", "factor"])
+            milliseconds = [1000 * each for each in answer.seconds.get(batch_size, ())]
+            costs[f"ms for {batch_size} image{'s' * (batch_size > 1)}"] = milliseconds and (*milliseconds, ".3g")
+        rows = [[name, *(_beside(*cost) if cost else ["…"] * 3)] for name, cost in costs.items()]
         threads = torch.get_num_threads()
-        return f"{costs}measured here, on {threads} thread{'s' * (threads > 1)}"
+        note = f"measured here, on {threads} thread{'s' * (threads > 1)}"
+        return table(rows, ["", "dense", "pruned", "factor"]) + note
 
     def _layer_table(self, answer: StructuredAnswer) -> str:
         """Return what is left of each group; where a ratio would leave nothing, that is said."""
         rows = []
         for label, name in self._names.items():
-            ratio, size = answer.ratios[name], self._groups[name].size
+            ratio, size = answer.setting.ratios[name], self._groups[name].size
             last = " (none would be left, so one stays)" if round(ratio * size) == size else ""
             rows.append([label + last, f"{100 * ratio:.4g} %", f"{int(answer.masks[name].sum())} of {size}"])
         return table(rows, ["layer", "ratio", "kept"])
 
 
-def _costs(model: nn.Module) -> tuple[int, ...]:
-    return count_parameters(model), file_bytes(model), count_macs(model)
+def _beside(dense: float, left: float, form: str) -> list[str]:
+    return [f"{dense:{form}}", f"{left:{form}}", f"{dense / left:.2f} ×"]
+
+
+def share_removed(masks: dict[str, Tensor]) -> float:
+    """Return the share of all channels that the masks remove, 0 to 1."""
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+
+
+class StructuredPicture:
+    """The widths of a network beside the dense ones, and accuracy over the channels removed."""
+
+    def __init__(self, dense: nn.Module, groups: dict[str, Group]):
+        layers = weighted_layers(dense)
+        first = next(iter(layers.values()))
+        self._dense = [first.weight.shape[1], *(len(layer.weight) for layer in layers.values())]
+        self._units = ["units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values()]
+        self._units.insert(0, "pixels" if isinstance(first, nn.Linear) else "channels")
+        group_of = {layer: name for name, group in groups.items() for layer in group.producers}
+        self._groups = [None, *map(group_of.get, layers)]
+        figure = new_figure(HEIGHT)
+        network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
+        title = f"here (orange); all layers alike,\non {FIRST:,} images (grey)"
+        axes = figure.add_axes((0.69, 0.16, 0.285, 0.71))
+        self._curve = AccuracyCurve(axes, xlabel="channels and units removed", title=title)
+        self._canvas = Canvas(figure, [*network, *self._curve.moving])
+
+    def png(self, answer: StructuredAnswer, pinned: StructuredAnswer | None) -> bytes:
+        """Return the picture of an answer."""
+        left = {group: int(mask.sum()) for group, mask in answer.masks.items()}
+        self._set_widths([left.get(group or "", width) for group, width in zip(self._groups, self._dense, strict=True)])
+        self._curve.show(answer, pinned)
+        return self._canvas.png()
+
+    def _add_network(self, axes: Axes, names: list[str]) -> list[Artist]:
+        axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.88, 0.72))
+        axes.axis("off")
+        axes.set_title("kept (orange) of what the dense network has (outline); grey stays whole", fontsize=9)
+        heights, places = self._heights(self._dense), range(len(names))
+        axes.bar(places, heights, 2 * HALF_WIDTH, -heights / 2, fill=False, edgecolor=GREY, linestyle="--")
+        self._flow = axes.add_collection(PolyCollection([], facecolor=LIGHT))
+        colors = [COLOR if group else GREY for group in self._groups]
+        self._columns = axes.bar(places, heights, 2 * HALF_WIDTH, -heights / 2, color=colors)
+        below = {"ha": "center", "va": "top", "fontsize": 8}
+        self._labels = [axes.text(place, -0.65, "", linespacing=1.4, **below) for place in places]
+        for place, name in enumerate(names):
+            axes.text(place, -0.54, name, color=TEXT, **below)
+        self._join(axes, heights)
+        self._set_widths([max(1, width // 2) for width in self._dense])
+        return [self._flow, *self._columns, *self._labels]
+
+    def _join(self, axes: Axes, heights: np.ndarray) -> None:
+        """Draw an arc between layers whose outputs are added."""
+        style = dict(arrowstyle="-", connectionstyle="arc3,rad=-0.25", color=TEXT, shrinkA=0, shrinkB=0)
+        for group in dict.fromkeys(filter(None, self._groups)):
+            places = [place for place, each in enumerate(self._groups) if each == group]
+            top = max(heights[places]) / 2 + 0.02
+            for one, other in pairwise(places):
+                axes.annotate("", (other, top), (one, top), arrowprops=style)
+            if len(places) > 1:
+                axes.text(np.mean(places), top + 0.12, "added, so pruned together", ha="center", fontsize=8, color=TEXT)
+
+    def _heights(self, widths: list[int]) -> np.ndarray:
+        return np.maximum(np.array(widths) / max(self._dense), MIN_HEIGHT)
+
+    def _set_widths(self, widths: list[int]) -> None:
+        heights = self._heights(widths)
+        for column, height in zip(self._columns, heights, strict=True):
+            column.set(y=-height / 2, height=height)
+        self._flow.set_verts([_flow(place, *ends) for place, ends in enumerate(pairwise(heights / 2))])
+        for label, dense, width, units in zip(self._labels, self._dense, widths, self._units, strict=True):
+            count = f"{dense} → {width}" if width < dense else f"{dense}"
+            label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")
+
+
+def _flow(place: int, left: float, right: float) -> list[tuple[float, float]]:
+    """Return the corners of what joins the column at a place to the next; they reach from -left and -right upwards."""
+    start, end = place + HALF_WIDTH, place + 1 - HALF_WIDTH
+    return [(start, -left), (start, left), (end, right), (end, -right)]

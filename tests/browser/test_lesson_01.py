@@ -113,7 +113,9 @@ def test_only_the_button_shows_the_accuracy_on_the_test_part(panel):
     panel.headline()
     assert "not read" in row.inner_text()
     panel.output.get_by_role("button", name="Reveal test").click()
-    panel.output.get_by_role("cell", name=re.compile(r"^98\.\d\d % \(98\.[\d.]+ to 98\.[\d.]+\) of 10,000$")).wait_for()
+    panel.output.get_by_role(
+        "row", name=re.compile(r"^test part \(10,000\) 98\.\d\d % \(98\.[\d.]+ to 98\.[\d.]+\)$")
+    ).wait_for()
 
 
 def test_no_frame_shows_a_blank_picture_while_the_slider_moves(panel):
@@ -131,3 +133,22 @@ def test_a_cell_that_runs_again_leaves_one_panel_and_its_slider_works(panel):
     assert again.slider.count() == again.picture.count() == 1
     again.press("End")
     assert again.headline()[0] == 99 != old[0]
+
+
+def test_the_keyboard_reaches_the_pin(panel):
+    panel.press("Home")
+    panel.headline()
+    panel.output.get_by_role("button", name="Pin", exact=True).focus()
+    panel.page.keyboard.press("Space")
+    pinned = panel.output.get_by_text("pinned, in faint grey: sparsity 0, importance magnitude, scope global")
+    pinned.wait_for()
+    row = panel.output.get_by_role("row", name="against pinned, points").first
+    assert row.inner_text().endswith("the same answers")
+    panel.press("End")
+    panel.headline()
+    assert re.search(r"-[\d.]+ \(-[\d.]+ to -[\d.]+\)$", row.inner_text())
+    for name in ("Pin", "Unpin"):  # the first moves it here
+        panel.output.get_by_role("button", name=name, exact=True).focus()
+        panel.page.keyboard.press("Space")
+    expect(pinned).to_have_count(0)
+    expect(row).to_have_count(0)

@@ -12,7 +12,7 @@ CELL = """from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_mnist
 from kd_lab.panels import RecipePanel
 
-RecipePanel(load_trained("mlp128"), "mlp128", load_trained("lenet300"), load_mnist())"""
+RecipePanel(load_trained("mlp128"), load_trained("lenet300"), load_mnist())"""
 
 
 @pytest.fixture(scope="module")

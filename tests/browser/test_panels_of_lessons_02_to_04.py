@@ -14,7 +14,7 @@ from kd_lab.panels import LeastSquaresPanel, QuantizationPanel, StructuredPrunin
 """
 CELLS = {
     "StructuredPruningPanel": f'{LOADED}StructuredPruningPanel(load_trained("lenet300"), load_mnist())',
-    "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")',
+    "LeastSquaresPanel": f'{LOADED}LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "fc2")',
     "QuantizationPanel": f'{LOADED}QuantizationPanel(load_trained("lenet300"), load_mnist())',
 }
 SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity", "QuantizationPanel": "weight_bits"}

@@ -1,9 +1,13 @@
-"""What the tests of panels that train share."""
+"""What the tests of panels share."""
 
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
+from ipywidgets import Button
+
+from kd_lab.panels import panel as panel_module
+from kd_lab.panels.panel import Panel
 
 
 @pytest.fixture
@@ -20,3 +24,19 @@ def losses_in(monkeypatch) -> Callable[[ModuleType], list]:
         return losses
 
     return listen
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list:
+    """Return a list of the data that a panel reveals an accuracy on, from then on."""
+    reads, read = [], panel_module.accuracy
+    monkeypatch.setattr(panel_module, "accuracy", lambda model, data: reads.append(data) or read(model, data))
+    return reads
+
+
+@pytest.fixture
+def button() -> Callable[[Panel, str], Button]:
+    """Return a function that gives a panel's button of a name."""
+    return lambda panel, name: next(
+        child for child in panel._box.children[1].children if isinstance(child, Button) and child.description == name
+    )

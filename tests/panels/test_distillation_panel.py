@@ -6,7 +6,6 @@ import threading
 import time
 from itertools import pairwise
 
-import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.panels import DistillationPanel, distillation
+from kd_lab.panels.distillation import HEIGHT
 from kd_lab.training import train
 
 POINTS, SOFT = 5, "soft targets only"
@@ -125,8 +125,8 @@ def test_what_was_trained_is_kept(panel, begun):
     assert begun[1:] == [DistillationLoss(8, 0.1), F.cross_entropy]
 
 
-def test_so_many_students_are_kept_and_no_more(panel, monkeypatch, begun):
-    monkeypatch.setattr(distillation, "KEPT", 3)
+def test_so_many_students_are_kept_and_no_more(panel, begun):
+    panel._students.size = 3
     for temperature in (1, 2, 3, 4, 5):
         answers(panel, temperature=temperature)
     assert len(panel._students) == 3 and (F.cross_entropy, 30, 1000) in panel._students
@@ -154,8 +154,10 @@ class Gate:
 
 def test_a_new_setting_stops_the_training_and_only_the_newest_is_shown(panel, monkeypatch):
     gate, shown = Gate(monkeypatch, 3), []
-    show = panel._engine._show
-    monkeypatch.setattr(panel._engine, "_show", lambda each: (shown.append(each.title), show(each)))
+    show = DistillationPanel._show
+    monkeypatch.setattr(
+        DistillationPanel, "_show", lambda panel, each: (show(panel, each), shown.append(panel.shown.title))
+    )
     panel.set(temperature=2)
     assert gate.reached.wait(10)
     stopped = gate.learned[-1]
@@ -184,6 +186,7 @@ def test_a_training_that_was_left_goes_on_where_it_was(panel, monkeypatch, begun
 def test_closing_ends_the_training_soon(teacher, part, monkeypatch):
     gate = Gate(monkeypatch, 3)
     panel = DistillationPanel(teacher, part)
+    panel.refresh()
     gate.reached.wait(10)
     threading.Timer(0.1, gate.opened.set).start()
     start = time.perf_counter()
@@ -219,7 +222,9 @@ def test_the_picture_has_the_points_that_were_measured(panel):
     found = answers(panel, temperature=6)
     for answer in (found[3], found[-1]):
         panel.draw(answer)
-        for progress, (line, point) in zip((answer.taught, answer.labelled), panel._drawing._lines, strict=True):
+        for progress, (line, point) in zip(
+            (answer.labelled, answer.taught), zip(*[iter(panel._drawing._traces.lines)] * 2, strict=True), strict=True
+        ):
             places = [(step + 1) / POINTS for step in range(len(progress.accuracies))]
             assert line.get_xdata().tolist() == places and tuple(line.get_ydata()) == progress.accuracies
             kept = [[progress.kept / POINTS, progress.accuracies[progress.kept - 1]]] if progress.kept else []
@@ -251,18 +256,12 @@ def test_the_teacher_is_asked_once_about_every_image(teacher, part):
     panel.close()
 
 
-def button(panel):
-    return next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
-
-
-def test_the_test_part_is_read_only_by_the_button_and_once(panel, teacher, part, monkeypatch):
-    reads, read = [], distillation.accuracy
-    monkeypatch.setattr(distillation, "accuracy", lambda model, data: reads.append(data) or read(model, data))
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, teacher, part, reads, button):
     panel.set(temperature=5)
     panel.flush()
     assert reads == []
     for _ in range(3):
-        button(panel).click()
+        button(panel, "Reveal test").click()
         shown = panel.flush()
     assert len(reads) == 3 and all(data is part.test for data in reads)  # teacher and both students
     for model in (teacher, plainly(DistillationLoss(5, 0.1), teacher, part, 30, 1000)[0]):
@@ -357,7 +356,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
     for setting in (dict(temperature=1), dict(temperature=20), dict(view=SOFT, digit="0", temperature=3)):
         panel.set(**setting)
         pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
-    assert {picture.shape for picture in pictures} == {(380, 800, 3)}
+    assert {picture.shape for picture in pictures} == {(HEIGHT, 800, 3)}
     for one, other in pairwise(pictures):
         assert 0.005 < (one != other).any(axis=2).mean() < 0.3
     for picture in pictures:  # nothing reaches the edge, so nothing is cut off
@@ -375,19 +374,22 @@ def test_the_random_numbers_of_others_stay_as_they_were(panel):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_every_control_has_a_name_for_a_screen_reader(panel):
+def test_every_control_has_a_name_for_a_screen_reader(panel, button):
     assert [panel.controls[name].label for name in ("temperature", "alpha", "width")] == [
         "temperature",
         "alpha",
         "width",
     ]
     assert [panel.controls[name].description for name in ("images", "digit", "view")] == ["images", "digit", "view"]
-    assert button(panel).description == "Reveal test"
+    assert button(panel, "Reveal test") and button(panel, "Pin")
 
 
 def test_where_no_widgets_are_a_picture_is(panel):
     bundle = panel._repr_mimebundle_()
-    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (800, 410)  # the title stands above it
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (
+        800,
+        HEIGHT + 30,
+    )  # the title stands above it
     assert bundle["text/plain"] == repr(panel) == f"DistillationPanel: {panel.shown.title}"
 
 

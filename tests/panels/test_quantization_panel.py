@@ -5,7 +5,6 @@ import io
 import re
 from itertools import pairwise, product
 
-import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.panels import QuantizationPanel
-from kd_lab.panels.quantization_picture import title
+from kd_lab.panels.quantization import HEIGHT
 from kd_lab.pruning import prune
 from kd_lab.quantization import (
     CALIBRATIONS,
@@ -89,7 +88,7 @@ def shared(model, part):
 @pytest.mark.parametrize("corner", CORNERS)
 def test_it_measures_what_the_plain_functions_give(shared, model, part, corner):
     quantized = plain(model, part, *corner)
-    found = filter(None, shared.measure(*corner, layer="1"))
+    found = filter(None, shared.measure(*corner, layer="fc1"))
     first, everything, last = next(found), next(found), next(found)
     assert first.comparison.accuracy == accuracy(quantized, part.validation[:1000])
     assert everything.comparison.accuracy == accuracy(quantized, part.validation)
@@ -100,13 +99,14 @@ def test_it_measures_what_the_plain_functions_give(shared, model, part, corner):
         assert error == pytest.approx(errors[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_model_of_the_kit_can_be_quantized(name, mnist):
     model, few = load_trained(name), Mnist(*(part[:500] for part in mnist))
     panel = QuantizationPanel(model, few)
     panel.set(weight_bits=3, granularity="per_tensor")
     shown = panel.flush()
-    assert title(answers(panel)[-1]) == shown.title
+    assert panel.draw(answers(panel)[-1]).title == shown.title
     for activations in ("fp32", "3"):
         quantized = plain(model, few, 3, activations, "per_tensor", "symmetric", "min_max")
         found = answers(panel, activation_bits=activations)[0].comparison.accuracy
@@ -156,7 +156,7 @@ def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
     for bits, value in last.curve.items():
         assert value == accuracy(quantize_weights(model, bits, calibration="min_max"), part.validation[:1000]).value
     panel.draw(last)
-    drawing, interval = panel._pictures["1"], last.comparison.accuracy.interval
+    drawing, interval = panel._pictures["fc1"], last.comparison.accuracy.interval
     assert drawing._curve.point.get_xydata().tolist() == [[3, last.comparison.accuracy.value]]
     assert drawing._curve.bar.get_xydata().tolist() == [[3, interval[0]], [3, interval[1]]]
     assert drawing._curve.curve.get_xydata().tolist() == [list(point) for point in sorted(last.curve.items())]
@@ -174,22 +174,22 @@ def test_every_other_setting_has_a_curve_of_its_own(panel, model, part, changed)
 
 
 def test_the_picture_shows_a_grid_for_every_channel_or_for_the_whole_layer(panel, model):
-    panel.draw(answers(panel, weight_bits=3, layer="3", calibration="least_squares")[0])
+    panel.draw(answers(panel, weight_bits=3, layer="fc2", calibration="least_squares")[0])
     rows = model[3].weight.detach()
     scale, _ = find_grid(rows, 3, True, "least_squares")
     expected = [(step * each).item() for each in scale for step in range(-4, 4)]
-    assert ticks(panel, "3")[:, 0, 0].tolist() == pytest.approx(expected)
-    assert len(np.unique(ticks(panel, "3")[:, :, 1], axis=0)) == 10  # a row each
-    panel.draw(answers(panel, weight_bits=3, layer="3", granularity="per_tensor", grid="affine")[0])
+    assert ticks(panel, "fc2")[:, 0, 0].tolist() == pytest.approx(expected)
+    assert len(np.unique(ticks(panel, "fc2")[:, :, 1], axis=0)) == 10  # a row each
+    panel.draw(answers(panel, weight_bits=3, layer="fc2", granularity="per_tensor", grid="affine")[0])
     scale, zero = find_grid(rows.reshape(1, -1), 3, False, "min_max")
-    assert ticks(panel, "3")[:, 0, 0].tolist() == pytest.approx(
+    assert ticks(panel, "fc2")[:, 0, 0].tolist() == pytest.approx(
         [(step - zero.item()) * scale.item() for step in range(-4, 4)]
     )
-    assert panel._pictures["3"]._caption.get_text() == "a grid of 8 levels for the whole layer"
-    panel.draw(answers(panel, weight_bits=1, layer="1")[0])
+    assert panel._pictures["fc2"]._caption.get_text() == "a grid of 8 levels for the whole layer"
+    panel.draw(answers(panel, weight_bits=1, layer="fc1")[0])
     sizes = model[1].weight.detach().abs().mean(1)[torch.linspace(0, 127, 16).long()]
-    assert ticks(panel, "1")[:, 0, 0].tolist() == pytest.approx(torch.stack([-sizes, sizes], 1).flatten().tolist())
-    assert panel._pictures["1"]._caption.get_text() == "a grid of 2 levels for each channel (16 of 128)"
+    assert ticks(panel, "fc1")[:, 0, 0].tolist() == pytest.approx(torch.stack([-sizes, sizes], 1).flatten().tolist())
+    assert panel._pictures["fc1"]._caption.get_text() == "a grid of 2 levels for each channel (16 of 128)"
 
 
 def ticks(panel, layer):
@@ -200,14 +200,14 @@ def ticks(panel, layer):
 @pytest.mark.parametrize("grid", ["symmetric", "affine"])
 def test_the_histogram_holds_every_quantized_weight(panel, model, bits, grid):
     panel.draw(answers(panel, weight_bits=bits, grid=grid, granularity="per_tensor")[0])
-    counts = panel._pictures["1"]._quantized.get_data().values
+    counts = panel._pictures["fc1"]._quantized.get_data().values
     assert counts.sum() == model[1].weight.numel() and (counts > 0).sum() <= 2**bits
 
 
 def test_a_sign_of_pruned_weights_has_three_values(part):
     panel = QuantizationPanel(prune(load_trained("mlp128"), 0.5), part)
     panel.draw(answers(panel, weight_bits=1, granularity="per_tensor")[0])
-    low, zero, high = ticks(panel, "1")[:, 0, 0]
+    low, zero, high = ticks(panel, "fc1")[:, 0, 0]
     assert low == -high < 0 == zero
     panel.close()
 
@@ -217,7 +217,7 @@ def test_the_picture_moves_and_keeps_its_size(panel):
     for bits in (8, 3, 2, 1):
         panel.set(weight_bits=bits)
         pictures.append(np.asarray(Image.open(io.BytesIO(panel.flush().png)).convert("RGB")))
-    assert {picture.shape for picture in pictures} == {(400, 800, 3)}
+    assert {picture.shape for picture in pictures} == {(HEIGHT, 800, 3)}
     for one, other in pairwise(pictures):
         assert 0.005 < (one != other).any(axis=2).mean() < 0.2
     for picture in pictures:  # nothing reaches the edge, so nothing is cut off
@@ -226,40 +226,35 @@ def test_the_picture_moves_and_keeps_its_size(panel):
 
 def test_no_title_is_cut_off(panel):
     for setting in (dict(weight_bits=8), dict(weight_bits=1, activation_bits="1")):
-        assert len(title(answers(panel, **setting)[1])) < 95
-    assert re.match(r"1-bit weights, 1-bit activations: [\d.]+ % right \(", title(answers(panel, **setting)[1]))
+        assert len(panel.draw(answers(panel, **setting)[1]).title) < 95
+    assert re.match(
+        r"1-bit weights, 1-bit activations: [\d.]+ % right \(", panel.draw(answers(panel, **setting)[1]).title
+    )
 
 
 def test_a_storm_of_moves_ends_on_the_last(panel):
     for step in range(100):
         panel.set(weight_bits=1 + step % 8)
-    panel.set(weight_bits=6, layer="3")
+    panel.set(weight_bits=6, layer="fc2")
     assert panel.flush().title.startswith("6-bit weights, fp32 activations: ")
     assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
 
 
-def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, part, monkeypatch):
-    reads = []
-    compare = panel._test.compare
-    monkeypatch.setattr(panel._test, "compare", lambda *arguments: reads.append(arguments) or compare(*arguments))
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, part, reads, button):
     panel.set(weight_bits=2)
     panel.flush()
     assert reads == []
     for _ in range(3):
-        button(panel).click()
+        button(panel, "Reveal test").click()
         shown = panel.flush()
     assert len(reads) == 1
     found = accuracy(quantize_weights(model, 2, calibration="min_max"), part.test)
-    assert f"{100 * found.value:.2f} %" in shown.tables and "of 500" in shown.tables
-    panel.set(layer="3")  # which is no other network
-    assert "of 500" in panel.flush().tables
+    assert f"{100 * found.value:.2f} %" in shown.tables and "test part (500)" in shown.tables
+    panel.set(layer="fc2")  # which is no other network
+    assert "test part (500)" in panel.flush().tables
     for other in (dict(weight_bits=3), dict(weight_bits=2, grid="affine"), dict(grid="symmetric", activation_bits="8")):
         panel.set(**other)
         assert "not read for this setting" in panel.flush().tables and len(reads) == 1
-
-
-def button(panel):
-    return next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
 
 
 def test_an_error_is_shown_in_words_and_the_last_picture_stays(panel, monkeypatch):
@@ -296,7 +291,7 @@ def test_set_checks_everything_before_it_changes_anything(panel):
         (dict(weight_bits=2, activation_bits="9"), "one of fp32, 8, 7"),
         (dict(weight_bits=2, activation_bits=8), "Did you mean '8'?"),
         (dict(weight_bits=2, granularity="channel"), "Did you mean 'per_channel'?"),
-        (dict(weight_bits=2, layer="2"), "one of 1, 3"),
+        (dict(weight_bits=2, layer="2"), "one of fc1, fc2"),
         (dict(bits=2), "Did you mean 'weight_bits'?"),
     ]:
         with pytest.raises(ParameterError) as error:
@@ -311,7 +306,7 @@ def test_set_checks_everything_before_it_changes_anything(panel):
             "granularity": "per_channel",
             "grid": "symmetric",
             "calibration": "min_max",
-            "layer": "1",
+            "layer": "fc1",
         }
     )
 
@@ -358,15 +353,18 @@ def test_the_random_numbers_of_others_stay_as_they_were(panel):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_every_control_has_a_name_for_a_screen_reader(panel):
+def test_every_control_has_a_name_for_a_screen_reader(panel, button):
     assert panel.controls["weight_bits"].label == "weight_bits"
     assert [panel.controls[name].description for name in (*NAMES[1:], "layer")] == [*NAMES[1:], "layer"]
-    assert button(panel).description == "Reveal test"
+    assert button(panel, "Reveal test") and button(panel, "Pin")
 
 
 def test_where_no_widgets_are_a_picture_is(panel):
     bundle = panel._repr_mimebundle_()
-    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (800, 430)  # the title stands above it
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size == (
+        800,
+        HEIGHT + 30,
+    )  # the title stands above it
     assert bundle["text/plain"] == repr(panel) == f"QuantizationPanel: {panel.shown.title}"
 
 

@@ -2,7 +2,6 @@
 
 import threading
 
-import ipywidgets as widgets
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,7 @@ from kd_lab.formats.kdz import pack
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import RecipePanel
 from kd_lab.panels import recipe as recipe_module
-from kd_lab.panels.recipe import PARTS, TRAINING, recipe
-from kd_lab.panels.recipe_picture import STAGES
+from kd_lab.panels.recipe import PARTS, STAGES, TRAINING, Recipe
 
 STEPS = 2
 
@@ -43,7 +41,7 @@ def part(mnist):
 
 @pytest.fixture(scope="module")
 def panel(dense, teacher, part):
-    panel = RecipePanel(dense, "mlp128", teacher, part)
+    panel = RecipePanel(dense, teacher, part)
     panel.flush()
     yield panel
     panel.close()
@@ -65,17 +63,17 @@ def answers(panel, **setting):
     return list(panel.measure(**(panel.setting | setting)))
 
 
+@pytest.mark.slow
 def test_both_networks_are_what_compress_makes_and_the_table_holds_them(panel, dense, teacher, part, monkeypatch):
-    monkeypatch.setattr("kd_lab.cost.latency", lambda _model, _batch_size: 1e-3)  # which compress times
+    monkeypatch.setattr("kd_lab.cost.latency", lambda *_arguments: 1e-3)  # which compress times
     panel.set(ratio=0.9, bits=2, temperature=3, alpha=0.2)
     tables = panel.flush().tables
     taught, plain = (
         compress(
             dense,
-            "mlp128",
             each,
             part,
-            recipe(0.9, 2),
+            Recipe(0.9, 3, 0.2, 2).stages,
             temperature=3.0,
             alpha=0.2,
             progress=False,
@@ -86,8 +84,8 @@ def test_both_networks_are_what_compress_makes_and_the_table_holds_them(panel, d
     )
     *_, last = answers(panel)
     for step, expected in ((last.taught[-1], taught), (last.plain[-1], plain)):
-        assert torch.equal(step.answers, expected.model(part.validation.images).argmax(1))
-        assert step.bytes == list(expected.bytes.values())[-1] == len(pack(expected.model, "mlp128"))
+        assert torch.equal(step.comparison.answers, expected.model(part.validation.images).argmax(1))
+        assert step.bytes == list(expected.bytes.values())[-1] == len(pack(expected.model))
         assert step.nonzeros == count_nonzeros(expected.model)
         assert f"{step.bytes:,}" in tables and f"{step.nonzeros:,}" in tables and f"{expected.ratio:.1f} ×" in tables
     for model in (dense, taught.model, plain.model):
@@ -106,6 +104,7 @@ def test_they_go_stage_by_stage_side_by_side_from_the_same_start(panel, fast):
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_what_was_made_is_kept_and_other_bits_share_the_pruned_network(panel, begun, fast):
     panel.set(ratio=0.7, bits=4, temperature=4, alpha=0.1)
     panel.flush()
@@ -122,7 +121,7 @@ def test_what_was_made_is_kept_and_other_bits_share_the_pruned_network(panel, be
 
 
 def test_so_many_networks_are_kept_and_no_more(panel, monkeypatch, fast):
-    monkeypatch.setattr(recipe_module, "KEPT", 5)
+    monkeypatch.setattr(panel._made, "size", 5)
     panel._made.clear()
     *_, last = answers(panel, ratio=0.6)
     assert len(panel._made) == 5 and len(last.plain) == len(STAGES)  # a recipe needs none but the one before
@@ -130,7 +129,7 @@ def test_so_many_networks_are_kept_and_no_more(panel, monkeypatch, fast):
 
 def test_a_new_setting_stops_the_recipe_and_only_the_newest_is_shown(panel, monkeypatch, fast):
     reached, opened, shown = threading.Event(), threading.Event(), []
-    after, show = RecipePanel._after, panel._engine._show
+    after, show = RecipePanel._after, RecipePanel._show
 
     def held(*arguments):
         reached.set()
@@ -138,7 +137,7 @@ def test_a_new_setting_stops_the_recipe_and_only_the_newest_is_shown(panel, monk
         return after(*arguments)
 
     monkeypatch.setattr(RecipePanel, "_after", held)
-    monkeypatch.setattr(panel._engine, "_show", lambda each: (shown.append(each.title), show(each)))
+    monkeypatch.setattr(RecipePanel, "_show", lambda panel, each: (show(panel, each), shown.append(panel.shown.title)))
     panel.set(ratio=0.55)
     assert reached.wait(10)
     panel.set(ratio=0.95)
@@ -183,10 +182,9 @@ def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, f
         shown, drawing = panel.draw(answer), panel._drawing
         done = (len(answer.taught) + len(answer.plain) - 2) / (2 * len(STAGES) - 2)
         assert drawing._bar.get_width() == pytest.approx(done)
-        for steps, (curve, _ends), line in zip(
-            (answer.taught, answer.plain), drawing._errors, drawing._bytes, strict=True
-        ):
-            errors = [100 * (step.answers != part.validation.labels).float().mean().item() for step in steps]
+        curves, lines = drawing._errors.lines[1::2], drawing._bytes.lines
+        for steps, curve, line in zip((answer.plain, answer.taught), curves, lines, strict=True):
+            errors = [100 * (step.comparison.answers != part.validation.labels).float().mean().item() for step in steps]
             assert curve.get_ydata() == pytest.approx(errors, abs=1e-4)
             assert list(line.get_ydata()) == [step.bytes for step in steps]
         assert ("under way" in shown.title) == (answer is not found[-1])
@@ -194,15 +192,13 @@ def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, f
     assert f"in {found[-1].taught[-1].bytes:,} bytes" in shown.title and panel._drawing._said.get_text() == "done"
 
 
-def test_the_test_part_is_read_only_by_the_button_and_once(panel, dense, part, monkeypatch, fast):
-    reads, read = [], recipe_module.accuracy
-    monkeypatch.setattr(recipe_module, "accuracy", lambda model, data: reads.append(data) or read(model, data))
-    button = next(child for child in panel._box.children[1].children if isinstance(child, widgets.Button))
+@pytest.mark.slow
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, dense, part, reads, button, fast):
     panel.set(ratio=0.75)
     panel.flush()
     assert reads == []
     for _ in range(2):
-        button.click()
+        button(panel, "Reveal test").click()
         shown = panel.flush()
     assert len(reads) == 3 and all(data is part.test for data in reads)  # dense, taught and plain
     assert f"{100 * accuracy(dense, part.test).value:.2f} % (" in shown.tables
@@ -242,7 +238,7 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
 @pytest.mark.parametrize(
     "change, expected",
     [
-        (dict(name="cnn"), "RecipePanel()"),
+        (dict(model="mlp128"), "Did you mean load_trained(name)?"),
         (dict(data=(1, 2)), "what load_mnist() returns"),
         (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
         (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "RecipePanel()"),
@@ -251,15 +247,16 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(dense, teacher, part, change, expected):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:
-        RecipePanel(**dict(model=dense, name="mlp128", teacher=teacher, data=part) | change)
+        RecipePanel(**dict(model=dense, teacher=teacher, data=part) | change)
     assert expected in str(error.value) and str(error.value).startswith("RecipePanel()")
     assert count_widgets() == before
 
 
+@pytest.mark.slow
 def test_a_network_that_is_pruned_already_begins_as_it_is(teacher, part, fast):
     model = build_model("mlp128")
     model[1].weight.data[:, :400] = 0
-    panel = RecipePanel(model, "mlp128", teacher, part)
+    panel = RecipePanel(model, teacher, part)
     *_, last = answers(panel, ratio=0.5)
     first, *_, end = last.taught
     assert first.nonzeros == 128 * 384 + 1280 + 138 and end.nonzeros <= first.nonzeros

@@ -4,7 +4,8 @@ Settings were chosen on the validation part with seeds 0 to 2 and 500 images; th
 network reported.
 """
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -22,6 +23,13 @@ from kd_lab.training import train
 
 WATCHED = 1000  # validation images to choose the epoch by
 STEPS = {"epochs": 8, "batch_size": 50, "progress": False}
+
+
+def layers(student: str, teacher: str, **settings: object) -> dict:
+    """Return which layer of the student learns from which of the teacher, and how."""
+    return {"student_layer": student, "teacher_layer": teacher, **settings}
+
+
 PAIRS = {  # the fewer images, the hotter
     "thin_mlp": {
         "teacher": "lenet300",
@@ -29,12 +37,12 @@ PAIRS = {  # the fewer images, the hotter
         "steps_per_epoch": {"500": 40, "2000": 80, "10000": 200},
         "settings": {**STEPS, "learning_rate": 5e-3},
         "ways": {
-            "hint 2": {"student_layer": "2", "teacher_layer": "2", "weight": 1.0},
-            "hint 4": {"student_layer": "4", "teacher_layer": "4", "weight": 1.0},
-            "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 3000.0},
-            "similarity 4": {"student_layer": "4", "teacher_layer": "4", "kind": "similarity", "weight": 3000.0},
-            "two stages 2": {"student_layer": "2", "teacher_layer": "2"},
-            "two stages 4": {"student_layer": "4", "teacher_layer": "4"},
+            "hint relu1": layers("relu1", "relu1", weight=1.0),
+            "hint relu2": layers("relu2", "relu2", weight=1.0),
+            "similarity relu1": layers("relu1", "relu1", kind="similarity", weight=3000.0),
+            "similarity relu2": layers("relu2", "relu2", kind="similarity", weight=3000.0),
+            "two stages relu1": layers("relu1", "relu1"),
+            "two stages relu2": layers("relu2", "relu2"),
         },
     },
     "thin_cnn": {
@@ -43,12 +51,12 @@ PAIRS = {  # the fewer images, the hotter
         "steps_per_epoch": {"500": 60},
         "settings": {**STEPS, "learning_rate": 2e-2},
         "ways": {
-            "hint 5": {"student_layer": "5", "teacher_layer": "5", "weight": 1.0},
-            "attention 5": {"student_layer": "5", "teacher_layer": "5", "kind": "attention", "weight": 3.0},
-            "similarity 2": {"student_layer": "2", "teacher_layer": "2", "kind": "similarity", "weight": 1000.0},
-            "similarity 5": {"student_layer": "5", "teacher_layer": "5", "kind": "similarity", "weight": 1000.0},
-            "similarity 8": {"student_layer": "5", "teacher_layer": "8", "kind": "similarity", "weight": 1000.0},
-            "two stages 5": {"student_layer": "5", "teacher_layer": "5"},
+            "hint relu2": layers("relu2", "relu2", weight=1.0),
+            "attention relu2": layers("relu2", "relu2", kind="attention", weight=3.0),
+            "similarity relu1": layers("relu1", "relu1", kind="similarity", weight=1000.0),
+            "similarity relu2": layers("relu2", "relu2", kind="similarity", weight=1000.0),
+            "similarity relu3": layers("relu2", "relu3", kind="similarity", weight=1000.0),
+            "two stages relu2": layers("relu2", "relu2"),
         },
     },
 }
@@ -62,43 +70,34 @@ SPARSITY, STRENGTHS = 0.95, (0.0, 1e-4, 1e-3, 1e-2)
 TRADES = [(1e-3, strength) for strength in (0.0, 1e-4, 3e-4, 1e-3, 3e-3)] + [(rate, 0.0) for rate in (1e-4, 2e-4, 3e-4)]
 
 
-def thin_mlp(seed: int) -> nn.Module:
-    """Build 784-30-30-10: a tenth of lenet300."""
-    return _seeded(
-        seed,
-        lambda: nn.Sequential(
-            nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 10)
-        ),
-    )
+def thin_mlp() -> nn.Module:
+    """Build 784-30-30-10: a tenth of lenet300, with its names."""
+    layers = nn.Flatten(), nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 10)
+    return _named(layers, ("flatten", "fc1", "relu1", "fc2", "relu2", "fc3"))
 
 
-def thin_cnn(seed: int) -> nn.Module:
-    """Build a quarter of cnn's channels and none of its 128 units; its layers 0 to 5 have cnn's heights and widths."""
-    return _seeded(
-        seed,
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Conv2d(4, 8, 3, padding=1),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(8 * 7 * 7, 10),
-        ),
-    )
+def thin_cnn() -> nn.Module:
+    """Build a quarter of cnn's channels and none of its 128 units; up to relu2 it has cnn's sizes and names."""
+    first = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()
+    second = nn.Conv2d(4, 8, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()
+    names = ("conv1", "pool1", "relu1", "conv2", "pool2", "relu2", "flatten", "fc1")
+    return _named((*first, *second, nn.Flatten(), nn.Linear(8 * 7 * 7, 10)), names)
 
 
-def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+def _named(layers: Sequence[nn.Module], names: Sequence[str]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
+
+
+def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
 
 
-STUDENTS = {"thin_mlp": thin_mlp, "thin_cnn": thin_cnn}
+STUDENTS = {"thin_mlp": partial(_seeded, thin_mlp), "thin_cnn": partial(_seeded, thin_cnn)}
 
 
-def insides_campaign(data: Mnist) -> dict:
+def features_campaign(data: Mnist) -> dict:
     """Return the settings and, for each seed, the errors of every way to teach."""
     return {
         "pairs": PAIRS,
@@ -106,11 +105,11 @@ def insides_campaign(data: Mnist) -> dict:
         "pruned": {"sparsity": SPARSITY, **PRUNED},
         "new_hand": NEW_HAND,
         "watched": WATCHED,
-        "seeds": [insides_seed(seed, data) for seed in SEEDS],
+        "seeds": [features_seed(seed, data) for seed in SEEDS],
     }
 
 
-def insides_seed(seed: int, data: Mnist) -> dict:
+def features_seed(seed: int, data: Mnist) -> dict:
     """Return what one seed comes to in every part."""
     return {
         **{
@@ -129,7 +128,7 @@ def few(seed: int, count: int, data: Mnist) -> Split:
 
 
 def teach(name: str, seed: int, count: int, data: Mnist) -> dict[str, dict]:
-    """Return how well a thin student reads that learned from labels, from answers, and from insides of each kind."""
+    """Return how well a thin student reads that learned from labels, from answers, and from features of each kind."""
     pair, images = PAIRS[name], few(seed, count, data)
     student, teacher = STUDENTS[name](seed), load_trained(pair["teacher"])
     settings = {

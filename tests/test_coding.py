@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kd_lab.compression.huffman import LONGEST, SKIP
 
 from kd_lab.errors import ParameterError
-from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, canonical_codes, huffman_lengths
+from kd_lab.formats.coding import (
+    MAX_CODE_BITS,
+    SKIPPED_ZEROS,
+    HuffmanReader,
+    HuffmanWriter,
+    canonical_codes,
+    huffman_lengths,
+)
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=60).filter(any).map(np.array)
 
@@ -52,7 +58,7 @@ def test_no_code_begins_like_another(counts):
     assert not any(after.startswith(before) for before, after in pairwise(codes))
 
 
-@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 2, 2, 5], [LONGEST + 1]])
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 2, 2, 5], [MAX_CODE_BITS + 1]])
 def test_lengths_that_no_code_has_are_named(lengths):
     with pytest.raises(ParameterError, match="'lengths' must be those of codes of which none begins like another"):
         canonical_codes(lengths)
@@ -70,7 +76,9 @@ def test_counts_that_are_none_are_named(counts):
         huffman_lengths(counts)
 
 
-@pytest.mark.parametrize("gap", [0, 1, SKIP - 1, SKIP, SKIP + 1, 2 * SKIP, 5 * SKIP + 3])
+@pytest.mark.parametrize(
+    "gap", [0, 1, SKIPPED_ZEROS - 1, SKIPPED_ZEROS, SKIPPED_ZEROS + 1, 2 * SKIPPED_ZEROS, 5 * SKIPPED_ZEROS + 3]
+)
 def test_long_gaps_are_read_back(gap):
     codes = np.array([[0] * gap + [2, 1] + [0] * gap])
     writer = HuffmanWriter()

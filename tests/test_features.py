@@ -1,6 +1,7 @@
 """What a teacher's layers say is that of the papers' formulas; only the student learns, and is given back plain."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def choose(mnist):
 
 def thin_cnn():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10))
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10)
+    return nn.Sequential(OrderedDict(zip(("conv1", "pool1", "relu1", "flatten", "fc1"), layers, strict=True)))
 
 
 def test_an_attention_map_by_hand():
@@ -113,13 +115,13 @@ def test_a_regressor_is_as_small_as_the_shapes_allow():
 
 def test_layer_outputs_are_those_of_the_network_cut_off_there(some):
     teacher = load_trained("lenet5").train()
-    for place in (0, 3, 5, 9):
+    for place, layer in ((0, "conv1"), (3, "conv2"), (5, "relu2"), (9, "fc2")):
         with torch.no_grad():
             by_hand = teacher[: place + 1](some.images)
-        torch.testing.assert_close(layer_outputs(teacher, str(place), some.images), by_hand)
-    assert not layer_outputs(teacher, "0", some.images).requires_grad and teacher.training
+        torch.testing.assert_close(layer_outputs(teacher, layer, some.images), by_hand)
+    assert not layer_outputs(teacher, "conv1", some.images).requires_grad and teacher.training
     resnet = load_trained("resnet")
-    found = layer_outputs(resnet, "4.body.2", some.images[:9])  # a layer inside another
+    found = layer_outputs(resnet, "block1.body.relu1", some.images[:9])  # a layer inside another
     torch.testing.assert_close(found, resnet[4].body[:3](resnet[:4](some.images[:9])).detach())
     assert not any(module._forward_hooks for module in resnet.modules())
 
@@ -137,7 +139,7 @@ def test_what_the_next_layer_does_in_place_is_not_heard(some):
 
 def test_a_hinted_student_answers_logits_and_layer_and_keeps_them_when_copied(some):
     student = thin_cnn()
-    hinted = copy.deepcopy(Hinted(student, "2", regressor((4, 14, 14), (6, 14, 14))))
+    hinted = copy.deepcopy(Hinted(student, "relu1", regressor((4, 14, 14), (6, 14, 14))))
     answers = hinted(some.images[:3])
     torch.testing.assert_close(answers[:, :10], student(some.images[:3]))
     torch.testing.assert_close(answers[:, 10:], hinted.translate(student[:3](some.images[:3])).flatten(1))
@@ -148,11 +150,11 @@ def test_a_hinted_student_answers_logits_and_layer_and_keeps_them_when_copied(so
 @pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
 def test_the_loss_is_the_sum_of_its_parts_and_its_gradients_reach_student_and_regressor_alone(kind, some):
     teacher, student = load_trained("cnn"), thin_cnn()
-    hint, logits = layer_outputs(teacher, "2", some.images[:20]), predict(teacher, some.images[:20])
+    hint, logits = layer_outputs(teacher, "relu1", some.images[:20]), predict(teacher, some.images[:20])
     translate = {"hint": regressor((4, 14, 14), (16, 14, 14)), "attention": attention_map}.get(kind, nn.Identity())
     kept = attention_map(hint) if kind == "attention" else hint.flatten(1)
     loss = FeatureLoss(kind, 0.7, 3.0, 0.4)(
-        Hinted(student, "2", translate)(some.images[:20]), some.labels[:20], logits, kept
+        Hinted(student, "relu1", translate)(some.images[:20]), some.labels[:20], logits, kept
     )
     output = student[:3](some.images[:20])
     part = {
@@ -179,8 +181,8 @@ def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, ch
         teacher,
         some,
         validation=choose,
-        student_layer="2",
-        teacher_layer="2",
+        student_layer="relu1",
+        teacher_layer="relu1",
         kind=kind,
         weight=100,
         epochs=3,
@@ -193,7 +195,7 @@ def test_a_plain_new_student_comes_back_and_its_layer_came_nearer(kind, some, ch
     assert len(history.epochs) == 3 and sum(calls) < len(some.images) + 3 * len(choose.images)  # epochs don't ask it
     if kind != "hint":  # whose regressor is gone
         compare = similarity_loss if kind == "similarity" else lambda a, b: attention_loss(*map(attention_map, (a, b)))
-        hint, *found = (layer_outputs(model, "2", choose.images) for model in (teacher, learned, student))
+        hint, *found = (layer_outputs(model, "relu1", choose.images) for model in (teacher, learned, student))
         assert compare(found[0], hint) < compare(found[1], hint)
 
 
@@ -201,7 +203,7 @@ def test_without_weight_it_is_plain_distillation(some, choose):
     teacher, settings = load_trained("cnn"), {"validation": choose, "epochs": 2, "seed": 3, "progress": False}
     plain, _ = distil(thin_cnn(), teacher, some, **settings)
     hinted, history = distil_features(
-        thin_cnn(), teacher, some, student_layer="2", teacher_layer="2", weight=0, **settings
+        thin_cnn(), teacher, some, student_layer="relu1", teacher_layer="relu1", weight=0, **settings
     )
     torch.testing.assert_close(hinted.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
     by_hand = distillation_loss(predict(hinted, choose.images), predict(teacher, choose.images), choose.labels, 4, 0.1)
@@ -212,8 +214,8 @@ def test_without_weight_it_is_plain_distillation(some, choose):
 def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, choose):
     student, teacher = thin_cnn(), load_trained("cnn")
     settings = {
-        "student_layer": "2",
-        "teacher_layer": "2",
+        "student_layer": "relu1",
+        "teacher_layer": "relu1",
         "kind": kind,
         "epochs": 2,
         "batch_size": 50,
@@ -229,13 +231,20 @@ def test_the_first_stage_trains_up_to_the_layer_and_without_labels(kind, some, c
     assert torch.equal(again[0].weight, lower[0].weight)
 
 
-@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
-def test_the_seed_is_that_of_the_regressor_and_of_the_batches(train_insides, some, choose, monkeypatch):
+@pytest.mark.parametrize("train_features", [distil_features, train_on_hints])
+def test_the_seed_is_that_of_the_regressor_and_of_the_batches(train_features, some, choose, monkeypatch):
     seeds, build, learn = [], features.regressor, features.train
     monkeypatch.setattr(features, "regressor", lambda *shapes: seeds.append(shapes[-1]) or build(*shapes))
     monkeypatch.setattr(features, "train", lambda *parts, seed, **rest: seeds.append(seed) or learn(*parts, **rest))
-    train_insides(
-        thin_cnn(), load_trained("cnn"), some, validation=choose, student_layer="2", teacher_layer="2", seed=7, **ONCE
+    train_features(
+        thin_cnn(),
+        load_trained("cnn"),
+        some,
+        validation=choose,
+        student_layer="relu1",
+        teacher_layer="relu1",
+        seed=7,
+        **ONCE,
     )
     assert seeds == [7, 7]
 
@@ -247,27 +256,27 @@ def test_batch_statistics_behind_the_layer_stay_too(some, choose):
         load_trained("resnet"),
         some,
         validation=choose,
-        student_layer="4.body.1",
-        teacher_layer="4.body.1",
+        student_layer="block1.body.norm1",
+        teacher_layer="block1.body.norm1",
         **ONCE,
     )
     moved = {name for name, tensor in lower.state_dict().items() if not torch.equal(tensor, student.state_dict()[name])}
-    before = ("0.weight", "1.", "4.body.0.", "4.body.1.")
+    before = ("conv1.weight", "norm1.", "block1.body.conv1.", "block1.body.norm1.")
     assert moved == {name for name in student.state_dict() if name.startswith(before)}
 
 
-@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
-def test_the_callers_networks_and_random_numbers_stay_as_they_were(train_insides, some, choose):
+@pytest.mark.parametrize("train_features", [distil_features, train_on_hints])
+def test_the_callers_networks_and_random_numbers_stay_as_they_were(train_features, some, choose):
     student, teacher = (nn.Sequential(*load_trained("resnet"), nn.Dropout(0.5)).train() for _ in range(2))
     before, state = copy.deepcopy((student.state_dict(), teacher.state_dict())), torch.get_rng_state()
-    train_insides(student, teacher, some, validation=choose, student_layer="4", teacher_layer="4", **ONCE)
+    train_features(student, teacher, some, validation=choose, student_layer="4", teacher_layer="4", **ONCE)
     torch.testing.assert_close((student.state_dict(), teacher.state_dict()), before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for model in (student, teacher) for module in model.modules())
 
 
 def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose):
-    for student_layer, teacher_layer in (("2", "2"), ("2", "7"), ("1", "8")):
+    for student_layer, teacher_layer in (("relu1", "relu1"), ("relu1", "fc1"), ("fc1", "relu3")):
         for kind in ("hint", "similarity"):
             distil_features(
                 build_model("mlp128"),
@@ -284,7 +293,7 @@ def test_linear_layers_of_any_width_and_a_convolution_may_be_paired(some, choose
 def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
     masked = prune(build_model("lenet300"), 0.9)
     learned, _ = distil_features(
-        masked, load_trained("lenet300"), some, validation=choose, student_layer="2", teacher_layer="2", **ONCE
+        masked, load_trained("lenet300"), some, validation=choose, student_layer="relu1", teacher_layer="relu1", **ONCE
     )
     assert (learned[1].weight == 0).sum() == (masked[1].weight == 0).sum() > 0
     lower, _ = train_on_hints(
@@ -292,25 +301,25 @@ def test_a_masked_and_a_normalised_student_learn_as_well(some, choose):
         load_trained("cnn"),
         some,
         validation=choose,
-        student_layer="2",
-        teacher_layer="0",
+        student_layer="relu1",
+        teacher_layer="conv1",
         kind="attention",
         **ONCE,
     )
     assert torch.equal(lower[-1].weight, build_model("resnet")[-1].weight)
 
 
-@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
-def test_a_penalty_judges_the_student(train_insides, some, choose):
+@pytest.mark.parametrize("train_features", [distil_features, train_on_hints])
+def test_a_penalty_judges_the_student(train_features, some, choose):
     teacher, found = load_trained("mlp128"), []
     for strength in (0, 10):
-        learned, _ = train_insides(
+        learned, _ = train_features(
             build_model("mlp128"),
             teacher,
             some,
             validation=choose,
             student_layer="1",
-            teacher_layer="2",
+            teacher_layer="relu1",
             penalty=match_parameters(teacher, strength),
             epochs=2,
             batch_size=50,
@@ -320,16 +329,16 @@ def test_a_penalty_judges_the_student(train_insides, some, choose):
     assert found[1] < 0.95 * found[0]
 
 
-@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
-def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some, choose):
-    name = train_insides.__name__
+@pytest.mark.parametrize("train_features", [distil_features, train_on_hints])
+def test_a_layer_that_is_not_there_is_named_with_the_closest(train_features, some, choose):
+    name = train_features.__name__
     for student_layer, teacher_layer, told in (
-        ("22", "2", r"'student_layer' must be one of 0, 1, .* Did you mean '2'"),
-        ("", "2", r"'student_layer' must be one of 0, 1.* Got ''"),
-        ("2", 2, r"'teacher_layer' must be one of 0, 1.* Got 2\. Did you"),
+        ("relu2", "relu1", r"'student_layer' must be one of conv1, pool1, .* Did you mean 'relu1'"),
+        ("", "relu1", r"'student_layer' must be one of conv1, pool1.* Got ''"),
+        ("relu1", 2, r"'teacher_layer' must be one of conv1, pool1.* Got 2\."),
     ):
         with pytest.raises(ParameterError, match=rf"^{name}\(\): {told}"):
-            train_insides(
+            train_features(
                 thin_cnn(),
                 load_trained("cnn"),
                 some,
@@ -341,28 +350,28 @@ def test_a_layer_that_is_not_there_is_named_with_the_closest(train_insides, some
 
 
 def test_what_cannot_be_listened_to_is_named():
-    with pytest.raises(ParameterError, match=r"^Hinted\(\): 'layer' must be one of 0, 1, .* Got '5'"):
+    with pytest.raises(ParameterError, match=r"^Hinted\(\): 'layer' must be one of conv1, pool1, .* Got '5'"):
         Hinted(thin_cnn(), "5", nn.Identity())
     with pytest.raises(ParameterError, match=r"^Hinted\(\): 'model' must be a network"):
         Hinted("cnn", "0", nn.Identity())
 
 
 def test_maps_of_other_sizes_are_refused_with_both(some, choose):
-    with pytest.raises(ParameterError, match=r"attention maps need .* gives \(128,\), the teacher's '2' \(128,\)"):
+    with pytest.raises(ParameterError, match=r"attention maps need .* gives \(128,\), the teacher's 'relu1' \(128,\)"):
         distil_features(
             build_model("mlp128"),
             load_trained("mlp128"),
             some,
             validation=choose,
-            student_layer="2",
-            teacher_layer="2",
+            student_layer="relu1",
+            teacher_layer="relu1",
             kind="attention",
             epochs=1,
         )
-    for layer, shape in (("3", r"\(32, 14, 14\)"), ("7", r"\(128,\)")):
+    for layer, shape in (("conv2", r"\(32, 14, 14\)"), ("fc1", r"\(128,\)")):
         with pytest.raises(
             ParameterError,
-            match=r"^distil_features\(\): attention maps need .* The student's layer '0' "
+            match=r"^distil_features\(\): attention maps need .* The student's layer 'conv1' "
             rf"gives \(4, 28, 28\), the teacher's '{layer}' {shape}",
         ):
             distil_features(
@@ -370,7 +379,7 @@ def test_maps_of_other_sizes_are_refused_with_both(some, choose):
                 load_trained("cnn"),
                 some,
                 validation=choose,
-                student_layer="0",
+                student_layer="conv1",
                 teacher_layer=layer,
                 kind="attention",
                 epochs=1,
@@ -404,24 +413,27 @@ def test_a_layer_that_gives_no_one_tensor_is_refused(layer, some):
         layer_outputs(Odd(), layer, some.images[:2])
 
 
-@pytest.mark.parametrize("train_insides", [distil_features, train_on_hints])
+@pytest.mark.parametrize("train_features", [distil_features, train_on_hints])
 @pytest.mark.parametrize("kind", ["hint", "attention", "similarity"])
-def test_a_layer_before_which_nothing_learns_is_refused(train_insides, kind, some, choose):
+def test_a_layer_before_which_nothing_learns_is_refused(train_features, kind, some, choose):
     half_frozen = thin_cnn()
     half_frozen[0].requires_grad_(False)
-    for student, layer in ((nn.Sequential(nn.MaxPool2d(2), *thin_cnn()[:1], *thin_cnn()[2:]), "0"), (half_frozen, "2")):
+    for student, layer in (
+        (nn.Sequential(nn.MaxPool2d(2), *thin_cnn()[:1], *thin_cnn()[2:]), "0"),
+        (half_frozen, "relu1"),
+    ):
         with pytest.raises(
             ParameterError,
-            match=rf"^{train_insides.__name__}\(\): 'student_layer' must be a layer "
+            match=rf"^{train_features.__name__}\(\): 'student_layer' must be a layer "
             rf"whose output depends on weights .* That of '{layer}' does not",
         ):
-            train_insides(
+            train_features(
                 student,
                 load_trained("cnn"),
                 some,
                 validation=choose,
                 student_layer=layer,
-                teacher_layer="2",
+                teacher_layer="relu1",
                 kind=kind,
                 epochs=1,
             )
@@ -429,35 +441,35 @@ def test_a_layer_before_which_nothing_learns_is_refused(train_insides, kind, som
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "1", None, True])
 def test_weights_are_not_negative(weight, some, choose):
-    with pytest.raises(ParameterError, match=r"InsidesLoss\(\): 'weight' must be a number in \[0, 1e6\]\. Got"):
+    with pytest.raises(ParameterError, match=r"distil_features\(\): 'weight' must be a number in \[0, 1e6\]\. Got"):
         distil_features(
             thin_cnn(),
             load_trained("cnn"),
             some,
             validation=choose,
-            student_layer="2",
-            teacher_layer="2",
+            student_layer="relu1",
+            teacher_layer="relu1",
             weight=weight,
             epochs=1,
         )
 
 
 def test_other_slips_are_refused_at_once(some, choose):
-    layers = {"validation": choose, "student_layer": "2", "teacher_layer": "2", "epochs": 1}
-    for train_insides in (distil_features, train_on_hints):
+    layers = {"validation": choose, "student_layer": "relu1", "teacher_layer": "relu1", "epochs": 1}
+    for train_features in (distil_features, train_on_hints):
         with pytest.raises(ParameterError, match=r"'kind' must be one of hint, .* Did you mean 'attention'"):
-            train_insides(thin_cnn(), load_trained("cnn"), some, kind="atention", **layers)
+            train_features(thin_cnn(), load_trained("cnn"), some, kind="atention", **layers)
         twelve = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(784, 12))
         with pytest.raises(ParameterError, match=r"\(2, 10\) and \(2, 12\)"):
-            train_insides(thin_cnn(), twelve, some, **layers)
-        with pytest.raises(ParameterError, match=rf"{train_insides.__name__}\(\): the data must be a tuple"):
-            train_insides(thin_cnn(), load_trained("cnn"), some.images, **layers)
+            train_features(thin_cnn(), twelve, some, **layers)
+        with pytest.raises(ParameterError, match=rf"{train_features.__name__}\(\): the data must be a tuple"):
+            train_features(thin_cnn(), load_trained("cnn"), some.images, **layers)
         with pytest.raises(ParameterError, match=r"'seed' must be a whole number"):
-            train_insides(thin_cnn(), load_trained("cnn"), some, seed=-1, **layers)
+            train_features(thin_cnn(), load_trained("cnn"), some, seed=-1, **layers)
         with pytest.warns(UserWarning, match="Did you swap them") as told:
-            train_insides(load_trained("cnn"), thin_cnn(), some, progress=False, **layers)
+            train_features(load_trained("cnn"), thin_cnn(), some, progress=False, **layers)
         assert told[0].filename == __file__  # the learner's own line
-    with pytest.raises(ParameterError, match=r"distil_insides\(\): the labels must be 0 to 9"):
+    with pytest.raises(ParameterError, match=r"distil_features\(\): the labels must be 0 to 9"):
         distil_features(thin_cnn(), load_trained("cnn"), Split(some.images, some.labels + 3), **layers)
     with pytest.raises(ParameterError, match="'temperature'"):
         distil_features(thin_cnn(), load_trained("cnn"), some, temperature=0, **layers)

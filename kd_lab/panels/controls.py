@@ -1,11 +1,13 @@
-"""Give sliders that the keyboard moves, a screen reader names, and that refuse what lies outside their range."""
+"""The controls of a panel: the keyboard moves them, a screen reader names them, and nothing out of range is taken."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anywidget
+import ipywidgets as widgets
 import traitlets
 
-from kd_lab.errors import check_number, check_whole_number
+from kd_lab.errors import check_choice, check_number, check_whole_number
 
 
 class _Value(traitlets.TraitType):
@@ -57,10 +59,11 @@ class Slider(anywidget.AnyWidget):
     """
     _css = """
     .kd-lab-slider { display: flex; align-items: center; gap: 10px; }
-    .kd-lab-slider input { flex: 1; }
+    .kd-lab-slider input { flex: 1; min-width: 0; }
     .kd-lab-slider output { width: 4em; font-variant-numeric: tabular-nums; }
     """
-    kind, check_kind = float, staticmethod(check_number)
+    kind: type = float
+    check_kind = staticmethod(check_number)
     label, unit = (traitlets.Unicode().tag(sync=True) for _ in range(2))
     min, max, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 1.0, 0.01, 1.0))
     value = _Value(0.0).tag(sync=True)
@@ -80,7 +83,8 @@ class FractionSlider(Slider):
 class WholeSlider(Slider):
     """Choose a whole number from `min` to `max`."""
 
-    kind, check_kind = int, staticmethod(check_whole_number)
+    kind = int
+    check_kind = staticmethod(check_whole_number)
     step = traitlets.Float(1.0).tag(sync=True)
 
 
@@ -90,3 +94,30 @@ class BitSlider(WholeSlider):
     min, max = (traitlets.Float(number).tag(sync=True) for number in (1.0, 8.0))
     unit = traitlets.Unicode("bit").tag(sync=True)
     value = _Value(8).tag(sync=True)
+
+
+def dropdown(name: str, options: Iterable[str], value: str | None = None) -> widgets.Dropdown:
+    """Return a control of that name, as wide as its options are; it begins with the first of them."""
+    options = list(options)
+    return widgets.Dropdown(
+        options=options,
+        value=value or options[0],
+        description=name,
+        style={"description_width": "initial"},
+        layout=widgets.Layout(width="auto", max_width="100%", margin="2px 9px 2px 2px"),
+    )
+
+
+def button(name: str, action: Callable[[], None]) -> widgets.Button:
+    """Return a button of that name, which is its name for a screen reader, too."""
+    made = widgets.Button(description=name, layout=widgets.Layout(width="110px"))
+    made.on_click(lambda _button: action())
+    return made
+
+
+def check_control(name: str, control: widgets.Widget, value: Any) -> None:
+    """Raise a ParameterError for a value that the control of this name can't have."""
+    if isinstance(control, Slider):
+        control.check(value)
+    else:
+        check_choice(name, value, list(control.options))

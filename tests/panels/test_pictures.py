@@ -1,0 +1,134 @@
+"""Every text of every panel's picture lies inside it, and what is pinned is drawn, at all ends of the controls."""
+
+from itertools import product
+
+import pytest
+from matplotlib.text import Text
+
+from kd_lab import checkpoints
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import Mnist
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.zoo import MODELS
+from kd_lab.panels import (
+    DistillationPanel,
+    LeastSquaresPanel,
+    PruningPanel,
+    QuantizationPanel,
+    RecipePanel,
+    StructuredPruningPanel,
+)
+from kd_lab.panels import recipe as recipe_module
+from kd_lab.panels.canvas import FAINT, Canvas, Traces, new_figure
+from kd_lab.panels.controls import Slider
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Measure as little as can be: what is drawn counts here."""
+    monkeypatch.setattr("kd_lab.panels.structured.latency", lambda *_: 1e-3)
+    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 4, 1e-2)})
+    monkeypatch.setattr(checkpoints, "POINTS", 2)
+    monkeypatch.setattr(recipe_module, "train_live", lambda model, *_, **_settings: [(model, None)])
+    monkeypatch.setattr("kd_lab.compression.stages.share_weights", lambda model, _bits: model)
+    monkeypatch.setattr(recipe_module, "pack", lambda *_: bytes(9_999))
+
+
+@pytest.fixture(scope="module")
+def part(mnist):
+    return Mnist(mnist.train[:600], mnist.validation[:100], mnist.test[:100])
+
+
+def last_layer(model):
+    return list(weighted_layers(model))[-1]
+
+
+PANELS = {
+    "pruning": lambda model, part: PruningPanel(model, part),
+    "structured": lambda model, part: StructuredPruningPanel(model, part),
+    "quantization": lambda model, part: QuantizationPanel(model, part),
+    "least squares": lambda model, part: LeastSquaresPanel(model, part, last_layer(model)),
+    "distillation": lambda model, part: DistillationPanel(model, part),
+    "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), "mlp128", model, part),
+}
+CASES = [
+    *product(PANELS, ["lenet300"]),
+    *product(["pruning", "structured", "quantization"], sorted(set(MODELS) - {"lenet300"})),
+]
+
+
+def ends(control):
+    """Return the least and the most of a slider, the first and the last of a dropdown."""
+    if isinstance(control, Slider):
+        return [control.kind(control.min), control.kind(control.max)]
+    return [control.options[0], control.options[-1]]
+
+
+def settings(panel):
+    """Yield settings in which each control is at either end, all at the same end, and one at the other one."""
+    names = list(panel.controls)
+    for end in (0, 1):
+        alike = {name: ends(panel.controls[name])[end] for name in names}
+        yield alike
+        yield from ({**alike, name: ends(panel.controls[name])[1 - end]} for name in names)
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Return the texts that were drawn, but not wholly inside their picture, from then on."""
+    found, draw = [], Text.draw
+
+    def look(text, renderer, *arguments, **options):
+        draw(text, renderer, *arguments, **options)
+        box, frame = text.get_window_extent(renderer), text.figure.bbox
+        if text.get_text().strip() and (box.x0 < 0 or box.y0 < 0 or box.x1 > frame.x1 or box.y1 > frame.y1):
+            found.append(text.get_text())
+
+    monkeypatch.setattr(Text, "draw", look)
+    return found
+
+
+@pytest.mark.parametrize("kind, name", CASES)
+def test_every_text_lies_inside_the_picture(kind, name, part, outside):
+    panel = PANELS[kind](load_trained(name), part)
+    panel.pin()
+    for setting in settings(panel):
+        panel.set(**setting)
+        panel.flush()
+        assert outside == [], setting
+    panel.close()
+
+
+def test_a_text_that_runs_out_of_the_picture_is_found(outside):
+    figure = new_figure(30, 300)
+    text = figure.text(0.95, 0.5, "teacher 0.74 %", ha="right")
+    Canvas(figure, [])
+    assert outside == []
+    text.set_ha("left")
+    Canvas(figure, [])
+    assert set(outside) == {"teacher 0.74 %"}
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_what_is_pinned_is_drawn_in_faint_grey_until_it_is_taken_off(kind, part, monkeypatch):
+    traces, begin = [], Traces.__init__
+    monkeypatch.setattr(Traces, "__init__", lambda trace, *lines: traces.append(trace) or begin(trace, *lines))
+    panel = PANELS[kind](load_trained("lenet300"), part)
+
+    def drawn():
+        both = [lines for trace in traces for lines in (trace.lines, trace.pinned)]
+        return [[line.get_xydata().tolist() for line in lines] for lines in both]
+
+    panel.flush()
+    shown, pinned = drawn()[::2], drawn()[1::2]
+    assert all(not points for lines in pinned for points in lines)
+    panel.pin()
+    slider = next(iter(panel.controls))
+    panel.set(**{slider: ends(panel.controls[slider])[1]})
+    panel.flush()
+    assert str(drawn()[1::2]) == str(shown) != str(drawn()[::2])  # as text, since NaN is not NaN
+    assert {line.get_color() for trace in traces for line in trace.pinned} == {FAINT}
+    panel.pin()
+    panel.pin()
+    assert all(not points for lines in drawn()[1::2] for points in lines)
+    panel.close()
