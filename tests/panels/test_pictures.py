@@ -50,10 +50,8 @@ PANELS = {
     "distillation": lambda model, part: DistillationPanel(model, part),
     "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), "mlp128", model, part),
 }
-CASES = [
-    *product(PANELS, ["lenet300"]),
-    *product(["pruning", "structured", "quantization"], set(MODELS) - {"lenet300"}),
-]
+OTHERS = ("structured", "resnet"), ("structured", "lenet5"), ("quantization", "lenet5_classic"), ("pruning", "mlp128")
+CASES = [*product(PANELS, ["lenet300"]), *OTHERS]
 
 
 def ends(control):
