@@ -28,6 +28,7 @@ STYLE = """<style>
 .kd-lab-tables > div { flex: 1 1 340px; min-width: 0; }
 .kd-lab-tables table { width: 100%; border-spacing: 0; }
 .kd-lab-tables th { text-align: left; }
+.kd-lab-note { min-height: 2.8em; }
 @container (max-width: 760px) {  /* two lines for what may need them, whether it does or not: so nothing jumps */
   .kd-lab-panel .kd-lab-title { min-height: 44px; }
   .kd-lab-tables table { table-layout: fixed; font-size: 12px; }

@@ -171,7 +171,10 @@ class QuantizationPanel(Panel):
             kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
             rows.append([name, kind, answer.setting.weight_bits, *measured])
         note = SIGN if answer.setting.weight_bits == 1 else ""
-        return table(rows, ["layer", "", "bits", "values in use", "output error"], left=2) + note
+        return (
+            table(rows, ["layer", "", "bits", "values in use", "output error"], left=2)
+            + f"<div class='kd-lab-note'>{note}</div>"
+        )
 
 
 class QuantizationPicture:

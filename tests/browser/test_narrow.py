@@ -9,16 +9,18 @@ from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell, write_n
 
 pytestmark = pytest.mark.browser
 LOADED = """from kd_lab.checkpoints import load_trained
-from kd_lab.data import load_mnist
+from kd_lab.data import Mnist, load_mnist
 from kd_lab.panels import *
+train, validation, test = load_mnist()
+data = Mnist(train[:2000], validation, test)
 """
 PANELS = {
-    "PruningPanel": 'PruningPanel(load_trained("lenet300"), load_mnist())',
-    "StructuredPruningPanel": 'StructuredPruningPanel(load_trained("cnn"), load_mnist())',
-    "LeastSquaresPanel": 'LeastSquaresPanel(load_trained("lenet300"), load_mnist(), "3")',
-    "QuantizationPanel": 'QuantizationPanel(load_trained("cnn"), load_mnist())',
-    "DistillationPanel": 'DistillationPanel(load_trained("lenet300"), load_mnist())',
-    "RecipePanel": 'RecipePanel(load_trained("mlp128"), "mlp128", load_trained("lenet300"), load_mnist())',
+    "PruningPanel": 'PruningPanel(load_trained("lenet300"), data)',
+    "StructuredPruningPanel": 'StructuredPruningPanel(load_trained("cnn"), data)',
+    "LeastSquaresPanel": 'LeastSquaresPanel(load_trained("lenet300"), data, "3")',
+    "QuantizationPanel": 'QuantizationPanel(load_trained("cnn"), data)',
+    "DistillationPanel": 'DistillationPanel(load_trained("lenet300"), data)',
+    "RecipePanel": 'RecipePanel(load_trained("mlp128"), "mlp128", load_trained("lenet300"), data)',
 }
 SIZES = """panel => {
   const {left, right} = panel.getBoundingClientRect(), parts = [panel, ...panel.querySelectorAll("*")];
@@ -58,5 +60,5 @@ def test_all_fits_and_nothing_jumps(page, panel):
         slider.focus()
         page.keyboard.press(key)
         expect(panel.locator("img")).not_to_have_attribute("src", picture)
-        panel.get_by_text(re.compile(" right |least squares [0-9]| bytes$")).first.wait_for()
+        panel.get_by_text(re.compile(" right |least squares [0-9]| bytes$")).first.wait_for(timeout=100_000)
         assert panel.evaluate(HEIGHTS) == before and panel.evaluate(SIZES) == []

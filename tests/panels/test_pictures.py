@@ -27,8 +27,8 @@ from kd_lab.panels.controls import Slider
 def quick(monkeypatch):
     """Measure as little as can be: what is drawn counts here."""
     monkeypatch.setattr("kd_lab.panels.structured.latency", lambda *_: 1e-3)
-    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 4, 1e-2)})
-    monkeypatch.setattr(checkpoints, "POINTS", 2)
+    monkeypatch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 4, 1e-2)})
+    monkeypatch.setattr(checkpoints, "CURVE_POINTS", 2)
     monkeypatch.setattr(recipe_module, "train_live", lambda model, *_, **_settings: [(model, None)])
     monkeypatch.setattr("kd_lab.compression.stages.share_weights", lambda model, _bits: model)
     monkeypatch.setattr(recipe_module, "pack", lambda *_: bytes(9_999))
@@ -51,10 +51,15 @@ PANELS = {
     "distillation": lambda model, part: DistillationPanel(model, part),
     "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), "mlp128", model, part),
 }
+<<<<<<< HEAD
 CASES = [
     *product(PANELS, ["lenet300"]),
     *product(["pruning", "structured", "quantization"], sorted(set(MODELS) - {"lenet300"})),
 ]
+=======
+OTHERS = ("structured", "resnet"), ("structured", "lenet5"), ("quantization", "lenet5_classic"), ("pruning", "mlp128")
+CASES = [*product(PANELS, ["lenet300"]), *OTHERS]
+>>>>>>> panels
 
 
 def ends(control):
