@@ -42,8 +42,8 @@ def part(mnist):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Train for five points of eight small steps, so that each test takes no time."""
-    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 40, 1e-2)})
-    monkeypatch.setattr(checkpoints, "POINTS", POINTS)
+    monkeypatch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 40, 1e-2)})
+    monkeypatch.setattr(checkpoints, "CURVE_POINTS", POINTS)
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_both_students_are_what_the_one_training_loop_gives(panel, teacher, part
 
 
 def test_the_weights_that_are_kept_need_not_be_the_last(panel, teacher, part, monkeypatch):
-    monkeypatch.setattr(checkpoints, "RECIPES", {float("inf"): (32, 400, 5e-2)})  # so long that it learns by heart
+    monkeypatch.setattr(
+        checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 400, 5e-2)}
+    )  # so long that it learns by heart
     *_, last = answers(panel, alpha=1, images="500", width=50)
     expected, history = plainly(F.cross_entropy, teacher, part, 50, 500)
     assert last.labelled.kept == history.best_epoch < POINTS

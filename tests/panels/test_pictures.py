@@ -9,7 +9,6 @@ from kd_lab import checkpoints
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
 from kd_lab.networks.layers import weighted_layers
-from kd_lab.networks.zoo import MODELS
 from kd_lab.panels import (
     DistillationPanel,
     LeastSquaresPanel,
@@ -49,17 +48,10 @@ PANELS = {
     "quantization": lambda model, part: QuantizationPanel(model, part),
     "least squares": lambda model, part: LeastSquaresPanel(model, part, last_layer(model)),
     "distillation": lambda model, part: DistillationPanel(model, part),
-    "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), "mlp128", model, part),
+    "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), model, part),
 }
-<<<<<<< HEAD
-CASES = [
-    *product(PANELS, ["lenet300"]),
-    *product(["pruning", "structured", "quantization"], sorted(set(MODELS) - {"lenet300"})),
-]
-=======
 OTHERS = ("structured", "resnet"), ("structured", "lenet5"), ("quantization", "lenet5_classic"), ("pruning", "mlp128")
 CASES = [*product(PANELS, ["lenet300"]), *OTHERS]
->>>>>>> panels
 
 
 def ends(control):
