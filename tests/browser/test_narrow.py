@@ -20,7 +20,7 @@ PANELS = {
     "LeastSquaresPanel": 'LeastSquaresPanel(load_trained("lenet300"), data, "3")',
     "QuantizationPanel": 'QuantizationPanel(load_trained("cnn"), data)',
     "DistillationPanel": 'DistillationPanel(load_trained("lenet300"), data)',
-    "RecipePanel": 'RecipePanel(load_trained("mlp128"), "mlp128", load_trained("lenet300"), data)',
+    "RecipePanel": 'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), data)',
 }
 SIZES = """panel => {
   const {left, right} = panel.getBoundingClientRect(), parts = [panel, ...panel.querySelectorAll("*")];
