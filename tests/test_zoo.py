@@ -1,12 +1,26 @@
-"""The networks have the sizes that the papers and articles give them."""
+"""The networks have the sizes that the papers and articles give them, layers with names, and know what they are."""
+
+import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import evaluation_mode
-from kd_lab.networks.zoo import MODELS, Residual, build_model
+from kd_lab.formats import load_network, pack, save_network, unpack
+from kd_lab.networks import make_permanent, small_student, weights
+from kd_lab.networks.zoo import MODELS, Residual, architecture_of, build_architecture, build_model, old_names
+from kd_lab.pruning import hard_prune, prune, prune_channels, remove_layers
+from kd_lab.quantization import (
+    fold_batch_norm,
+    quantize_activations,
+    quantize_model,
+    quantize_weights,
+    share_weights,
+    ternarize_weights,
+)
+from kd_lab.training import train
 
 PARAMETERS = {"mlp128": 101_770, "lenet300": 266_610, "cnn": 206_922, "lenet5": 431_080, "lenet5_classic": 61_706}
 
@@ -54,10 +68,105 @@ def test_bad_seeds_are_refused(seed):
         build_model("cnn", seed)
 
 
-def test_each_module_gets_its_own_mode_back():
-    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)).train()
-    model[1].eval()
-    with pytest.raises(RuntimeError), evaluation_mode(model):
-        assert not any(module.training for module in model.modules())
-        raise RuntimeError
-    assert [module.training for module in model.modules()] == [True, True, False]
+LAYERS = {
+    "mlp128": "flatten fc1 relu1 fc2",
+    "lenet300": "flatten fc1 relu1 fc2 relu2 fc3",
+    "cnn": "conv1 pool1 relu1 conv2 pool2 relu2 flatten fc1 relu3 fc2",
+    "lenet5": "conv1 pool1 relu1 conv2 pool2 relu2 flatten fc1 relu3 fc2",
+    "lenet5_classic": "conv1 pool1 relu1 conv2 pool2 relu2 flatten fc1 relu3 fc2 relu4 fc3",
+    "resnet": "conv1 norm1 relu1 pool1 block1 conv2 norm2 relu2 pool2 block2 mean flatten fc1",
+    "784-30-10": "flatten fc1 relu1 fc2",
+}
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_layers_have_names_that_a_learner_understands(architecture):
+    model = build_architecture(architecture)
+    assert [name for name, _ in model.named_children()] == LAYERS[architecture].split()
+    assert model.architecture == architecture_of(model) == architecture
+    assert [old_names(model)[str(place)] for place in range(len(model))] == LAYERS[architecture].split()
+
+
+def test_those_inside_a_block_have_them_too():
+    body = build_model("resnet").block1.body
+    assert [name for name, _ in body.named_children()] == ["conv1", "norm1", "relu1", "conv2", "norm2"]
+    assert old_names(build_model("resnet"))["4.body.3"] == "block1.body.conv2"
+
+
+IMAGES = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(64) % 10
+
+
+def trained(model):
+    data = IMAGES, LABELS
+    return train(model, data, F.cross_entropy, validation=data, epochs=1, batch_size=32, progress=False)[0]
+
+
+def from_file(model, tmp_path):
+    save_network(tmp_path / "file", model)
+    return load_network(tmp_path / "file")
+
+
+CHANGES = {
+    "copied": copy.deepcopy,
+    "trained": trained,
+    "masked": lambda model: prune(model, 0.5),
+    "masked and trained": lambda model: trained(prune(model, 0.5)),
+    "channels masked": lambda model: prune_channels(model, 0.5),
+    "channels removed": lambda model: hard_prune(prune_channels(model, 0.5)),
+    "a layer removed": lambda model: remove_layers(model, ["relu1"]),
+    "folded": fold_batch_norm,
+    "quantized": lambda model: quantize_weights(model, 4),
+    "ternary": ternarize_weights,
+    "shared": lambda model: share_weights(model, 2),
+    "activations quantized": lambda model: quantize_activations(model, IMAGES, 4),
+    "wholly quantized": lambda model: quantize_model(model, IMAGES, 4, 6),
+    "made permanent": lambda model: make_permanent(share_weights(prune(model, 0.5), 2)),
+    "packed": lambda model: unpack(pack(share_weights(prune(model, 0.9), 2))),
+    "packed by huffman": lambda model: unpack(pack(hard_prune(prune_channels(model, 0.7)), "huffman")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    "architecture",
+    ["784-5-10", "cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet300", "resnet"))],
+)
+def test_a_network_knows_what_it_is_whatever_is_done_to_it(architecture, change, tmp_path):
+    changed = change(build_architecture(architecture))
+    assert architecture_of(changed) == architecture
+    assert from_file(changed, tmp_path).architecture == architecture
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_the_attribute_is_no_tensor_and_no_module(architecture):
+    model = build_architecture(architecture)
+    assert not any("architecture" in key for key in [*model.state_dict(), *dict(model.named_modules())])
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3)])
+def test_a_network_of_ones_own_has_none(model):
+    with pytest.raises(ParameterError, match=r"architecture_of\(\): 'model' must be a network of the kit"):
+        architecture_of(model)
+    with pytest.raises(ParameterError, match="must be a network"):
+        architecture_of("cnn")
+    part = build_model("cnn")[:7]
+    assert not hasattr(part, "architecture") and list(weights(part)) == ["conv1", "conv2"]  # a part is another network
+
+
+@pytest.mark.parametrize(
+    "architecture, part",
+    [
+        ("784-10001-10", "'width' must be a whole number in [1, 10000]. Got 10001."),
+        ("784-0-10", "'architecture' must be one of"),
+        ("784-030-10", "'architecture' must be one of"),
+        ("784-30-10 ", "'architecture' must be one of"),
+        ("lenet30", "Did you mean 'lenet300'?"),
+        (None, "'architecture' must be one of"),
+    ],
+)
+def test_an_unknown_architecture_is_named(architecture, part):
+    with pytest.raises(ParameterError) as error:
+        build_architecture(architecture)
+    assert part in str(error.value) and str(error.value).startswith("build_architecture(): "), str(error.value)
+    assert build_architecture("784-30-10").architecture == small_student(30).architecture

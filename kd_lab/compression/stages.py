@@ -118,7 +118,7 @@ class Share:
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         shared = share_weights(model, self.num_bits)
         for layer in weighted_layers(shared).values():
-            if layer.bias is not None:
+            if getattr(layer, "bias", None) is not None:
                 values, codes = kmeans(layer.bias, 2**self.bias_bits)
                 layer.bias.data = values.half().float()[codes.int()]
                 layer.bias.requires_grad_(False)

@@ -1,0 +1,229 @@
+"""The weights of any network are found by name, and whatever prunes, rounds or penalises works on all of them."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kd_lab.compression import bit_scan, sensitivity_scan
+from kd_lab.compression.stages import FineTune, Prune, Quantize, Share, with_masks
+from kd_lab.errors import ParameterError
+from kd_lab.formats import load_network, save_network
+from kd_lab.networks import describe, evaluation_mode, layers, make_permanent, predict, weighted_layers, weights
+from kd_lab.networks.layers import without
+from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty, match_parameters, used_parameters
+from kd_lab.pruning import (
+    IMPORTANCES,
+    Mask,
+    average_gradients,
+    channel_groups,
+    importances,
+    prune,
+    prune_channels,
+    prune_layer_adaptive,
+    prune_n_m,
+    set_masks,
+)
+from kd_lab.quantization import Quantizer, quantize_weights, share_weights, ternarize_weights
+from kd_lab.training import train
+
+IMAGES = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+DATA = IMAGES, torch.arange(200) % 10
+
+
+class Cell(nn.Module):
+    """A module of two weights of other names, as a recurrent cell has them."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight_in = nn.Parameter(torch.randn(12, 784, generator=generator) / 28)
+        self.weight_on = nn.Parameter(torch.randn(12, 12, generator=generator) / 4)
+
+    def forward(self, x):
+        return torch.tanh(torch.tanh(x @ self.weight_in.T) @ self.weight_on.T)
+
+
+class Pairs(nn.Module):
+    """Every pair of twelve units, in a weight of three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            self.pairs = nn.Bilinear(12, 12, 10)
+
+    def forward(self, x):
+        return self.pairs(x, x)
+
+
+NAMES = ["1.weight_in", "1.weight_on", "2.pairs"]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A network without any Linear layer or convolution, whose modules the kit has been told of."""
+    monkeypatch.setitem(layers.WEIGHTED, Cell, ("weight_in", "weight_on"))
+    monkeypatch.setitem(layers.WEIGHTED, nn.Bilinear, ("weight",))
+    return nn.Sequential(nn.Flatten(), Cell(), Pairs())
+
+
+def zeros(model):
+    return {name: weight.value == 0 for name, weight in weights(model).items()}
+
+
+def plain_values(model):
+    return {name: weight.value.detach() for name, weight in weights(make_permanent(model)).items()}
+
+
+def test_the_kit_knows_nothing_of_other_kinds_by_itself():
+    with pytest.raises(ParameterError, match="'model' must have a Linear or Conv2d layer"):
+        weights(nn.Sequential(nn.Flatten(), Cell(), Pairs()))
+
+
+def test_weights_are_named_by_their_module_and_by_themselves(model):
+    found = weights(model)
+    assert list(found) == list(weighted_layers(model)) == NAMES
+    assert found["1.weight_on"].value is model[1].weight_on and found["2.pairs"].value is model[2].pairs.weight
+    assert [describe(module) for module in weighted_layers(model).values()] == ["Cell", "Cell", "Bilinear"]
+    assert describe(weighted_layers(prune(model, 0.5))["2.pairs"]) == "Bilinear"
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_any_weight_has_an_importance(model, importance):
+    found = importances(model, importance, DATA)
+    gradients = average_gradients(model, DATA)
+    by_hand = {
+        "magnitude": lambda w, g: w.abs(),
+        "gradient": lambda w, g: g.abs(),
+        "weight_gradient": lambda w, g: (w * g).abs(),
+    }
+    for name, weight in weights(model).items():
+        assert found[name].shape == weight.value.shape
+        if importance in by_hand:
+            assert torch.equal(found[name], by_hand[importance](weight.value, gradients[name]))
+    F.cross_entropy(model(IMAGES), DATA[1]).backward()
+    assert all(torch.allclose(gradients[name], weight.value.grad, atol=1e-6) for name, weight in weights(model).items())
+
+
+@pytest.mark.parametrize(
+    "change, share",
+    [
+        (lambda model: prune(model, 0.7), 0.7),
+        (lambda model: prune(model, 0.7, "weight_gradient", "per_layer", data=DATA), 0.7),
+        (lambda model: prune_layer_adaptive(model, 0.7), 0.7),
+        (prune_n_m, 0.5),
+    ],
+)
+def test_any_weight_is_pruned_and_stays_so_while_it_is_trained(model, change, share):
+    pruned = change(model)
+    masks = zeros(pruned)
+    total = sum(mask.numel() for mask in masks.values())
+    assert abs(sum(int(mask.sum()) for mask in masks.values()) - share * total) <= 3
+    assert all(weight.parametrization(Mask) is not None for weight in weights(pruned).values())
+    tuned, _ = train(pruned, DATA, F.cross_entropy, validation=DATA, epochs=1, weight_decay=0.1, progress=False)
+    for name, mask in zeros(tuned).items():
+        assert torch.equal(mask, masks[name])
+        assert not torch.equal(plain_values(tuned)[name], plain_values(pruned)[name])
+    assert not any(mask.any() for mask in zeros(model).values())  # the one that was given is as it was
+
+
+def test_one_weight_of_a_module_can_be_pruned_by_its_name(model):
+    shares = {
+        name: mask.float().mean().item()
+        for name, mask in zeros(prune(model, {"1.weight_on": 0.5}, scope="per_layer")).items()
+    }
+    assert shares == {"1.weight_in": 0, "1.weight_on": 0.5, "2.pairs": 0}
+    set_masks(model, {"1.weight_in": torch.zeros(12, 784).bool()})
+    assert zeros(model)["1.weight_in"].all() and not zeros(model)["1.weight_on"].any()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model: quantize_weights(model, 2), ternarize_weights, lambda model: share_weights(model, 1)]
+)
+def test_any_weight_is_quantized_and_masks_hold(model, change):
+    for name, weight in weights(change(prune(model, 0.5, scope="per_layer"))).items():
+        rows = weight.value.flatten(1)
+        assert max(len(row.unique()) for row in rows) <= 4
+        assert (weight.value == 0).float().mean() >= 0.5 - 1e-3, name
+
+
+def test_a_quantizer_is_replaced_in_one_weight_of_a_module_and_the_whole_weights_come_back(model):
+    rough = quantize_weights(model, {"1.weight_in": 1, "1.weight_on": 2})
+    other = quantize_weights(rough, {"1.weight_on": 2})
+    assert torch.equal(plain_values(other)["1.weight_in"], plain_values(model)["1.weight_in"])
+    assert torch.equal(plain_values(other)["1.weight_on"], plain_values(rough)["1.weight_on"])
+    masked = prune(rough, 0.5)
+    lifted = without(masked, Quantizer)
+    assert all(torch.equal(mask, zeros(lifted)[name]) for name, mask in zeros(prune(rough, 0.5)).items())
+    for name, value in plain_values(without(rough, Quantizer)).items():
+        assert torch.equal(value, plain_values(model)[name])
+
+
+def test_penalties_are_those_of_all_weights(model):
+    for each in (model, prune(model, 0.5)):
+        values = plain_values(each)
+        assert l1_penalty(each).item() == pytest.approx(
+            sum(value.abs().sum().item() for value in values.values()), rel=1e-5
+        )
+        assert l2_penalty(each).item() == pytest.approx(
+            sum(value.square().sum().item() for value in values.values()), rel=1e-5
+        )
+        expected = sum(784**0.5 * row.norm().item() for row in values["1.weight_in"])
+        assert group_lasso_penalty(each, ["1.weight_in"]).item() == pytest.approx(expected, rel=1e-5)
+        apart = sum((values[name] - value).abs().sum().item() for name, value in plain_values(model).items())
+        assert match_parameters(model, 1)(each).item() == pytest.approx(apart, rel=1e-5, abs=1e-5)
+    assert {"1.weight_in", "1.weight_on", "2.pairs.weight", "2.pairs.bias"} == set(used_parameters(prune(model, 0.5)))
+
+
+def test_the_stages_of_a_recipe_keep_what_was_pruned(model):
+    asked = []
+
+    def fine_tune(model, epochs):
+        asked.append({name: mask.float().mean().item() for name, mask in zeros(model).items()})
+        return train(model, DATA, F.cross_entropy, validation=DATA, epochs=epochs, progress=False)[0]
+
+    pruned = Prune({name: 0.5 for name in NAMES}, steps=1, epochs=1)(model, fine_tune)
+    plain = make_permanent(pruned)
+    for stage in (FineTune(1), Quantize(3, epochs=1), Share({name: 2 for name in NAMES}, epochs=1)):
+        finished = stage(with_masks(plain), fine_tune)
+        assert all(torch.equal(mask, zeros(finished)[name]) for name, mask in zeros(plain).items()), stage
+    assert len(asked) == 4 and asked[0] == pytest.approx(dict.fromkeys(NAMES, 0.5), abs=1e-2)
+
+
+def test_scans_go_over_all_weights(model):
+    assert list(sensitivity_scan(model, DATA, [0.5])) == list(bit_scan(model, DATA, [2])) == NAMES
+
+
+def test_a_file_keeps_weights_of_any_name(model, tmp_path):
+    changed = quantize_weights(prune(model, 0.5), {"1.weight_in": 2, "2.pairs": 3})
+    save_network(tmp_path / "file", changed)
+    loaded = load_network(tmp_path / "file", copy.deepcopy(model))
+    assert torch.equal(predict(loaded, IMAGES), predict(changed, IMAGES))
+
+
+def test_channels_of_other_kinds_stay_and_it_is_said_why(model):
+    assert channel_groups(model) == {}
+    for name, module in (("1.weight_in", "'1' (Cell)"), ("2.pairs", "'2.pairs' (Bilinear)")):
+        with pytest.raises(ParameterError) as error:
+            prune_channels(model, {name: 0.5})
+        assert f"the channels of layer {name!r} can't be removed safely: they reach {module}" in str(error.value)
+    behind = nn.Sequential(nn.Flatten(), nn.Linear(784, 784), Cell(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 10))
+    assert list(channel_groups(behind)) == ["3"]
+
+
+@pytest.mark.parametrize("images", ["0", None, IMAGES[0], IMAGES.long(), torch.zeros(3, 5)])
+def test_images_that_a_network_cannot_read_are_named(images):
+    with pytest.raises(ParameterError, match=r"predict\(\): ('images' must be a tensor|the model can't read images)"):
+        predict(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 10)), images)
+
+
+def test_each_module_gets_its_own_mode_back():
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)).train()
+    model[1].eval()
+    with pytest.raises(RuntimeError), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == [True, True, False]
