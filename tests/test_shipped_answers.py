@@ -37,8 +37,7 @@ def test_a_shipped_network_answers_as_it_did(name, images):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, id=path.name, marks=[] if path in FEW else pytest.mark.slow) for path in FILES],
+    "path", [pytest.param(path, id=path.name, marks=[] if path in FEW else pytest.mark.slow) for path in FILES]
 )
 def test_a_recorded_file_answers_as_it_did(path, images):
     assert digest(load_packed(path), images) == ANSWERS[path.name]
