@@ -49,7 +49,8 @@ def tree_seed(seed: int, parts: dict[str, tuple[Data, Data]], data: Mnist) -> di
 
 def grow(seed: int, training: Data, validation: Data, epochs: int) -> nn.Module:
     """Return a soft tree that was trained on labels, or on probabilities."""
-    some = training[0][: RECIPE["balance_images"]]
+    images, _ = training
+    some = images[: RECIPE["balance_images"]]
     return train(
         SoftTree(RECIPE["depth"], seed),
         training,

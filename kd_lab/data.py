@@ -39,17 +39,17 @@ BLACKEST_PIXEL = 16  # of the optical digits
 class Split(NamedTuple):
     """Images (N, 1, 28, 28), float32 and normalised, beside their labels (N,), int64.
 
-    A slice cuts both: `data.train[:5000]` is a Split of 5,000 images.
+    `data.train[0]` is the first image with its label, a slice such as `data.train[:5000]` a Split of 5,000 images, and
+    `images, labels = data.train` takes the two apart.
     """
 
     images: Tensor
     labels: Tensor
 
     def __getitem__(self, index):
-        """Return a Split for a slice, since a tuple's own slice would be all images; else the part of that number."""
-        if isinstance(index, slice):
-            return Split(self.images[index], self.labels[index])
-        return tuple.__getitem__(self, index)
+        """Return the image and the label of a number, or a Split for a slice; a tuple's own would be all images."""
+        image, label = self.images[index], self.labels[index]
+        return Split(image, label) if isinstance(index, slice) else (image, label)
 
 
 class Mnist(NamedTuple):

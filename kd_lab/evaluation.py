@@ -100,7 +100,8 @@ class PairedDifference:
 
 def mean_cross_entropy(model: nn.Module, data: tuple[Tensor, ...]) -> float:
     """Return the mean cross-entropy of a model's answers to (images, labels, …)."""
-    return F.cross_entropy(predict(model, data[0]), data[1]).item()
+    images, labels, *_ = data
+    return F.cross_entropy(predict(model, images), labels).item()
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:

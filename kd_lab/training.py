@@ -110,6 +110,7 @@ def train(
     no epoch was finished.
     """
     check_settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
+    data, validation = check_data(data), check_data(validation)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         _check_parts(model, data, validation, loss_fn, penalty)
     optimizer = _Optimizer(learning_rate, weight_decay, schedule)
@@ -140,6 +141,7 @@ def train_live(
     dropout.
     """
     check_settings(epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
+    data, validation = check_data(data), check_data(validation)
     _check_parts(model, data, validation, loss_fn, None)
     batches, optimizer = _batches(len(data[0]), batch_size, seed), _Optimizer(learning_rate)
     yield from _fit(model, data, loss_fn, validation, epochs, steps_per_epoch, batches, optimizer, None, False)
@@ -297,7 +299,7 @@ def check_settings(
 
 def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None) -> None:
     for part in (data, validation):
-        predict(model, check_data(part)[0][:2])
+        predict(model, part[0][:2])
         if part[1].dim() == 1 and not part[1].is_floating_point():
             check_labels(predict(model, part[0][:2]), part[1])
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -42,7 +42,15 @@ def test_a_slice_of_a_part_cuts_images_and_labels(mnist):
     assert torch.equal(part.images, mnist.train.images[10:30:2])
     assert torch.equal(part.labels, mnist.train.labels[10:30:2])
     images, labels = part
-    assert images is part[0] is part.images and labels is part[-1] is part.labels
+    assert images is part.images and labels is part.labels
+
+
+def test_a_number_gives_one_image_with_its_label(mnist):
+    for index in (0, 7, -1):
+        image, label = mnist.train[index]
+        assert torch.equal(image, mnist.train.images[index]) and label == mnist.train.labels[index]
+    with pytest.raises(IndexError):
+        mnist.train[55_000]
 
 
 def test_the_split_shares_no_image_and_loses_none():

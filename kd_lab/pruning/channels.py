@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
+from kd_lab.evaluation import check_data
 from kd_lab.networks.layers import check_model, example_images, make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups
@@ -33,6 +34,7 @@ def prune_channels(
     as by prune. `data`, (images, labels) from the training part, is needed for importance by gradients, and for a
     network that reads other images than (N, 1, 28, 28).
     """
+    data = None if data is None else check_data(data)
     groups = find_groups(model, list(ratio) if isinstance(ratio, dict) else None, data and data[0])
     check_sparsity("ratio", ratio, list(groups), scope)
     pruned = lift_masks(model)
