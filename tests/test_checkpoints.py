@@ -132,7 +132,7 @@ def test_another_architecture_names_the_first_five_differing_tensors():
     with pytest.raises(StorageError) as caught:
         load_network(SHIPPED / "lenet300.safetensors", build_model("cnn"))
     message = str(caught.value)
-    assert "lenet300.safetensors does not hold a cnn: 12 tensors differ" in message
+    assert "lenet300.safetensors does not hold a network of the layers of 'model': 10 tensors differ" in message
     assert "first conv1.weight ((16, 1, 3, 3) expected, absent in the file)" in message
     assert message.count("expected") == 5
 

@@ -318,7 +318,7 @@ def test_a_penalty_judges_the_student(train_features, some, choose):
             teacher,
             some,
             validation=choose,
-            student_layer="1",
+            student_layer="fc1",
             teacher_layer="relu1",
             penalty=match_parameters(teacher, strength),
             epochs=2,

@@ -161,8 +161,8 @@ def test_a_model_loses_far_less_than_by_magnitude(mnist):
 
 def test_one_layer_is_pruned_by_the_pure_functions_and_the_others_stay(few):
     model = load_trained("lenet300")
-    pruned = prune_least_squares(model, {"3": 0.7}, few.images[:300])
-    weight, hessian = model[3].weight.detach(), damped_hessian(layer_inputs(model, "3", few.images[:300]))
+    pruned = prune_least_squares(model, {"fc2": 0.7}, few.images[:300])
+    weight, hessian = model[3].weight.detach(), damped_hessian(layer_inputs(model, "fc2", few.images[:300]))
     expected = compensated_weight(weight, cut(weight, hessian, 0.7), hessian).float()
     assert torch.equal(pruned[3].weight, expected)
     assert all(torch.equal(pruned[place].weight, model[place].weight) for place in (1, 5))
@@ -170,7 +170,7 @@ def test_one_layer_is_pruned_by_the_pure_functions_and_the_others_stay(few):
 
 def test_a_layer_makes_up_for_the_layers_below(few):
     model, images = load_trained("lenet5_classic"), few.images[:300]
-    below, both = (prune_least_squares(model, cut, images) for cut in ({"3": 0.9}, {"9": 0.0, "3": 0.9}))
+    below, both = (prune_least_squares(model, cut, images) for cut in ({"conv2": 0.9}, {"fc2": 0.0, "conv2": 0.9}))
     far, near = ((predict(pruned, images) - predict(model, images)).square().mean() for pruned in (below, both))
     assert near < 0.9 * far and not torch.equal(both[9].weight, model[9].weight)
 
@@ -199,7 +199,7 @@ def test_a_hessian_may_have_any_precision(dtype):
 
 def test_a_cell_that_is_run_twice_prunes_once(few):
     model, images = prune(load_trained("mlp128"), 0.5, scope="per_layer"), few.images[:200]
-    sparsity = {"3": 0.5}
+    sparsity = {"fc2": 0.5}
     once = prune_least_squares(model, sparsity, images)
     twice = prune_least_squares(once, sparsity, images)
     assert len(twice[3].parametrizations.weight) == 1
@@ -220,9 +220,9 @@ IMAGES = torch.zeros(2, 1, 28, 28)
     [
         (dict(sparsity=50), "'sparsity' must be a number in [0, 1). Got 50. Did you mean 0.5?"),
         (dict(sparsity=float("nan")), "Got nan."),
-        (dict(sparsity={"l": 0.5}), "one of 1, 3"),
-        (dict(sparsity={"3": 1.5}), "\"sparsity['3']\" must be a number in [0, 1)"),
-        (dict(sparsity={"3": 0.9999}), "leaves no weight in layer '3'. Lower it."),
+        (dict(sparsity={"l": 0.5}), "one of fc1, fc2"),
+        (dict(sparsity={"fc2": 1.5}), "\"sparsity['fc2']\" must be a number in [0, 1)"),
+        (dict(sparsity={"fc2": 0.9999}), "leaves no weight in layer 'fc2'. Lower it."),
         (
             dict(images=None),
             "'images' must be a tensor of 4 dimensions and of finite numbers, at least one. Got NoneType.",
@@ -260,9 +260,9 @@ class Unused(nn.Sequential):
     [
         (
             lambda: layer_inputs(build_model("mlp128"), "2", IMAGES),
-            "layer_inputs(): 'layer' must be one of 1, 3. Got '2'",
+            "layer_inputs(): 'layer' must be one of fc1, fc2. Got '2'",
         ),
-        (lambda: layer_inputs(build_model("mlp128"), "1", "images"), "layer_inputs(): 'images' must be a tensor"),
+        (lambda: layer_inputs(build_model("mlp128"), "fc1", "images"), "layer_inputs(): 'images' must be a tensor"),
         (lambda: layer_inputs(Grouped(), "1", IMAGES), "layer_inputs(): a grouped convolution"),
         (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model doesn't use its layer '3'."),
         (lambda: damped_hessian(torch.full((3, 2), torch.nan)), "damped_hessian(): 'inputs' must be a tensor of 2 dim"),

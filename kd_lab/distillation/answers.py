@@ -104,8 +104,7 @@ def _answered(teacher: nn.Module, data: Checked) -> Checked:
 
 def check_teacher(student: nn.Module, teacher: nn.Module, validation: Data) -> None:
     """Raise a ParameterError unless both answer in the same classes; warn where the student is the better one."""
-    for model in (student, teacher):
-        validation = check_scorable(model, validation)
+    validation = check_data(validation)
     _check_logits(*(predict(model, validation[0][:2]) for model in (student, teacher)))
     student_knows, teacher_knows = (accuracy(model, validation) for model in (student, teacher))
     if student_knows.correct > teacher_knows.correct:

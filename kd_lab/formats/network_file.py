@@ -52,8 +52,9 @@ def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
         _set_inputs(loaded, metadata.get("inputs", {}))
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise StorageError(f"{path} holds no network that fits together. {reason(error)}") from error
-    what = f"a {getattr(loaded, 'architecture', 'network of these layers')}"
-    check_tensor_shapes(Path(path), what, loaded.state_dict(), tensors)
+    of_the_kit = f"a {metadata['architecture']} that fits together"
+    expected = of_the_kit if model is None else "a network of the layers of 'model'"
+    check_tensor_shapes(Path(path), expected, loaded.state_dict(), tensors)
     loaded.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
     return loaded.eval()
 

@@ -190,7 +190,7 @@ class LeastSquaresPicture:
     def _add_outputs(self, axes: Axes, name: str) -> None:
         limit = 1.2 * self._outputs.abs().max().item()
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="dense output", ylabel="pruned output")
-        axes.set_title(f"outputs of {name} (on the line: unchanged)", fontsize=9)
+        axes.set_title(f"outputs of {name} (line: unchanged)", fontsize=9)
         axes.grid(alpha=0.3)
         axes.plot([-limit, limit], [-limit, limit], color="black", linewidth=1)
         self._dots = _lines(axes, markersize=2)

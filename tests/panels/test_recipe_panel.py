@@ -50,7 +50,7 @@ def panel(dense, teacher, part):
 @pytest.fixture
 def fast(monkeypatch):
     """Take what is not zero for the size of a file, which is known at once."""
-    monkeypatch.setattr(recipe_module, "pack", lambda model, name: bytes(count_nonzeros(model)))
+    monkeypatch.setattr(recipe_module, "pack", lambda model: bytes(count_nonzeros(model)))
 
 
 @pytest.fixture
