@@ -1,6 +1,6 @@
 """Run one benchmark: python -m benchmarks NAME. The last line printed is one JSON object with every figure.
 
-Those that score a record, and take --rerun, make it anew with it.
+An option, such as --rerun or --tests, is a parameter of the benchmark's run(). --rerun makes a record again.
 """
 
 import importlib
@@ -20,10 +20,10 @@ def main(arguments: list[str]) -> None:
     name, *options = arguments or [None]
     check_choice("NAME", name, NAMES)
     run = importlib.import_module(f"benchmarks.{name}").run
-    takes = {"rerun": "--rerun" in options} if "rerun" in inspect.signature(run).parameters else {}
-    if options not in ([], ["--rerun"] * len(takes)):
-        raise ParameterError(f"{' '.join(options)} is not known to {name}.")
-    print(json.dumps(run(**takes)))
+    known = list(inspect.signature(run).parameters)
+    if unknown := [option for option in options if option not in [f"--{each}" for each in known]]:
+        raise ParameterError(f"{' '.join(unknown)} is not known to {name}.")
+    print(json.dumps(run(**{each: f"--{each}" in options for each in known})))
 
 
 if __name__ == "__main__":
