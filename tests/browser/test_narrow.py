@@ -17,7 +17,7 @@ data = Mnist(train[:2000], validation, test)
 PANELS = {
     "PruningPanel": 'PruningPanel(load_trained("lenet300"), data)',
     "StructuredPruningPanel": 'StructuredPruningPanel(load_trained("cnn"), data)',
-    "LeastSquaresPanel": 'LeastSquaresPanel(load_trained("lenet300"), data, "3")',
+    "LeastSquaresPanel": 'LeastSquaresPanel(load_trained("lenet300"), data, "fc2")',
     "QuantizationPanel": 'QuantizationPanel(load_trained("cnn"), data)',
     "DistillationPanel": 'DistillationPanel(load_trained("lenet300"), data)',
     "RecipePanel": 'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), data)',

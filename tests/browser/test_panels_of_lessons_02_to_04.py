@@ -72,10 +72,10 @@ def test_a_layer_has_a_ratio_of_its_own(page):
     slider, layer = output.get_by_role("slider", name="ratio"), output.get_by_role("combobox", name="layer")
     slider.focus()
     page.keyboard.press("Home")
-    expect(output.get_by_role("row", name=re.compile("^3: Linear 300-100 0 % 100 of 100"))).to_be_visible()
+    expect(output.get_by_role("row", name=re.compile("^fc2: Linear 300-100 0 % 100 of 100"))).to_be_visible()
     all_fits(output)  # so nothing is being measured
     layer.select_option(index=1)
-    row = output.get_by_role("row", name=re.compile("^1: Linear 784-300 95 % 15 of 300"))
+    row = output.get_by_role("row", name=re.compile("^fc1: Linear 784-300 95 % 15 of 300"))
     for _ in range(5):  # nothing on the page tells when the kernel has heard of the layer; until then a key is undone
         page.wait_for_timeout(2000)
         slider.focus()
@@ -84,7 +84,7 @@ def test_a_layer_has_a_ratio_of_its_own(page):
         if row.is_visible():
             break
     expect(row).to_be_visible()
-    expect(output.get_by_role("row", name=re.compile("^3: Linear 300-100 0 % 100 of 100"))).to_be_visible()
+    expect(output.get_by_role("row", name=re.compile("^fc2: Linear 300-100 0 % 100 of 100"))).to_be_visible()
     layer.select_option(index=2)
     expect(slider).to_have_value("0")
 
