@@ -6,7 +6,7 @@ BIN = .venv/bin
 INSTALLED = .venv/installed
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-all test-browser loopback notebooks results checkpoints constraints clean
+.PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints constraints clean
 
 setup: $(INSTALLED)
 
@@ -31,6 +31,9 @@ test: setup loopback  # in five minutes: every lesson once, every quick test
 
 test-all: setup loopback test-browser  # in fifteen: lessons again and backwards, slow tests, and those in a browser
 	$(PYTEST) --no-loadscope-reorder --all
+
+test-slow: setup loopback  # what `make test` leaves out, but for the lessons and the browser
+	$(PYTEST) --no-loadscope-reorder --all -m slow tests
 
 test-browser: setup loopback  # needs Chromium
 	$(PYTEST) -m browser tests/browser

@@ -18,14 +18,7 @@ from notebooks.lab import LESSONS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {"test": "course.test_minutes", "test-all": "course.test_all_minutes"}  # of make
-NO_CODE = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
 def run(tests: bool) -> dict[str, float]:
