@@ -33,7 +33,8 @@ def count_nonzeros(model: nn.Module) -> int:
 def count_macs(model: nn.Module, images: Tensor | None = None) -> int:
     """Return the multiply-accumulates of one image, in the Linear layers and convolutions.
 
-    A zero weight is multiplied like any other, so pruning by a mask doesn't lower this.
+    A zero weight is multiplied like any other, so pruning by a mask doesn't lower this. `images`, a few, are needed for
+    a network that reads others than (N, 1, 28, 28).
     """
     with FlopCounterMode(display=False) as counter:
         predict(model, example_images(images, 1))
@@ -65,9 +66,13 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
 
 
 def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> float:
-    """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads."""
+    """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads.
+
+    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    """
     check_whole_number("batch_size", batch_size, "[1, 60000]")
-    batch = torch.zeros(batch_size, *example_images(images).shape[1:])
+    images = example_images(images)
+    batch = images.new_zeros(batch_size, *images.shape[1:])  # of their kind: not all networks read float32
     predict(model, batch)  # warms up, and names a model that can't read them
     with evaluation_mode(model), torch.inference_mode():
         timer = Timer(lambda: model(batch))

@@ -68,6 +68,31 @@ def test_latency_grows_with_the_batch_and_leaves_the_mode():
     assert model.training
 
 
+def test_what_a_network_costs_that_reads_other_images():
+    images = torch.rand(3, 3, 32, 20)
+    colours = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), nn.Linear(4 * 28 * 16, 10))
+    assert cost.count_macs(colours, images) == 28 * 16 * 4 * 3 * 25 + 4 * 28 * 16 * 10
+    assert 0 < cost.latency(colours, 1, images) < cost.latency(colours, 64, images)
+    for measure in (cost.count_macs, lambda model: cost.latency(model, 1)):
+        with pytest.raises(ParameterError, match=r"the model can't read images of shape \(1, 28, 28\)"):
+            measure(colours)
+
+
+def test_what_one_costs_that_reads_whole_numbers():
+    words = nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(12 * 8, 10))
+    numbers = torch.randint(50, (5, 12))
+    assert cost.count_macs(words, numbers) == 12 * 8 * 10 and cost.latency(words, 4, numbers) > 0
+
+
+@pytest.mark.parametrize("images", [5, [0.0], "a.png", torch.tensor(0.0), torch.zeros(0, 1, 28, 28)])
+@pytest.mark.parametrize("measure", [cost.count_macs, lambda model, images: cost.latency(model, 1, images)])
+def test_what_are_no_images_is_named(measure, images):
+    with pytest.raises(
+        ParameterError, match=r"^(count_macs|latency)\(\): 'images' must be a tensor of one image or more.* Got"
+    ):
+        measure(build_model("mlp128"), images)
+
+
 @pytest.mark.parametrize("measure", [cost.count_macs, lambda model: cost.latency(model, 1)])
 def test_a_model_that_reads_no_digits_is_refused_in_words(measure):
     with pytest.raises(ParameterError, match=r"^(count_macs|latency)\(\): the model can't read images of shape"):

@@ -107,6 +107,19 @@ def test_a_sequential_in_another_a_module_used_twice_and_affine_channels_of_line
     assert torch.allclose(predict(through_onnx(whole, tmp_path), images), predict(whole, images), atol=1e-4)
 
 
+@pytest.mark.parametrize("prepare", [lambda model, images: model, lambda *given: to_integer(quantize_model(*given))])
+def test_a_network_that_reads_other_images_is_written_for_them(prepare, tmp_path):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 28 * 16, 10))
+    images = torch.rand(40, 3, 32, 20)
+    model = prepare(dense, images)
+    with pytest.raises(ParameterError, match=r"the model can't read images of shape \(1, 28, 28\)"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    export_onnx(model, tmp_path / "model.onnx", images[:2])
+    assert torch.allclose(predict(OnnxModel(tmp_path / "model.onnx"), images), predict(model, images), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["lenet300", "resnet"])
 def test_an_fp32_file_gives_the_logits_of_torch(name, validation, tmp_path, capfd, recwarn):
     model = load_trained(name).train()

@@ -114,8 +114,16 @@ def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = Non
 
 
 def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
-    """Return a few images to run a network on: the first of these or, without any, black ones of MNIST's shape."""
-    return torch.zeros(count, *MNIST_IMAGE) if images is None else images[:count]
+    """Return a few images to run a network on: the first of these or, without any, black ones of MNIST's shape.
+
+    Raises a ParameterError for what is no tensor of one image or more.
+    """
+    if images is None:
+        return torch.zeros(count, *MNIST_IMAGE)
+    if not isinstance(images, Tensor) or images.numel() == 0 or images.dim() == 0:
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ParameterError(f"'images' must be a tensor of one image or more, (N, …). Got {got}.")
+    return images[:count]
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
