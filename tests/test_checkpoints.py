@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.faults import damage_checkpoints, one_epoch_recipe, race_to_train
-from kd_lab import checkpoints
+from kd_lab import checkpoints, storage
 from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_trained
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import accuracy
@@ -74,10 +74,24 @@ PATHS_OF_VERSION_0_1 = {  # where version 0.1 kept what it had trained with seed
     "resnet": "resnet-70b5061cf40c.safetensors",
 }
 
+PARTS = [("fc1", "weight"), ("fc1", "bias"), ("fc2", "weight"), ("fc2", "bias")]
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_version_0_1_has_trained_is_still_found(name):
     assert cached_path(name, 1).name == PATHS_OF_VERSION_0_1[name]
+
+
+def test_and_it_is_loaded_in_its_old_words(monkeypatch):
+    model = build_model("mlp128", seed=1)
+    names = {"fc1": "1", "fc2": "3"}
+    tensors = {f"{names[layer]}.{kind}": model.get_submodule(layer).state_dict()[kind] for layer, kind in PARTS}
+    monkeypatch.setattr(storage, "SCHEMA", 1)
+    save_tensors(cached_path("mlp128", 1), tensors, {"model": "mlp128", "seed": 1})
+    monkeypatch.setattr(checkpoints, "make_checkpoint", lambda *_: pytest.fail("It was trained once more."))
+    loaded = load_trained("mlp128", seed=1)
+    assert loaded.architecture == "mlp128" and not loaded.training
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_network_under_the_name_of_another_is_refused(tmp_path, monkeypatch):
