@@ -26,10 +26,10 @@ lab: setup loopback  # in copies of the lessons without their outputs; root, as 
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # on two cores; a file's tests stay together
 
-test: setup loopback  # in five minutes: every lesson once, every quick test
+test: setup loopback  # every lesson once, every quick test
 	$(PYTEST) --no-loadscope-reorder
 
-test-all: setup loopback test-browser  # in fifteen: lessons again and backwards, slow tests, and those in a browser
+test-all: setup loopback test-browser  # lessons again and backwards, slow tests, and those in a browser
 	$(PYTEST) --no-loadscope-reorder --all
 
 test-slow: setup loopback  # what `make test` leaves out, but for the lessons and the browser
