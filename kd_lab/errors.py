@@ -23,8 +23,8 @@ class CallError(KdLabError):
 
     def __init__(self, problem: str, function: str | None = None):
         self.problem = problem
-        self.function = function or called_function()
-        super().__init__(f"{self.function}(): {problem}")
+        self.function = called_function() if function is None else function
+        super().__init__(f"{self.function}(): {problem}" if self.function else problem)
 
     def __reduce__(self) -> tuple:
         return type(self), (self.problem, self.function)  # another process has another stack
@@ -59,12 +59,12 @@ class DamagedFileError(StorageError):
 
 
 def called_function() -> str:
-    """Return the name of the public function of kd_lab that was called from outside, such as "prune".
+    """Return the name of the public function of kd_lab that was called from outside, such as "prune", or "".
 
     One public function may call others, and a learner's function may be called back by one and call another: it is the
     outermost one that lies before the learner's own code.
     """
-    name, frame = "kd_lab", sys._getframe().f_back
+    name, frame = "", sys._getframe().f_back
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__")).partition(".")
         if package == "kd_lab":

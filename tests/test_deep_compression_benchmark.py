@@ -48,7 +48,9 @@ def test_a_record_of_other_stages_is_refused(monkeypatch):
     stages = deep_compression.RECIPES["lenet300", "taught"]
     assert len(deep_compression._recorded("lenet300_taught_0")) == len(stages)
     monkeypatch.setitem(deep_compression.RECIPES, ("lenet300", "taught"), stages[::-1])
-    with pytest.raises(ParameterError, match="has other stages for recipe 0 of lenet300_taught_0"):
+    with pytest.raises(
+        ParameterError, match=r"^results/deep_compression.json has other stages for recipe 0 of lenet300_taught_0"
+    ):
         deep_compression._recorded("lenet300_taught_0")
     assert deep_compression._recorded("lenet300_taught_9") == []
 

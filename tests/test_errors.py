@@ -157,6 +157,11 @@ def test_an_error_that_comes_from_another_process_keeps_its_name():
     assert (type(copied), str(copied)) == (ParameterError, "prune(): 'sparsity' must be smaller.")
 
 
+def test_an_error_outside_all_functions_of_the_kit_names_none():
+    error = ParameterError("'sparsity' must be smaller.")
+    assert str(error) == str(pickle.loads(pickle.dumps(error))) == "'sparsity' must be smaller."  # noqa: S301
+
+
 def test_no_public_function_takes_the_name_of_another():
     for module in pkgutil.walk_packages(kd_lab.__path__, "kd_lab."):
         for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
