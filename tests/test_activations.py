@@ -197,6 +197,11 @@ def test_bits_that_are_none_are_refused(num_bits, few):
         quantize_activations(build_model("lenet300"), few.images[:10], num_bits)
     with pytest.raises(ParameterError, match=r"^quantize_model\(\): 'activation_bits' must be a whole number in"):
         quantize_model(build_model("lenet300"), few.images[:10], 8, num_bits)
+    for weight_bits in (num_bits, {"fc1": num_bits}):
+        with pytest.raises(ParameterError, match=r"^quantize_model\(\): 'weight_bits' must be a whole number in"):
+            quantize_model(build_model("lenet300"), few.images[:10], weight_bits)
+    with pytest.raises(ParameterError, match=r"^quantize_model\(\): 'weight_bits' must be one of fc1, fc2, fc3"):
+        quantize_model(build_model("lenet300"), few.images[:10], {"fc4": 8})
 
 
 def test_images_of_another_shape_are_refused():
@@ -213,8 +218,13 @@ def test_two_models_of_different_layers_are_not_compared(validation):
 
 def test_a_layer_that_takes_nothing_is_refused(few):
     empty = nn.Sequential(nn.Flatten(), nn.Linear(784, 0), nn.Linear(0, 10))
-    with pytest.raises(ParameterError, match=r"at least one, .* Got torch\.float32, \(1, 0\)"):
+    with pytest.raises(
+        ParameterError, match=r"'the input of layer 2' must .* at least one, .* Got torch\.float32, \(1, 0\)"
+    ):
         quantize_activations(empty, few.images[:10])
+    infinite = nn.Sequential(nn.Flatten(), nn.Threshold(0.5, torch.inf), nn.Linear(784, 10))
+    with pytest.raises(ParameterError, match=r"^quantize_model\(\): 'the input of layer 2' must be .*finite"):
+        quantize_model(infinite, few.images[:10])
 
 
 def test_a_layer_that_is_never_run_rounds_nothing(few):

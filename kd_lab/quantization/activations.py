@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.networks.layers import check_model, make_permanent, predict, weighted_layers
 from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
-from kd_lab.quantization.weights import FakeQuantizer, quantize_weights
+from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_weights
 
 MAX_CALIBRATION_NUMBERS = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at
 FUSES = {nn.Conv2d: fuse_conv_bn_eval, nn.Linear: fuse_linear_bn_eval}
@@ -49,6 +49,7 @@ def quantize_activations(
         row = values.reshape(1, -1)
         if calibration == "least_squares":
             row = row[:, :: 1 + row.shape[1] // MAX_CALIBRATION_NUMBERS]
+        check_finite(**{f"the input of layer {name}": row})
         scale, zero_point = find_grid(row, num_bits, False, calibration)
         set_input_quantizer(quantized.get_submodule(name), FakeQuantizer(scale, zero_point, num_bits))
     return quantized
@@ -71,6 +72,7 @@ def quantize_model(
     """
     check_finite(images=images)  # before the weights, which take longer
     check_whole_number("activation_bits", activation_bits, "[1, 8]")
+    bits_by_layer(model, weight_bits, "weight_bits")  # under the name that they have here
     weights = quantize_weights(fold_batch_norm(model), weight_bits, granularity, symmetric, calibration)
     return quantize_activations(weights, images, activation_bits, calibration)
 

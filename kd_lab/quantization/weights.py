@@ -142,13 +142,13 @@ def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.
     return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity)
 
 
-def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int]) -> dict[str, int]:
-    """Return the bits of each layer: one number for all, or those given by name."""
+def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], argument: str = "num_bits") -> dict[str, int]:
+    """Return the bits of each layer: one number for all, or those given by name; `argument` names them in an error."""
     layers = weights(model)
     wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
     for name, bits in wanted.items():
-        check_choice("num_bits", name, list(layers))
-        check_whole_number("num_bits", bits, WEIGHT_BITS_RANGE)
+        check_choice(argument, name, list(layers))
+        check_whole_number(argument, bits, WEIGHT_BITS_RANGE)
     return wanted
 
 
