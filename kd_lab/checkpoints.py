@@ -25,7 +25,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """The settings of `train` that made a network, chosen on the validation part."""
 
     epochs: int
@@ -35,12 +35,12 @@ class Recipe:
 
 
 RECIPES = {
-    "mlp128": Recipe(epochs=20, learning_rate=5e-3, weight_decay=0.2, batch_size=128),
-    "lenet300": Recipe(epochs=30, learning_rate=3e-3, weight_decay=0.2, batch_size=128),
-    "cnn": Recipe(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=64),
-    "lenet5": Recipe(epochs=10, learning_rate=3e-3, weight_decay=0.1, batch_size=128),
-    "lenet5_classic": Recipe(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=128),
-    "resnet": Recipe(epochs=8, learning_rate=1e-2, weight_decay=0.1, batch_size=128),
+    "mlp128": TrainingSettings(epochs=20, learning_rate=5e-3, weight_decay=0.2, batch_size=128),
+    "lenet300": TrainingSettings(epochs=30, learning_rate=3e-3, weight_decay=0.2, batch_size=128),
+    "cnn": TrainingSettings(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=64),
+    "lenet5": TrainingSettings(epochs=10, learning_rate=3e-3, weight_decay=0.1, batch_size=128),
+    "lenet5_classic": TrainingSettings(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=128),
+    "resnet": TrainingSettings(epochs=8, learning_rate=1e-2, weight_decay=0.1, batch_size=128),
 }
 
 CURVE_POINTS = 20  # of the curve that a training draws
