@@ -26,7 +26,7 @@ COLORS = 256
 SIX_BITS = 0b11111100
 NO_INSET = np.empty((0, 0, 3))
 DIGITS, CELL, CAPTION = 10, 64, 18  # of a strip: how many, how wide, and how high the line above each, in pixels
-LINE_HEIGHT, LETTER_WIDTH, LINE_SIZE = 30, 10, 12  # of a title: in pixels, at most on average, and in points
+LINE_HEIGHT, LETTER_WIDTH, LINE_SIZE = 30, 8, 10  # of a title: in pixels, at most on average, and in points
 STRIP_WIDTH, STRIP_HEIGHT = DIGITS * CELL, CAPTION + 2 * 28
 
 
@@ -194,7 +194,8 @@ def with_title(png: bytes, title: str) -> bytes:
     """Return the picture under its title, in as many lines as that needs, for where it stands alone."""
     picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     width = picture.shape[1]
-    lines = [text_image(line, width, LINE_HEIGHT, LINE_SIZE) for line in textwrap.wrap(title, width // LETTER_WIDTH)]
+    wrapped = textwrap.wrap(title, max(1, width // LETTER_WIDTH))
+    lines = [text_image(line, width, LINE_HEIGHT, LINE_SIZE) for line in wrapped]
     titled = Image.fromarray(np.concatenate([*lines, picture]))
     return _encode(_Palette(titled).reduce(titled))
 
