@@ -8,15 +8,12 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
+import numpy as np
 import pooch
 import requests
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from kd_lab.errors import DataError
 from kd_lab.storage import cache_folder, lock, set_aside, sweep, writable, write_safely
@@ -85,8 +82,12 @@ def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read(raw: Path, part: str) -> tuple[Tensor, Tensor]:
-    pixels = read_image_file(str(raw / f"{part}-images-idx3-ubyte")).unsqueeze(1)  # (N, 1, 28, 28), uint8
-    return (pixels / 255 - MEAN) / STD, read_label_file(str(raw / f"{part}-labels-idx1-ubyte"))
+    pixels = _read_bytes(raw / f"{part}-images-idx3-ubyte", header=16).view(-1, 1, 28, 28)
+    return (pixels / 255 - MEAN) / STD, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long()
+
+
+def _read_bytes(path: Path, header: int) -> Tensor:
+    return torch.from_numpy(np.fromfile(path, np.uint8, offset=header))  # an IDX file, checked by mnist_folder
 
 
 def mnist_folder() -> Path:
@@ -125,13 +126,20 @@ def _matches(path: Path, digest: str, algorithm: str) -> bool:
         return hashlib.file_digest(file, algorithm).hexdigest() == digest
 
 
+def _published():
+    """Return torchvision's MNIST, which knows the mirrors and the MD5 of every archive."""
+    from torchvision.datasets import MNIST  # takes seconds, and is needed only where an unpacked file is missing
+
+    return MNIST
+
+
 def _has_archives(raw: Path) -> bool:
-    return all(_matches(raw / name, md5, "md5") for name, md5 in MNIST.resources)
+    return all(_matches(raw / name, md5, "md5") for name, md5 in _published().resources)
 
 
 def _archive(name: str, raw: Path) -> Path:
     """Return where a sound archive lies: in the repository, in `raw`, or there once it is fetched."""
-    md5 = dict(MNIST.resources)[name]
+    md5 = dict(_published().resources)[name]
     for path in (REPOSITORY_DATA / "MNIST" / "raw" / name, raw / name):
         if _matches(path, md5, "md5"):
             return path
@@ -143,8 +151,9 @@ def _archive(name: str, raw: Path) -> Path:
 
 def _fetch(name: str, md5: str, raw: Path) -> None:
     """Fetch one archive from the first of torchvision's mirrors that gives the right bytes."""
-    failures = _unreachable(MNIST.mirrors)
-    for mirror in MNIST.mirrors:
+    mirrors = _published().mirrors
+    failures = _unreachable(mirrors)
+    for mirror in mirrors:
         if mirror in failures:
             continue
         try:
@@ -155,7 +164,7 @@ def _fetch(name: str, md5: str, raw: Path) -> None:
     tried = "\n".join(f"  {mirror}: {failure}" for mirror, failure in failures.items())
     raise DataError(
         f"{name} can't be fetched:\n{tried}\n"
-        f"Get the four archives of MNIST ({', '.join(dict(MNIST.resources))}) from any source, "
+        f"Get the four archives of MNIST ({', '.join(dict(_published().resources))}) from any source, "
         f"put them into {raw} and run this again; no network is needed then."
     )
 
@@ -189,6 +198,9 @@ def load_optical_digits() -> Mnist:
     The 8×8 images of Alpaydin & Kaynak 1998 (UCI, optical recognition of handwritten digits) are enlarged to 20×20 and
     put in the middle of 28×28, where MNIST has its digits; MNIST's own mean and spread normalise them.
     """
+    from sklearn.datasets import load_digits  # takes seconds, and is needed only here
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = load_digits(return_X_y=True)
     small = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / BLACKEST_PIXEL
     images = (F.pad(F.interpolate(small, size=20, mode="bilinear"), [4, 4, 4, 4]) - MEAN) / STD

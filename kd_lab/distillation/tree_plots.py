@@ -1,17 +1,20 @@
 """Draw trees that read digits: what every node looks at, the path of one digit, the answers at the leaves."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.tree import DecisionTreeRegressor
 from torch import Tensor
 
 from kd_lab.distillation.trees import SoftTree, Trees, check_soft_tree
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
 from kd_lab.networks.layers import check_tensors, predict
+
+if TYPE_CHECKING:
+    from sklearn.tree import DecisionTreeRegressor
 
 MAX_DRAWN_DEPTH = 4  # as a whole; a deeper tree has more leaves than fit side by side
 WIDTH, ROW, CELL, MARGIN = 11.0, 1.3, 0.8, 0.35  # inches
@@ -104,7 +107,7 @@ def _filters(tree: SoftTree) -> Tensor:
     return (tree.beta.unsqueeze(1) * tree.filters.weight).detach().unflatten(1, (28, 28))
 
 
-def _nodes(tree: DecisionTreeRegressor, levels: int) -> dict[int, int]:
+def _nodes(tree: "DecisionTreeRegressor", levels: int) -> dict[int, int]:
     """Return the numbers of the nodes by their places; the places below i are 2i + 1 and 2i + 2."""
     nodes = {0: 0}
     for place in range(2**levels - 1):

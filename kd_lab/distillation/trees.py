@@ -3,17 +3,18 @@
 Frosst & Hinton 2017, arXiv 1711.09784; Breiman 2001, Random Forests.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.tree import DecisionTreeRegressor
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
 from kd_lab.networks.layers import check_tensors, predict
+
+if TYPE_CHECKING:
+    from sklearn.tree import DecisionTreeRegressor
 
 MIN_PROBABILITY = 1e-6  # in an answer: the logarithm of zero would not be finite
 PIXELS, DIGITS = 28 * 28, 10
@@ -128,7 +129,7 @@ def check_soft_tree(tree: object) -> None:
 class Trees(nn.Module):
     """Answer as a network does with the mean of fitted decision trees; nothing in it can be trained by gradients."""
 
-    def __init__(self, estimators: list[DecisionTreeRegressor]):
+    def __init__(self, estimators: "list[DecisionTreeRegressor]"):
         super().__init__()
         self.estimators = estimators
 
@@ -147,6 +148,8 @@ def fit_trees(images: Tensor, answers: Tensor, *, max_leaf_nodes: int, trees: in
     own sample of the images and, at each node, of the pixels. Raises a ParameterError for answers that are not
     probabilities or not as many as the images (N, 1, 28, 28).
     """
+    from sklearn.ensemble import RandomForestRegressor  # takes seconds, and is needed only here
+
     check_whole_number("max_leaf_nodes", max_leaf_nodes, "[2, 60000]")
     check_whole_number("trees", trees, "[1, 1000]")
     check_whole_number("seed", seed, "[0, 1000000]")
