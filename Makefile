@@ -24,19 +24,18 @@ lab: setup loopback  # in copies of the lessons without their outputs; root, as 
 	$(BIN)/python notebooks/lab.py
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/mine/00_start_here.ipynb
 
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # on two cores; a file's tests stay together
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests stay together
 
 test: setup loopback  # every lesson once, every quick test
-	$(PYTEST) --no-loadscope-reorder
+	$(PYTEST)
 
-test-all: setup loopback test-browser  # lessons again and backwards, slow tests, and those in a browser
-	$(PYTEST) --no-loadscope-reorder --all
-
-test-slow: setup loopback  # what `make test` leaves out, but for the lessons and the browser
-	$(PYTEST) --no-loadscope-reorder --all -m slow tests
+test-slow: setup loopback  # slow tests; every lesson also again, and backwards
+	$(PYTEST) --run rest
 
 test-browser: setup loopback  # needs Chromium
 	$(PYTEST) -m browser tests/browser
+
+test-all: test test-slow test-browser  # all that is proved, each once
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true

@@ -29,8 +29,9 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    """Add the option that `make test-all` gives."""
-    parser.addoption("--all", action="store_true", help="run the slow tests, too, and every notebook's cells again")
+    """Add the option that `make test-slow` gives."""
+    sizes = "quick: each notebook once and no slow test; rest: notebooks also again and backwards, slow tests; or all"
+    parser.addoption("--run", choices=["quick", "rest", "all"], default="quick", help=sizes)
 
 
 class RunAgain(IPyNbCell):
@@ -51,14 +52,14 @@ class SecondRun(RunAgain):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out slow tests; with --all run them, too, and every notebook a second time and then from its end.
+    """Leave out the tests of another size; unless quick, run every notebook a second time and then from its end.
 
     A learner may go back to any cell. The longest test comes first, so that both processes end together.
     """
-    if not config.getoption("all"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    size = config.getoption("run")
+    config.hook.pytest_deselected(items=[item for item in items if not belongs(item, size)])
+    items[:] = [item for item in items if belongs(item, size)]
+    if size == "quick":
         return
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
@@ -69,6 +70,12 @@ def pytest_collection_modifyitems(config, items):
         after = items.index(cells[-1]) + 1
         second = [run_again(SecondRun, notebook, cell, "again") for cell in cells]
         items[after:after] = second + [run_again(RunAgain, notebook, cell, "from the end") for cell in reversed(cells)]
+
+
+def belongs(item, size):
+    """Return whether a test is of this size; a notebook's cells are of all."""
+    slow = item.get_closest_marker("slow") is not None
+    return size == "all" or isinstance(item, IPyNbCell) or slow == (size == "rest")
 
 
 def run_again(kind, notebook, cell, when):
