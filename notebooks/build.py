@@ -57,10 +57,11 @@ def stamp(notebook: NotebookNode, address: str, lesson: str) -> None:
 def stamp_readme(text: str, address: str) -> str:
     """Return the README with the way into Colab that the address allows."""
     unset = (
-        "Upload the whole folder to your Drive, mount it, and run in the first cell:\n"
-        "`%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own packages alone. "
-        "Lessons 05,\n07 and 08 need `%pip install optuna "
-        "constriction` as well.\n"
+        "Upload the whole folder to your Drive, as `kd_lab`. Open a lesson from its folder `notebooks`, mount the "
+        "Drive, and run\n"
+        "in a new first cell: `%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own "
+        "packages alone.\n"
+        "Lessons 05, 07 and 08 need `%pip install optuna constriction` as well.\n"
     )
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
