@@ -71,7 +71,7 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
             raise ParameterError(
                 f"the channels of layer {name!r} go together with those of {group.producers[0]!r}. Name that one."
             )
-        check_choice("layer", name, list(groups))
+        check_choice("group", name, list(groups))
     return groups if names is None else {name: groups[name] for name in names}
 
 
