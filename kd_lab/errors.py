@@ -120,7 +120,7 @@ def check_kind(argument: str, value: object, kind: Any, allowed: str) -> None:
     check_that(argument, value, isinstance(value, kind), allowed)
 
 
-def check_that(argument: str, value: object, fits: bool, allowed: str) -> None:
+def check_that(argument: str, value: object, fits: Any, allowed: str) -> None:
     """Raise a ParameterError unless `value` fits; `allowed` says in words what does."""
     if not fits:
         raise ParameterError(_sentence(argument, allowed, value))
