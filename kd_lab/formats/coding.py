@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, check_that
 
 MAX_CODE_BITS = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
 MAX_SYMBOLS = 2**24  # symbols in a row
@@ -43,7 +43,10 @@ def canonical_codes(lengths: np.ndarray) -> dict[str, int]:
     So the lengths alone say what the codes are, and no code begins like another. Raises a ParameterError where there
     are no such codes, that is where Σ 2^-length is above 1 (Kraft 1949).
     """
-    used = sorted((length, symbol) for symbol, length in enumerate(_lengths(lengths).tolist()) if length)
+    lengths = _whole("lengths", lengths, f"from 0 to {MAX_CODE_BITS}")
+    fits = lengths.max() <= MAX_CODE_BITS and (0.5 ** lengths[lengths > 0]).sum() <= 1
+    check_that("lengths", lengths, fits, "those of codes of which none begins like another")
+    used = sorted((length, symbol) for symbol, length in enumerate(lengths.tolist()) if length)
     symbols, code, before = {}, 0, 0
     for length, symbol in used:
         code <<= length - before
@@ -151,15 +154,6 @@ def _width(size: int) -> int:
     return (size - 1).bit_length()
 
 
-def _lengths(lengths: np.ndarray) -> np.ndarray:
-    lengths = _whole("lengths", lengths, f"from 0 to {MAX_CODE_BITS}")
-    if lengths.max() > MAX_CODE_BITS or (0.5 ** lengths[lengths > 0]).sum() > 1:
-        raise ParameterError(
-            f"'lengths' must be those of codes of which none begins like another. Got {lengths!r:.80}."
-        )
-    return lengths
-
-
 def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
     """Return whole numbers (symbols,) of 0 or more, or raise a ParameterError."""
     with suppress(ValueError):  # lists of several lengths
@@ -170,9 +164,8 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
-CONTEXT_LEVELS = np.array(
-    [1, 2, 3, 5, 9, 17, 33]
-)  # kept weights above, or to the left: as many contexts each, and one more
+# kept weights above, or to the left: as many contexts each, and one more
+CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
