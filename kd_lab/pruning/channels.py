@@ -243,11 +243,9 @@ def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
     attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
     attribute = attributes.get(type(layer), ("num_features",))[dim]
     stay = features_kept(mask, getattr(layer, attribute)).nonzero().flatten()
-    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+    for tensor in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
         if tensor.dim() > dim:
-            part = tensor.detach().index_select(dim, stay)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            setattr(layer, name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
+            tensor.data = tensor.detach().index_select(dim, stay)
     setattr(layer, attribute, len(stay))
 
 

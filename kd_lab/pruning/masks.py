@@ -114,6 +114,7 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
 
 def lift_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose masks, where it has any, let everything through."""
+    weights(model)  # names a model that can't be copied
     lifted = copy.deepcopy(model)
     for weight in weights(lifted).values():
         if mask := weight.parametrization(Mask):
@@ -163,7 +164,6 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 
 def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
-    weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
     set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
@@ -176,7 +176,6 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
     check_number("sparsity", sparsity, SPARSITY_RANGE)
-    weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
     masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)
