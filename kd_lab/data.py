@@ -156,10 +156,10 @@ def _fetch(name: str, md5: str, raw: Path) -> None:
         except (requests.RequestException, ValueError, OSError) as error:
             failures[mirror] = str(error)
     tried = "\n".join(f"  {mirror}: {failure}" for mirror, failure in failures.items())
+    archives = ", ".join(dict(_published().resources))
     raise DataError(
-        f"{name} can't be fetched:\n{tried}\n"
-        f"Get the four archives of MNIST ({', '.join(dict(_published().resources))}) from any source, "
-        f"put them into {raw} and run this again; no network is needed then."
+        f"{name} can't be fetched:\n{tried}\nGet the four archives of MNIST ({archives}) from any source, put them "
+        f"into {raw} and run this again; no network is needed then."
     )
 
 

@@ -125,9 +125,7 @@ class _Graph:
         """Add a node and the constants that it takes, too."""
         given = f"{kind}_{len(self.nodes)}"
         names = [f"{given}_{place}" for place in range(len(constants))]
-        self.constants += [
-            self.to_tensor(constant.detach().numpy(), name) for constant, name in zip(constants, names, strict=True)
-        ]
+        self.constants += map(self.to_tensor, (constant.detach().numpy() for constant in constants), names)
         self.nodes.append(self.helper.make_node(kind, [self.flow, *names], [given], domain=domain, **attributes))
         self.flow = given
 
