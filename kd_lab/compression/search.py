@@ -30,7 +30,8 @@ from kd_lab.plots import plain_log
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MAX_KEPT, MIN_KEPT, MIN_WEIGHTS = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
 MIN_BITS, MAX_BITS = 2, 5
-TEACHING = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}  # temperatures evenly on a log scale
+Ranges = dict[str, tuple[float, float]]
+TEACHING: Ranges = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}  # temperatures evenly on a log scale
 PRUNING_STEPS = 4  # of pruning
 RANDOM_TRIALS = 4  # trials before the first guess
 SAME_ACCURACY = 0.0025  # of accuracies that differ by less, the loss decides
@@ -68,7 +69,7 @@ def search_settings(
     trials = []
 
     def objective(asked) -> float:
-        trials.append(try_setting(fit, validation=validation, **_suggest_teaching(asked)))
+        trials.append(try_setting(fit, validation=validation, **_suggest_teaching(asked, TEACHING)))
         return trials[-1].accuracy.value
 
     with _study(seed, "maximize") as study:
@@ -89,8 +90,8 @@ def _study(seed: int, direction: str) -> Iterator[Any]:
         optuna.logging.set_verbosity(before)
 
 
-def _suggest_teaching(asked) -> dict[str, float]:
-    return {name: asked.suggest_float(name, low, high, log=low > 0) for name, (low, high) in TEACHING.items()}
+def _suggest_teaching(asked, ranges: Ranges) -> dict[str, float]:
+    return {name: asked.suggest_float(name, low, high, log=low > 0) for name, (low, high) in ranges.items()}
 
 
 Trial = TypeVar("Trial", "SettingTrial", "RecipeTrial")
@@ -261,13 +262,14 @@ def search_recipe(
     least = {layer: _least_kept(weight.value.numel()) for layer, weight in weights(model).items()}
     _check_least(model, least, budget)
     teaching = Teaching(teacher, data, settings | {"progress": False}, folder)
-    attempt = functools.partial(_try, model, teaching, epochs, correct_answers(model, data.validation))
+    attempt = functools.partial(_try, model, teaching, correct_answers(model, data.validation))
+    ranges = {} if teacher is None else TEACHING
     trials: list[RecipeTrial] = []
     try:
         with _study(seed, "minimize") as study:
-            study.enqueue_trial(_set_by_hand(least, teacher is not None))
+            study.enqueue_trial(_set_by_hand(least, ranges))
             for _ in _in_time(runs, 60 * minutes, settings.get("progress", True)):
-                trials += _next(study, least, teacher is not None, budget, attempt)
+                trials += _next(study, least, epochs, ranges, budget, attempt)
     except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
         print(f"{str(error) or 'Interrupted.'} {len(trials)} of {runs} trials are done.")
         if not trials:
@@ -314,16 +316,10 @@ def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[P
 
 
 def _try(
-    model: nn.Module,
-    teaching: Teaching,
-    epochs: int,
-    before: Tensor,
-    kept: dict[str, float],
-    bits: dict[str, int],
-    taught: dict[str, float],
+    model: nn.Module, teaching: Teaching, before: Tensor, stages: list[Prune | Share], taught: dict[str, float]
 ) -> RecipeTrial:
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
-    stages, how = _stages(kept, bits, epochs), taught or HAND_SET  # without a teacher neither of the two matters
+    how = taught or HAND_SET  # without a teacher neither of the two matters
     *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0)
     validation = teaching.data.validation
     right = correct_answers(made, validation)
@@ -331,22 +327,27 @@ def _try(
     return RecipeTrial(stages, taught, pack(made), *figures)
 
 
-def _set_by_hand(least: dict[str, float], taught: bool) -> dict[str, float]:
+def _set_by_hand(least: dict[str, float], ranges: Ranges) -> dict[str, float]:
     """Return the first setting as Optuna names its parts."""
     kept = {f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()}
     bits = {f"bits {layer}": HAND_SET["num_bits"] for layer in least}
-    return {**kept, **bits, **({name: HAND_SET[name] for name in TEACHING} if taught else {})}
+    return {**kept, **bits, **{name: HAND_SET[name] for name in ranges}}
 
 
 def _next(
-    study: Any, least: dict[str, float], taught: bool, budget: Budget, attempt: Callable[..., RecipeTrial]
+    study: Any,
+    least: dict[str, float],
+    epochs: int,
+    ranges: Ranges,
+    budget: Budget,
+    attempt: Callable[..., RecipeTrial],
 ) -> list[RecipeTrial]:
     """Return the trial of the setting that the study asks for, and tell it; no trial where a training diverged."""
     asked = study.ask()
     kept = {layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()}
     bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
     try:
-        trial = attempt(kept, bits, _suggest_teaching(asked) if taught else {})
+        trial = attempt(_stages(kept, bits, epochs), _suggest_teaching(asked, ranges))
     except TrainingError as error:
         print(error)
         study.tell(asked, state=optional("optuna.trial", "optuna").TrialState.FAIL)
