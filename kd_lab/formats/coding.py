@@ -164,8 +164,9 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
-# kept weights above, or to the left: as many contexts each, and one more
-CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
+CONTEXT_LEVELS = np.array(
+    [1, 2, 3, 5, 9, 17, 33]
+)  # kept weights above, or to the left: as many contexts each, and one more
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -109,11 +109,6 @@ def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = Non
             raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.")
 
 
-def check_finite(dimensions: int | None = None, /, **tensors: Tensor) -> None:
-    """Raise a ParameterError unless all are tensors of finite numbers in float32, which the kit computes in."""
-    check_tensors(dimensions, torch.float32, **tensors)
-
-
 def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
     """Return a few images to run a network on: the first of these or, without any, black ones of MNIST's shape.
 

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.networks.layers import check_finite, check_model, make_permanent, predict, weighted_layers
-from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, find_grid
+from kd_lab.networks.layers import check_model, make_permanent, predict, weighted_layers
+from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_weights
 
 MAX_CALIBRATION_NUMBERS = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
-from kd_lab.networks.layers import check_finite
+from kd_lab.networks.layers import check_tensors
 
 BITS_RANGE = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
@@ -72,18 +72,17 @@ def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tenso
     _check_shapes("x", x, scale, zero_point)
     check_that("scale", scale, (torch.as_tensor(scale) > 0).all(), "above 0")
     # times the reciprocal, as torch and integer hardware do: a division would round a few numbers to the other side
-    steps, low, high = x * (1 / scale), smallest - zero_point, largest - zero_point
-    whole = steps.detach().round()  # of two equally near numbers, to the even one
-    return StraightThrough.apply(steps, whole.clamp(low, high), (whole >= low) & (whole <= high))
+    return _Round.apply(x * (1 / scale), smallest - zero_point, largest - zero_point)
 
 
-class StraightThrough(torch.autograd.Function):
-    """Compute with the value, and hand its gradient to the x that it came from, where it passes."""
+class _Round(torch.autograd.Function):
+    """Round to whole numbers between two ends; backward, hand the gradient through except beyond the ends."""
 
     @staticmethod
-    def forward(context, _x: Tensor, value: Tensor, passes: Tensor) -> Tensor:
-        context.save_for_backward(passes)
-        return value
+    def forward(context, x: Tensor, smallest: Tensor, largest: Tensor) -> Tensor:
+        whole = x.round()  # of two equally near numbers, to the even one
+        context.save_for_backward((whole >= smallest) & (whole <= largest))
+        return whole.clamp(smallest, largest)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -135,3 +134,8 @@ def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
     count = rows.shape[1]
     place = round(count * PERCENTILE / 100)
     return rows.kthvalue(count - place + 1, dim=1).values, rows.kthvalue(place, dim=1).values
+
+
+def check_finite(dimensions: int | None = None, /, **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite numbers in float32, which the kit computes in."""
+    check_tensors(dimensions, torch.float32, **tensors)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
-from kd_lab.networks.layers import check_finite, weights, without
-from kd_lab.quantization.grids import CALIBRATIONS, StraightThrough, fake_quantize, find_grid, integer_range, quantize
+from kd_lab.networks.layers import weights, without
+from kd_lab.quantization.grids import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
 WEIGHT_BITS_RANGE = "[1, 8]"
@@ -61,8 +61,7 @@ class BinaryQuantizer(Quantizer):
         self.granularity = granularity
 
     def forward(self, weight: Tensor) -> Tensor:
-        value = torch.mul(*self._signs(weight))
-        return _laid_out(StraightThrough.apply(weight, value, torch.tensor(True)), weight)
+        return _laid_out(_StraightThrough.apply(weight, torch.mul(*self._signs(weight))), weight)
 
     def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return -1, 0 or 1 for each weight, and the scale."""
@@ -91,6 +90,18 @@ class TernaryQuantizer(BinaryQuantizer):
     def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         large = weight.abs() > TERNARY_THRESHOLD * self._mean_size(weight, torch.ones_like(weight))
         return weight.sign() * large, self._mean_size(weight, large)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Compute with the value, and hand its gradient to the weight that it came from."""
+
+    @staticmethod
+    def forward(_context, _weight: Tensor, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(_context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def _laid_out(value: Tensor, weight: Tensor) -> Tensor:
