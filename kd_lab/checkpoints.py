@@ -104,40 +104,21 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
 
     Reads the test part after training, for the score and to see that half precision changes no answer.
     """
-    model, history = train(
-        build_model(name, seed),
-        data.train,
-        F.cross_entropy,
-        validation=data.validation,
-        seed=seed,
-        **asdict(RECIPES[name]),
-    )
+    recipe, model = asdict(RECIPES[name]), build_model(name, seed)
+    model, history = train(model, data.train, F.cross_entropy, validation=data.validation, seed=seed, **recipe)
     if history.stopped == "interrupted":
         raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
     if history.stopped != FINISHED:
         raise TrainingError(f"{name} from seed {seed} {history.stopped}, so it was not saved.")
     kept = _halve_if_same(model, torch.cat([data.validation.images, data.test.images]))
     scores = {part: accuracy(model, getattr(data, part)).correct for part in ("validation", "test")}
-    save_tensors(
-        path,
-        kept,
-        {
-            "architecture": name,
-            "recipe": asdict(RECIPES[name]),
-            "seed": seed,
-            "correct": scores,
-            "best_epoch": history.best_epoch,
-            "torch": torch.__version__,
-        },
-    )
+    metadata = {"architecture": name, "recipe": recipe, "seed": seed, "correct": scores}
+    save_tensors(path, kept, {**metadata, "best_epoch": history.best_epoch, "torch": torch.__version__})
 
 
 def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the model's tensors in half precision if it reads all of these images the same way, else as they are."""
-    halved = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
-    }
-    rounded = copy.deepcopy(model)
+    halved, rounded = copy.deepcopy(model).half().state_dict(), copy.deepcopy(model)
     rounded.load_state_dict(halved)
     same = torch.equal(predict(rounded, images).argmax(1), predict(model, images).argmax(1))
     return halved if same else model.state_dict()
@@ -167,12 +148,8 @@ def student_recipe(images: int) -> dict[str, float]:
     """
     check_whole_number("images", images, "[1, 1e9]")
     batch_size, steps, learning_rate = next(recipe for most, recipe in STUDENT_RECIPES.items() if images <= most)
-    return {
-        "epochs": CURVE_POINTS,
-        "steps_per_epoch": steps // CURVE_POINTS,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
+    length = {"epochs": CURVE_POINTS, "steps_per_epoch": steps // CURVE_POINTS}
+    return {**length, "batch_size": batch_size, "learning_rate": learning_rate}
 
 
 def main() -> None:

@@ -64,11 +64,9 @@ def load_mnist() -> Mnist:
     first n are balanced for every n. Raises a DataError where MNIST is neither here nor to be fetched.
     """
     raw = mnist_folder()
-    images, labels = _read(raw, "train")
-    train, validation = split_indices(labels)
-    return Mnist(
-        Split(images[train], labels[train]), Split(images[validation], labels[validation]), Split(*_read(raw, "t10k"))
-    )
+    published, test = _read(raw, "train"), _read(raw, "t10k")
+    train, validation = (Split(*(part[indices] for part in published)) for indices in split_indices(published.labels))
+    return Mnist(train, validation, test)
 
 
 def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +79,9 @@ def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
     return (~chosen).nonzero().flatten(), validation
 
 
-def _read(raw: Path, part: str) -> tuple[Tensor, Tensor]:
+def _read(raw: Path, part: str) -> Split:
     pixels = _read_bytes(raw / f"{part}-images-idx3-ubyte", header=16).view(-1, 1, 28, 28)
-    return (pixels / 255 - MEAN) / STD, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long()
+    return Split((pixels / 255 - MEAN) / STD, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long())
 
 
 def _read_bytes(path: Path, header: int) -> Tensor:
@@ -143,8 +141,7 @@ def _archive(name: str, raw: Path) -> Path:
     for path in (REPOSITORY_DATA / "MNIST" / "raw" / name, raw / name):
         if _matches(path, md5, "md5"):
             return path
-    if (raw / name).exists():
-        set_aside(raw / name)
+    set_aside(raw / name)  # a damaged one, if there is one
     _fetch(name, md5, raw)
     return raw / name
 
@@ -153,19 +150,16 @@ def _fetch(name: str, md5: str, raw: Path) -> None:
     """Fetch one archive from the first of torchvision's mirrors that gives the right bytes."""
     mirrors = _published().mirrors
     failures = _unreachable(mirrors)
-    for mirror in mirrors:
-        if mirror in failures:
-            continue
+    for mirror in [mirror for mirror in mirrors if mirror not in failures]:
         try:
-            _download(mirror, name, md5, raw)
-            return
+            return _download(mirror, name, md5, raw)
         except (requests.RequestException, ValueError, OSError) as error:
             failures[mirror] = str(error)
     tried = "\n".join(f"  {mirror}: {failure}" for mirror, failure in failures.items())
+    archives = ", ".join(dict(_published().resources))
     raise DataError(
-        f"{name} can't be fetched:\n{tried}\n"
-        f"Get the four archives of MNIST ({', '.join(dict(_published().resources))}) from any source, "
-        f"put them into {raw} and run this again; no network is needed then."
+        f"{name} can't be fetched:\n{tried}\nGet the four archives of MNIST ({archives}) from any source, put them "
+        f"into {raw} and run this again; no network is needed then."
     )
 
 

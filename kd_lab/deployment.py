@@ -81,17 +81,13 @@ def _float_graph(model: nn.Module, images: Tensor) -> Any:
             "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
         )
     _package("onnxscript")
+    names = {"input_names": ["images"], "output_names": ["logits"]}
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        return torch.onnx.export(
-            plain,
-            (images.clone(),),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-        ).model_proto
+        program = torch.onnx.export(
+            plain, (images.clone(),), **names, dynamic_shapes=shapes, dynamo=True, verbose=False
+        )
+        return program.model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ParameterError(
             f"'model' must be one that torch can export. Got: {error.__cause__ or error!s:.200}"
@@ -125,21 +121,19 @@ class _Graph:
         self.helper, self.to_tensor = _package("onnx.helper"), _package("onnx.numpy_helper").from_array
         self.nodes, self.constants, self.flow = [], [], "images"
 
-    def node(self, kind: str, *constants: np.ndarray, domain: str = "", **attributes: Any) -> None:
+    def node(self, kind: str, *constants: Tensor, domain: str = "", **attributes: Any) -> None:
         """Add a node and the constants that it takes, too."""
         given = f"{kind}_{len(self.nodes)}"
         names = [f"{given}_{place}" for place in range(len(constants))]
-        self.constants += map(self.to_tensor, constants, names)
+        self.constants += map(self.to_tensor, (constant.detach().numpy() for constant in constants), names)
         self.nodes.append(self.helper.make_node(kind, [self.flow, *names], [given], domain=domain, **attributes))
         self.flow = given
 
     def finish(self, shape: tuple[int, ...]) -> Any:
         """Return the model that takes images of this shape and whose logits are what the last node gives."""
         self.nodes[-1].output[0] = "logits"
-        images, logits = (
-            self.helper.make_tensor_value_info(name, FLOAT, size)
-            for name, size in (("images", ["batch", *shape]), ("logits", None))
-        )
+        images = self.helper.make_tensor_value_info("images", FLOAT, ["batch", *shape])
+        logits = self.helper.make_tensor_value_info("logits", FLOAT, None)
         graph = self.helper.make_graph(self.nodes, "integer", [images], [logits], self.constants)
         opsets = [self.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return self.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
@@ -154,18 +148,10 @@ def _add(graph: _Graph, module: nn.Module) -> str:
     elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
         graph.node("Flatten")
     elif isinstance(module, nn.MaxPool2d):
-        size, stride, padding, dilation = (
-            np.broadcast_to(part, 2).tolist()
-            for part in (module.kernel_size, module.stride, module.padding, module.dilation)
-        )
-        graph.node(
-            "MaxPool",
-            kernel_shape=size,
-            strides=stride,
-            pads=padding * 2,
-            dilations=dilation,
-            ceil_mode=int(module.ceil_mode),
-        )
+        parts = module.kernel_size, module.stride, module.padding, module.dilation
+        size, strides, padding, dilations = (np.broadcast_to(part, 2).tolist() for part in parts)
+        window = {"kernel_shape": size, "strides": strides, "pads": padding * 2, "dilations": dilations}
+        graph.node("MaxPool", **window, ceil_mode=int(module.ceil_mode))
     elif not isinstance(module, (nn.Identity, nn.Dropout)):  # which compute nothing
         return type(module).__name__
     return ""
@@ -183,22 +169,11 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
     if isinstance(layer.input, QuantizeInput):
         graph.node("QuantizeLinear", *taken)
         _clip(graph, *integer_range(layer.input.num_bits))
-    weight = [
-        layer.weight.detach().numpy(),
-        *(part.numpy().squeeze() for part in (layer.weight_scale, layer.weight_zero_point)),
-    ]
-    bias = np.zeros(len(layer.weight), np.int32) if layer.bias is None else layer.bias.detach().numpy()
+    weight = [layer.weight, layer.weight_scale.squeeze(), layer.weight_zero_point.squeeze()]
+    bias = torch.zeros(len(layer.weight)).int() if layer.bias is None else layer.bias
     if isinstance(layer, IntegerConv2d):
-        graph.node(
-            "QLinearConv",
-            *taken,
-            *weight,
-            *given,
-            bias,
-            strides=layer.stride,
-            group=layer.groups,
-            **PADDING.get(layer.padding, {"pads": layer.padding * 2}),
-        )
+        window = {"strides": layer.stride, **PADDING.get(layer.padding, {"pads": layer.padding * 2})}
+        graph.node("QLinearConv", *taken, *weight, *given, bias, group=layer.groups, **window)
     else:
         graph.node("QGemm", *taken, *weight, bias, *given, domain="com.microsoft", transB=1)
     if given:
@@ -206,11 +181,11 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
     return ""
 
 
-def _grid(scale: Tensor, zero_point: Tensor) -> list[np.ndarray]:
+def _grid(scale: Tensor, zero_point: Tensor) -> list[Tensor]:
     """Return the grid of activations, raised by 128: uint8 times int8 is what ONNX Runtime computes fastest."""
-    return [scale.numpy().squeeze(), (zero_point.int() + 128).to(torch.uint8).numpy().squeeze()]
+    return [scale.squeeze(), (zero_point.int() + 128).to(torch.uint8).squeeze()]
 
 
 def _clip(graph: _Graph, smallest: int, largest: int) -> None:
     if (smallest, largest) != integer_range(8):  # at which uint8 ends by itself
-        graph.node("Clip", *np.array([smallest + 128, largest + 128], np.uint8))
+        graph.node("Clip", *torch.tensor([smallest + 128, largest + 128], dtype=torch.uint8))

@@ -47,8 +47,8 @@ def check_environment() -> str:
     import torch
 
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores."
-    lines = [versions, _describe_gpu(torch.cuda.is_available()), _describe_shared_memory(_shared_memory())]
-    return "\n".join(line for line in lines if line)
+    gpu = "A GPU is here; the lessons run on the CPU." if torch.cuda.is_available() else "No GPU, and none is needed."
+    return "\n".join(line for line in (versions, gpu, _describe_shared_memory()) if line)
 
 
 def _release(text: str) -> tuple[int, ...]:
@@ -60,11 +60,8 @@ def _shared_memory() -> int | None:
     return shutil.disk_usage("/dev/shm").total if os.path.exists("/dev/shm") else None
 
 
-def _describe_gpu(present: bool) -> str:
-    return "A GPU is here; the lessons run on the CPU." if present else "No GPU, and none is needed."
-
-
-def _describe_shared_memory(size: int | None) -> str:
+def _describe_shared_memory() -> str:
+    size = _shared_memory()
     if size is None or size >= SMALL_SHARED_MEMORY:
         return ""
     return (

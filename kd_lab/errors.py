@@ -1,8 +1,8 @@
 """Errors in one sentence: the function that was called, the argument, what is allowed and what came."""
 
 import difflib
-import math
 import sys
+from contextlib import suppress
 from numbers import Integral, Real
 from types import FrameType
 from typing import Any
@@ -102,8 +102,8 @@ def check_number(argument: str, value: object, allowed: str) -> None:
 
 def check_whole_number(argument: str, value: object, allowed: str) -> None:
     """Raise a ParameterError unless `value` is a whole number in `allowed` (see `check_number`)."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not _contains(allowed, value):
-        raise ParameterError(_sentence(argument, f"a whole number in {allowed}", value))
+    fits = isinstance(value, Integral) and not isinstance(value, bool) and _contains(allowed, value)
+    check_that(argument, value, fits, f"a whole number in {allowed}")
 
 
 def check_choice(argument: str, value: object, choices: list[str]) -> None:
@@ -117,7 +117,12 @@ def check_choice(argument: str, value: object, choices: list[str]) -> None:
 
 def check_kind(argument: str, value: object, kind: Any, allowed: str) -> None:
     """Raise a ParameterError unless `value` is of this class, or of one of these; `allowed` says in words what is."""
-    if not isinstance(value, kind):
+    check_that(argument, value, isinstance(value, kind), allowed)
+
+
+def check_that(argument: str, value: object, fits: Any, allowed: str) -> None:
+    """Raise a ParameterError unless `value` fits; `allowed` says in words what does."""
+    if not fits:
         raise ParameterError(_sentence(argument, allowed, value))
 
 
@@ -136,12 +141,9 @@ def _guess(value: object, allowed: str) -> str:
     """Guess the number behind text ("0.5") and behind a percentage (50), the two commonest slips."""
     if isinstance(value, bool) or not isinstance(value, (str, Real)):
         return ""
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return ""
-    if not math.isfinite(number):
-        return ""
-    candidates = [number, number / 100] if isinstance(value, str) else [number / 100]
-    fitting = [candidate for candidate in candidates if _contains(allowed, candidate)]
-    return f" Did you mean {fitting[0]:g}?" if fitting and number > 0 else ""
+    divisors = (1, 100) if isinstance(value, str) else (100,)
+    with suppress(ValueError, OverflowError):
+        for guess in (float(value) / divisor for divisor in divisors):
+            if guess > 0 and _contains(allowed, guess):
+                return f" Did you mean {guess:g}?"
+    return ""

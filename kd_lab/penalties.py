@@ -96,8 +96,8 @@ def _check_shapes(found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
         if shapes[0].get(name) != shapes[1].get(name)
     ]
     if others:
+        named = "; ".join(others[:MAX_NAMED]) + ("; …" if len(others) > MAX_NAMED else ".")
         raise ParameterError(
-            f"student and teacher must have the same parameters. They differ in "
-            f"{'; '.join(others[:MAX_NAMED])}{'; …' if len(others) > MAX_NAMED else '.'} 'layers' can name "
-            "those to compare."
+            f"student and teacher must have the same parameters. They differ in {named} 'layers' can name those to "
+            "compare."
         )

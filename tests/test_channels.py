@@ -254,7 +254,7 @@ BAD = [
     (lambda: remove_channels(build_model("cnn"), {"fc2": torch.arange(3)}), "they are the network's answers"),
     (
         lambda: remove_channels(build_model("cnn"), {"relu3": torch.arange(3)}),
-        "'layer' must be one of conv1, conv2, fc1. Got 'relu3'.",
+        "'group' must be one of conv1, conv2, fc1. Got 'relu3'.",
     ),
     (lambda: remove_channels("cnn", {}), "remove_channels(): 'model' must be a network"),
     (lambda: remove_channels(build_model("cnn"), {"conv1": [0, 1]}), "of different indices from 0 to 15. Got [0, 1]."),

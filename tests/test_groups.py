@@ -302,16 +302,16 @@ BAD = [
     (dict(ratio={"conv1": 50}), "\"ratio['conv1']\" must be a number in [0, 1). Got 50. Did you mean 0.5?"),
     (
         dict(ratio={"zero": 0.5}),
-        "'layer' must be one of conv1, block1.body.conv1, conv2, block2.body.conv1. Got 'zero'.",
+        "'group' must be one of conv1, block1.body.conv1, conv2, block2.body.conv1. Got 'zero'.",
     ),
     (dict(ratio={"block1.body.conv2": 0.5}), "go together with those of 'conv1'. Name that one."),
     (dict(ratio={"fc1": 0.5}), "they are the network's answers"),
-    (dict(ratio={"conv1": 0.5}, scope="global"), "'ratio' for each layer and 'scope' \"global\" exclude each other"),
+    (dict(ratio={"conv1": 0.5}, scope="global"), "'ratio' for each group and 'scope' \"global\" exclude each other"),
     (dict(ratio=0.5, scope="layer"), "Did you mean 'per_layer'?"),
     (dict(ratio=0.5, importance="magnitud"), "Did you mean 'magnitude'?"),
     (dict(ratio=0.5, importance="gradient"), "needs 'data'"),
     (dict(ratio=0.5, importance="random", seed=0.5), "'seed' must be a whole number"),
-    (dict(ratio=0.98), "ratio 0.98 leaves no channel in layer 'conv1'. Lower it."),
+    (dict(ratio=0.98), "ratio 0.98 leaves no channel in group 'conv1'. Lower it."),
     (dict(ratio=0.9, scope="global"), "Lower it, or use scope 'per_layer'."),
 ]
 

@@ -7,21 +7,32 @@ import numpy as np
 from scipy.optimize import LinearConstraint, milp
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
 from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.pruning.masks import SPARSITY_RANGE, prune
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
 
 Scan = dict[str, dict[float, float]]
+Check = Callable[[str, Any, str], None]  # check_number or check_whole_number
 MIN_RISE = np.finfo(float).tiny
 
 
-def check_scannable(model: nn.Module, data: tuple[Tensor, Tensor], argument: str, settings: Any, example: str) -> None:
-    """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list."""
+def check_scannable(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    argument: str,
+    settings: Any,
+    example: str,
+    check: Check,
+    allowed: str,
+) -> None:
+    """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list of such."""
     weighted_layers(model)
     check_scorable(model, data)
     check_kind(argument, settings, (list, tuple, np.ndarray), example)
+    for setting in settings:
+        check(argument, setting, allowed)
 
 
 def scan_layers(
@@ -50,31 +61,27 @@ def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | 
     choices = [(name, setting) for name, rises in scan.items() for setting in rises]
     rises, taken = (np.array([table[name][setting] for name, setting in choices]) for table in (scan, sizes))
     one_each = [[name == layer for name, _ in choices] for layer in scan]
-    solved = milp(
-        rises / max(np.abs(rises).max(), MIN_RISE),
-        integrality=np.ones(len(choices)),
-        bounds=(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)],
-        options={"mip_rel_gap": 0},
-    )  # else it may stop a little short of the best
+    scaled, whole = rises / max(np.abs(rises).max(), MIN_RISE), np.ones(len(choices))
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(taken, ub=budget)]
+    exact = {"mip_rel_gap": 0}  # else it may stop a little short of the best
+    solved = milp(scaled, integrality=whole, bounds=(0, 1), constraints=constraints, options=exact)
     if solved.x is None:
         return None
     return {name: setting for (name, setting), chosen in zip(choices, solved.x, strict=True) if chosen > 0.5}
 
 
-def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str) -> None:
+def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str, check: Check, allowed: str) -> None:
     """Raise a ParameterError unless `counts` holds the weights of each layer, and `scan` rises for the same layers."""
     check_kind("counts", counts, dict, "a dict of how many weights each layer has")
     for name, count in counts.items():
         check_whole_number(f"counts[{name!r}]", count, "[1, 1e12]")
-    if not isinstance(scan, dict) or not scan or not all(isinstance(rises, dict) and rises for rises in scan.values()):
-        raise ParameterError(
-            f"'scan' must be {{layer: {{{setting}: rise}}}}, as {scanner}() gives it. Got {scan!r:.80}."
-        )
+    fits = isinstance(scan, dict) and scan and all(isinstance(rises, dict) and rises for rises in scan.values())
+    check_that("scan", scan, fits, f"{{layer: {{{setting}: rise}}}}, as {scanner}() gives it")
     for name, rises in scan.items():
         check_choice("layer of the scan", name, list(counts))
-        for rise in rises.values():
+        for value, rise in rises.items():
             check_number("rise in the scan", rise, "(-inf, inf)")
+            check(f"{setting} in the scan", value, allowed)
 
 
 def sensitivity_scan(model: nn.Module, data: tuple[Tensor, Tensor], sparsities: list[float]) -> Scan:
@@ -83,9 +90,8 @@ def sensitivity_scan(model: nn.Module, data: tuple[Tensor, Tensor], sparsities: 
     `data`, (images, labels), is from the validation part; a sparsity of 0, which costs nothing, is always there. Masks
     are lifted first, as by prune.
     """
-    check_scannable(model, data, "sparsities", sparsities, "a list of fractions, as in [0.5, 0.9]")
-    for sparsity in sparsities:
-        check_number("sparsities", sparsity, SPARSITY_RANGE)
+    example = "a list of fractions, as in [0.5, 0.9]"
+    check_scannable(model, data, "sparsities", sparsities, example, check_number, SPARSITY_RANGE)
     scan = scan_layers(model, data, sparsities, lambda model, chosen: prune(model, chosen, scope="per_layer"))
     return {name: {0.0: 0.0} | rises for name, rises in scan.items()}
 
@@ -96,10 +102,7 @@ def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, f
     `counts` are the weights of each layer; together at least the fraction `sparsity` of them goes (choose_settings).
     """
     check_number("sparsity", sparsity, SPARSITY_RANGE)
-    check_scan(scan, counts, "sparsity", "sensitivity_scan")
-    for rises in scan.values():
-        for pruned in rises:
-            check_number("sparsity in the scan", pruned, SPARSITY_RANGE)
+    check_scan(scan, counts, "sparsity", "sensitivity_scan", check_number, SPARSITY_RANGE)
     stays = {name: {pruned: counts[name] * (1 - pruned) for pruned in rises} for name, rises in scan.items()}
     total = sum(counts.values())
     chosen = choose_settings(scan, stays, sum(counts[name] for name in scan) - sparsity * total + 1e-6)
@@ -119,11 +122,8 @@ def bit_scan(model: nn.Module, data: tuple[Tensor, Tensor], bits: list[int]) -> 
     one for each output; the other layers are whole.
     """
     example = "a list of whole numbers, at least one, as in [2, 4, 8]"
-    check_scannable(model, data, "bits", bits, example)
-    if len(bits) == 0:
-        raise ParameterError(f"'bits' must be {example}. Got {bits!r}.")
-    for each in bits:
-        check_whole_number("bits", each, WEIGHT_BITS_RANGE)
+    check_scannable(model, data, "bits", bits, example, check_whole_number, WEIGHT_BITS_RANGE)
+    check_that("bits", bits, len(bits) > 0, example)
     return scan_layers(model, data, bits, quantize_weights)
 
 
@@ -133,10 +133,7 @@ def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, in
     `counts` are the weights of each layer, and `budget` is how many bytes their packed codes may take together.
     """
     check_whole_number("budget", budget, "[1, 1e12]")
-    check_scan(scan, counts, "bits", "bit_scan")
-    for rises in scan.values():
-        for bits in rises:
-            check_whole_number("bits in the scan", bits, WEIGHT_BITS_RANGE)
+    check_scan(scan, counts, "bits", "bit_scan", check_whole_number, WEIGHT_BITS_RANGE)
     taken = {name: {bits: -(-counts[name] * bits // 8) for bits in rises} for name, rises in scan.items()}
     chosen = choose_settings(scan, taken, budget)
     if chosen is None:

@@ -20,7 +20,7 @@ from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.distillation.answers import check_teacher
-from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number, check_that
 from kd_lab.evaluation import Checked, check_data
 from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, save_packed
 from kd_lab.networks.layers import make_permanent, weighted_layers, weights
@@ -29,7 +29,7 @@ from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
 from kd_lab.scorecard import Scorecard, scorecard
 from kd_lab.storage import cache_key, set_aside, writable
-from kd_lab.training import Loss, check_settings, train
+from kd_lab.training import check_settings, train
 
 SETTINGS = ["learning_rate", "weight_decay", "batch_size", "seed", "progress", "schedule", "steps_per_epoch"]
 ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs")
@@ -68,17 +68,10 @@ class CompressionResult:
         return self._table("html")
 
     def _table(self, style: str) -> str:
-        lines = {stage: self.card[stage].lines() for stage in self.models}
-        rows = [
-            [
-                stage,
-                *map(lines[stage].get, ROWS),
-                f"{lines[stage][LATENCY]} ms",
-                f"{self.bytes[stage]:,}",
-                f"{self._ratio(stage):.1f}",
-            ]
-            for stage in self.models
-        ]
+        rows = []
+        for stage, size in self.bytes.items():
+            card, ratio = self.card[stage].lines(), self._ratio(stage)
+            rows.append([stage, *map(card.get, ROWS), f"{card[LATENCY]} ms", f"{size:,}", f"{ratio:.1f}"])
         headers = ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
         return tabulate(rows, headers, style, colalign=["left", *["right"] * (len(headers) - 1)], disable_numparse=True)
 
@@ -105,11 +98,9 @@ def compress(
     check_recipe(model, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
     check_number("strength", strength, "[0, 100]")
-    models = {"start": make_permanent(model).eval()}
+    models, teaching = {"start": make_permanent(model).eval()}, Teaching(teacher, data, settings, folder)
     try:
-        for stage, finished in run_stages(
-            model, Teaching(teacher, data), stages, temperature, alpha, strength, folder, settings
-        ):
+        for stage, finished in run_stages(model, teaching, stages, temperature, alpha, strength):
             models[f"{len(models)} {stage}"] = finished
     except KeyboardInterrupt:
         print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
@@ -122,8 +113,7 @@ def check_recipe(
 ) -> None:
     """Raise a ParameterError unless these can be put through a recipe."""
     check_kind("folder", folder, (str, Path, type(None)), "the path of a folder, or None")
-    if folder is not None and not writable(Path(folder)):
-        raise ParameterError(f"'folder' must be one that can be written, or be made. Got {folder!r:.80}.")
+    check_that("folder", folder, folder is None or writable(Path(folder)), "one that can be written, or be made")
     check_kind("data", data, Mnist, "what load_mnist() returns")
     weighted_layers(model)
     form_of(make_permanent(model))
@@ -136,13 +126,9 @@ def check_recipe(
 
 
 def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None) -> None:
-    if (
-        not isinstance(stages, (list, tuple))
-        or not stages
-        or not all(map(callable, stages))
-        or any(isinstance(stage, type) for stage in stages)
-    ):
-        raise ParameterError(f"'stages' must be a list of stages, as in [Prune(0.9), Share(4)]. Got {stages!r:.80}.")
+    fits = isinstance(stages, (list, tuple)) and len(stages) > 0
+    fits = fits and all(callable(stage) and not isinstance(stage, type) for stage in stages)
+    check_that("stages", stages, fits, "a list of stages, as in [Prune(0.9), Share(4)]")
     for stage in stages:
         if folder is not None and " at 0x" in repr(stage):
             raise ParameterError(
@@ -155,11 +141,17 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
                 check_choice(f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
 
 
+@dataclass
 class Teaching:
-    """The data and the teacher, None for labels alone; it answers once, and only if something is fine-tuned."""
+    """The teacher, None for labels alone, the data, the settings of `train`, and the folder of finished stages.
 
-    def __init__(self, teacher: nn.Module | None, data: Mnist):
-        self.teacher, self.data = teacher, data
+    The teacher answers once, and only if something is fine-tuned.
+    """
+
+    teacher: nn.Module | None
+    data: Mnist
+    settings: dict
+    folder: Path | None
 
     @functools.cached_property
     def parts(self) -> list[tuple[Tensor, ...]]:
@@ -169,54 +161,48 @@ class Teaching:
             for part in (self.data.train, self.data.validation)
         ]
 
-    def loss(self, temperature: float, alpha: float) -> Loss:
-        """Return what fine-tuning makes small, without the penalty."""
+    def fine_tuning(self, temperature: float, alpha: float, strength: float) -> FineTuning:
+        """Return how a stage fine-tunes: `compress` says what becomes small."""
         taught = DistillationLoss(temperature, alpha)  # which says what is wrong with them, with or without a teacher
-        return F.cross_entropy if self.teacher is None else taught
+        loss = F.cross_entropy if self.teacher is None else taught
+        penalty = (lambda model: strength * l2_penalty(model)) if strength else None
+
+        def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
+            if epochs == 0:
+                return model
+            training, validation = self.parts
+            settings = {"validation": validation, "epochs": epochs, "penalty": penalty, **self.settings}
+            tuned, history = train(model, training, loss, **settings)
+            if history.stopped == "interrupted":
+                raise KeyboardInterrupt  # half a stage is none
+            return tuned
+
+        return fine_tune
+
+    def paths(self, model: nn.Module, stages: Sequence[Stage], *how: float) -> list[Path | None]:
+        """Return for each stage a path in the folder, if any, that changes with whatever came before it."""
+        if self.folder is None:
+            return [None] * len(stages)
+        networks = [make_permanent(each) for each in (model, self.teacher) if each is not None]
+        settings = [*how, sorted(item for item in self.settings.items() if item[0] != "progress")]
+        before = {
+            "start": [[str(each), _digest(each.state_dict())] for each in networks],
+            "data": [_digest(part._asdict()) for part in (self.data.train, self.data.validation)],
+            "settings": repr(settings),
+        }
+        keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
+        return [Path(self.folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
 
 
 def run_stages(
-    model: nn.Module,
-    teaching: Teaching,
-    stages: Sequence[Stage],
-    temperature: float,
-    alpha: float,
-    strength: float,
-    folder: Path | None,
-    settings: dict,
+    model: nn.Module, teaching: Teaching, stages: Sequence[Stage], temperature: float, alpha: float, strength: float
 ) -> Iterator[tuple[Stage, nn.Module]]:
     """Yield each stage with the network that it made, from the folder where that was finished before."""
-    loss = teaching.loss(temperature, alpha)
-    penalty = (lambda model: strength * l2_penalty(model)) if strength else None
-
-    def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
-        if epochs == 0:
-            return model
-        training, validation = teaching.parts
-        tuned, history = train(model, training, loss, validation=validation, epochs=epochs, penalty=penalty, **settings)
-        if history.stopped == "interrupted":
-            raise KeyboardInterrupt  # half a stage is none
-        return tuned
-
-    matters = sorted(item for item in settings.items() if item[0] != "progress")
-    paths: list[Path | None] = [None] * len(stages)
-    if folder is not None:
-        plain = [each and make_permanent(each) for each in (model, teaching.teacher)]
-        keys = _keys(plain, teaching.data, stages, [temperature, alpha, strength, matters])
-        paths = [Path(folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
+    how = temperature, alpha, strength
+    fine_tune, paths = teaching.fine_tuning(*how), teaching.paths(model, stages, *how)
     for stage, path in zip(stages, paths, strict=True):
         model = _kept(path) or _finish(stage, model, fine_tune, path)
         yield stage, model
-
-
-def _keys(models: list[nn.Module | None], data: Mnist, stages: Sequence[Stage], settings: list) -> list[str]:
-    """Return for each stage a key that changes with whatever came before it."""
-    start = [[str(each), _digest(each.state_dict())] for each in models if each is not None]
-    parts = [_digest(part._asdict()) for part in (data.train, data.validation)]
-    return [
-        cache_key({"start": start, "data": parts, "settings": repr(settings), "stages": repr(stages[:place])})
-        for place in range(1, len(stages) + 1)
-    ]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -1,7 +1,6 @@
 """Find settings without a human, within a budget: temperature and alpha of a student; ratios and bits of a recipe."""
 
 import functools
-import itertools
 import math
 import sys
 import time
@@ -31,12 +30,10 @@ from kd_lab.plots import plain_log
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MAX_KEPT, MIN_KEPT, MIN_WEIGHTS = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
 MIN_BITS, MAX_BITS = 2, 5
-TEACHING = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}
+Ranges = dict[str, tuple[float, float]]
+TEACHING: Ranges = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}  # temperatures evenly on a log scale
 PRUNING_STEPS = 4  # of pruning
 RANDOM_TRIALS = 4  # trials before the first guess
-
-
-MAX_TEMPERATURE = 20.0  # the temperatures tried are 1 to this, evenly on a log scale; alphas are 0 to 1
 SAME_ACCURACY = 0.0025  # of accuracies that differ by less, the loss decides
 
 
@@ -69,33 +66,32 @@ def search_settings(
     """
     check_whole_number("runs", runs, "[1, 1000]")
     check_whole_number("seed", seed, "[0, 1000000]")
-    optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
     trials = []
 
-    def objective(trial) -> float:
-        setting = (
-            trial.suggest_float("temperature", 1.0, MAX_TEMPERATURE, log=True),
-            trial.suggest_float("alpha", 0.0, 1.0),
-        )
-        trials.append(try_setting(fit, *setting, validation))
+    def objective(asked) -> float:
+        trials.append(try_setting(fit, validation=validation, **_suggest_teaching(asked, TEACHING)))
         return trials[-1].accuracy.value
 
-    with quiet_optuna():
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
-        optuna.create_study(sampler=sampler, direction="maximize").optimize(objective, n_trials=runs)
+    with _study(seed, "maximize") as study:
+        study.optimize(objective, n_trials=runs)
     return trials
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's line on every trial, but not its warnings."""
-    logging = optional("optuna", "optuna").logging
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
+def _study(seed: int, direction: str) -> Iterator[Any]:
+    """Yield a study of Optuna whose line on every trial, but not its warnings, is silenced."""
+    optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
+        yield optuna.create_study(sampler=sampler, direction=direction)
     finally:
-        logging.set_verbosity(before)
+        optuna.logging.set_verbosity(before)
+
+
+def _suggest_teaching(asked, ranges: Ranges) -> dict[str, float]:
+    return {name: asked.suggest_float(name, low, high, log=low > 0) for name, (low, high) in ranges.items()}
 
 
 Trial = TypeVar("Trial", "SettingTrial", "RecipeTrial")
@@ -204,12 +200,8 @@ class Search:
             (self.trials[:1], "s", "hand-set"),
             ([self.best], "*", "found"),
         ):
-            axes.plot(
-                *zip(*((trial.bytes, 100 - 100 * trial.accuracy.value) for trial in trials), strict=True),
-                form,
-                label=label,
-                markersize=12 if form == "*" else None,
-            )
+            sizes, errors = zip(*((trial.bytes, 100 - 100 * trial.accuracy.value) for trial in trials), strict=True)
+            axes.plot(sizes, errors, form, label=label, markersize=12 if form == "*" else None)
         if self.budget.most_bytes is not None:
             axes.axvline(self.budget.most_bytes, linestyle=":", color="grey", label="budget")
         axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="validation error, %")
@@ -220,18 +212,7 @@ class Search:
 
     def __repr__(self) -> str:
         best = "found" if self.met else "nearest"
-        rows = [
-            [
-                name,
-                f"{trial.bytes:,}",
-                f"{self.dense_bytes / trial.bytes:.1f}",
-                _with_interval(trial),
-                ", ".join(f"{100 * (1 - each):.2g}" for each in trial.stages[0].sparsity.values()),
-                ", ".join(map(str, trial.stages[1].num_bits.values())),
-                *(f"{value:.2g}" for value in trial.teaching.values()),
-            ]
-            for name, trial in (("hand-set", self.trials[0]), (best, self.best))
-        ]
+        rows = [["hand-set", *self._row(self.trials[0])], [best, *self._row(self.best)]]
         headers = ["", "bytes", "ratio", "points lost (95 %)", "kept, %", "bits", *self.trials[0].teaching]
         said = "met" if self.met else "met by none: below is the nearest"
         return (
@@ -240,10 +221,13 @@ class Search:
             + tabulate(rows, headers, disable_numparse=True)
         )
 
-
-def _with_interval(trial: RecipeTrial) -> str:
-    low, high = sorted(-100 * end for end in trial.difference.interval)
-    return f"{trial.lost:.2f} ({low:.2f} to {high:.2f})"
+    def _row(self, trial: RecipeTrial) -> list[str]:
+        low, high = sorted(-100 * end for end in trial.difference.interval)
+        size = [f"{trial.bytes:,}", f"{self.dense_bytes / trial.bytes:.1f}"]
+        kept = ", ".join(f"{100 * (1 - each):.2g}" for each in trial.stages[0].sparsity.values())
+        bits = ", ".join(map(str, trial.stages[1].num_bits.values()))
+        teaching = [f"{value:.2g}" for value in trial.teaching.values()]
+        return [*size, f"{trial.lost:.2f} ({low:.2f} to {high:.2f})", kept, bits, *teaching]
 
 
 def search_recipe(
@@ -275,22 +259,17 @@ def search_recipe(
     check_whole_number("runs", runs, "[1, 1000]")
     check_number("minutes", minutes, "(0, 10000]")
     check_whole_number("epochs", epochs, "[1, 1000]")
-    _check_least(model, budget)
-    kept = {layer: _least_kept(weights) for layer, weights in _weights(model).items()}
-    try_setting = functools.partial(
-        _try,
-        model,
-        Teaching(teacher, data),
-        epochs,
-        folder,
-        settings | {"progress": False},
-        correct_answers(model, data.validation),
-    )
-    proposed = _propose(kept, budget, try_setting, teacher is not None, seed)
-    trials = []
+    least = {layer: _least_kept(weight.value.numel()) for layer, weight in weights(model).items()}
+    _check_least(model, least, budget)
+    teaching = Teaching(teacher, data, settings | {"progress": False}, folder)
+    attempt = functools.partial(_try, model, teaching, correct_answers(model, data.validation))
+    ranges = {} if teacher is None else TEACHING
+    trials: list[RecipeTrial] = []
     try:
-        for trial in _in_time(proposed, runs, 60 * minutes, settings.get("progress", True)):
-            trials += [trial] if trial else []
+        with _study(seed, "minimize") as study:
+            study.enqueue_trial(_set_by_hand(least, ranges))
+            for _ in _in_time(runs, 60 * minutes, settings.get("progress", True)):
+                trials += _next(study, least, epochs, ranges, budget, attempt)
     except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
         print(f"{str(error) or 'Interrupted.'} {len(trials)} of {runs} trials are done.")
         if not trials:
@@ -313,27 +292,19 @@ def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
     return Budget(most_bytes, most_lost)
 
 
-def _check_least(model: nn.Module, budget: Budget) -> None:
+def _check_least(model: nn.Module, least: dict[str, float], budget: Budget) -> None:
     """Raise a ParameterError that names the nearest budget where even the smallest file would be too large."""
     if budget.most_bytes is None:
         return
     smallest = make_permanent(model)
-    for stage in _stages(
-        {layer: _least_kept(count) for layer, count in _weights(model).items()},
-        dict.fromkeys(_weights(model), MIN_BITS),
-        0,
-    ):
+    for stage in _stages(least, dict.fromkeys(least, MIN_BITS), 0):
         smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
-    least = len(pack(smallest))
-    if budget.most_bytes < least:
+    size = len(pack(smallest))
+    if budget.most_bytes < size:
         raise ParameterError(
-            f"'most_bytes' can't be met: the smallest file of this search has about "
-            f"{least:,} bytes. Got {budget.most_bytes:,}."
+            f"'most_bytes' can't be met: the smallest file of this search has about {size:,} bytes. "
+            f"Got {budget.most_bytes:,}."
         )
-
-
-def _weights(model: nn.Module) -> dict[str, int]:
-    return {layer: weight.value.numel() for layer, weight in weights(model).items()}
 
 
 def _least_kept(weights: int) -> float:
@@ -345,77 +316,54 @@ def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[P
 
 
 def _try(
-    model: nn.Module,
-    teaching: Teaching,
-    epochs: int,
-    folder: Path | None,
-    settings: dict,
-    before: Tensor,
-    kept: dict[str, float],
-    bits: dict[str, int],
-    taught: dict[str, float],
+    model: nn.Module, teaching: Teaching, before: Tensor, stages: list[Prune | Share], taught: dict[str, float]
 ) -> RecipeTrial:
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
-    stages, how = _stages(kept, bits, epochs), taught or HAND_SET  # without a teacher neither of the two matters
-    *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0, folder, settings)
+    how = taught or HAND_SET  # without a teacher neither of the two matters
+    *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0)
     validation = teaching.data.validation
     right = correct_answers(made, validation)
-    return RecipeTrial(
-        stages,
-        taught,
-        pack(made),
-        Accuracy.of(right),
-        PairedDifference.of(right, before),
-        mean_cross_entropy(made, validation),
-    )
+    figures = Accuracy.of(right), PairedDifference.of(right, before), mean_cross_entropy(made, validation)
+    return RecipeTrial(stages, taught, pack(made), *figures)
 
 
-def _propose(
-    least: dict[str, float], budget: Budget, try_setting: Callable[..., RecipeTrial], taught: bool, seed: int
-) -> Iterator[RecipeTrial | None]:
-    """Yield trial after trial, the hand-set one first, and None for one that diverged."""
-    optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
-    with quiet_optuna():
-        study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS))
-    teaching = {"temperature": HAND_SET["temperature"], "alpha": HAND_SET["alpha"]} if taught else {}
-    study.enqueue_trial(
-        {
-            **{f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()},
-            **{f"bits {layer}": HAND_SET["num_bits"] for layer in least},
-            **teaching,
-        }
-    )
-    while True:
-        with quiet_optuna():
-            asked = study.ask()
-            kept = {
-                layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()
-            }
-            bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
-            for name, (low, high) in TEACHING.items() if taught else ():
-                teaching[name] = asked.suggest_float(name, low, high, log=low > 0)
-        try:
-            trial = try_setting(kept, bits, dict(teaching))
-        except TrainingError as error:
-            print(error)
-            study.tell(asked, state=optuna.trial.TrialState.FAIL)
-            yield None
-            continue
-        with quiet_optuna():
-            asked.set_constraint("over", budget.over(trial))
-            study.tell(asked, budget.value(trial))
-        yield trial
+def _set_by_hand(least: dict[str, float], ranges: Ranges) -> dict[str, float]:
+    """Return the first setting as Optuna names its parts."""
+    kept = {f"kept {layer}": max(HAND_SET["kept"], share) for layer, share in least.items()}
+    bits = {f"bits {layer}": HAND_SET["num_bits"] for layer in least}
+    return {**kept, **bits, **{name: HAND_SET[name] for name in ranges}}
 
 
-def _in_time(
-    trials: Iterator[RecipeTrial | None], runs: int, seconds: float, progress: bool
-) -> Iterator[RecipeTrial | None]:
-    """Yield the first `runs` trials, or as many as end in time if each takes no longer than the longest so far."""
+def _next(
+    study: Any,
+    least: dict[str, float],
+    epochs: int,
+    ranges: Ranges,
+    budget: Budget,
+    attempt: Callable[..., RecipeTrial],
+) -> list[RecipeTrial]:
+    """Return the trial of the setting that the study asks for, and tell it; no trial where a training diverged."""
+    asked = study.ask()
+    kept = {layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()}
+    bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
+    try:
+        trial = attempt(_stages(kept, bits, epochs), _suggest_teaching(asked, ranges))
+    except TrainingError as error:
+        print(error)
+        study.tell(asked, state=optional("optuna.trial", "optuna").TrialState.FAIL)
+        return []
+    asked.set_constraint("over", budget.over(trial))
+    study.tell(asked, budget.value(trial))
+    return [trial]
+
+
+def _in_time(runs: int, seconds: float, progress: bool) -> Iterator[int]:
+    """Count to `runs`, or as far as the next one ends in time if it takes no longer than the longest so far."""
     begun = last = time.perf_counter()
     longest = 0.0
     with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar:
-        for trial in itertools.islice(trials, runs):
-            yield trial
+        for run in range(runs):
+            yield run
             bar.update()
             now = time.perf_counter()
             longest, last = max(longest, now - last), now

@@ -48,12 +48,12 @@ class Prune:
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: weight.value != 0 for name, weight in weights(model).items()}
         highest = max(self.sparsity.values()) if isinstance(self.sparsity, dict) else self.sparsity
+
+        def prune_to(pruned: nn.Module, step: float) -> nn.Module:
+            return _without_others(self._prune_to(pruned, step), kept)
+
         return prune_gradually(
-            model,
-            highest,
-            self.steps,
-            lambda pruned: fine_tune(pruned, self.epochs),
-            prune=lambda pruned, step: _without_others(self._prune_to(pruned, step), kept),
+            model, highest, self.steps, lambda pruned: fine_tune(pruned, self.epochs), prune=prune_to
         )
 
     def _prune_to(self, model: nn.Module, sparsity: float) -> nn.Module:

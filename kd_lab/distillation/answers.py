@@ -30,12 +30,8 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     """
     check_number("temperature", temperature, TEMPERATURE_RANGE)
     _check_logits(student_logits, teacher_logits)
-    return temperature**2 * F.kl_div(
-        F.log_softmax(student_logits / temperature, dim=1),
-        F.log_softmax(teacher_logits / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    student, teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (student_logits, teacher_logits))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def logit_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -116,12 +112,8 @@ def check_teacher(student: nn.Module, teacher: nn.Module, validation: Data) -> N
 
 
 def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    check_shapes(
-        "'student_logits' and 'teacher_logits' must have one shape (N, classes)",
-        lambda a, b: a == b and len(a) == 2,
-        student_logits,
-        teacher_logits,
-    )
+    rule = "'student_logits' and 'teacher_logits' must have one shape (N, classes)"
+    check_shapes(rule, lambda a, b: a == b and len(a) == 2, student_logits, teacher_logits)
 
 
 def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:

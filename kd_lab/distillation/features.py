@@ -160,7 +160,7 @@ def distil_features(
     loss = FeatureLoss(kind, weight, temperature, alpha)
     data, validation = (check_scorable(student, part) for part in (data, validation))
     check_teacher(student, teacher, validation)
-    learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
+    learner, source = _hinted(kind, student, teacher, (student_layer, teacher_layer), validation[0][:2], seed)
     classes = predict(teacher, validation[0][:2]).shape[1]
 
     def with_hints(part: Data) -> Data:
@@ -190,37 +190,28 @@ def train_on_hints(
     check_choice("kind", kind, list(LOSSES))
     data, validation = check_data(data), check_data(validation)
     check_teacher(student, teacher, validation)
-    learner, source = _hinted(kind, student, teacher, student_layer, teacher_layer, validation, seed)
+    learner, source = _hinted(kind, student, teacher, (student_layer, teacher_layer), validation[0][:2], seed)
     learner.answers = source.answers = False
     parts = [Checked((images, predict(source, images))) for images, *_ in (data, validation)]
     return _train_hinted(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
 
 
 def _hinted(
-    kind: str,
-    student: nn.Module,
-    teacher: nn.Module,
-    student_layer: str,
-    teacher_layer: str,
-    validation: Data,
-    seed: int,
+    kind: str, student: nn.Module, teacher: nn.Module, layers: tuple[str, str], images: Tensor, seed: int
 ) -> tuple[Hinted, Hinted]:
     """Return student and teacher, each so that it gives its layer's output in the form that is compared."""
-    outputs = [
-        layer_outputs(student, student_layer, validation[0][:2], "student_layer"),
-        layer_outputs(teacher, teacher_layer, validation[0][:2], "teacher_layer"),
-    ]
-    _check_reach(student, student_layer, validation[0][:2])
-    shapes = [tuple(output.shape[1:]) for output in outputs]
+    output = layer_outputs(student, layers[0], images, "student_layer")
+    hint = layer_outputs(teacher, layers[1], images, "teacher_layer")
+    _check_reach(student, layers[0], images)
+    shapes = tuple(output.shape[1:]), tuple(hint.shape[1:])
     if kind == "attention" and (len(shapes[0]) != 3 or shapes[0][1:] != shapes[1][1:]):
         raise ParameterError(
-            f"attention maps need layers (channels, height, width) of one height and "
-            f"width. The student's layer {student_layer!r} gives {shapes[0]}, the teacher's "
-            f"{teacher_layer!r} {shapes[1]}."
+            "attention maps need layers (channels, height, width) of one height and width. The student's layer "
+            f"{layers[0]!r} gives {shapes[0]}, the teacher's {layers[1]!r} {shapes[1]}."
         )
     keep = attention_map if kind == "attention" else nn.Identity()
-    translate = regressor(shapes[0], shapes[1], seed) if kind == "hint" else keep
-    return Hinted(student, student_layer, translate), Hinted(teacher, teacher_layer, keep)
+    translate = regressor(*shapes, seed) if kind == "hint" else keep
+    return Hinted(student, layers[0], translate), Hinted(teacher, layers[1], keep)
 
 
 def _check_layer(argument: str, model: nn.Module, layer: str) -> None:

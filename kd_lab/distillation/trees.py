@@ -74,9 +74,8 @@ class SoftTree(nn.Module):
         levels = [turns.new_zeros(len(turns), 1)]
         for level in range(self.depth):
             first = 2**level - 1
-            levels.append(
-                (levels[-1].unsqueeze(2) + turns[:, first : 2 * first + 1]).flatten(1)
-            )  # siblings side by side
+            children = levels[-1].unsqueeze(2) + turns[:, first : 2 * first + 1]
+            levels.append(children.flatten(1))  # siblings side by side
         return levels
 
     def paths(self, images: Tensor) -> Paths:

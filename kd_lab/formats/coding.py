@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, check_that
 
 MAX_CODE_BITS = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
 MAX_SYMBOLS = 2**24  # symbols in a row
@@ -43,7 +43,10 @@ def canonical_codes(lengths: np.ndarray) -> dict[str, int]:
     So the lengths alone say what the codes are, and no code begins like another. Raises a ParameterError where there
     are no such codes, that is where Σ 2^-length is above 1 (Kraft 1949).
     """
-    used = sorted((length, symbol) for symbol, length in enumerate(_lengths(lengths).tolist()) if length)
+    lengths = _whole("lengths", lengths, f"from 0 to {MAX_CODE_BITS}")
+    fits = lengths.max() <= MAX_CODE_BITS and (0.5 ** lengths[lengths > 0]).sum() <= 1
+    check_that("lengths", lengths, fits, "those of codes of which none begins like another")
+    used = sorted((length, symbol) for symbol, length in enumerate(lengths.tolist()) if length)
     symbols, code, before = {}, 0, 0
     for length, symbol in used:
         code <<= length - before
@@ -149,15 +152,6 @@ def _with_skips(gaps: np.ndarray) -> np.ndarray:
 
 def _width(size: int) -> int:
     return (size - 1).bit_length()
-
-
-def _lengths(lengths: np.ndarray) -> np.ndarray:
-    lengths = _whole("lengths", lengths, f"from 0 to {MAX_CODE_BITS}")
-    if lengths.max() > MAX_CODE_BITS or (0.5 ** lengths[lengths > 0]).sum() > 1:
-        raise ParameterError(
-            f"'lengths' must be those of codes of which none begins like another. Got {lengths!r:.80}."
-        )
-    return lengths
 
 
 def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:

@@ -80,7 +80,7 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
             raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")
         _write(writer, tensors[key])
     body = _describe(form, coder) + writer.content()
-    return MAGIC + SCHEMA + hashlib.sha256(body).digest()[:DIGEST_BYTES] + body
+    return MAGIC + SCHEMA + _digest(body) + body
 
 
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
@@ -129,11 +129,7 @@ def _check(content: bytes, where: str) -> None:
             f"{where} is no .kdz file: it does not begin with {MAGIC.decode()!r}, or has more than "
             f"{MAX_FILE_BYTES:,} bytes."
         )
-    if (
-        len(content) < BODY_START
-        or hashlib.sha256(content[BODY_START:]).digest()[:DIGEST_BYTES]
-        != content[BODY_START - DIGEST_BYTES : BODY_START]
-    ):
+    if _digest(content[BODY_START:]) != content[BODY_START - DIGEST_BYTES : BODY_START]:
         raise DamagedFileError(f"{where} is damaged: its SHA-256 is not the one it was saved with.")
     schema = _schema(content)
     if schema not in (OLD_SCHEMA, SCHEMA):
@@ -141,6 +137,10 @@ def _check(content: bytes, where: str) -> None:
             f"{where} has schema {schema.decode('latin')!r}; this kd_lab reads schemas 2 and 3. Update kd_lab, or pack "
             "the network again."
         )
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()[:DIGEST_BYTES]
 
 
 def _schema(content: bytes) -> bytes:
@@ -154,11 +154,9 @@ def _describe(form: Form, coder: str) -> bytes:
     has a bias that it had not.
     """
     places = list(weighted_layers(build_architecture(form.architecture)))
-    parts = [form.architecture, coder, *(f"{places.index(group)}={width}" for group, width in form.widths.items())]
-    return (
-        " ".join([*parts, *(f"-{name}" for name in form.removed), *(f"+{name}" for name in form.biased)]).encode()
-        + b"\n"
-    )
+    widths = [f"{places.index(group)}={width}" for group, width in form.widths.items()]
+    changes = [f"-{name}" for name in form.removed] + [f"+{name}" for name in form.biased]
+    return f"{' '.join([form.architecture, coder, *widths, *changes])}\n".encode()
 
 
 def _form(content: bytes, name: str, widths: list[str], changes: list[str]) -> Form:

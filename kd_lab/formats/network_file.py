@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_whole_number, reason
+from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_that, check_whole_number, reason
 from kd_lab.networks.layers import Weight, check_model, make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names, with_new_names
 from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
@@ -71,11 +71,8 @@ def _encode(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
             del tensors[_key(name, weight)]
             tensors |= {f"{prefix}codes": pack_bits(codes, num_bits), **{prefix + key: tables[key] for key in tables}}
             quantized[name] = [num_bits, [*weight.value.shape]]
-    inputs = {
-        name: layer.input_quantizer.num_bits
-        for name, layer in weighted_layers(model).items()
-        if getattr(layer, "input_quantizer", None)
-    }
+    grids = {name: getattr(layer, "input_quantizer", None) for name, layer in weighted_layers(model).items()}
+    inputs = {name: grid.num_bits for name, grid in grids.items() if grid}
     return tensors, {**_description(plain), "quantized": quantized, "inputs": inputs}
 
 
@@ -119,12 +116,11 @@ def _upgrade(metadata: dict, tensors: dict[str, Tensor], dense: nn.Module) -> tu
     if "architecture" in metadata:
         return metadata, tensors
     names = old_names(dense)
-    parts = {
-        part: {names.get(name, name): value for name, value in metadata.get(part, {}).items()}
-        for part in ("quantized", "inputs")
-    }
     removed = [names.get(name, name) for name in metadata.get("pruned", {}).get("removed", [])]
-    return {"architecture": metadata.get("model"), "removed": removed, **parts}, with_new_names(tensors, dense)
+    upgraded: dict = {"architecture": metadata.get("model"), "removed": removed}
+    for part in ("quantized", "inputs"):
+        upgraded[part] = {names.get(name, name): value for name, value in metadata.get(part, {}).items()}
+    return upgraded, with_new_names(tensors, dense)
 
 
 def _decode(tensors: dict[str, Tensor], quantized: dict[str, list], present: dict[str, Weight]) -> None:
@@ -167,11 +163,8 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
     """
     check_whole_number("num_bits", num_bits, BITS_RANGE)
     check_kind("codes", codes, Tensor, "a tensor of whole numbers")
-    if codes.is_floating_point() or not ((codes >= 0) & (codes.long() < 2**num_bits)).all():
-        raise ParameterError(
-            f"'codes' must be whole numbers from 0 to {2**num_bits - 1}, which is what "
-            f"{num_bits} bits hold. Got {codes!r:.80}."
-        )
+    fits = not codes.is_floating_point() and ((codes >= 0) & (codes.long() < 2**num_bits)).all()
+    check_that("codes", codes, fits, f"whole numbers from 0 to {2**num_bits - 1}, which is what {num_bits} bits hold")
     bits = codes.int().reshape(-1, 1).numpy() >> np.arange(num_bits)[::-1] & 1  # (codes, num_bits)
     return torch.from_numpy(np.packbits(bits.astype(bool)))
 
@@ -184,10 +177,8 @@ def unpack_bits(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor
         check_whole_number("shape", size, "[0, 1e12]")
     count = math.prod(shape)
     size = -(-count * num_bits // 8)
-    if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.shape != (size,):
-        raise ParameterError(
-            f"'packed' must be {size} bytes (uint8), which is what {count} codes of "
-            f"{num_bits} bits take. Got {packed!r:.80}."
-        )
+    fits = isinstance(packed, Tensor) and packed.dtype == torch.uint8 and packed.shape == (size,)
+    allowed = f"{size} bytes (uint8), which is what {count} codes of {num_bits} bits take"
+    check_that("packed", packed, fits, allowed)
     bits = np.unpackbits(packed.numpy(), count=count * num_bits).reshape(count, num_bits)
     return torch.from_numpy(bits @ (1 << np.arange(num_bits, dtype=np.int32)[::-1])).view(*shape)

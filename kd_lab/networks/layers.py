@@ -87,13 +87,9 @@ def check_model(model: object) -> None:
     """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
     if isinstance(model, nn.Module):
         return
-    hint: dict[type, str] = {
-        str: " Did you mean load_trained(name)?",
-        tuple: " Did you mean model, history = train(…)?",
-    }
-    raise ParameterError(
-        f"'model' must be a network (an nn.Module). Got {type(model).__name__}." + hint.get(type(model), "")
-    )
+    hints = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
+    got = type(model).__name__ + "." + hints.get(type(model), "")
+    raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}")
 
 
 def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor) -> None:
@@ -183,13 +179,11 @@ def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
     lifted = copy.deepcopy(model)
     for weight in weights(lifted).values():
-        if not weight.parametrization(kind):
-            continue
-        chain = weight.module.parametrizations[weight.name]
-        for place in reversed([place for place, module in enumerate(chain) if isinstance(module, kind)]):
-            del chain[place]
-        if not len(chain):
-            chain.append(nn.Identity())
+        if weight.parametrization(kind):
+            chain = weight.module.parametrizations[weight.name]
+            others = [module for module in chain if not isinstance(module, kind)]
+            del chain[:]
+            chain.extend(others or [nn.Identity()])
     for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
         if parametrize.is_parametrized(module) and not any(map(_changes, module.parametrizations.values())):
             _settle(module)

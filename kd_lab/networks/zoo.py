@@ -163,13 +163,9 @@ def old_names(model: nn.Module) -> dict[str, str]:
 def with_new_names(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a file of version 0.1 under the names that this network's modules have now."""
     names = old_names(model)
-    return {_new_name(key, names): tensor for key, tensor in tensors.items()}
 
+    def renamed(key: str) -> str:
+        innermost = max((old for old in names if key.startswith(f"{old}.")), key=len, default="")
+        return names.get(innermost, "") + key.removeprefix(innermost)
 
-def _new_name(key: str, names: dict[str, str]) -> str:
-    """Return a tensor's name with that of the innermost module that is known, as in "0.input_quantizer.scale"."""
-    parts = key.split(".")
-    for count in range(len(parts) - 1, 0, -1):
-        if (module := ".".join(parts[:count])) in names:
-            return ".".join([names[module], *parts[count:]])
-    return key
+    return {renamed(key): tensor for key, tensor in tensors.items()}

@@ -36,10 +36,10 @@ def prune_channels(
     """
     data = None if data is None else check_data(data)
     groups = find_groups(model, list(ratio) if isinstance(ratio, dict) else None, data and data[0])
-    check_sparsity("ratio", ratio, list(groups), scope)
+    check_sparsity("ratio", ratio, list(groups), scope, "group")
     pruned = lift_masks(model)
     kept = rank(channel_importances(pruned, groups, importance, data, seed), scope).masks(ratio)
-    check_left(f"ratio {ratio} leaves no channel", kept, scope)
+    check_left(f"ratio {ratio} leaves no channel in group", kept, scope)
     set_masks(pruned, _weight_masks(pruned, groups, kept))
     return pruned
 
@@ -165,9 +165,8 @@ def form_of_tensors(architecture: str, removed: Sequence[str], tensors: dict[str
         if f"{group}.weight" not in tensors:
             raise ParameterError(f"It has no layer {group!r}; a {architecture} has {', '.join(groups)}.")
     widths = {name: len(tensors[f"{name}.weight"]) for name in groups}
-    biased = [
-        name for name, layer in weighted_layers(dense).items() if layer.bias is None and f"{name}.bias" in tensors
-    ]
+    biasless = [name for name, layer in weighted_layers(dense).items() if layer.bias is None]
+    biased = [name for name in biasless if f"{name}.bias" in tensors]
     return Form(architecture, removed, {name: n for name, n in widths.items() if n != groups[name].size}, biased)
 
 
@@ -186,9 +185,7 @@ def build_form(form: Form) -> nn.Module:
     return narrow
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # a file, and a panel, ask again and again, and to find the groups takes a network's run
+@functools.lru_cache(maxsize=8)  # a file, and a panel, ask again and again, and finding groups takes a network's run
 def _dense(architecture: str, removed: tuple[str, ...]) -> tuple[nn.Module, dict[str, Group]]:
     """Return a network of the kit without these layers, which must not be changed, and its groups of channels."""
     dense = remove_layers(build_architecture(architecture), removed)
@@ -246,11 +243,9 @@ def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
     attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
     attribute = attributes.get(type(layer), ("num_features",))[dim]
     stay = features_kept(mask, getattr(layer, attribute)).nonzero().flatten()
-    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+    for tensor in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
         if tensor.dim() > dim:
-            part = tensor.detach().index_select(dim, stay)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            setattr(layer, name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
+            tensor.data = tensor.detach().index_select(dim, stay)
     setattr(layer, attribute, len(stay))
 
 

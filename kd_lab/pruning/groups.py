@@ -12,40 +12,12 @@ from torch import Tensor, fx, nn
 from kd_lab.errors import ParameterError, check_choice, reason
 from kd_lab.networks.layers import WEIGHTED, Weight, example_images, make_permanent, predict, weights
 
-ELEMENTWISE = {
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    F.dropout,
-    F.relu,
-    F.leaky_relu,
-    F.gelu,
-    F.silu,
-    torch.relu,
-    torch.tanh,
-    torch.sigmoid,
-    "relu",
-    "tanh",
-    "sigmoid",
-    "contiguous",
-}
-POOLS = {
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    F.max_pool2d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-}
+COPIES = {nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous"}
+ACTIVATION_LAYERS = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid}
+ACTIVATION_FUNCTIONS = {F.relu, F.leaky_relu, F.gelu, F.silu, torch.relu, torch.tanh, torch.sigmoid}
+ELEMENTWISE = COPIES | ACTIVATION_LAYERS | ACTIVATION_FUNCTIONS | {"relu", "tanh", "sigmoid"}
+POOL_LAYERS = {nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d}
+POOLS = POOL_LAYERS | {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
 LAYERS = {nn.Linear, nn.Conv2d}  # whose weight is (channels made, channels read, …)
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
 FLATTENS = {nn.Flatten, torch.flatten, "flatten"}
@@ -99,7 +71,7 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
             raise ParameterError(
                 f"the channels of layer {name!r} go together with those of {group.producers[0]!r}. Name that one."
             )
-        check_choice("layer", name, list(groups))
+        check_choice("group", name, list(groups))
     return groups if names is None else {name: groups[name] for name in names}
 
 
@@ -112,9 +84,7 @@ def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
         with _tracing:
             traced = fx.GraphModule(plain, _Tracer().trace(plain))
     except Exception as error:  # noqa: BLE001 any code of a learner is run here, with stand-ins for tensors
-        return [
-            Group(producers=(name,), obstacle=f"torch.fx can't follow the network: {reason(error)}") for name in layers
-        ]
+        return _closed(layers, f"torch.fx can't follow the network: {reason(error)}")
     follower = _Follower(traced, weights(plain))
     with torch.no_grad():
         follower.run(images)
@@ -123,9 +93,11 @@ def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
         if not group.consumers:
             group.block("no layer reads them")
     found = {name for group in used for name in group.producers}
-    return used + [
-        Group(producers=(name,), obstacle="the network doesn't use it") for name in layers if name not in found
-    ]
+    return used + _closed([name for name in layers if name not in found], "the network doesn't use it")
+
+
+def _closed(layers: list[str], obstacle: str) -> list[Group]:
+    return [Group(producers=(name,), obstacle=obstacle) for name in layers]
 
 
 class _Tracer(fx.Tracer):
@@ -153,14 +125,13 @@ class _Follower(fx.Interpreter):
         self.made: list[Group] = []
         self._at: dict[fx.Node, tuple[Group, int]] = {}
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
-        uses = [
-            id(parameter)
-            for node in traced.graph.nodes
-            if node.op == "call_module"
-            for parameter in self.submodules[node.target].parameters()
-        ]
-        uses += [id(self.fetch_attr(node.target)) for node in traced.graph.nodes if node.op == "get_attr"]
-        self._uses = Counter(uses)
+        called = [self._module(node) for node in traced.graph.nodes]
+        uses = [parameter for module in called if module for parameter in module.parameters()]
+        uses += [self.fetch_attr(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+        self._uses = Counter(map(id, uses))
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.submodules[node.target] if node.op == "call_module" else None
 
     def run_node(self, node: fx.Node):
         result = super().run_node(node)
@@ -170,7 +141,7 @@ class _Follower(fx.Interpreter):
 
     def _follow(self, node: fx.Node) -> tuple[Group, int]:
         """Return the group of the node's channels and their axis."""
-        module = self.submodules[node.target] if node.op == "call_module" else None
+        module = self._module(node)
         kind, inputs = type(module) if module else node.target, node.all_input_nodes
         if module and any(self._uses[id(parameter)] > 1 for parameter in module.parameters()):
             return self._block(node, f"they reach '{node.target}' ({kind.__name__}), whose weights are used twice")
@@ -209,11 +180,9 @@ class _Follower(fx.Interpreter):
 
     def _unite(self, one: tuple[Group, int], other: tuple[Group, int]) -> tuple[Group, int]:
         """Make one group of two whose channels are added to each other; the first one made gives it the name."""
-        first, second = one[0], other[0]
-        if first is second:
+        if one[0] is other[0]:
             return one
-        if next(group for group in self.made if group is first or group is second) is second:
-            first, second = second, first
+        first, second = (group for group in self.made if group is one[0] or group is other[0])
         for part in ("producers", "norms", "consumers"):
             setattr(first, part, getattr(first, part) + getattr(second, part))
         first.block(second.obstacle)
@@ -225,8 +194,7 @@ class _Follower(fx.Interpreter):
         """Close the groups that this node reads, and begin one that is closed from the start."""
         for source in node.all_input_nodes:
             self._at[source][0].block(reason)
-        module = self.submodules[node.target] if node.op == "call_module" else None
-        layers = tuple(name for name, weight in self._weights.items() if weight.module is module)
+        layers = tuple(name for name, weight in self._weights.items() if weight.module is self._module(node))
         self.made.append(Group(producers=layers, obstacle=reason))
         return self.made[-1], 1
 

@@ -114,6 +114,7 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
 
 def lift_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose masks, where it has any, let everything through."""
+    weights(model)  # names a model that can't be copied
     lifted = copy.deepcopy(model)
     for weight in weights(lifted).values():
         if mask := weight.parametrization(Mask):
@@ -139,7 +140,7 @@ def prune(
     check_sparsity("sparsity", sparsity, list(weights(model)), scope)
     pruned = lift_masks(model)
     masks = rank(importances(pruned, importance, data, seed), scope).masks(sparsity)
-    check_left(f"sparsity {sparsity} leaves no weight", masks, scope)
+    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, scope)
     set_masks(pruned, masks)
     return pruned
 
@@ -163,7 +164,6 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 
 def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
-    weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
     set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
@@ -176,40 +176,40 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
     check_number("sparsity", sparsity, SPARSITY_RANGE)
-    weights(model)
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
     masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)
-    check_left(f"sparsity {sparsity} leaves no weight", masks, "global")
+    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, "global")
     set_masks(pruned, masks)
     return pruned
 
 
-def check_sparsity(argument: str, sparsity: Sparsity, layers: list[str], scope: str = "per_layer") -> None:
-    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these layers by name.
+def check_sparsity(
+    argument: str, sparsity: Sparsity, names: list[str], scope: str = "per_layer", kind: str = "layer"
+) -> None:
+    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these by name.
 
-    Only with `scope` "per_layer", one of SCOPES, may it be one for each layer.
+    Only with `scope` "per_layer", one of SCOPES, may it be one for each; `kind` says what the names are of.
     """
     check_choice("scope", scope, list(SCOPES))
     if not isinstance(sparsity, dict):
         return check_number(argument, sparsity, SPARSITY_RANGE)
     for name, value in sparsity.items():
-        check_choice(argument, name, layers)
+        check_choice(argument, name, names)
         check_number(f"{argument}[{name!r}]", value, SPARSITY_RANGE)
     if scope == "global":
         raise ParameterError(
-            f"{argument!r} for each layer and 'scope' \"global\" exclude each other: "
-            'one threshold over all layers leaves no choice for one. Use scope="per_layer".'
+            f"{argument!r} for each {kind} and 'scope' \"global\" exclude each other: "
+            f'one threshold over all {kind}s leaves no choice for one. Use scope="per_layer".'
         )
 
 
 def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
-    """Raise an EmptyLayerError that tells the problem, and in which layer, where a mask keeps nothing."""
+    """Raise an EmptyLayerError that tells the problem, with the name behind it, where a mask keeps nothing."""
+    advice = "Lower it, or use scope 'per_layer'." if scope == "global" else "Lower it."
     for name, mask in masks.items():
         if not mask.any():
-            raise EmptyLayerError(
-                f"{problem} in layer {name!r}. Lower it" + (", or use scope 'per_layer'." if scope == "global" else ".")
-            )
+            raise EmptyLayerError(f"{problem} {name!r}. {advice}")
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:

@@ -75,18 +75,12 @@ class Attempts:
         return max((attempt.sparsity for attempt in self.attempts if attempt.kept), default=0.0)
 
     def __repr__(self) -> str:
-        rows = [
-            [
-                f"{attempt.sparsity:.3f}",
-                f"{100 * attempt.difference.value:+.2f}" if attempt.difference else "a layer emptied",
-                "kept" if attempt.kept else "restored",
-            ]
-            for attempt in self.attempts
-        ]
-        return (
-            tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
-            + f"\nreached {self.reached:.3f} of {self.target:.3f}"
-        )
+        rows = []
+        for attempt in self.attempts:
+            points = f"{100 * attempt.difference.value:+.2f}" if attempt.difference else "a layer emptied"
+            rows.append([f"{attempt.sparsity:.3f}", points, "kept" if attempt.kept else "restored"])
+        table = tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
+        return f"{table}\nreached {self.reached:.3f} of {self.target:.3f}"
 
 
 def prune_until(

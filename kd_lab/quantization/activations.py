@@ -1,6 +1,8 @@
 """Quantize what flows between the layers: fold BatchNorm, look at some images, round each layer's input."""
 
 import copy
+from collections import defaultdict
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -108,16 +110,13 @@ def _quantize_input(layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]
 def _record(model: nn.Module, images: Tensor, inputs: bool) -> dict[str, Tensor]:
     """Return what each layer takes, or gives, for these images, in the order in which the layers are run."""
     check_finite(images=images)
-    seen: dict[str, list[Tensor]] = {}
-    hooks = [
-        layer.register_forward_hook(
-            lambda _layer, taken, given, name=name: seen.setdefault(name, []).append(taken[0] if inputs else given)
-        )
-        for name, layer in weighted_layers(model).items()
-    ]
-    try:
+    names, seen = {layer: name for name, layer in weighted_layers(model).items()}, defaultdict(list)
+
+    def note(layer: nn.Module, taken: tuple[Tensor], given: Tensor) -> None:
+        seen[names[layer]].append(taken[0] if inputs else given)
+
+    with ExitStack() as hooks:
+        for layer in names:
+            hooks.enter_context(layer.register_forward_hook(note))
         predict(model, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: torch.cat(parts) for name, parts in seen.items()}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
 from kd_lab.networks.layers import check_tensors
 
 BITS_RANGE = "[1, 16]"
@@ -70,8 +70,7 @@ def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tenso
     """Return how many steps of the grid x lies from 0."""
     smallest, largest = integer_range(num_bits)
     _check_shapes("x", x, scale, zero_point)
-    if not (torch.as_tensor(scale) > 0).all():
-        raise ParameterError(f"'scale' must be above 0. Got {scale!r:.80}.")
+    check_that("scale", scale, (torch.as_tensor(scale) > 0).all(), "above 0")
     # times the reciprocal, as torch and integer hardware do: a division would round a few numbers to the other side
     return _Round.apply(x * (1 / scale), smallest - zero_point, largest - zero_point)
 

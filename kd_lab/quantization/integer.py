@@ -85,9 +85,9 @@ class IntegerLayer(nn.Module):
         super().__init__()
         taken, weights, unit = layer.input_quantizer, _weight_grid(layer), _unit(layer)
         codes = quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
-        bias = None if layer.bias is None else (layer.bias.detach() / unit).round().int()
-        self.weight = nn.Parameter(codes, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.weight, self.bias = nn.Parameter(codes, requires_grad=False), None
+        if layer.bias is not None:
+            self.bias = nn.Parameter((layer.bias.detach() / unit).round().int(), requires_grad=False)
         for name, grid in (("input", taken), ("weight", weights)):
             self.register_buffer(f"{name}_scale", grid.scale.clone())
             self.register_buffer(f"{name}_zero_point", grid.zero_point.to(torch.int8))
@@ -133,11 +133,10 @@ def to_integer(model: nn.Module) -> nn.Module:
     left: dict[str, str] = {}
     integer = _convert(copy.deepcopy(model).eval(), "", left)
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
+        why = "; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers"
         raise ParameterError(
-            "'model' must have a layer whose weight, of 2 to 8 bits, and input lie on "
-            "grids; quantize_model(model, images) gives them. Got "
-            + ("; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers")
-            + "."
+            "'model' must have a layer whose weight, of 2 to 8 bits, and input lie on grids; quantize_model(model, "
+            f"images) gives them. Got {why}."
         )
     for module in integer.modules():
         if type(module) is nn.Sequential:
