@@ -53,6 +53,11 @@ class Shown(NamedTuple):
         return self.title
 
 
+def side_by_side(*parts: str) -> str:
+    """Return HTML parts beside each other, or below each other where the page is too narrow for that."""
+    return f"<div class='kd-lab-tables'>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
+
+
 class Panel:
     """Show live what its controls do; a subclass measures and draws.
 
