@@ -33,7 +33,7 @@ class Score:
     left_in_float: tuple[str, ...]
 
     def lines(self) -> dict[str, str]:
-        """Return every figure as text under its label, in the order of the table; what stays in fp32 where anything does."""
+        """Return every figure as text under its label, in the order of the table; what is left in fp32, if it is."""
         low, high = self.accuracy.interval
         gain, gain_interval = "baseline", ""
         if self.difference is not None:
