@@ -34,9 +34,8 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
             f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?"
         )
     path = {} if image is None else _path(tree, image)
-    figure, cells = _draw_tree(
-        range(2 ** (tree.depth + 1) - 1), tree.depth, path, "Red: ink here sends right.\nBlue: ink here sends left."
-    )
+    note = "Red: ink here sends right.\nBlue: ink here sends left."
+    figure, cells = _draw_tree(range(2 ** (tree.depth + 1) - 1), tree.depth, path, note)
     filters, answers = _filters(tree), tree.log_answers().detach().exp()
     for node, axes in cells.items():
         on_path = node in path
