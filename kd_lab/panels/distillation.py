@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -106,7 +105,7 @@ class DistillationPanel(Panel):
         self._drawing = DistillationPicture(*self._validation, self._measured.accuracy.value)
         most = len(data.train.labels)
         counts = [f"{count:,}" for count in (*(count for count in IMAGES if count < most), most)]
-        small = {"layout": widgets.Layout(width="240px")}
+        small = {"layout": {"width": "240px"}}
         controls = {
             "temperature": Slider(label="temperature", min=0.5, max=20, step=0.5, value=4),
             "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
@@ -128,7 +127,7 @@ class DistillationPanel(Panel):
         if view == SOFT_TARGETS:
             return
         self._ask_teacher(setting.images)
-        taught, labelled = (self._students.fetch(key, lambda key=key: self._begin(*key)) for key in setting.keys)
+        taught, labelled = (self._students.fetch(key, functools.partial(self._begin, *key)) for key in setting.keys)
         while learning := [student for student in (taught, labelled) if not student.progress.finished]:
             self._teach(min(learning, key=lambda student: len(student.progress.accuracies)))  # the one behind
             answer = replace(answer, taught=taught.progress, labelled=labelled.progress)
@@ -145,6 +144,7 @@ class DistillationPanel(Panel):
             self._train_logits = torch.cat([self._train_logits, predict(self._teacher, chunk)])
 
     def _begin(self, loss: Callable[..., Tensor], width: int, count: int) -> "Student":
+        """Return a new student of this width, which is to learn from so many images."""
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no teacher's logits
         data = tuple(part[:count] for part in (*self._data.train, self._train_logits))[parts]
         settings = {"validation": self._validation[parts], **student_recipe(count)}

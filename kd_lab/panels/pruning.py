@@ -105,11 +105,7 @@ class PruningPanel(Panel):
 
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
-        kept = [
-            torch.where(mask, self._layers[name].weight.abs(), torch.inf).min().item()
-            for name, mask in masks.items()
-            if mask.any()
-        ]
+        kept = [self._layers[name].weight[mask].abs().min().item() for name, mask in masks.items() if mask.any()]
         return [min(kept)] if scope == "global" else kept
 
     def draw(self, answer: PruningAnswer) -> Shown:

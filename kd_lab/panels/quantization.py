@@ -98,7 +98,7 @@ class QuantizationPanel(Panel):
         """Yield what this setting gives on 1,000 images, on all, and with bytes, errors and curve."""
         setting = Quantization(weight_bits, activation_bits, granularity, grid, calibration)
         curve, network = self._curves.setdefault(setting[1:], {}), self._network(*setting)
-        quantizer = Weight(network.get_submodule(layer)).parametrization(Quantizer)
+        quantizer: Any = Weight(network.get_submodule(layer)).parametrization(Quantizer)
         report = self._reports.get(setting, {})
         for comparison in self._validation.compare(make_permanent(network)):
             answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
@@ -135,15 +135,13 @@ class QuantizationPanel(Panel):
         activations = activations if activations == "fp32" else f"{activations}-bit"
         name, layer = answer.layer, self._layers[answer.layer]
         if name not in self._pictures:
-            title, images = f"{name}, {describe(layer)}", self._data.validation.images
-            self._pictures[name] = QuantizationPicture(title, layer.weight.detach(), images)
+            what, images = f"{name}, {describe(layer)}", self._data.validation.images
+            self._pictures[name] = QuantizationPicture(what, layer.weight.detach(), images)
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
         costs = [["file, dense", f"{self._bytes:,} bytes"], ["file, quantized, factor", packed]]
-        return Shown(
-            title_of(f"{weights}-bit weights, {activations} activations", answer.comparison),
-            self._pictures[name].png(answer, self.pinned),
-            side_by_side(self.scores(answer, costs=costs), self._layer_table(answer)),
-        )
+        title = title_of(f"{weights}-bit weights, {activations} activations", answer.comparison)
+        tables = side_by_side(self.scores(answer, costs=costs), self._layer_table(answer))
+        return Shown(title, self._pictures[name].png(answer, self.pinned), tables)
 
     def _layer_table(self, answer: QuantizationAnswer) -> str:
         """Return how many values each layer's weights have, and how wrong its output is."""
@@ -153,11 +151,8 @@ class QuantizationPanel(Panel):
             measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
             kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
             rows.append([name, kind, answer.setting.weight_bits, *measured])
-        note = SIGN if answer.setting.weight_bits == 1 else ""
-        return (
-            table(rows, ["layer", "", "bits", "values in use", "output error"], left=2)
-            + f"<div class='kd-lab-note'>{note}</div>"
-        )
+        note = f"<div class='kd-lab-note'>{SIGN if answer.setting.weight_bits == 1 else ''}</div>"
+        return table(rows, ["layer", "", "bits", "values in use", "output error"], left=2) + note
 
 
 class QuantizationPicture:
@@ -169,9 +164,8 @@ class QuantizationPicture:
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "quantized")
         title = f"here (orange); other bits on {FIRST:,} images (grey)"
-        self._curve = AccuracyCurve(
-            figure.add_axes((0.095, 0.44, 0.38, 0.48)), BITS, xlabel="bits of a weight", title=title
-        )
+        axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
+        self._curve = AccuracyCurve(axes, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
         self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import ipywidgets as widgets
 import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
@@ -107,7 +106,7 @@ class RecipePanel(Panel):
         self._start = self._step(self._dense)
         self._made = Cache(CACHED_NETWORKS)
         self._drawing = RecipePicture(self._start, Accuracy.of(self._taught[1][2].argmax(1) == self._labels))
-        small = {"layout": widgets.Layout(width="250px")}
+        small = {"layout": {"width": "250px"}}
         controls = {
             "ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
             "temperature": Slider(label="temperature", min=1, max=20, step=0.5, value=4, **small),

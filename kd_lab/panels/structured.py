@@ -138,10 +138,10 @@ class StructuredPruningPanel(Panel):
         return Shown(title_of(removed, answer.comparison), self._drawing.png(answer, self.pinned), tables)
 
     def _cost_table(self, answer: StructuredAnswer) -> str:
-        rows = [[name, *_beside(self._costs[name], cost, ",")] for name, cost in answer.costs.items()]
+        rows = [[name, *_beside(",", self._costs[name], cost)] for name, cost in answer.costs.items()]
         for batch_size in BATCH_SIZES:
-            milliseconds = [1000 * seconds for seconds in answer.seconds.get(batch_size, ())]
-            times = _beside(*milliseconds, ".3g") if milliseconds else ["…"] * 3
+            seconds = answer.seconds.get(batch_size)
+            times = _beside(".3g", *(1000 * each for each in seconds)) if seconds else ["…"] * 3
             rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *times])
         threads = torch.get_num_threads()
         note = f"measured here, on {threads} thread{'s' * (threads > 1)}"
@@ -157,7 +157,7 @@ class StructuredPruningPanel(Panel):
         return table(rows, ["layer", "ratio", "kept"])
 
 
-def _beside(dense: float, left: float, form: str) -> list[str]:
+def _beside(form: str, dense: float, left: float) -> list[str]:
     return [f"{dense:{form}}", f"{left:{form}}", f"{dense / left:.2f} ×"]
 
 
