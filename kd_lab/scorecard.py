@@ -33,31 +33,26 @@ class Score:
     left_in_float: tuple[str, ...]
 
     def lines(self) -> dict[str, str]:
-        """Return every figure as text under its label, in the order of the table."""
+        """Return every figure as text under its label, in the order of the table; what is left in fp32, if it is."""
         low, high = self.accuracy.interval
-        counts = {
-            "parameters": self.parameters,
-            "non-zero": self.nonzeros,
-            "MACs": self.macs,
-            "file, bytes": self.file_bytes,
-            "zipped, bytes": self.zipped_bytes,
-        }
-        return {
+        gain, gain_interval = "baseline", ""
+        if self.difference is not None:
+            gain = f"{100 * self.difference.value:+.2f}"
+            gain_interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
+        lines = {
             "accuracy": f"{100 * self.accuracy.value:.2f} %",
             "95 % interval": INTERVAL.format(100 * low, 100 * high),
-            **self._difference_lines(),
-            **{label: f"{count:,}" for label, count in counts.items()},
+            "gain, points": gain,
+            "gain, 95 % interval": gain_interval,
+            "parameters": f"{self.parameters:,}",
+            "non-zero": f"{self.nonzeros:,}",
+            "MACs": f"{self.macs:,}",
+            "file, bytes": f"{self.file_bytes:,}",
+            "zipped, bytes": f"{self.zipped_bytes:,}",
             "1 image, ms": f"{1000 * self.latency[0]:.3f}",
             "256 images, ms": f"{1000 * self.latency[1]:.2f}",
-            "left in fp32": ", ".join(self.left_in_float),
         }
-
-    def _difference_lines(self) -> dict[str, str]:
-        difference, interval = "baseline", ""
-        if self.difference is not None:
-            difference = f"{100 * self.difference.value:+.2f}"
-            interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
-        return {"gain, points": difference, "gain, 95 % interval": interval}
+        return lines | ({"left in fp32": ", ".join(self.left_in_float)} if self.left_in_float else {})
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,9 +73,8 @@ class Scorecard:
 
     def _table(self, style: str) -> str:
         columns = [score.lines() for score in self.scores.values()]
-        if not any(score.left_in_float for score in self.scores.values()):
-            columns = [{label: text for label, text in column.items() if label != "left in fp32"} for column in columns]
-        rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+        longest = max(columns, key=len)  # with what is left in fp32, where anything is
+        rows = [[label, *(column.get(label, "") for column in columns)] for label in longest]
         align = ["left", *["right"] * len(columns)]
         corner = f"on {self.threads} thread" + "s" * (self.threads > 1)
         return tabulate(rows, [corner, *self.scores], style, colalign=align, disable_numparse=True)

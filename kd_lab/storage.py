@@ -191,10 +191,9 @@ def check_tensor_shapes(path: Path, what: str, expected: dict[str, Tensor], tens
     def shape(state: dict[str, Tensor], key: str) -> str:
         return str(tuple(state[key].shape)) if key in state else "absent"
 
-    keys = [*expected, *(key for key in tensors if key not in expected)]
     differing = [
         f"{key} ({shape(expected, key)} expected, {shape(tensors, key)} in the file)"
-        for key in keys
+        for key in {**expected, **tensors}
         if shape(expected, key) != shape(tensors, key)
     ]
     if differing:

@@ -84,6 +84,39 @@ class History:
         return axes
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How `train` trains; raises a ParameterError for what is not allowed."""
+
+    epochs: int = 1
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    batch_size: int = 256
+    seed: int = 0
+    schedule: str = "one_cycle"
+    steps_per_epoch: int | None = None
+    progress: bool = True
+
+    def __post_init__(self):
+        check_kind("progress", self.progress, bool, "True or False")
+        check_whole_number("seed", self.seed, "[0, 1000000]")
+        check_whole_number("epochs", self.epochs, "[1, 1000]")
+        check_number("learning_rate", self.learning_rate, "(0, 10]")
+        check_number("weight_decay", self.weight_decay, "[0, 100]")
+        check_whole_number("batch_size", self.batch_size, "[1, 60000]")
+        check_choice("schedule", self.schedule, list(SCHEDULES))
+        if self.steps_per_epoch is not None:
+            check_whole_number("steps_per_epoch", self.steps_per_epoch, "[1, 1000000]")
+
+    def optimizer(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
+        """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = AdamW(trainable, self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        if self.schedule == "constant":
+            return optimizer, ConstantLR(optimizer, factor=1)
+        return optimizer, OneCycleLR(optimizer, self.learning_rate, total_steps=int(steps))
+
+
 def train(
     model: nn.Module,
     data: Data,
@@ -109,16 +142,11 @@ def train(
     learned; a loss of NaN ends the training with the best epoch so far and a warning, or raises a TrainingError where
     no epoch was finished.
     """
-    check_settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch)
-    data, validation = check_data(data), check_data(validation)
+    settings = Settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch, progress)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        _check_parts(model, data, validation, loss_fn, penalty)
-    optimizer = _Optimizer(learning_rate, weight_decay, schedule)
-    with torch.random.fork_rng(devices=[]):
+        data, validation = _check_parts(model, data, validation, loss_fn, penalty)
         torch.manual_seed(int(seed))  # for dropout; the batches have a generator of their own
-        batches = _batches(len(data[0]), batch_size, seed)
-        steps = steps_per_epoch or _count_batches(len(data[0]), batch_size)
-        *_, trained = _fit(model, data, loss_fn, validation, epochs, steps, batches, optimizer, penalty, progress)
+        *_, trained = _fit(model, data, validation, loss_fn, penalty, settings)
     return trained
 
 
@@ -140,50 +168,29 @@ def train_live(
     changes. No global random numbers are used, so that it may run in the background: it is for networks without
     dropout.
     """
-    check_settings(epochs, learning_rate, 0.0, batch_size, seed, "one_cycle", steps_per_epoch)
-    data, validation = check_data(data), check_data(validation)
-    _check_parts(model, data, validation, loss_fn, None)
-    batches, optimizer = _batches(len(data[0]), batch_size, seed), _Optimizer(learning_rate)
-    yield from _fit(model, data, loss_fn, validation, epochs, steps_per_epoch, batches, optimizer, None, False)
-
-
-class _Optimizer(NamedTuple):
-    """The settings of AdamW and of its learning rate."""
-
-    learning_rate: float
-    weight_decay: float = 0.0
-    schedule: str = "one_cycle"
-
-    def of(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
-        """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = AdamW(trainable, self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        if self.schedule == "constant":
-            return optimizer, ConstantLR(optimizer, factor=1)
-        return optimizer, OneCycleLR(optimizer, self.learning_rate, total_steps=int(steps))
+    settings = Settings(
+        epochs, learning_rate, batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, progress=False
+    )
+    data, validation = _check_parts(model, data, validation, loss_fn, None)
+    yield from _fit(model, data, validation, loss_fn, None, settings)
 
 
 def _fit(
-    model: nn.Module,
-    data: Data,
-    loss_fn: Loss,
-    validation: Data,
-    epochs: int,
-    steps: int,
-    batches: Iterator[Tensor],
-    settings: _Optimizer,
-    penalty: Penalty | None,
-    progress: bool,
+    model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None, settings: Settings
 ) -> Iterator[tuple[nn.Module, History]]:
     """Run the training loop: yield the model as it is and the history after each epoch, and the trained model last."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
-    optimizer, schedule = settings.of(model, epochs * steps)
+    steps = settings.steps_per_epoch or _count_batches(len(data[0]), settings.batch_size)
+    batches = _batches(len(data[0]), settings.batch_size, settings.seed)
+    optimizer, schedule = settings.optimizer(model, settings.epochs * steps)
     history, start = History(), time.perf_counter()
     best: dict[str, Tensor] = {}  # the weights of the epoch with the smallest validation loss
     losses: list[float] = []  # of the batches of the epoch that has begun
-    with _progress_bar(epochs * steps, progress) as bar:
+    # plain text on standard output looks the same in Jupyter, in a terminal and in a saved notebook
+    total, hidden = settings.epochs * steps, not settings.progress
+    with tqdm(None, "training", total, file=sys.stdout, mininterval=0.5, unit="batch", disable=hidden) as bar:
         try:
-            while history.stopped == FINISHED and len(history.epochs) < epochs:
+            while history.stopped == FINISHED and len(history.epochs) < settings.epochs:
                 model.train()
                 for index in itertools.islice(batches, steps):
                     x, *targets = (part.index_select(0, index) for part in data)  # three times as fast as part[index]
@@ -208,7 +215,7 @@ def _fit(
                     _end_epoch(model, loss_fn, validation, losses, history, best)
             if not best:
                 raise  # nothing was learned, so there is nothing to return
-    _report(history, epochs, settings.learning_rate)
+    _report(history, settings)
     model.load_state_dict(best)
     history.seconds = time.perf_counter() - start
     yield model.eval(), history
@@ -231,15 +238,17 @@ def _end_epoch(
     losses.clear()
 
 
-def _report(history: History, epochs: int, learning_rate: float) -> None:
+def _report(history: History, settings: Settings) -> None:
     """Report why a training ended early; raise a TrainingError where nothing was learned."""
     if history.stopped == "interrupted":
-        done = f"in epoch {len(history.epochs)} of {epochs}: the weights of epoch {history.best_epoch} are returned"
-        print(f"{called_function()}(): interrupted {done}, which may be worse than those of a whole training.")
+        print(
+            f"{called_function()}(): interrupted in epoch {len(history.epochs)} of {settings.epochs}: the weights of "
+            f"epoch {history.best_epoch} are returned, which may be worse than those of a whole training."
+        )
     if history.stopped == "diverged":
         error = TrainingError(
             f"the loss became NaN or infinite in epoch {len(history.epochs) + 1}. 'learning_rate' is "
-            f"{learning_rate:g}; try {learning_rate / 10:g}."
+            f"{settings.learning_rate:g}; try {settings.learning_rate / 10:g}."
         )
         if not history.epochs:
             raise error
@@ -270,34 +279,11 @@ def _count_batches(count: int, batch_size: int) -> int:
     return max(1, math.ceil((count - 1) / batch_size))  # as if the single image were not there
 
 
-def _progress_bar(steps: int, progress: bool) -> tqdm:
-    # plain text on standard output looks the same in Jupyter, in a terminal and in a saved notebook
-    return tqdm(total=steps, desc="training", unit="batch", file=sys.stdout, disable=not progress, mininterval=0.5)
-
-
-def check_settings(
-    epochs: int = 1,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 0.0,
-    batch_size: int = 256,
-    seed: int = 0,
-    schedule: str = "one_cycle",
-    steps_per_epoch: int | None = None,
-    progress: bool = True,
-) -> None:
-    """Raise a ParameterError unless these are settings of `train`."""
-    check_kind("progress", progress, bool, "True or False")
-    check_whole_number("seed", seed, "[0, 1000000]")
-    check_whole_number("epochs", epochs, "[1, 1000]")
-    check_number("learning_rate", learning_rate, "(0, 10]")
-    check_number("weight_decay", weight_decay, "[0, 100]")
-    check_whole_number("batch_size", batch_size, "[1, 60000]")
-    check_choice("schedule", schedule, list(SCHEDULES))
-    if steps_per_epoch is not None:
-        check_whole_number("steps_per_epoch", steps_per_epoch, "[1, 1000000]")
-
-
-def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None) -> None:
+def _check_parts(
+    model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None
+) -> tuple[Data, Data]:
+    """Return both parts of the data; raise a ParameterError unless the model can be trained on them."""
+    data, validation = check_data(data), check_data(validation)
     for part in (data, validation):
         predict(model, part[0][:2])
         if part[1].dim() == 1 and not part[1].is_floating_point():
@@ -312,6 +298,7 @@ def _check_parts(model: nn.Module, data: Data, validation: Data, loss_fn: Loss, 
         _check_loss("loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
     if penalty is not None:
         _check_loss("penalty", "judge the model", penalty, model)
+    return data, validation
 
 
 def _check_loss(argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> None:

@@ -62,6 +62,12 @@ class Entry:
         """Return the test error in percent."""
         return 100 - 100 * self.accuracy.value
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the test error, in percent."""
+        low, high = self.accuracy.interval
+        return 100 - 100 * high, 100 - 100 * low
+
 
 @dataclass(frozen=True, repr=False)
 class Leaderboard:
@@ -81,7 +87,7 @@ class Leaderboard:
             up = 4 if place % 2 and place < len(papers) else -11  # so that neighbours don't cover each other
             axes.annotate(text, (size, error), xytext=(5, up), textcoords="offset points", fontsize=8)
         for entry in self.entries:
-            axes.plot([entry.bytes] * 2, [100 - 100 * end for end in entry.accuracy.interval], color="C1")
+            axes.plot([entry.bytes] * 2, entry.interval, color="C1")
         axes.set(xscale="log", xlabel="bytes of the file", ylabel="test error, %", title=self.network)
         plain_log(axes.xaxis)
         axes.margins(x=0.3, y=0.1)  # for the text to the right of each point
@@ -104,26 +110,13 @@ class Leaderboard:
         return self._table("html")
 
     def _table(self, style: str) -> str:
-        rows = [
-            [
-                entry.label,
-                f"{entry.bytes:,}",
-                f"{self._dense / entry.bytes:.0f}",
-                f"{entry.error:.2f}",
-                "{1:.2f} to {0:.2f}".format(*(100 - 100 * end for end in entry.accuracy.interval)),
-            ]
-            for entry in self.entries
-        ]
-        rows += [
-            [
-                f"{paper.label} ({paper.source})",
-                f"{self._dense / paper.ratio:,.0f}",
-                f"{paper.ratio:g}",
-                f"{paper.error:.2f}",
-                "",
-            ]
-            for paper in self._papers
-        ]
+        rows = []
+        for entry in self.entries:
+            size, ratio, interval = f"{entry.bytes:,}", f"{self._dense / entry.bytes:.0f}", "{:.2f} to {:.2f}"
+            rows.append([entry.label, size, ratio, f"{entry.error:.2f}", interval.format(*entry.interval)])
+        for paper in self._papers:
+            label, size = f"{paper.label} ({paper.source})", f"{self._dense / paper.ratio:,.0f}"
+            rows.append([label, size, f"{paper.ratio:g}", f"{paper.error:.2f}", ""])
         headers = [self.network, "bytes", "ratio", "test error, %", "95 % interval"]
         return tabulate(rows, headers, style, disable_numparse=True, colalign=["left", *["right"] * 4])
 

@@ -29,7 +29,7 @@ from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
 from kd_lab.scorecard import Scorecard, scorecard
 from kd_lab.storage import cache_key, set_aside, writable
-from kd_lab.training import check_settings, train
+from kd_lab.training import Settings, train
 
 SETTINGS = ["learning_rate", "weight_decay", "batch_size", "seed", "progress", "schedule", "steps_per_epoch"]
 ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs")
@@ -119,7 +119,7 @@ def check_recipe(
     form_of(make_permanent(model))
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
-    check_settings(**settings)
+    Settings(**settings)  # refuses what is not allowed
     if teacher is not None:
         check_kind("teacher", teacher, nn.Module, "a network, or None")
         check_teacher(model, teacher, data.validation)

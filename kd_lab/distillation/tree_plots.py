@@ -34,9 +34,8 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
             f"Got a depth of {tree.depth}. Did you mean draw_path(tree, image)?"
         )
     path = {} if image is None else _path(tree, image)
-    figure, cells = _draw_tree(
-        range(2 ** (tree.depth + 1) - 1), tree.depth, path, "Red: ink here sends right.\nBlue: ink here sends left."
-    )
+    note = "Red: ink here sends right.\nBlue: ink here sends left."
+    figure, cells = _draw_tree(range(2 ** (tree.depth + 1) - 1), tree.depth, path, note)
     filters, answers = _filters(tree), tree.log_answers().detach().exp()
     for node, axes in cells.items():
         on_path = node in path
@@ -149,18 +148,13 @@ def _draw_edge(
     ground: Axes, parent: tuple[float, float, float], child: tuple[float, float, float], probability: float | None
 ) -> None:
     xs, ys = (parent[0], child[0]), (parent[1] + parent[2] / 2, child[1] - child[2] / 2)
-    ground.plot(xs, ys, color=PALE if probability is None else PATH, linewidth=1 if probability is None else 2.5)
-    if probability is not None:
-        ground.text(
-            sum(xs) / 2,
-            sum(ys) / 2,
-            f"{100 * probability:.0f} %",
-            color=PATH,
-            fontsize=9,
-            ha="center",
-            va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        )
+    if probability is None:
+        ground.plot(xs, ys, color=PALE, linewidth=1)
+        return
+    ground.plot(xs, ys, color=PATH, linewidth=2.5)
+    around = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    middle, said = (sum(xs) / 2, sum(ys) / 2), f"{100 * probability:.0f} %"
+    ground.text(*middle, said, color=PATH, fontsize=9, ha="center", va="center", bbox=around)
 
 
 def _show_digit(axes: Axes, image: Tensor) -> None:
@@ -178,9 +172,7 @@ def _show_filter(axes: Axes, weights: Tensor, image: Tensor | None) -> None:
 
 def _show_question(axes: Axes, images: Tensor, pixel: int) -> None:
     axes.imshow(images.mean(dim=0)[0].numpy(), cmap="gray_r", interpolation="nearest")
-    axes.plot(
-        pixel % 28, pixel // 28, "s", markersize=6, markerfacecolor="none", markeredgecolor=PATH, markeredgewidth=2
-    )
+    axes.plot(pixel % 28, pixel // 28, "s", color=PATH, fillstyle="none", markersize=6, markeredgewidth=2)
     axes.set(xticks=[], yticks=[])
 
 

@@ -3,7 +3,7 @@
 import functools
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kd_lab.data import MEAN, STD
 from kd_lab.evaluation import Accuracy
-from kd_lab.panels.measurement import Comparison, CurveAnswer
+from kd_lab.panels.measurement import Comparison
 
 WIDTH = 800  # of every picture; all sizes are in pixels
 COLOR, GREY, FAINT, PALE, DARK = "#c2410c", "#9ca3af", "#c3c8d0", "#d1d5db", "#1f2937"
@@ -62,18 +62,21 @@ class Canvas:
 
 
 class Traces:
-    """Lines that follow an answer, and below each the same line of the pinned answer, in faint grey."""
+    """Lines that follow an answer, and below each the same line of the pinned answer, in faint grey.
 
-    def __init__(self, *lines: Line2D):
-        self.lines, self.pinned = lines, [_faint_copy(line) for line in lines]
+    `points` returns the x and y of each line for an answer.
+    """
+
+    def __init__(self, points: Callable[[Any], Sequence[tuple]], *lines: Line2D):
+        self._points, self.lines = points, lines
+        self.pinned = [_faint_copy(line) for line in lines]
         self.moving = [*self.pinned, *lines]
 
-    def set(self, points: Sequence[tuple], pinned: Sequence[tuple] = ()) -> None:
-        """Move each line to its x and y, and those of the pinned answer, if there is one."""
-        for line, (x, y) in zip(self.lines, points, strict=True):
-            line.set_data(x, y)
-        for line, (x, y) in zip(self.pinned, pinned or [([], [])] * len(self.lines), strict=True):
-            line.set_data(x, y)
+    def show(self, answer: Any, pinned: Any) -> None:
+        """Move the lines to an answer, and the faint ones to the pinned one, if there is one."""
+        for lines, each in ((self.lines, answer), (self.pinned, pinned)):
+            for line, points in zip(lines, self._points(each) if each else [((), ())] * len(lines), strict=True):
+                line.set_data(*points)
 
 
 def _faint_copy(line: Line2D) -> Line2D:
@@ -102,19 +105,12 @@ class AccuracyCurve(Traces):
         axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
         axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
         super().__init__(
+            lambda answer: curve_points(answer.curve, answer.place, answer.comparison.accuracy),
             *axes.plot([], [], ".-", color="grey", linewidth=1),
             *axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12),
             *axes.plot([], [], "o", color=COLOR, markersize=5),
         )
         self.curve, self.bar, self.point = self.lines
-
-    def show(self, answer: CurveAnswer, pinned: CurveAnswer | None) -> None:
-        """Move to an answer and to the pinned one."""
-        self.set(*(_points(each) if each else () for each in (answer, pinned)))
-
-
-def _points(answer: CurveAnswer) -> list[tuple]:
-    return curve_points(answer.curve, answer.place, answer.comparison.accuracy)
 
 
 def curve_points(curve: dict[float, float], place: float, accuracy: Accuracy) -> list[tuple]:

@@ -1,6 +1,7 @@
 """The controls of a panel: the keyboard moves them, a screen reader names them, and nothing out of range is taken."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -25,43 +26,7 @@ class Slider(anywidget.AnyWidget):
     sets.
     """
 
-    _esm = """
-    function render({ model, el }) {
-      const label = document.createElement("label");
-      const input = document.createElement("input");
-      const readout = document.createElement("output");
-      input.type = "range";
-      Object.assign(input, { min: model.get("min"), max: model.get("max"), step: model.get("step") });
-      label.append(model.get("label"), input, readout);
-      label.className = "kd-lab-slider";
-      el.append(label);
-      const show = () => {
-        const number = Number((model.get("factor") * model.get("value")).toFixed(2));
-        const unit = model.get("unit") + (model.get("unit") === "bit" && number !== 1 ? "s" : "");
-        const text = (number + " " + unit).trim();
-        input.value = model.get("value");
-        input.ariaLabel = model.get("label");
-        input.ariaValueText = text;
-        readout.textContent = text;
-      };
-      input.addEventListener("input", () => {
-        model.set("value", input.valueAsNumber);
-        model.save_changes();
-      });
-      const moving = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"];
-      input.addEventListener("keydown", (event) => {  // else JupyterLab takes them for moves between cells
-        if (moving.includes(event.key)) event.stopPropagation();
-      });
-      model.on("change:value", show);
-      show();
-    }
-    export default { render };
-    """
-    _css = """
-    .kd-lab-slider { display: flex; align-items: center; gap: 10px; }
-    .kd-lab-slider input { flex: 1; min-width: 0; }
-    .kd-lab-slider output { width: 4em; font-variant-numeric: tabular-nums; }
-    """
+    _esm, _css = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("slider.js", "slider.css"))
     kind: type = float
     check_kind = staticmethod(check_number)
     label, unit = (traitlets.Unicode().tag(sync=True) for _ in range(2))

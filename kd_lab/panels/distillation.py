@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,8 @@ from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import small_student
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, digit_picture, new_figure
 from kd_lab.panels.controls import Slider, WholeSlider, dropdown
-from kd_lab.panels.measurement import Cache, Comparison, cost_rows, counted_costs, dense_network, side_by_side, title_of
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.measurement import Cache, Comparison, cost_rows, counted_costs, dense_network, title_of
+from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.training import train_live
 
 IMAGES = (500, 1000, 2000, 5000, 10_000, 20_000)  # and all that there are
@@ -106,7 +105,7 @@ class DistillationPanel(Panel):
         self._drawing = DistillationPicture(*self._validation, self._measured.accuracy.value)
         most = len(data.train.labels)
         counts = [f"{count:,}" for count in (*(count for count in IMAGES if count < most), most)]
-        small = {"layout": widgets.Layout(width="240px")}
+        small = {"layout": {"width": "240px"}}
         controls = {
             "temperature": Slider(label="temperature", min=0.5, max=20, step=0.5, value=4),
             "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
@@ -128,7 +127,7 @@ class DistillationPanel(Panel):
         if view == SOFT_TARGETS:
             return
         self._ask_teacher(setting.images)
-        taught, labelled = (self._student(key) for key in setting.keys)
+        taught, labelled = (self._students.fetch(key, functools.partial(self._begin, *key)) for key in setting.keys)
         while learning := [student for student in (taught, labelled) if not student.progress.finished]:
             self._teach(min(learning, key=lambda student: len(student.progress.accuracies)))  # the one behind
             answer = replace(answer, taught=taught.progress, labelled=labelled.progress)
@@ -144,11 +143,8 @@ class DistillationPanel(Panel):
         for chunk in self.steps(images.split(CHUNK) if len(images) else ()):
             self._train_logits = torch.cat([self._train_logits, predict(self._teacher, chunk)])
 
-    def _student(self, key: tuple[Callable, int, int]) -> "Student":
-        """Return the student of these losses, width and images as it was left, or a new one."""
-        return self._students.fetch(key, lambda: self._begin(*key))
-
     def _begin(self, loss: Callable[..., Tensor], width: int, count: int) -> "Student":
+        """Return a new student of this width, which is to learn from so many images."""
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no teacher's logits
         data = tuple(part[:count] for part in (*self._data.train, self._train_logits))[parts]
         settings = {"validation": self._validation[parts], **student_recipe(count)}
@@ -210,7 +206,7 @@ class DistillationPicture:
         recipe = student_recipe(answer.setting.images)
         steps = f"{recipe['epochs'] * recipe['steps_per_epoch']:,} steps of {recipe['batch_size']} images"
         self._caption.set_text(f"training ({steps})" if answer.training else "this view trains nothing")
-        self._traces.set(*(_curves(each) if each else () for each in (answer, pinned)))
+        self._traces.show(answer, pinned)
         place = self._place(answer)
         self._set_answers(answer, place)
         return self._canvas.png(digit_picture(self._images[place], DIGIT_SIZE), DIGIT_LEFT, DIGIT_TOP)
@@ -247,13 +243,12 @@ class DistillationPicture:
         axes.grid(alpha=0.3)
         axes.axhline(teacher, color=DARK, linestyle="--", linewidth=1)
         axes.text(0.02, teacher, f"teacher {100 * teacher:.2f} %", fontsize=8, color=DARK, va="bottom")
-        styles = [(color, *style) for color in (GREY, COLOR) for style in ((".-", 4), ("o", 7))]
-        self._traces = Traces(
-            *(
-                axes.plot([0.1], [0.5], form, color=color, linewidth=1.2, markersize=size)[0]
-                for color, form, size in styles
-            )
-        )
+        lines = [
+            axes.plot([0.1], [0.5], form, color=color, linewidth=1.2, markersize=size)[0]
+            for color in (GREY, COLOR)
+            for form, size in ((".-", 4), ("o", 7))
+        ]
+        self._traces = Traces(_curves, *lines)
         self._caption = axes.text(0.5, -0.145, "training", ha="center", transform=axes.transAxes)
 
     def _add_answers(self, axes: Axes) -> list[Artist]:

@@ -1,6 +1,7 @@
 """Prune one layer live by magnitude and by least squares, side by side."""
 
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import PALE, WIDTH, Canvas, Traces, curve_points, new_figure
 from kd_lab.panels.controls import FractionSlider
-from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network, side_by_side
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network
+from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import compensated_weight, damped_hessian, layer_inputs, least_squares_importance, rank
 
 MAX_SPARSITY = 0.99
@@ -160,7 +161,7 @@ class LeastSquaresPicture:
     def png(self, answer: LeastSquaresAnswer, pinned: LeastSquaresAnswer | None) -> bytes:
         """Return the picture of an answer."""
         for method, weight in answer.weights.items():
-            self._traces[method].set(*(_points(each, method) if each else () for each in (answer, pinned)))
+            self._traces[method].show(answer, pinned)
             self._dots[method].set_data(self._outputs.flatten(), (self._inputs @ weight[self._units].T).flatten())
             bars = weight[self._row, self._bars]
             self._marks[method].set_data(bars.nonzero(), bars[bars != 0])
@@ -179,13 +180,11 @@ class LeastSquaresPicture:
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(alpha=0.3)
         axes.set_title(f"here with its interval, elsewhere on {FIRST:,} images", fontsize=9)
-        curves, ends, points = (
-            _lines(axes, ".-", linewidth=1),
-            _lines(axes, "_-", markersize=12),
-            _lines(axes, markersize=5),
-        )
-        self._traces = {method: Traces(curves[method], ends[method], points[method]) for method in METHODS}
-        axes.legend(handles=list(points.values()), loc="lower left", fontsize=9)
+        lines = _lines(axes, ".-", linewidth=1), _lines(axes, "_-", markersize=12), _lines(axes, markersize=5)
+        self._traces = {
+            method: Traces(functools.partial(_points, method), *(each[method] for each in lines)) for method in METHODS
+        }
+        axes.legend(handles=list(lines[-1].values()), loc="lower left", fontsize=9)
 
     def _add_outputs(self, axes: Axes, name: str) -> None:
         limit = 1.2 * self._outputs.abs().max().item()
@@ -210,7 +209,7 @@ class LeastSquaresPicture:
         self._marks[MAGNITUDE].set_markersize(7)  # seen where a circle lies on it, too
 
 
-def _points(answer: LeastSquaresAnswer, method: str) -> list[tuple]:
+def _points(method: str, answer: LeastSquaresAnswer) -> list[tuple]:
     return curve_points(answer.curves[method], answer.setting.sparsity, answer.comparisons[method].accuracy)
 
 

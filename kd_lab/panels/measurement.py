@@ -58,11 +58,6 @@ class Comparison:
         return PairedDifference.of(self.right, self.dense.right)
 
     @property
-    def changes(self) -> str:
-        """Return how many images were lost and gained against the dense network, as text."""
-        return f"{self.difference.lost:,}, {self.difference.gained:,}"
-
-    @property
     def lost(self) -> Tensor:
         """Return the indices of the images that only the dense network reads, (M,)."""
         return (~self.right & self.dense.right).nonzero().flatten()
@@ -160,7 +155,9 @@ def scores(
     rows = [
         ["accuracy", *(percent(each.accuracy) if each else "…" for each in networks.values())],
         row(f"against {baseline}, points", lambda each: points(each, each and each.dense)),
-        row("images lost, gained", lambda each: each.changes if each else "…"),
+        row(
+            "images lost, gained", lambda each: f"{each.difference.lost:,}, {each.difference.gained:,}" if each else "…"
+        ),
     ]
     if reference:
         rows.append(row(f"against {reference}, points", lambda each: points(each, networks[reference]), reference))
@@ -195,11 +192,6 @@ def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:
     columns = ["left"] * left + ["right"] * (len(headers) - left)
     html = tabulate(rows, headers, "html", colalign=columns, disable_numparse=True)
     return html.replace('style="', 'style="padding-left: 14px; ')  # of the right ones, which would touch the left
-
-
-def side_by_side(*parts: str) -> str:
-    """Return HTML parts beside each other, or below each other where the page is too narrow for that."""
-    return f"<div class='kd-lab-tables'>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
 
 
 def title_of(setting: str, comparison: Comparison) -> str:

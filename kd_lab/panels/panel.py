@@ -6,6 +6,7 @@ import html
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
@@ -20,21 +21,7 @@ from kd_lab.panels.controls import button, check_control
 from kd_lab.panels.measurement import in_words, scores
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-STYLE = """<style>
-.kd-lab-panel { width: 100%; max-width: 800px; container-type: inline-size; }
-.kd-lab-panel img { margin: 2px 0; max-width: 100%; height: auto; }
-.kd-lab-panel b { font-size: 15px; line-height: 1.4; }
-.kd-lab-tables { display: flex; flex-wrap: wrap; gap: 0 24px; line-height: 1.4; }
-.kd-lab-tables > div { flex: 1 1 340px; min-width: 0; }
-.kd-lab-tables table { width: 100%; border-spacing: 0; }
-.kd-lab-tables th { text-align: left; }
-.kd-lab-note { min-height: 2.8em; }
-@container (max-width: 760px) {  /* two lines for what may need them, whether it does or not: so nothing jumps */
-  .kd-lab-panel .kd-lab-title { min-height: 44px; }
-  .kd-lab-tables table { table-layout: fixed; font-size: 12px; }
-  .kd-lab-tables td { height: 2.8em; overflow-wrap: anywhere; }
-}
-</style>"""
+STYLE = f"<style>{Path(__file__).with_name('panel.css').read_text(encoding='utf-8')}</style>"
 _open: dict[Any, tuple[int, list["Panel"]]] = {}  # the panels of each cell, and at which run it made them
 
 
@@ -51,6 +38,11 @@ class Shown(NamedTuple):
 
     def __repr__(self) -> str:
         return self.title
+
+
+def side_by_side(*parts: str) -> str:
+    """Return HTML parts beside each other, or below each other where the page is too narrow for that."""
+    return f"<div class='kd-lab-tables'>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
 
 
 class Panel:

@@ -1,6 +1,7 @@
 """Prune a network live: what a sparsity costs in accuracy and saves in bytes."""
 
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,8 +16,8 @@ from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, PALE, WIDTH, AccuracyCurve, Canvas, LostDigits, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, side_by_side, table, title_of
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
+from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
 MAX_SPARSITY = 0.99
@@ -62,7 +63,7 @@ class PruningPanel(Panel):
         self._data = data
         self._validation = Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
-        self._rankings: dict[tuple[str, str], Ranking] = {}
+        self._ranking = functools.cache(self._rank)
         self._curves: dict[tuple[str, str], dict[float, float]] = {}
         weights = torch.cat([layer.weight.detach().flatten() for layer in self._layers.values()])
         self._drawing = PruningPicture(weights, data.validation.images)
@@ -91,11 +92,8 @@ class PruningPanel(Panel):
         """Return the pruned network."""
         return [self._masked(answer.masks)]
 
-    def _ranking(self, importance: str, scope: str) -> Ranking:
-        if (importance, scope) not in self._rankings:
-            values = importances(self._dense, importance, self._data.train[:GRADIENT_IMAGES])
-            self._rankings[importance, scope] = rank(values, scope)
-        return self._rankings[importance, scope]
+    def _rank(self, importance: str, scope: str) -> Ranking:
+        return rank(importances(self._dense, importance, self._data.train[:GRADIENT_IMAGES]), scope)
 
     def _masked(self, masks: dict[str, Tensor]) -> nn.Module:
         """Return the dense network under these masks; the next call writes others into the same one."""
@@ -107,11 +105,7 @@ class PruningPanel(Panel):
 
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
-        kept = [
-            torch.where(mask, self._layers[name].weight.abs(), torch.inf).min().item()
-            for name, mask in masks.items()
-            if mask.any()
-        ]
+        kept = [self._layers[name].weight[mask].abs().min().item() for name, mask in masks.items() if mask.any()]
         return [min(kept)] if scope == "global" else kept
 
     def draw(self, answer: PruningAnswer) -> Shown:

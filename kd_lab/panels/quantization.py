@@ -1,5 +1,6 @@
 """Quantize a network live: what few bits cost in accuracy and save in bytes."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
-from kd_lab.networks.layers import Weight, describe, weighted_layers
+from kd_lab.networks.layers import Weight, describe, make_permanent, weighted_layers
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, AccuracyCurve, Canvas, LostDigits, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, side_by_side, table, title_of
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
+from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.quantization import (
     CALIBRATIONS,
     GRANULARITIES,
@@ -29,6 +30,7 @@ from kd_lab.quantization import (
 
 BITS = range(1, 9)
 CALIBRATION_IMAGES, ERROR_IMAGES = 1000, 250  # from the training and from the validation part
+CACHED_NETWORKS = 24  # those of three curves; one of lenet5 takes 1.7 MB
 HEIGHT = 350  # in pixels
 BINS, MAX_GRIDS = 101, 16  # of the histogram; and the channels whose grids are drawn
 MARGIN = 1.35  # a coarse grid reaches beyond the largest |w|
@@ -71,11 +73,10 @@ class QuantizationPanel(Panel):
 
     def __init__(self, model: nn.Module, data: Mnist):
         self._dense = fold_batch_norm(dense_network(model, data))
-        self._scratch = quantize_activations(self._dense, data.train.images[:1])  # with a place for every quantizer
         self._layers = weighted_layers(self._dense)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
-        self._quantizers: dict[Quantization, dict[str, tuple[Any, Any]]] = {}
+        self._network = functools.lru_cache(CACHED_NETWORKS)(self._quantize)
         self._reports: dict[Quantization, dict[str, Any]] = {}
         self._curves: dict[tuple[str, ...], dict[int, float]] = {}
         self._pictures: dict[str, QuantizationPicture] = {}
@@ -96,54 +97,36 @@ class QuantizationPanel(Panel):
     ) -> Iterator[QuantizationAnswer]:
         """Yield what this setting gives on 1,000 images, on all, and with bytes, errors and curve."""
         setting = Quantization(weight_bits, activation_bits, granularity, grid, calibration)
-        curve, network = self._curves.setdefault(setting[1:], {}), self._network(setting)
-        quantizer, report = self._quantizers[setting][layer][0], self._reports.get(setting, {})
-        for comparison in self._validation.compare(network):
+        curve, network = self._curves.setdefault(setting[1:], {}), self._network(*setting)
+        quantizer: Any = Weight(network.get_submodule(layer)).parametrization(Quantizer)
+        report = self._reports.get(setting, {})
+        for comparison in self._validation.compare(make_permanent(network)):
             answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
             yield answer
-        answer = replace(answer, **self._report(setting))
+        answer = replace(answer, **self._report(setting, network))
         yield answer
         others = {bits: setting._replace(weight_bits=bits) for bits in BITS}
-        for _ in self._validation.complete(curve, BITS, lambda bits: self._network(others[bits])):
+        for _ in self._validation.complete(curve, BITS, lambda bits: make_permanent(self._network(*others[bits]))):
             yield answer
 
     def networks(self, answer: QuantizationAnswer) -> list[nn.Module]:
         """Return the quantized network."""
-        return [self._network(answer.setting)]
+        return [self._network(*answer.setting)]
 
-    def _network(self, setting: Quantization) -> nn.Module:
-        """Return the quantized network, its weights computed once; the next call writes others into the same one.
-
-        The quantizers of every setting are kept: they are small, and some take a second to find.
-        """
-        if setting not in self._quantizers:
-            self._quantizers[setting] = {
-                name: (Weight(layer).parametrization(Quantizer), getattr(layer, "input_quantizer", None))
-                for name, layer in weighted_layers(self._quantize(setting)).items()
-            }
-        quantized = weighted_layers(self._scratch)
-        with torch.no_grad():
-            for name, (weights, inputs) in self._quantizers[setting].items():
-                quantized[name].weight.copy_(weights(self._layers[name].weight))
-                quantized[name].input_quantizer = inputs
-        return self._scratch
-
-    def _quantize(self, setting: Quantization) -> nn.Module:
-        bits, activation_bits, granularity, grid, calibration = setting
+    def _quantize(self, bits: int, activation_bits: str, granularity: str, grid: str, calibration: str) -> nn.Module:
         model = quantize_weights(self._dense, bits, granularity, grid == "symmetric", calibration)
         if activation_bits == "fp32":
             return model
         images = self._data.train.images[:CALIBRATION_IMAGES]
         return quantize_activations(model, images, int(activation_bits), calibration)
 
-    def _report(self, setting: Quantization) -> dict[str, Any]:
+    def _report(self, setting: Quantization, network: nn.Module) -> dict[str, Any]:
         """Return the bytes of the file, and the different weights and the error of each layer."""
         if setting not in self._reports:
-            network = self._network(setting)
             errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
             layers = weighted_layers(network).items()
             found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
-            self._reports[setting] = {"packed": network_file_bytes(self._quantize(setting)), "layers": found}
+            self._reports[setting] = {"packed": network_file_bytes(network), "layers": found}
         return self._reports[setting]
 
     def draw(self, answer: QuantizationAnswer) -> Shown:
@@ -152,15 +135,13 @@ class QuantizationPanel(Panel):
         activations = activations if activations == "fp32" else f"{activations}-bit"
         name, layer = answer.layer, self._layers[answer.layer]
         if name not in self._pictures:
-            title, images = f"{name}, {describe(layer)}", self._data.validation.images
-            self._pictures[name] = QuantizationPicture(title, layer.weight.detach(), images)
+            what, images = f"{name}, {describe(layer)}", self._data.validation.images
+            self._pictures[name] = QuantizationPicture(what, layer.weight.detach(), images)
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
         costs = [["file, dense", f"{self._bytes:,} bytes"], ["file, quantized, factor", packed]]
-        return Shown(
-            title_of(f"{weights}-bit weights, {activations} activations", answer.comparison),
-            self._pictures[name].png(answer, self.pinned),
-            side_by_side(self.scores(answer, costs=costs), self._layer_table(answer)),
-        )
+        title = title_of(f"{weights}-bit weights, {activations} activations", answer.comparison)
+        tables = side_by_side(self.scores(answer, costs=costs), self._layer_table(answer))
+        return Shown(title, self._pictures[name].png(answer, self.pinned), tables)
 
     def _layer_table(self, answer: QuantizationAnswer) -> str:
         """Return how many values each layer's weights have, and how wrong its output is."""
@@ -170,11 +151,8 @@ class QuantizationPanel(Panel):
             measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
             kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
             rows.append([name, kind, answer.setting.weight_bits, *measured])
-        note = SIGN if answer.setting.weight_bits == 1 else ""
-        return (
-            table(rows, ["layer", "", "bits", "values in use", "output error"], left=2)
-            + f"<div class='kd-lab-note'>{note}</div>"
-        )
+        note = f"<div class='kd-lab-note'>{SIGN if answer.setting.weight_bits == 1 else ''}</div>"
+        return table(rows, ["layer", "", "bits", "values in use", "output error"], left=2) + note
 
 
 class QuantizationPicture:
@@ -186,9 +164,8 @@ class QuantizationPicture:
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "quantized")
         title = f"here (orange); other bits on {FIRST:,} images (grey)"
-        self._curve = AccuracyCurve(
-            figure.add_axes((0.095, 0.44, 0.38, 0.48)), BITS, xlabel="bits of a weight", title=title
-        )
+        axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
+        self._curve = AccuracyCurve(axes, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
         self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])

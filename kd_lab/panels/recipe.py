@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import ipywidgets as widgets
 import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
@@ -22,13 +21,13 @@ from kd_lab.formats.kdz import FLOAT32_BYTES, pack
 from kd_lab.networks.layers import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, new_figure
 from kd_lab.panels.controls import BitSlider, FractionSlider, Slider
-from kd_lab.panels.measurement import Cache, Comparison, dense_network, percent, side_by_side
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.measurement import Cache, Comparison, dense_network, percent
+from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import cubic_sparsities
 from kd_lab.training import train_live
 
 IMAGES = 10_000  # the recipe is to take seconds
-TRAINING = {"batch_size": 128, "learning_rate": 2e-3}
+TRAINING: dict[str, Any] = {"batch_size": 128, "learning_rate": 2e-3}
 PARTS = 4  # of a time through the images: after each the training may be stopped, or be kept
 CACHED_NETWORKS = 60  # after a stage; one of lenet300 takes a megabyte
 PRUNINGS = 4
@@ -107,7 +106,7 @@ class RecipePanel(Panel):
         self._start = self._step(self._dense)
         self._made = Cache(CACHED_NETWORKS)
         self._drawing = RecipePicture(self._start, Accuracy.of(self._taught[1][2].argmax(1) == self._labels))
-        small = {"layout": widgets.Layout(width="250px")}
+        small = {"layout": {"width": "250px"}}
         controls = {
             "ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
             "temperature": Slider(label="temperature", min=1, max=20, step=0.5, value=4, **small),
@@ -150,14 +149,11 @@ class RecipePanel(Panel):
         """Return the function that fine-tunes."""
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no answers
         training, validation = (part[parts] for part in self._taught)
-        settings: dict[str, Any] = {
-            "steps_per_epoch": max(1, len(training[0]) // TRAINING["batch_size"] // PARTS),
-            **TRAINING,
-        }
+        steps = max(1, len(training[0]) // TRAINING["batch_size"] // PARTS)
 
         def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
-            run = train_live(model, training, loss, validation=validation, epochs=epochs, **settings)
-            *_, (tuned, _history) = self.steps(run)
+            settings = {"validation": validation, "epochs": epochs, "steps_per_epoch": steps, **TRAINING}
+            *_, (tuned, _history) = self.steps(train_live(model, training, loss, **settings))
             return tuned
 
         return fine_tune
@@ -192,8 +188,8 @@ class RecipePicture:
 
     def png(self, answer: RecipeAnswer, pinned: RecipeAnswer | None) -> bytes:
         """Return the picture of an answer."""
-        self._errors.set(_errors(answer), _errors(pinned) if pinned else ())
-        self._bytes.set(_bytes(answer), _bytes(pinned) if pinned else ())
+        self._errors.show(answer, pinned)
+        self._bytes.show(answer, pinned)
         for text, sparsity in zip(self._sparsities, cubic_sparsities(answer.setting.ratio, PRUNINGS), strict=True):
             text.set_text(f"{100 * sparsity:.0f} %")
         done = (len(answer.taught) + len(answer.plain) - 2) / (2 * len(STAGES) - 2)
@@ -221,14 +217,15 @@ class RecipePicture:
         _set_stages(axes)
         self._sparsities = [axes.text(place, 0.45, "95 %", fontsize=8, ha="center") for place in range(1, 1 + PRUNINGS)]
         self._errors = Traces(
-            *(axes.plot([0, 1], [1, 2], form, color=color)[0] for color in (GREY, COLOR) for form in ("-", ".-"))
+            _errors,
+            *(axes.plot([0, 1], [1, 2], form, color=color)[0] for color in (GREY, COLOR) for form in ("-", ".-")),
         )
 
     def _add_bytes(self, axes: Axes, dense: int) -> None:
         axes.set(yscale="log", ylim=(dense / 1000, 2 * dense))
         axes.set_title("bytes of the .kdz file", fontsize=9)
         _set_stages(axes)
-        self._bytes = Traces(*(axes.plot([0], [dense], ".-", color=color)[0] for color in (GREY, COLOR)))
+        self._bytes = Traces(_bytes, *(axes.plot([0], [dense], ".-", color=color)[0] for color in (GREY, COLOR)))
 
     def _add_progress(self, axes: Axes) -> None:
         axes.set(xlim=(0, 1), ylim=(-0.5, 0.5), xticks=[], yticks=[])

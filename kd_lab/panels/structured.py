@@ -1,5 +1,6 @@
 """Remove channels live: what a narrower network costs in accuracy and saves in bytes and milliseconds."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -17,17 +18,8 @@ from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import (
-    FIRST,
-    CurveAnswer,
-    Measurement,
-    counted_costs,
-    dense_network,
-    side_by_side,
-    table,
-    title_of,
-)
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
+from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank, remove_channels
 from kd_lab.pruning.channels import channel_importances
 from kd_lab.pruning.groups import find_groups
@@ -76,7 +68,7 @@ class StructuredPruningPanel(Panel):
         self._groups = find_groups(self._dense)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._costs = counted_costs(self._dense)
-        self._rankings: dict[str, Ranking] = {}
+        self._ranking = functools.cache(self._rank)
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
         self._drawing = StructuredPicture(self._dense, self._groups)
         self._ratios = dict.fromkeys(self._groups, 0.5)
@@ -132,13 +124,12 @@ class StructuredPruningPanel(Panel):
 
     def _masks(self, ratios: dict[str, float], importance: str) -> dict[str, Tensor]:
         """Return which channels stay, at least one of each group."""
-        if importance not in self._rankings:
-            data = self._data.train[:GRADIENT_IMAGES]
-            importances = channel_importances(self._dense, self._groups, importance, data)
-            self._rankings[importance] = rank(importances, "per_layer")
-        return self._rankings[importance].masks(
-            {name: min(ratio, 1 - 1 / self._groups[name].size) for name, ratio in ratios.items()}
-        )
+        most = {name: 1 - 1 / group.size for name, group in self._groups.items()}
+        return self._ranking(importance).masks({name: min(ratio, most[name]) for name, ratio in ratios.items()})
+
+    def _rank(self, importance: str) -> Ranking:
+        data = self._data.train[:GRADIENT_IMAGES]
+        return rank(channel_importances(self._dense, self._groups, importance, data), "per_layer")
 
     def draw(self, answer: StructuredAnswer) -> Shown:
         """Draw the picture and write the tables."""
@@ -147,11 +138,11 @@ class StructuredPruningPanel(Panel):
         return Shown(title_of(removed, answer.comparison), self._drawing.png(answer, self.pinned), tables)
 
     def _cost_table(self, answer: StructuredAnswer) -> str:
-        costs: dict[str, Any] = {name: (self._costs[name], answer.costs[name], ",") for name in self._costs}
+        rows = [[name, *_beside(",", self._costs[name], cost)] for name, cost in answer.costs.items()]
         for batch_size in BATCH_SIZES:
-            milliseconds = [1000 * each for each in answer.seconds.get(batch_size, ())]
-            costs[f"ms for {batch_size} image{'s' * (batch_size > 1)}"] = milliseconds and (*milliseconds, ".3g")
-        rows = [[name, *(_beside(*cost) if cost else ["…"] * 3)] for name, cost in costs.items()]
+            seconds = answer.seconds.get(batch_size)
+            times = _beside(".3g", *(1000 * each for each in seconds)) if seconds else ["…"] * 3
+            rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *times])
         threads = torch.get_num_threads()
         note = f"measured here, on {threads} thread{'s' * (threads > 1)}"
         return table(rows, ["", "dense", "pruned", "factor"]) + note
@@ -166,7 +157,7 @@ class StructuredPruningPanel(Panel):
         return table(rows, ["layer", "ratio", "kept"])
 
 
-def _beside(dense: float, left: float, form: str) -> list[str]:
+def _beside(form: str, dense: float, left: float) -> list[str]:
     return [f"{dense:{form}}", f"{left:{form}}", f"{dense / left:.2f} ×"]
 
 
