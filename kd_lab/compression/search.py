@@ -23,7 +23,7 @@ from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.environment import optional
 from kd_lab.errors import ParameterError, StorageError, TrainingError, check_kind, check_number, check_whole_number
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, correct_answers, mean_cross_entropy
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, check_data, correct_answers, mean_cross_entropy
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
@@ -69,6 +69,7 @@ def search_settings(
     """
     check_whole_number("runs", runs, "[1, 1000]")
     check_whole_number("seed", seed, "[0, 1000000]")
+    validation = check_data(validation)
     optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
     trials = []
 
@@ -270,7 +271,7 @@ def search_recipe(
     arguments goes on where it was stopped.
     """
     settings = {"seed": seed, **settings}
-    check_recipe(model, teacher, data, settings, folder)
+    teaching = check_recipe(model, teacher, data, settings, folder)
     budget = _check_budget(most_bytes, most_lost)
     check_whole_number("runs", runs, "[1, 1000]")
     check_number("minutes", minutes, "(0, 10000]")
@@ -280,11 +281,11 @@ def search_recipe(
     try_setting = functools.partial(
         _try,
         model,
-        Teaching(teacher, data),
+        teaching,
         epochs,
         folder,
         settings | {"progress": False},
-        correct_answers(model, data.validation),
+        correct_answers(model, teaching.validation),
     )
     proposed = _propose(kept, budget, try_setting, teacher is not None, seed)
     trials = []
@@ -358,15 +359,14 @@ def _try(
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
     stages, how = _stages(kept, bits, epochs), taught or HAND_SET  # without a teacher neither of the two matters
     *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0, folder, settings)
-    validation = teaching.data.validation
-    right = correct_answers(made, validation)
+    right = correct_answers(made, teaching.validation)
     return RecipeTrial(
         stages,
         taught,
         pack(made),
         Accuracy.of(right),
         PairedDifference.of(right, before),
-        mean_cross_entropy(made, validation),
+        mean_cross_entropy(made, teaching.validation),
     )
 
 
