@@ -22,7 +22,9 @@ def quick(tmp_path, mnist, few, validation):
         yield
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cnn", "lenet5", "resnet"))) for name in MODELS]
+)
 def test_the_shipped_networks_score_what_their_files_say(name, mnist):
     _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
     assert metadata["recipe"] == vars(RECIPES[name]) and metadata["seed"] == 0 and metadata["architecture"] == name
