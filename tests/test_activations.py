@@ -26,8 +26,11 @@ from kd_lab.quantization import (
 )
 from kd_lab.training import train
 
+QUICK = "lenet300", "resnet"
+NAMES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MODELS]
 
-@pytest.mark.parametrize("name", MODELS)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_folded_model_answers_as_before(name, validation):
     model = load_trained(name)
     folded = fold_batch_norm(model)
@@ -110,7 +113,7 @@ def test_a_model_of_one_layer_by_hand(few):
     torch.testing.assert_close(predict(quantized, images), F.linear(taken, rounded, model[1].bias.detach()))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_eight_bits_change_almost_nothing(name, few, validation):
     dense = load_trained(name)
     quantized = quantize_model(dense, few.images[:500])

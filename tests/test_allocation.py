@@ -1,16 +1,22 @@
-"""The scan measures what its definition says, and the budget is spent as well as any search could."""
+"""Scans measure what their definition says; no other sparsities, or bits within the bytes, do better."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression.allocation import allocate, sensitivity_scan
+from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, sensitivity_scan
 from kd_lab.errors import ParameterError
+from kd_lab.formats import network_file_bytes
 from kd_lab.networks.layers import predict, weighted_layers
 from kd_lab.pruning import prune
+from kd_lab.quantization import quantize_activations, quantize_weights, share_weights
+
+# ---- sparsities
 
 
 def test_a_scan_is_the_rise_of_the_loss_with_one_layer_pruned(validation):
@@ -92,3 +98,132 @@ def test_bad_input_is_named(validation):
         sensitivity_scan(load_trained("mlp128"), validation, [0.5, 90])
     with pytest.raises(ParameterError, match=r"sensitivity_scan\(\): .*not empty"):
         sensitivity_scan(load_trained("mlp128"), validation[:0], [0.5])
+
+
+# ---- bits
+
+
+def loss(model, data):
+    return F.cross_entropy(predict(model, data.images), data.labels).item()
+
+
+def test_a_scan_is_the_rise_of_the_loss_with_one_layer_quantized(validation):
+    model = load_trained("mlp128")
+    scan = bit_scan(model, validation, [1, 2, 4])
+    assert list(scan) == ["fc1", "fc2"] and all(list(rises) == [1, 2, 4] for rises in scan.values())
+    for name, bits in (("fc1", 1), ("fc1", 2), ("fc2", 4)):
+        alone = copy.deepcopy(model)
+        alone.get_submodule(name).weight.data = quantize_weights(model, bits).get_submodule(name).weight.data
+        assert scan[name][bits] == pytest.approx(loss(alone, validation) - loss(model, validation), abs=1e-6)
+    assert scan["fc1"][1] > scan["fc1"][2] > scan["fc1"][4]
+
+
+def test_quantizers_of_weights_are_lifted_before_a_scan_and_those_of_activations_stay(validation):
+    few = validation[:200]
+    model = quantize_activations(load_trained("mlp128"), few.images, 2)
+    assert (
+        bit_scan(share_weights(model, 1), few, [2])
+        == bit_scan(model, few, [2])
+        != bit_scan(load_trained("mlp128"), few, [2])
+    )
+
+
+COUNTS = {"a": 1001, "b": 33, "c": 205, "d": 3}
+BITS = [1, 2, 4, 8]
+
+
+def taken(choice):
+    return sum(-(-COUNTS[name] * bits // 8) for name, bits in choice.items())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_other_choice_of_bits_is_better(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scan = {name: dict(zip(BITS, torch.randn(4, generator=generator).tolist(), strict=True)) for name in COUNTS}
+    every = [dict(zip(COUNTS, choice, strict=True)) for choice in itertools.product(BITS, repeat=4)]
+    least, most = taken(every[0]), taken(every[-1])
+    some = every[int(torch.randint(len(every), (), generator=generator))]
+    for budget in (least, taken(some) - 1, taken(some), taken(some) + 1, most, 10 * most):
+        if budget < least:
+            continue
+        chosen = choose_bits(scan, COUNTS, budget)
+        assert list(chosen) == list(COUNTS) and taken(chosen) <= budget
+        rises = [sum(scan[name][choice[name]] for name in COUNTS) for choice in every if taken(choice) <= budget]
+        assert sum(scan[name][bits] for name, bits in chosen.items()) == pytest.approx(min(rises), abs=1e-9)
+
+
+def test_a_byte_less_than_the_fewest_bits_take_is_out_of_reach():
+    scan = {name: {2: 0.5, 4: 0.1} for name in COUNTS}
+    assert choose_bits(scan, COUNTS, 251 + 9 + 52 + 1) == dict.fromkeys(COUNTS, 2)
+    with pytest.raises(
+        ParameterError,
+        match=r"^choose_bits\(\): a budget of 312 bytes is out of reach: with the "
+        r"fewest bits of every layer in the scan the codes take 313\. Scan fewer",
+    ):
+        choose_bits(scan, COUNTS, 312)
+
+
+def test_it_beats_the_same_bits_for_all_and_keeps_to_the_bytes(validation):
+    model, few = load_trained("lenet5_classic"), validation[:500]
+    counts = {name: layer.weight.numel() for name, layer in weighted_layers(model).items()}
+    budget = sum(-(-count * 2 // 8) for count in counts.values())
+    chosen = choose_bits(bit_scan(model, few, [1, 2, 3, 4, 8]), counts, budget)
+    mixed, even = quantize_weights(model, chosen), quantize_weights(model, 2)
+    assert loss(mixed, few) < 0.3 * loss(even, few)
+    assert network_file_bytes(mixed) <= network_file_bytes(even) + 100  # the header may be a little longer
+
+
+SCAN = {"fc1": {2: 0.1, 4: 0.0}}
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (
+                lambda model, data, bits=bits: bit_scan(model, data, [4, bits]),
+                f"bit_scan(): 'bits' must be a whole number in [1, 8]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        *(
+            (
+                lambda model, data, bits=bits: bit_scan(model, data, bits),
+                "bit_scan(): 'bits' must be a list of whole numbers, at least one, as in [2, 4, 8].",
+            )
+            for bits in (4, None, [])
+        ),
+        (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
+        (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
+        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
+        *(
+            (
+                lambda *_, budget=budget: choose_bits(SCAN, {"fc1": 9}, budget),
+                f"choose_bits(): 'budget' must be a whole number in [1, 1e12]. Got {budget!r}.",
+            )
+            for budget in (0, 4.5, True, "4", None)
+        ),
+        *(
+            (
+                lambda *_, scan=scan: choose_bits(scan, {"fc1": 9}, 9),
+                "choose_bits(): 'scan' must be {layer: {bits: rise}}, as bit_scan() gives it.",
+            )
+            for scan in (None, {}, {"fc1": {}}, {"fc1": 0.5})
+        ),
+        *(
+            (
+                lambda *_, bits=bits: choose_bits({"fc1": {bits: 0.1}}, {"fc1": 9}, 9),
+                f"choose_bits(): 'bits in the scan' must be a whole number in [1, 8]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        (lambda *_: choose_bits({"fc1": {4: float("nan")}}, {"fc1": 9}, 9), "'rise in the scan' must be a number"),
+        (lambda *_: choose_bits(SCAN, {"fc2": 9}, 9), "'layer of the scan' must be one of fc2. Got 'fc1'."),
+        (lambda *_: choose_bits(SCAN, {"fc1": 0}, 9), "counts"),
+        (lambda *_: choose_bits(SCAN, None, 9), "choose_bits(): 'counts' must be a dict"),
+    ],
+)
+def test_bad_input_about_bits_is_named(call, part, validation):
+    with pytest.raises(ParameterError) as error:
+        call(load_trained("mlp128"), validation[:50])
+    assert part in str(error.value), str(error.value)

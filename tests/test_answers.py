@@ -173,6 +173,22 @@ def test_a_student_that_diverges_is_reported_as_by_train(few, validation):
         )
 
 
+def test_an_interrupt_says_where_distil_stopped(few, validation, capsys):
+    def interrupt(model):
+        calls.append(1)
+        if len(calls) == 12:  # one look at it, and 8 batches an epoch
+            raise KeyboardInterrupt
+        return 0 * model[1].weight.sum()
+
+    calls, student, settings = [], build_model("mlp128"), {"validation": validation, "epochs": 5, "progress": False}
+    _, history = distil(student, load_trained("mlp128"), few, penalty=interrupt, **settings)
+    assert history.stopped == "interrupted" and len(history.epochs) == 2
+    assert capsys.readouterr().out == (
+        f"distil(): interrupted in epoch 2 of 5: the weights of epoch {history.best_epoch} are returned, which may be "
+        "worse than those of a whole training.\n"
+    )
+
+
 def test_a_teacher_that_knows_less_is_named_with_both_accuracies(few, validation):
     with pytest.warns(
         UserWarning,

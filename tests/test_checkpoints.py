@@ -1,19 +1,20 @@
-"""Trained networks ship, hold what they say, and are trained once where they are missing."""
+"""Trained networks ship, hold what they say, and are trained once where they are missing; students by their recipe."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.faults import damage_checkpoints, one_epoch_recipe, race_to_train
 from kd_lab import checkpoints, storage
-from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_trained
+from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_trained, student_recipe
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats import load_network
-from kd_lab.networks.zoo import MODELS, build_model
+from kd_lab.networks.zoo import MODELS, build_model, small_student
 from kd_lab.storage import load_tensors, save_tensors
-from kd_lab.training import History
+from kd_lab.training import History, train
 
 
 @pytest.fixture
@@ -22,7 +23,9 @@ def quick(tmp_path, mnist, few, validation):
         yield
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cnn", "lenet5", "resnet"))) for name in MODELS]
+)
 def test_the_shipped_networks_score_what_their_files_say(name, mnist):
     _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
     assert metadata["recipe"] == vars(RECIPES[name]) and metadata["seed"] == 0 and metadata["architecture"] == name
@@ -181,3 +184,29 @@ def test_the_kept_logits_belong_to_the_images_in_their_order(mnist):
     for logits, part, wrong in ((kept.train, mnist.train, 0.003), (kept.validation, mnist.validation, 0.009)):
         assert logits.shape == (len(part.labels), 10) and logits.dtype == torch.float32
         assert (logits.argmax(1) != part.labels).float().mean() < wrong
+
+
+# ---- small students
+
+
+@pytest.mark.parametrize("images", [0, 2.5, None])
+def test_no_recipe_for_no_images(images):
+    with pytest.raises(ParameterError, match=r"student_recipe\(\): 'images' must be a whole number"):
+        student_recipe(images)
+
+
+def test_a_student_learns_by_its_recipe(few, validation):
+    student, history = train(
+        small_student(), few, F.cross_entropy, validation=validation, progress=False, **student_recipe(len(few.images))
+    )
+    assert len(history.epochs) == 20 and accuracy(student, validation).value > 0.85
+
+
+@pytest.mark.parametrize("images", [1, 500, 1001, 55_000, 1_000_000])
+def test_every_number_of_images_has_a_recipe(images):
+    assert student_recipe(images)["steps_per_epoch"] >= 1
+
+
+@pytest.mark.parametrize("most", [1000, 5000, 20_000])
+def test_a_recipe_reaches_up_to_the_next(most):
+    assert student_recipe(most - 1) == student_recipe(most) != student_recipe(most + 1)

@@ -46,7 +46,15 @@ def weight(name, layer):
     return load_trained(name).get_submodule(layer).weight.detach().flatten()
 
 
-@pytest.mark.parametrize("count", [2, 4, 16, 64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(2, marks=pytest.mark.slow),
+        4,
+        16,
+        *(pytest.param(count, marks=pytest.mark.slow) for count in (64, 256)),
+    ],
+)
 @pytest.mark.parametrize(
     "values",
     [
@@ -70,7 +78,12 @@ def test_the_clusters_err_no_more_than_those_of_scikit_learn(values, count):
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "count"), [("lenet300", "fc1", 16), ("cnn", "fc1", 4), ("lenet300", "fc2", 64)]
+    ("name", "layer", "count"),
+    [
+        pytest.param("lenet300", "fc1", 16, marks=pytest.mark.slow),
+        pytest.param("cnn", "fc1", 4, marks=pytest.mark.slow),
+        ("lenet300", "fc2", 64),
+    ],
 )
 def test_nor_in_large_layers(name, layer, count):
     values = weight(name, layer)
@@ -120,9 +133,9 @@ def test_extremes(values, count, codebook, codes):
     assert torch.equal(found, torch.tensor(codebook)) and places.tolist() == codes
 
 
-@pytest.mark.parametrize("num_bits", [1, 3, {"fc2": 8}])
+@pytest.mark.parametrize("num_bits", [1, 3, {"fc2": 6}])
 def test_the_weights_of_a_layer_share_few_values(num_bits):
-    model = load_trained("cnn")
+    model = load_trained("lenet5_classic")
     few = share_weights(model, num_bits)
     for name, layer in weighted_layers(few).items():
         bits = num_bits.get(name) if isinstance(num_bits, dict) else num_bits
@@ -153,7 +166,7 @@ def test_a_gradient_is_the_sum_of_those_of_the_weights_that_share_a_value(few):
     assert few_values[1].parametrizations.weight.original.grad is None
 
 
-@pytest.mark.parametrize("sparsity", [0, 0.8])
+@pytest.mark.parametrize("sparsity", [pytest.param(0, marks=pytest.mark.slow), 0.8])
 def test_training_moves_the_values_and_keeps_them_shared(sparsity, few, validation):
     before = share_weights(prune(load_trained("lenet300"), sparsity), 2)
     codes = {name: shared(layer).codes.clone() for name, layer in weighted_layers(before).items()}

@@ -1,12 +1,16 @@
-"""Intervals agree with their formulas and with worked examples; bad data is refused."""
+"""Intervals agree with their formulas and with worked examples; data are looked at once, and bad ones refused."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from scipy.stats import ttest_1samp
 from torch import nn
 
+from kd_lab.compression import FineTune, compress, search_recipe, search_settings
+from kd_lab.data import Mnist, Split
+from kd_lab.distillation import distil, distil_features, train_on_hints
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import (
     Accuracy,
@@ -18,7 +22,9 @@ from kd_lab.evaluation import (
     predict_classes,
 )
 from kd_lab.networks.layers import predict
-from kd_lab.networks.zoo import build_model
+from kd_lab.networks.zoo import build_model, small_student
+from kd_lab.scorecard import scorecard
+from kd_lab.training import train
 
 Z = 1.959963984540054
 
@@ -221,3 +227,38 @@ def test_a_mean_of_too_little_has_no_interval(values):
 
 def test_no_images_get_no_answers():
     assert predict_classes(build_model("mlp128"), torch.zeros(0, 1, 28, 28)).shape == (0,)
+
+
+QUICK = {"progress": False, "batch_size": 10}
+LAYERS = {"student_layer": "fc1", "teacher_layer": "fc1"}
+STUDENT, TEACHER = small_student(4), small_student(8)
+CALLS = {  # of a public function with the data; each looks at the parts that it needs
+    "train": lambda data, fit: train(STUDENT, data.train, nn.functional.cross_entropy, **fit),
+    "distil": lambda data, fit: distil(STUDENT, TEACHER, data.train, **fit),
+    "distil_features": lambda data, fit: distil_features(STUDENT, TEACHER, data.train, **LAYERS, **fit),
+    "train_on_hints": lambda data, fit: train_on_hints(STUDENT, TEACHER, data.train, **LAYERS, **fit),
+    "compress": lambda data, _: compress(STUDENT, TEACHER, data, [FineTune(1), FineTune(1)], **QUICK),
+    "compress, no teacher": lambda data, _: compress(STUDENT, None, data, [FineTune(1)], **QUICK),
+    "search_recipe": lambda data, _: search_recipe(
+        STUDENT, TEACHER, data, runs=2, minutes=1, most_lost=100, steps_per_epoch=1, **QUICK
+    ),
+    "search_settings": lambda data, _: search_settings(lambda *_: STUDENT, data.validation, runs=2),
+    "scorecard": lambda data, _: scorecard({"one": STUDENT, "other": TEACHER}, data.validation),
+    "paired_difference": lambda data, _: paired_difference(STUDENT, TEACHER, data.validation),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Did you swap them")
+@pytest.mark.parametrize("call", CALLS)
+def test_each_part_of_the_data_is_looked_at_once(call, monkeypatch):
+    """A look for numbers that are not finite goes over all images of a part."""
+    data = Mnist(*(Split(torch.rand(count, 1, 28, 28), torch.arange(count) % 10) for count in (40, 30, 20)))
+    names = {part.images.data_ptr(): name for name, part in data._asdict().items()}
+    looks, aminmax = Counter(), torch.Tensor.aminmax
+    monkeypatch.setattr(
+        torch.Tensor, "aminmax", lambda tensor: looks.update([names.get(tensor.data_ptr())]) or aminmax(tensor)
+    )
+    monkeypatch.setattr("kd_lab.cost.latency", lambda *_arguments: 1e-3)
+    CALLS[call](data, {"validation": data.validation, "epochs": 2, **QUICK})
+    assert looks["validation"] == 1 and looks["test"] == 0
+    assert looks["train"] == (call not in ("search_settings", "scorecard", "paired_difference"))

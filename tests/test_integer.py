@@ -42,15 +42,24 @@ LAYERS = {
     "even": lambda: nn.Conv2d(4, 6, (2, 4), padding="same"),
     "valid": lambda: nn.Conv2d(4, 6, 2, padding="valid", bias=False),
 }
-GRIDS = [(granularity, symmetric) for granularity in ("per_tensor", "per_channel") for symmetric in (True, False)]
+GRIDS = [
+    ("per_channel", True),
+    ("per_tensor", False),
+    pytest.param("per_channel", False, marks=pytest.mark.slow),
+    pytest.param("per_tensor", True, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
 def quantized(mnist):
-    return {
-        name: quantize_model(load_trained(name), mnist.train.images[:256])
-        for name in ("mlp128", "lenet300", "cnn", "lenet5_classic", "resnet")
-    }
+    """The quantized network of a name, made once."""
+
+    class Quantized(dict):
+        def __missing__(self, name):
+            self[name] = quantize_model(load_trained(name), mnist.train.images[:256])
+            return self[name]
+
+    return Quantized()
 
 
 def input_of(layer):
@@ -181,7 +190,14 @@ def test_channels_without_weights_and_inputs_without_light_give_the_bias():
         assert whole[0].accumulate(whole[0].input(torch.zeros(1, 1, 8, 8))).unique(dim=2).shape[2] == 1
 
 
-@pytest.mark.parametrize("name", ["mlp128", "lenet300", "cnn", "lenet5_classic", "resnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lenet300",
+        "cnn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp128", "lenet5_classic", "resnet")),
+    ],
+)
 def test_whole_models_answer_as_the_simulated_ones(name, quantized, validation):
     simple = quantized[name]
     before = {key: value.clone() for key, value in simple.state_dict().items()}
@@ -230,25 +246,24 @@ def test_layers_keep_their_names_and_floats_come_in_once(quantized):
 
 
 def test_what_has_no_integer_form_is_named_and_what_is_in_it_is_converted(quantized, validation):
-    whole = to_integer(quantized["resnet"])
+    whole, images = to_integer(quantized["resnet"]), validation.images[:200]
     assert whole.left_in_float == {"block1": "Residual", "block2": "Residual", "mean": "AdaptiveAvgPool2d"}
     assert isinstance(whole[4].body[0].output, Requantize) and isinstance(whole[4].body[3], IntegerConv2d)
-    mixed = quantize_activations(
-        quantize_weights(load_trained("cnn"), {"conv1": 4, "conv2": 1, "fc1": 8}), validation.images
-    )
+    mixed = quantize_activations(quantize_weights(load_trained("cnn"), {"conv1": 4, "conv2": 1, "fc1": 8}), images)
     left = to_integer(mixed).left_in_float
     assert left == {
         "conv2": "Conv2d 16-32, 3×3, whose weight lies on no grid",
         "fc2": "Linear 128-10, whose weight lies on no grid",
     }
-    assert torch.allclose(*(predict(model, validation.images) for model in (mixed, to_integer(mixed))), atol=0.2)
+    assert torch.allclose(*(predict(model, images) for model in (mixed, to_integer(mixed))), atol=0.2)
 
 
 def test_a_batch_norm_that_was_not_folded_stays_in_float(validation):
-    simple = quantize_activations(quantize_weights(load_trained("resnet"), 8), validation.images[:100])
+    images = validation.images[:100]
+    simple = quantize_activations(quantize_weights(load_trained("resnet"), 8), images)
     whole = to_integer(simple)
     assert whole.left_in_float["norm1"] == whole.left_in_float["block2.body.norm2"] == "BatchNorm2d"
-    assert torch.allclose(predict(whole, validation.images), predict(simple, validation.images), atol=0.1)
+    assert torch.allclose(predict(whole, images), predict(simple, images), atol=0.1)
 
 
 def test_layers_used_twice_and_outside_a_sequential():
@@ -291,7 +306,7 @@ def test_pruned_models_convert(validation, mnist):
     smaller = hard_prune(prune_channels(load_trained("cnn"), 0.5))
     assert smaller[0].out_channels == 8
     simple = quantize_model(smaller, images)
-    assert torch.equal(*(predict(model, validation.images).argmax(1) for model in (simple, to_integer(simple))))
+    assert torch.equal(*(predict(model, validation.images[:300]).argmax(1) for model in (simple, to_integer(simple))))
 
 
 def test_a_weight_that_something_takes_off_its_grid_stays_in_float(validation):

@@ -147,12 +147,12 @@ def test_a_layers_inputs_give_its_outputs(layer, few):
     assert model.training and not layer._forward_pre_hooks
 
 
-def test_a_model_loses_far_less_than_by_magnitude(mnist):
+def test_a_model_loses_far_less_than_by_magnitude(mnist, validation):
     model = load_trained("lenet5_classic")
     before = copy.deepcopy(model.state_dict())
     pruned = prune_least_squares(model, 0.8, mnist.train.images[:500])
     by_size = prune(model, 0.8, scope="per_layer")
-    dense, by_size, ours = (accuracy(each, mnist.validation).value for each in (model, by_size, pruned))
+    dense, by_size, ours = (accuracy(each, validation).value for each in (model, by_size, pruned))
     assert dense - ours < 0.2 * (dense - by_size) and dense - ours < 0.02
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     for layer in weighted_layers(pruned).values():

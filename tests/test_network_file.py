@@ -1,4 +1,4 @@
-"""A network comes back from its file to the bit, dense, pruned or quantized; of version 0.1, too."""
+"""A network comes back from its file to the bit, dense, pruned or quantized; of version 0.1, too. So do codes."""
 
 import base64
 import copy
@@ -14,7 +14,7 @@ from kd_lab import storage
 from kd_lab.checkpoints import SHIPPED, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
-from kd_lab.formats import load_network, network_file_bytes, save_network
+from kd_lab.formats import load_network, network_file_bytes, pack_bits, save_network, unpack_bits
 from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import MODELS, build_model, small_student
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_channels, remove_layers
@@ -75,18 +75,24 @@ def assert_comes_back(model, template, path):
         assert loaded.architecture == model.architecture
 
 
-SLOW = ("mask, codebook of 8 bits",)
+SLOW = "2 bits", "8 bits", "mask, codebook of 8 bits"  # as the names begin
 
 
 @pytest.mark.parametrize(
     "change",
-    [pytest.param(change, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, change in CHANGES.items()],
+    [
+        pytest.param(change, id=name, marks=[pytest.mark.slow] * name.startswith(SLOW))
+        for name, change in CHANGES.items()
+    ],
 )
 def test_it_comes_back_to_the_bit(change, tmp_path):
     assert_comes_back(change(load_trained("lenet5_classic")), build_model("lenet5_classic", 3), tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["mlp128", "lenet300", "cnn", "lenet5", "resnet"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp128", "resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet300", "cnn", "lenet5"))],
+)
 def test_so_does_every_network_with_its_activations_rounded(name, tmp_path):
     model = quantize_model(load_trained(name), IMAGES, 4, 6).train()
     assert_comes_back(model, fold_batch_norm(build_model(name)), tmp_path / "file")
@@ -131,7 +137,7 @@ def test_both_models_stay_as_they_were(tmp_path):
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("name", ["lenet300", "cnn"])
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [1, 3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4, 8))])
 def test_bytes_are_those_of_codes_scales_and_biases_and_a_header(name, granularity, bits):
     model = load_trained(name)
     layers = weighted_layers(model).values()
@@ -173,9 +179,16 @@ def test_a_weight_off_its_codes_is_refused(function, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/*"))
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("quantized") / "file"
+    save_network(path, quantize_model(load_trained("mlp128"), IMAGES, 4))
+    return path.read_bytes()
+
+
 @pytest.fixture
-def path(tmp_path):
-    save_network(tmp_path / "file", quantize_model(load_trained("mlp128"), IMAGES, 4))
+def path(content, tmp_path):
+    (tmp_path / "file").write_bytes(content)
     return tmp_path / "file"
 
 
@@ -424,3 +437,81 @@ def test_an_unfinished_model_is_not_written(tmp_path):
     with pytest.raises(StorageError, match=r"'fc1\.bias' holds NaN"):
         save_network(tmp_path / "file", model)
     assert make_permanent(model)[1].bias.isnan().any() and not (tmp_path / "file").exists()
+
+
+# ---- codes side by side, without gaps
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "num_bits", "packed"),
+    [
+        ([1, 0, 1, 1, 0, 0, 0, 1, 1], 1, [0b10110001, 0b10000000]),
+        ([3, 0, 1, 2, 3], 2, [0b11000110, 0b11000000]),
+        ([5, 2, 7], 3, [0b10101011, 0b10000000]),  # the third code lies on both sides of the byte's end
+        ([15, 1], 4, [0b11110001]),
+        ([255, 0, 129], 8, [255, 0, 129]),
+        ([256, 1], 9, [0b10000000, 0b00000000, 0b01000000]),
+        ([], 5, []),
+    ],
+)
+def test_codes_are_packed_as_by_hand(codes, num_bits, packed):
+    found = pack_bits(torch.tensor(codes, dtype=torch.int32), num_bits)
+    assert found.dtype == torch.uint8 and found.tolist() == packed
+    assert unpack_bits(found, num_bits, (len(codes),)).tolist() == codes
+
+
+@pytest.mark.parametrize("num_bits", range(1, 17))
+def test_what_is_packed_is_unpacked(num_bits):
+    for shape in ((1,), (7,), (8, 3), (5, 3, 3, 3)):
+        codes = torch.randint(2**num_bits, shape, generator=GENERATOR)
+        packed = pack_bits(codes, num_bits)
+        assert len(packed) == -(-codes.numel() * num_bits // 8)
+        assert torch.equal(unpack_bits(packed, num_bits, shape), codes.int())
+
+
+def test_another_layout_is_packed_in_the_same_order():
+    codes = torch.randint(8, (4, 3, 5, 5), generator=GENERATOR)
+    assert torch.equal(pack_bits(codes.to(memory_format=torch.channels_last), 3), pack_bits(codes, 3))
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (
+                lambda bits=bits: pack_bits(torch.ones(3).int(), bits),
+                f"pack_bits(): 'num_bits' must be a whole number in [1, 16]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        *(
+            (
+                lambda bits=bits: unpack_bits(torch.ones(3).byte(), bits, (3,)),
+                f"unpack_bits(): 'num_bits' must be a whole number in [1, 16]. Got {bits!r}.",
+            )
+            for bits in (0, 33, 4.5, True, "4", None)
+        ),
+        (lambda: pack_bits(torch.tensor([0, 16]), 4), "pack_bits(): 'codes' must be whole numbers from 0 to 15"),
+        (lambda: pack_bits(torch.tensor([-1]), 4), "from 0 to 15, which is what 4 bits hold. Got tensor([-1])."),
+        (lambda: pack_bits(torch.tensor([1.0]), 4), "'codes' must be whole numbers"),
+        (lambda: pack_bits([1], 4), "pack_bits(): 'codes' must be a tensor"),
+        (lambda: unpack_bits(torch.ones(3).byte(), 4, (3,)), "must be 2 bytes (uint8), which is what 3 codes of 4"),
+        (lambda: unpack_bits(torch.ones(2).int(), 4, (3,)), "'packed' must be 2 bytes"),
+        (lambda: unpack_bits([1, 2], 4, (3,)), "Got [1, 2]."),
+        *(
+            (
+                lambda shape=shape: unpack_bits(torch.ones(2).byte(), 4, shape),
+                "unpack_bits(): 'shape' must be a whole number in [0, 1e12].",
+            )
+            for shape in ((-1, -3), ("3",), (1.5,), ((3,),))
+        ),
+        (lambda: unpack_bits(torch.ones(2).byte(), 4, 3), "'shape' must be a tuple of whole numbers. Got 3."),
+    ],
+)
+def test_bad_input_gets_one_clear_error(call, part):
+    with pytest.raises(ParameterError) as error:
+        call()
+    assert part in str(error.value), str(error.value)

@@ -38,8 +38,9 @@ def start():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Time nothing, which would take most of these tests' time."""
+    """Time and zip nothing, which would take most of these tests' time."""
     monkeypatch.setattr("kd_lab.cost.latency", lambda *_arguments: 1e-3)
+    monkeypatch.setattr("kd_lab.cost.zipped_bytes", lambda *_arguments: 1)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,14 @@ def test_what_was_pruned_stays_pruned_through_all_later_stages(outcome):
         assert all(torch.equal(zeros(model)[name], mask) for name, mask in zeros(pruned).items())
 
 
-@pytest.mark.parametrize("later", [PruneUnits({"fc1": 0.25}, epochs=1), Prune({"fc2": 0.5}, 2, 1), Prune(0.5, 2, 1)])
+@pytest.mark.parametrize(
+    "later",
+    [
+        PruneUnits({"fc1": 0.25}, epochs=1),
+        pytest.param(Prune({"fc2": 0.5}, 2, 1), marks=pytest.mark.slow),
+        Prune(0.5, 2, 1),
+    ],
+)
 def test_no_later_pruning_brings_a_weight_back(start, later):
     outcome = compress(start, start, SMALL, [Prune(0.9, 1, epochs=1), later], **SETTINGS)
     _, pruned, last = outcome.models.values()
@@ -203,7 +211,14 @@ def test_a_damaged_stage_is_set_aside_and_made_again(start, tmp_path):
     assert path.read_bytes() == whole and len(list(tmp_path.glob("*.damaged"))) == 1
 
 
-@pytest.mark.parametrize("content", [b"", bytes(500), b"kdz0" + hashlib.sha256(b"").digest()[:16]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", marks=pytest.mark.slow),
+        pytest.param(bytes(500), marks=pytest.mark.slow),
+        b"kdz0" + hashlib.sha256(b"").digest()[:16],
+    ],
+)
 def test_a_stage_that_is_empty_or_of_another_schema_is_made_again(start, tmp_path, content):
     compress(start, None, SMALL, [FineTune(0)], folder=tmp_path, **SETTINGS)
     (path,) = tmp_path.iterdir()

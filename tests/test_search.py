@@ -287,7 +287,7 @@ def test_the_sampler_is_told_the_error_and_by_how_much_the_budget_is_missed(star
 
 
 def test_without_a_teacher_there_is_nothing_to_ask_of_it(start):
-    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=2, **SETTINGS)
+    found = search_recipe(start, None, SMALL, most_bytes=4000, runs=2, steps_per_epoch=1, **SETTINGS)
     assert [each.teaching for each in found.trials] == [{}, {}] and "temperature" not in repr(found)
 
 

@@ -31,7 +31,7 @@ def test_every_network_and_every_file_is_recorded():
     assert set(ANSWERS) == {*MODELS, *(path.name for path in FILES)}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "lenet5")) for name in MODELS])
 def test_a_shipped_network_answers_as_it_did(name, images):
     assert digest(load_trained(name), images) == ANSWERS[name]
 

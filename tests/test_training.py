@@ -170,11 +170,15 @@ PROBES, BATCHES, VALIDATION_BATCHES = 2, 8, 1000 // BATCH_SIZE
 
 
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 3), (1, 3), (1, BATCHES + 2)])
-def test_an_interrupt_keeps_what_was_learned(few, validation, epoch, batch):
+def test_an_interrupt_keeps_what_was_learned_and_says_where_it_stopped(few, validation, epoch, batch, capsys):
     global failing
     failing = Failing(PROBES + epoch * (BATCHES + VALIDATION_BATCHES) + batch, interrupt)
     model, history = fit(build_model("mlp128"), few, validation, loss_fn=failing, epochs=50)
     assert history.stopped == "interrupted"
+    assert capsys.readouterr().out == (
+        f"train(): interrupted in epoch {epoch + 1} of 50: the weights of epoch {history.best_epoch} are returned, "
+        "which may be worse than those of a whole training.\n"
+    )
     assert len(history.validation_loss) == epoch + 1
     assert accuracy(model, validation).value > accuracy(build_model("mlp128"), validation).value
     assert not model.training
@@ -192,6 +196,15 @@ class Twice(Failing):
         if self.left == 0:
             self.when = math.inf
         raise KeyboardInterrupt
+
+
+def test_an_interrupt_is_said_on_a_line_of_its_own_behind_the_progress_bar(few, validation, capsys):
+    global failing
+    failing = Failing(PROBES + 3, interrupt)
+    fit(build_model("mlp128"), few, validation, loss_fn=failing, progress=True)
+    bar, message, end = capsys.readouterr().out.rsplit("\n", 2)
+    assert bar.split("\r")[-1].startswith("training: ") and message.startswith("train(): interrupted in epoch 1 of 2: ")
+    assert not end
 
 
 def test_a_second_interrupt_keeps_the_epochs_before(few, validation):

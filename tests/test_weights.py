@@ -52,7 +52,9 @@ def test_each_grid_has_no_more_values_than_its_bits_allow(num_bits, symmetric, g
         assert (weight - weights(dense)[name]).abs().max() > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("lenet300", "resnet") else pytest.mark.slow) for name in MODELS]
+)
 def test_eight_bits_change_almost_nothing(name, validation):
     dense = load_trained(name)
     quantized = quantize_weights(dense, 8)

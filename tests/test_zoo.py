@@ -9,8 +9,16 @@ from torch import nn
 
 from kd_lab.errors import ParameterError
 from kd_lab.formats import load_network, pack, save_network, unpack
-from kd_lab.networks import make_permanent, small_student, weights
-from kd_lab.networks.zoo import MODELS, Residual, architecture_of, build_architecture, build_model, old_names
+from kd_lab.networks import make_permanent, weights
+from kd_lab.networks.zoo import (
+    MODELS,
+    Residual,
+    architecture_of,
+    build_architecture,
+    build_model,
+    old_names,
+    small_student,
+)
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_layers
 from kd_lab.quantization import (
     fold_batch_norm,
@@ -170,3 +178,33 @@ def test_an_unknown_architecture_is_named(architecture, part):
         build_architecture(architecture)
     assert part in str(error.value) and str(error.value).startswith("build_architecture(): "), str(error.value)
     assert build_architecture("784-30-10").architecture == small_student(30).architecture
+
+
+# ---- small students
+
+
+@pytest.mark.parametrize("width, seed", [(1, 0), (30, 7), (300, 1)])
+def test_it_starts_as_torch_would_start_it_and_leaves_the_random_numbers_alone(width, seed):
+    before = torch.get_rng_state()
+    student = small_student(width, seed)
+    assert torch.equal(before, torch.get_rng_state())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        expected = nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
+    assert [str(layer) for layer in student] == [str(layer) for layer in expected]
+    assert all(torch.equal(*pair) for pair in zip(student.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        ((0, 0), "'width' must be a whole number in [1, 10000]. Got 0."),
+        ((30.0, 0), "'width'"),
+        ((True, 0), "'width'"),
+        ((30, -1), "'seed'"),
+    ],
+)
+def test_no_network_without_units(arguments, part):
+    with pytest.raises(ParameterError) as error:
+        small_student(*arguments)
+    assert part in str(error.value) and str(error.value).startswith("small_student()")

@@ -95,23 +95,23 @@ def compress(
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
     recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
     """
-    check_recipe(model, teacher, data, settings, folder)
+    teaching = check_recipe(model, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
     check_number("strength", strength, "[0, 100]")
-    models, teaching = {"start": make_permanent(model).eval()}, Teaching(teacher, data, settings, folder)
+    models = {"start": make_permanent(model).eval()}
     try:
         for stage, finished in run_stages(model, teaching, stages, temperature, alpha, strength):
             models[f"{len(models)} {stage}"] = finished
     except KeyboardInterrupt:
         print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
     sizes = {key: len(pack(each)) for key, each in models.items()}
-    return CompressionResult(models, scorecard(models, data.validation), sizes, len(models) > len(stages))
+    return CompressionResult(models, scorecard(models, teaching.validation), sizes, len(models) > len(stages))
 
 
 def check_recipe(
     model: nn.Module, teacher: nn.Module | None, data: Mnist, settings: dict, folder: Path | None = None
-) -> None:
-    """Raise a ParameterError unless these can be put through a recipe."""
+) -> "Teaching":
+    """Return the data, looked at once, with the teacher; raise a ParameterError unless all can go through a recipe."""
     check_kind("folder", folder, (str, Path, type(None)), "the path of a folder, or None")
     check_that("folder", folder, folder is None or writable(Path(folder)), "one that can be written, or be made")
     check_kind("data", data, Mnist, "what load_mnist() returns")
@@ -120,9 +120,11 @@ def check_recipe(
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
     Settings(**settings)  # refuses what is not allowed
+    teaching = Teaching(teacher, data, settings, folder)
     if teacher is not None:
         check_kind("teacher", teacher, nn.Module, "a network, or None")
-        check_teacher(model, teacher, data.validation)
+        check_teacher(model, teacher, teaching.validation)
+    return teaching
 
 
 def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None) -> None:
@@ -153,12 +155,15 @@ class Teaching:
     settings: dict
     folder: Path | None
 
+    def __post_init__(self):
+        self.training, self.validation = check_data(self.data.train), check_data(self.data.validation)
+
     @functools.cached_property
     def parts(self) -> list[tuple[Tensor, ...]]:
         """Return the training and the validation part, with the teacher's answers."""
         return [
-            check_data(part) if self.teacher is None else Checked(with_answers(self.teacher, part))
-            for part in (self.data.train, self.data.validation)
+            part if self.teacher is None else Checked(with_answers(self.teacher, part))
+            for part in (self.training, self.validation)
         ]
 
     def fine_tuning(self, temperature: float, alpha: float, strength: float) -> FineTuning:

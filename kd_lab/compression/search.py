@@ -22,7 +22,7 @@ from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.environment import optional
 from kd_lab.errors import ParameterError, StorageError, TrainingError, check_kind, check_number, check_whole_number
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, correct_answers, mean_cross_entropy
+from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, check_data, correct_answers, mean_cross_entropy
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
@@ -66,6 +66,7 @@ def search_settings(
     """
     check_whole_number("runs", runs, "[1, 1000]")
     check_whole_number("seed", seed, "[0, 1000000]")
+    validation = check_data(validation)
     trials = []
 
     def objective(asked) -> float:
@@ -254,15 +255,15 @@ def search_recipe(
     arguments goes on where it was stopped.
     """
     settings = {"seed": seed, **settings}
-    check_recipe(model, teacher, data, settings, folder)
+    teaching = check_recipe(model, teacher, data, settings, folder)
     budget = _check_budget(most_bytes, most_lost)
     check_whole_number("runs", runs, "[1, 1000]")
     check_number("minutes", minutes, "(0, 10000]")
     check_whole_number("epochs", epochs, "[1, 1000]")
     least = {layer: _least_kept(weight.value.numel()) for layer, weight in weights(model).items()}
     _check_least(model, least, budget)
-    teaching = Teaching(teacher, data, settings | {"progress": False}, folder)
-    attempt = functools.partial(_try, model, teaching, correct_answers(model, data.validation))
+    teaching.settings = settings | {"progress": False}  # one bar is enough
+    attempt = functools.partial(_try, model, teaching, correct_answers(model, teaching.validation))
     ranges = {} if teacher is None else TEACHING
     trials: list[RecipeTrial] = []
     try:
@@ -321,9 +322,8 @@ def _try(
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
     how = taught or HAND_SET  # without a teacher neither of the two matters
     *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0)
-    validation = teaching.data.validation
-    right = correct_answers(made, validation)
-    figures = Accuracy.of(right), PairedDifference.of(right, before), mean_cross_entropy(made, validation)
+    right = correct_answers(made, teaching.validation)
+    figures = Accuracy.of(right), PairedDifference.of(right, before), mean_cross_entropy(made, teaching.validation)
     return RecipeTrial(stages, taught, pack(made), *figures)
 
 

@@ -178,6 +178,7 @@ class RangeWriter:
     def __init__(self):
         self._stream = optional("constriction", "constriction").stream
         self._encoder = self._stream.queue.RangeEncoder()
+        self._categorical = self._stream.model.Categorical(perfect=False)
 
     def uniform(self, values: np.ndarray, size: int) -> None:
         """Write whole numbers from 0 to size - 1 that are all equally likely."""
@@ -191,7 +192,7 @@ class RangeWriter:
     def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Write symbols (n,) that are as likely as their counts (n, symbols), and return them."""
         symbols = symbols.astype(np.int32)
-        self._encoder.encode(symbols, self._stream.model.Categorical(perfect=False), counts)
+        self._encoder.encode(symbols, self._categorical, counts)
         return symbols
 
     def content(self) -> bytes:
@@ -209,6 +210,7 @@ class RangeReader:
         self._content, self._again = content, RangeWriter()
         self._stream = optional("constriction", "constriction").stream
         self._decoder = self._stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
+        self._categorical = self._stream.model.Categorical(perfect=False)
 
     def uniform(self, count: int, size: int) -> np.ndarray:
         """Return `count` whole numbers from 0 to size - 1."""
@@ -229,7 +231,7 @@ class RangeReader:
         return self._again.content() == self._content
 
     def _read(self, _symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        symbols = self._decoder.decode(self._stream.model.Categorical(perfect=False), counts)
+        symbols = self._decoder.decode(self._categorical, counts)
         return self._again.write(symbols, counts)
 
 
@@ -237,14 +239,16 @@ class Counts:
     """Count how often each symbol came in each context, which says how likely it is to come next."""
 
     def __init__(self, symbols: int, contexts: int = 1):
-        self._counts, self._all = np.zeros((contexts, symbols)), np.ones(symbols)
+        self._counts, self._all, self._seen = np.zeros((contexts, symbols)), np.ones(symbols), symbols
 
     def code(self, code: Code, symbols: np.ndarray, context: np.ndarray | int = 0) -> np.ndarray:
         """Code symbols (n,) in their contexts (n,), or all in one, count them, and return them."""
         context = context + np.zeros(len(symbols), dtype=int)
-        found = code(symbols, self._counts[context] * self._all.sum() + PRIOR * self._all)  # whole numbers
-        np.add.at(self._counts, (context, found), 1)
+        found = code(symbols, self._counts[context] * self._seen + PRIOR * self._all)  # whole numbers
+        place = context * len(self._all) + found
+        self._counts += np.bincount(place, minlength=self._counts.size).reshape(self._counts.shape)
         self._all += np.bincount(found, minlength=len(self._all))
+        self._seen += len(found)
         return found
 
 
@@ -263,9 +267,11 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
             block, column = row[start : start + BLOCK], above[start : start + BLOCK]
             context = _level(column) * (len(CONTEXT_LEVELS) + 1) + _level(before)
             found = kept.code(code, block > 0, context).astype(bool)
-            block[found] = 1 + values.code(code, block[found] - 1) if size > 2 else 1
+            count = int(found.sum())
+            if count:
+                block[found] = 1 + values.code(code, block[found] - 1) if size > 2 else 1
             column += found
-            before += found.sum()
+            before += count
 
 
 def _level(count: np.ndarray | int) -> np.ndarray:

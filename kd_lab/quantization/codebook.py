@@ -9,6 +9,7 @@ from kd_lab.quantization.grids import check_finite
 from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
 
 BORDERS = 1024  # places at which clusters may end; where there are no more values, at every one
+ROWS = 32  # borders at a time, whose errors fit a processor's cache
 REFINEMENTS = 3  # each puts the places where the clusters of the one before ended
 MAX_ROUNDS = 10_000  # far more than it takes: rounding could let two equally good clusterings take turns for ever
 
@@ -41,18 +42,24 @@ def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
 
 def _best_ends(sums: np.ndarray, borders: np.ndarray, count: int) -> np.ndarray:
     """Return the ends of the clusters that err least in squares, of all that end at borders (dynamic programming)."""
-    size, total, squares = sums[:, borders, None] - sums[:, None, borders]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        errors = np.where(size > 0, squares - total**2 / size, np.inf)  # (end, start) of a cluster
-    least, starts = errors[:, 0], []
+    rows = [slice(row, row + ROWS) for row in range(0, len(borders), ROWS)]
+    errors = [_errors(sums, borders[row], borders[: row.stop]) for row in rows]  # a cluster begins before its end
+    least, starts = np.concatenate([each[:, 0] for each in errors]), []
     for _ in range(min(count, len(borders) - 1) - 1):
-        both = errors + least  # of the cluster, and of those before it at their best
-        starts.append(both.argmin(1))
-        least = both[np.arange(len(borders)), starts[-1]]
+        both = [each + least[: row.stop] for each, row in zip(errors, rows, strict=True)]  # with the clusters before it
+        starts.append(np.concatenate([each.argmin(1) for each in both]))
+        least = np.concatenate([each.min(1) for each in both])
     ends = [len(borders) - 1]
     for start in reversed(starts):
         ends.append(start[ends[-1]])
     return borders[[0, *reversed(ends)]]
+
+
+def _errors(sums: np.ndarray, ends: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the squared error (ends, starts) of the cluster between two borders, infinite where it has no points."""
+    size, total, squares = sums[:, ends, None] - sums[:, None, starts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(size > 0, squares - total**2 / size, np.inf)
 
 
 def _lloyd(points: np.ndarray, sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
