@@ -36,8 +36,8 @@ def quick(monkeypatch):
     monkeypatch.setattr("kd_lab.panels.quantization.CALIBRATION_IMAGES", 50)
     monkeypatch.setattr("kd_lab.panels.least_squares.CURVE", (0.0, 0.99))
     complete = Measurement.complete
-    ends = lambda measurement, curve, places, network_at: complete(measurement, curve, [*places][::7], network_at)
-    monkeypatch.setattr(Measurement, "complete", ends)
+    few = lambda measurement, curve, places, network_at: complete(measurement, curve, [*places][::7], network_at)
+    monkeypatch.setattr(Measurement, "complete", few)
 
 
 @pytest.fixture(scope="module")
