@@ -14,6 +14,7 @@ from kd_lab.errors import ParameterError, check_whole_number
 from kd_lab.networks.layers import check_model, predict
 
 CONFIDENCE = 0.95
+Z = float(norm.ppf((1 + CONFIDENCE) / 2))  # a normal variable lies within so many deviations of its mean
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,8 +41,10 @@ class Accuracy:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """Return the 95 % Wilson score interval, within 0 to 1 (Wilson 1927)."""
-        interval = binomtest(self.correct, self.count).proportion_ci(CONFIDENCE, method="wilson")
-        return float(interval.low), float(interval.high)
+        share, size = self.value, 2 * (self.count + Z**2)
+        centre = (2 * self.count * share + Z**2) / size
+        half = Z / size * math.sqrt(4 * self.count * share * (1 - share) + Z**2)
+        return centre - half if self.correct else 0.0, centre + half if self.correct < self.count else 1.0
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -81,7 +84,7 @@ class PairedDifference:
         """
         n = self.count + 2
         gained, lost = (self.gained + 1) / n, (self.lost + 1) / n
-        half = norm.ppf((1 + CONFIDENCE) / 2) * ((gained + lost - (gained - lost) ** 2) / n) ** 0.5
+        half = Z * ((gained + lost - (gained - lost) ** 2) / n) ** 0.5
         return max(-1.0, float(gained - lost - half)), min(1.0, float(gained - lost + half))
 
     @property

@@ -41,21 +41,24 @@ class Canvas:
     def __init__(self, figure: Figure, moving: Sequence[Artist]):
         self._moving = moving
         self._agg = FigureCanvasAgg(figure)
-        self._agg.draw()  # with everything on it, so that the palette has every colour
-        self._palette = _Palette(self._image())
         for artist in moving:
             artist.set_animated(True)  # which leaves them out of the background
         self._agg.draw()
         self._background = self._agg.copy_from_bbox(figure.bbox)
+        self._draw_moving()
+        self._palette = _Palette(self._image())  # with everything on it, so that the palette has every colour
 
     def png(self, inset: np.ndarray = NO_INSET, left: int = 0, top: int = 0) -> bytes:
         """Return the picture with the moving artists as they are now and, pasted on it, an inset (height, width, 3)."""
         self._agg.restore_region(self._background)
-        for artist in self._moving:
-            artist.axes.draw_artist(artist)
+        self._draw_moving()
         height, width, _ = inset.shape
         np.asarray(self._agg.buffer_rgba())[top : top + height, left : left + width, :3] = inset
         return _encode(self._palette.reduce(self._image()))
+
+    def _draw_moving(self) -> None:
+        for artist in self._moving:
+            artist.axes.draw_artist(artist)
 
     def _image(self) -> Image.Image:
         return Image.fromarray(np.asarray(self._agg.buffer_rgba())).convert("RGB")

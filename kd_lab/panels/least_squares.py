@@ -162,9 +162,11 @@ class LeastSquaresPicture:
         """Return the picture of an answer."""
         for method, weight in answer.weights.items():
             self._traces[method].show(answer, pinned)
-            self._dots[method].set_data(self._outputs.flatten(), (self._inputs @ weight[self._units].T).flatten())
-            bars = weight[self._row, self._bars]
-            self._marks[method].set_data(bars.nonzero(), bars[bars != 0])
+            outputs = self._inputs @ weight[self._units].T
+            # as arrays: Matplotlib would go through a tensor number by number
+            self._dots[method].set_data(self._outputs.flatten().numpy(), outputs.flatten().numpy())
+            bars = weight[self._row, self._bars].numpy()
+            self._marks[method].set_data(bars.nonzero()[0], bars[bars != 0])
         return self._canvas.png()
 
     def _add_curves(self, axes: Axes) -> None:

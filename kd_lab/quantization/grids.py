@@ -81,7 +81,8 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def forward(context, x: Tensor, smallest: Tensor, largest: Tensor) -> Tensor:
         whole = x.round()  # of two equally near numbers, to the even one
-        context.save_for_backward((whole >= smallest) & (whole <= largest))
+        if context.needs_input_grad[0]:
+            context.save_for_backward((whole >= smallest) & (whole <= largest))
         return whole.clamp(smallest, largest)
 
     @staticmethod

@@ -2,12 +2,28 @@
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 from ipywidgets import Button
 
 from kd_lab.panels import panel as panel_module
 from kd_lab.panels.panel import Panel
+
+
+@pytest.fixture(scope="module")
+def beginning(shared) -> dict[str, Any]:
+    """Return what the controls of the shared panel say at first."""
+    return {name: control.value for name, control in shared.controls.items()}
+
+
+@pytest.fixture
+def panel(shared, beginning) -> Panel:
+    """Return the panel that the tests of a file share, as it was at first but for what it knows already."""
+    shared.set(**beginning)
+    shared.tests.clear()
+    shared.flush()
+    return shared
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.panels import DistillationPanel, distillation
 from kd_lab.panels.distillation import HEIGHT
+from kd_lab.panels.measurement import Cache
 from kd_lab.training import train
 
 POINTS, SOFT = 5, "soft targets only"
@@ -39,19 +40,31 @@ def part(mnist):
     return Mnist(mnist.train[:1000], mnist.validation[:500], mnist.test[:300])
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def short():
     """Train for five points of eight small steps, so that each test takes no time."""
-    monkeypatch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 40, 1e-2)})
-    monkeypatch.setattr(checkpoints, "CURVE_POINTS", POINTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 40, 1e-2)})
+        patch.setattr(checkpoints, "CURVE_POINTS", POINTS)
+        yield
 
 
-@pytest.fixture
-def panel(teacher, part):
+@pytest.fixture(scope="module")
+def shared(teacher, part):
     panel = DistillationPanel(teacher, part)
     panel.flush()
     yield panel
     panel.close()
+
+
+@pytest.fixture
+def panel(panel, monkeypatch):
+    """Return the shared panel as if it had trained no students yet but those of its first setting."""
+    *_, first = panel.measure(**panel.setting)
+    students = Cache(panel._students.size)
+    students.update({key: panel._students[key] for key in first.setting.keys})
+    monkeypatch.setattr(panel, "_students", students)
+    return panel
 
 
 @pytest.fixture
@@ -61,7 +74,7 @@ def begun(losses_in):
 
 def answers(panel, **setting):
     panel.flush()  # one at a time: only its worker measures
-    return [answer for answer in panel.measure(**(panel.setting | setting)) if answer]
+    return list(panel.measure(**(panel.setting | setting)))
 
 
 def plainly(loss, teacher, part, width, count):

@@ -20,6 +20,7 @@ from kd_lab.panels import (
 from kd_lab.panels import recipe as recipe_module
 from kd_lab.panels.canvas import FAINT, Canvas, Traces, new_figure
 from kd_lab.panels.controls import Slider
+from kd_lab.panels.measurement import Measurement
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,12 @@ def quick(monkeypatch):
     monkeypatch.setattr(recipe_module, "train_live", lambda model, *_, **_settings: [(model, None)])
     monkeypatch.setattr("kd_lab.compression.stages.share_weights", lambda model, _bits: model)
     monkeypatch.setattr(recipe_module, "pack", lambda *_: bytes(9_999))
+    monkeypatch.setattr("kd_lab.panels.pruning.zip_stepwise", lambda _model: [999_999])
+    monkeypatch.setattr("kd_lab.panels.quantization.CALIBRATION_IMAGES", 50)
+    monkeypatch.setattr("kd_lab.panels.least_squares.CURVE", (0.0, 0.99))
+    complete = Measurement.complete
+    few = lambda measurement, curve, places, network_at: complete(measurement, curve, [*places][::7], network_at)
+    monkeypatch.setattr(Measurement, "complete", few)
 
 
 @pytest.fixture(scope="module")

@@ -35,32 +35,43 @@ def model():
     return load_trained("mlp128")
 
 
-@pytest.fixture
-def panel(model, mnist):
-    panel = PruningPanel(model, mnist)
+@pytest.fixture(scope="module")
+def part(mnist):
+    return Mnist(mnist.train[:2000], mnist.validation[:1500], mnist.test[:500])
+
+
+@pytest.fixture(scope="module")
+def shared(model, part):
+    panel = PruningPanel(model, part)
+    panel.flush()
     yield panel
     panel.close()
 
 
 def answers(panel, **setting):
     panel.flush()  # one at a time: only its worker measures
-    return [answer for answer in panel.measure(**(panel.setting | setting)) if answer]
+    return list(panel.measure(**(panel.setting | setting)))
+
+
+def first(panel, **setting):
+    panel.flush()
+    return next(panel.measure(**(panel.setting | setting)))
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("importance", IMPORTANCES)
-def test_it_measures_what_prune_gives(panel, model, mnist, importance, scope):
-    pruned = prune(model, 0.8, importance, scope, data=mnist.train[:1000])
-    first, everything, *_, last = answers(panel, sparsity=0.8, importance=importance, scope=scope)
-    assert first.comparison.accuracy == accuracy(pruned, mnist.validation[:1000])
-    assert everything.comparison.accuracy == accuracy(pruned, mnist.validation)
-    assert everything.comparison.difference == paired_difference(pruned, model, mnist.validation)
+def test_it_measures_what_prune_gives(panel, model, part, importance, scope):
+    pruned = prune(model, 0.8, importance, scope, data=part.train[:1000])
+    early, everything, *_, last = answers(panel, sparsity=0.8, importance=importance, scope=scope)
+    assert early.comparison.accuracy == accuracy(pruned, part.validation[:1000])
+    assert everything.comparison.accuracy == accuracy(pruned, part.validation)
+    assert everything.comparison.difference == paired_difference(pruned, model, part.validation)
     assert last.zipped == zipped_bytes(make_permanent(pruned))
     shown = panel.draw(last)
     for text in (f"{last.zipped:,} bytes", f"{file_bytes(model):,} bytes", "not read for this setting"):
         assert text in shown.tables
     assert shown.title.startswith(f"80 % pruned by {importance}, {scope}: ")
-    assert shown.title.endswith("of 5,000 validation images")
+    assert shown.title.endswith("of 1,500 validation images")
 
 
 @pytest.mark.slow
@@ -70,36 +81,36 @@ def test_any_model_of_the_kit_can_be_pruned(name, mnist):
     panel = PruningPanel(model, few)
     panel.set(sparsity=0.9)
     shown = panel.flush()
-    assert panel.draw(answers(panel)[0]).title == shown.title
+    assert panel.draw(first(panel)).title == shown.title
     assert f"{100 * accuracy(prune(model, 0.9), few.validation).value:.2f} %" in shown.title
     panel.close()
 
 
-def test_the_curve_is_measured_and_so_is_the_point(panel, model, mnist):
+def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
     panel.flush()
     *_, last = answers(panel, sparsity=0.37)
     assert 0.37 not in last.curve and len(last.curve) == 15
     for sparsity in (0.0, 0.8, 0.99):
-        assert last.curve[sparsity] == accuracy(prune(model, sparsity), mnist.validation[:1000]).value
-    assert last.comparison.accuracy == accuracy(prune(model, 0.37), mnist.validation)
+        assert last.curve[sparsity] == accuracy(prune(model, sparsity), part.validation[:1000]).value
+    assert last.comparison.accuracy == accuracy(prune(model, 0.37), part.validation)
 
 
-def test_every_importance_and_scope_has_a_curve_of_its_own(panel, model, mnist):
+def test_every_importance_and_scope_has_a_curve_of_its_own(panel, model, part):
     for importance, scope in (("magnitude", "global"), ("magnitude", "per_layer"), ("random", "per_layer")):
         curve = answers(panel, importance=importance, scope=scope)[-1].curve
-        expected = accuracy(prune(model, 0.9, importance, scope), mnist.validation[:1000]).value
+        expected = accuracy(prune(model, 0.9, importance, scope), part.validation[:1000]).value
         assert curve[0.9] == expected
 
 
-def test_the_first_answer_compares_with_the_dense_network_on_the_same_images(panel, model, mnist, monkeypatch):
+def test_the_first_answer_compares_with_the_dense_network_on_the_same_images(panel, model, part, monkeypatch):
     panel.flush()
     reads = []
     monkeypatch.setattr(
         "kd_lab.panels.measurement.predict_classes",
         lambda network, x: reads.append(network) or predict_classes(network, x),
     )
-    first = answers(panel, sparsity=0.9)[0].comparison
-    assert first.difference == paired_difference(prune(model, 0.9), model, mnist.validation[:1000])
+    comparison = first(panel, sparsity=0.9).comparison
+    assert comparison.difference == paired_difference(prune(model, 0.9), model, part.validation[:1000])
     assert panel._dense not in reads  # it was asked once, at the beginning
 
 
@@ -125,10 +136,10 @@ def test_the_lost_digits_are_those_that_only_the_dense_network_reads(panel):
 def test_the_threshold_is_the_smallest_weight_kept(panel, model):
     weights = torch.cat([layer.weight.abs().flatten() for layer in (model[1], model[3])])
     kept = weights.sort(descending=True).values[round(0.1 * len(weights)) - 1]
-    assert answers(panel, sparsity=0.9)[0].thresholds == [pytest.approx(kept.item())]
-    assert len(answers(panel, sparsity=0.9, scope="per_layer")[0].thresholds) == 2
-    assert answers(panel, sparsity=0.0)[0].thresholds == []
-    assert answers(panel, importance="random")[0].thresholds == []
+    assert first(panel, sparsity=0.9).thresholds == [pytest.approx(kept.item())]
+    assert len(first(panel, sparsity=0.9, scope="per_layer").thresholds) == 2
+    assert first(panel, sparsity=0.0).thresholds == []
+    assert first(panel, importance="random").thresholds == []
 
 
 def test_the_picture_moves_and_keeps_its_size(panel):
@@ -149,7 +160,7 @@ def test_a_storm_of_moves_ends_on_the_last(panel):
     assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
 
 
-def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, mnist, reads, button):
+def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, part, reads, button):
     panel.set(sparsity=0.6)
     panel.flush()
     assert reads == []
@@ -157,7 +168,7 @@ def test_the_test_part_is_read_only_by_the_button_and_once(panel, model, mnist, 
         button(panel, "Reveal test").click()
         shown = panel.flush()
     assert len(reads) == 1
-    assert f"{100 * accuracy(prune(model, 0.6), mnist.test).value:.2f} %" in shown.tables
+    assert f"{100 * accuracy(prune(model, 0.6), part.test).value:.2f} %" in shown.tables
     for other in (dict(sparsity=0.7), dict(sparsity=0.6, scope="per_layer"), dict(scope="global", importance="random")):
         panel.set(**other)
         assert "not read for this setting" in panel.flush().tables and len(reads) == 1
@@ -177,17 +188,17 @@ def test_an_error_is_shown_in_words_raised_by_flush_and_the_last_picture_stays(p
     assert panel.flush().title.startswith("40 % pruned by") and panel._message.value == ""
 
 
-def test_an_emptied_layer_is_named(mnist):
+def test_an_emptied_layer_is_named(part):
     model = build_model("mlp128")
     model[3].weight.data.mul_(1e-6)
-    panel = PruningPanel(model, mnist)
-    panel.set(sparsity=0.5)
-    assert "100 %: nothing left" in panel.flush().tables.split("Linear 128-10")[1]
+    panel = PruningPanel(model, part)
+    tables = panel.draw(next(panel.measure(**panel.setting))).tables
+    assert "100 %: nothing left" in tables.split("Linear 128-10")[1]
     panel.close()
 
 
 @pytest.mark.parametrize(
-    "value, part",
+    "value, said",
     [
         (1.5, "in [0, 0.99]. Got 1.5."),
         (50, "Did you mean 0.5?"),
@@ -199,26 +210,26 @@ def test_an_emptied_layer_is_named(mnist):
         (None, "Got None"),
     ],
 )
-def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, part):
+def test_a_slider_refuses_what_it_cannot_stand_at(panel, value, said):
     before = panel.flush()
     for change in (lambda: panel.set(sparsity=value), lambda: setattr(panel.controls["sparsity"], "value", value)):
         with pytest.raises(ParameterError) as error:
             change()
-        assert part in str(error.value) and "'sparsity'" in str(error.value)
+        assert said in str(error.value) and "'sparsity'" in str(error.value)
     with pytest.raises(ParameterError):
         panel.controls["sparsity"].set_state({"value": value})  # as the browser sends it
     assert panel.controls["sparsity"].value == 0.5 and panel.flush() == before
 
 
 def test_set_checks_everything_before_it_changes_anything(panel):
-    for values, part in [
+    for values, said in [
         (dict(sparsity=0.1, scope="globl"), "Did you mean 'global'?"),
         (dict(sparsity=0.1, importanc="random"), "Did you mean 'importance'?"),
         (dict(sparsity=0.1, importance=None), "one of magnitude"),
     ]:
         with pytest.raises(ParameterError) as error:
             panel.set(**values)
-        assert part in str(error.value) and "PruningPanel.set()" in str(error.value)
+        assert said in str(error.value) and "PruningPanel.set()" in str(error.value)
     assert panel.setting == {"sparsity": 0.5, "importance": "magnitude", "scope": "global"}
 
 
@@ -236,7 +247,7 @@ def with_nan():
 
 
 @pytest.mark.parametrize(
-    "arguments, part",
+    "arguments, said",
     [
         (("mlp128", None), "Did you mean load_trained(name)?"),
         ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
@@ -245,18 +256,18 @@ def with_nan():
         ((with_nan(), None), "NaN or infinite"),
     ],
 )
-def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, part, mnist):
+def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, said, part):
     before = count_widgets()
     with pytest.raises(ParameterError) as error:
-        PruningPanel(arguments[0], arguments[1] or mnist)
-    assert part in str(error.value) and str(error.value).startswith("PruningPanel()")
+        PruningPanel(arguments[0], arguments[1] or part)
+    assert said in str(error.value) and str(error.value).startswith("PruningPanel()")
     assert count_widgets() == before
 
 
-def test_a_pruned_model_is_its_own_baseline_and_is_left_as_it_was(model, mnist):
+def test_a_pruned_model_is_its_own_baseline_and_is_left_as_it_was(model, part):
     pruned = prune(model, 0.5)
     state = copy.deepcopy(pruned.state_dict())
-    panel = PruningPanel(pruned, mnist)
+    panel = PruningPanel(pruned, part)
     panel.set(sparsity=0)
     panel.flush()
     assert answers(panel, sparsity=0)[1].comparison.difference.value == 0
@@ -281,17 +292,16 @@ def test_where_no_widgets_are_a_picture_is(panel):
 
 
 CELL = """
-from kd_lab.checkpoints import load_trained
-from kd_lab.data import load_mnist
+from kd_lab.networks.zoo import small_student
 from kd_lab.panels import PruningPanel
-panels = [PruningPanel(load_trained("mlp128"), data) for _ in range({count})]
+panels = [PruningPanel(small_student(), data) for _ in range({count})]
 panels[-1]
 """
 
 
 @pytest.fixture
-def shell(mnist):
-    with ipython(data=mnist) as shell:
+def shell(part):
+    with ipython(data=Mnist(*(each[:100] for each in part))) as shell:
         yield shell
 
 

@@ -33,24 +33,26 @@ def part(mnist):
     return Mnist(mnist.train[:1000], mnist.validation[:1500], mnist.test[:10])
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def quick():
     """Take a time, so that the tests need not."""
-    monkeypatch.setattr(
-        "kd_lab.panels.structured.latency", lambda network, batch_size: 1e-8 * batch_size * count_parameters(network)
-    )
+    latency = lambda network, batch_size: 1e-8 * batch_size * count_parameters(network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd_lab.panels.structured.latency", latency)
+        yield
 
 
-@pytest.fixture
-def panel(model, part):
+@pytest.fixture(scope="module")
+def shared(model, part):
     panel = StructuredPruningPanel(model, part)
+    panel.flush()
     yield panel
     panel.close()
 
 
 def answers(panel, **setting):
     panel.flush()  # one at a time: only its worker measures
-    return [answer for answer in panel.measure(**(panel.setting | setting)) if answer]
+    return list(panel.measure(**(panel.setting | setting)))
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
