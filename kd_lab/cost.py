@@ -16,6 +16,7 @@ from kd_lab.errors import check_whole_number
 from kd_lab.networks.layers import check_model, evaluation_mode, example_images, make_permanent, predict
 
 ZIP_STEP = 16_384  # bytes
+SLOW = 0.05  # seconds
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -68,7 +69,8 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
 def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> float:
     """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads.
 
-    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    It is that of five where a pass takes over 50 ms. `images`, a few, are needed for a network that reads others than
+    (N, 1, 28, 28).
     """
     check_whole_number("batch_size", batch_size, "[1, 60000]")
     images = example_images(images)
@@ -76,8 +78,9 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
     predict(model, batch)  # warms up, and names a model that can't read them
     with evaluation_mode(model), torch.inference_mode():
         timer = Timer(lambda: model(batch))
-        number = math.ceil(0.01 / timer.timeit(1))  # passes a time, so that each lasts at least 10 ms
-        return median(timer.repeat(20, number)) / number
+        once = timer.timeit(1)
+        number = math.ceil(0.01 / once)  # passes a time, so that each lasts at least 10 ms
+        return median(timer.repeat(5 if once > SLOW else 20, number)) / number
 
 
 def _serialise(model: nn.Module) -> bytes:

@@ -132,6 +132,8 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
         raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
     try:
         with evaluation_mode(model), torch.no_grad():
+            if len(images) > BATCH_SIZE and any(map(parametrize.is_parametrized, model.modules())):
+                model = make_permanent(model)  # which computes each weight once, not once a batch
             return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ParameterError(
