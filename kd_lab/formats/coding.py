@@ -173,6 +173,8 @@ BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
 CONTEXT_LEVELS = np.array(
     [1, 2, 3, 5, 9, 17, 33]
 )  # kept weights above, or to the left: as many contexts each, and one more
+CONTEXTS = (len(CONTEXT_LEVELS) + 1) ** 2
+AT_ONCE = 500_000  # codes whose counts are found at once, so that they take little memory
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -191,8 +193,27 @@ class RangeWriter:
             self._encoder.encode(values.astype(np.int32), self._stream.model.Uniform(size))
 
     def matrix(self, codes: np.ndarray, size: int) -> None:
-        """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
-        _walk(codes.copy(), size, self.write)
+        """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight.
+
+        What is written is known, so the counts of many blocks are found at once, as `_walk` finds those of one.
+        """
+        if size == 1:
+            return
+        kept, values = Counts(2, CONTEXTS), Counts(size - 1)
+        context = _contexts(codes > 0)
+        rows = max(1, AT_ONCE // codes.shape[1])
+        for first in range(0, len(codes), rows):
+            some = codes[first : first + rows]
+            likely = kept.likely_by_block(some > 0, context[first : first + rows])
+            if size == 2:
+                self.write(some.ravel() > 0, likely)
+                continue
+            for row, counts in zip(some, likely.reshape(*some.shape, 2), strict=True):
+                for start in range(0, len(row), BLOCK):
+                    block = row[start : start + BLOCK]
+                    self.write(block > 0, counts[start : start + BLOCK])
+                    if block.any():
+                        values.code(self.write, block[block > 0] - 1)
 
     def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Write symbols (n,) that are as likely as their counts (n, symbols), and return them."""
@@ -253,26 +274,57 @@ class Counts:
         self._all += np.bincount(found, minlength=len(self._all))
         return found
 
+    def likely_by_block(self, kept: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """Return for kept (rows, columns), bool, what `code` would hand on of it block by block, and count it."""
+        block = np.arange(kept.size) - np.tile(np.arange(kept.shape[1]) % BLOCK, len(kept))  # where that of each begins
+        kept, context = kept.ravel(), context.ravel()
+        common = self._all + _counts_before(kept, block)
+        order = context.argsort(kind="stable")
+        first = np.searchsorted(context[order], context)  # of its context, in that order
+        here = np.empty_like(common)
+        here[order] = _counts_before(kept[order], _begins(context[order] * kept.size + block[order]))
+        here += self._counts[context] - _counts_before(kept[order], first)
+        self._counts += np.bincount(2 * context + kept, minlength=self._counts.size).reshape(-1, 2)
+        self._all += np.bincount(kept, minlength=2)
+        return here * common.sum(1, keepdims=True) + PRIOR * common
+
+
+def _counts_before(kept: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return how many are pruned and how many kept before each of these places: (places, 2)."""
+    before = np.concatenate([[0], kept.cumsum()])[places]
+    return np.stack([places - before, before], 1)
+
+
+def _begins(groups: np.ndarray) -> np.ndarray:
+    """Return for each of (n,) the place where its group begins; a group stands together."""
+    return np.maximum.accumulate(np.where(np.diff(groups, prepend=-1), np.arange(len(groups)), 0))
+
+
+def _contexts(kept: np.ndarray) -> np.ndarray:
+    """Return the context of each weight (rows, columns), by what was kept above it and in its row before its block."""
+    above, row = kept.cumsum(0) - kept, kept.cumsum(1) - kept
+    return _context(above, row[:, np.arange(kept.shape[1]) // BLOCK * BLOCK])
+
 
 def _walk(codes: np.ndarray, size: int, code: Code) -> None:
-    """Write a matrix or fill one in: for each block which weights are kept, and then which codes these have.
+    """Fill in a matrix: for each block which weights are kept, and then which codes these have.
 
     How likely a weight is kept is judged by how many were in its column above it and in its row before its block.
     """
     if size == 1:
         return
-    kept, values = Counts(2, (len(CONTEXT_LEVELS) + 1) ** 2), Counts(size - 1)
+    kept, values = Counts(2, CONTEXTS), Counts(size - 1)
     above = np.zeros(codes.shape[1], dtype=int)
     for row in codes:
         before = 0
         for start in range(0, len(row), BLOCK):
             block, column = row[start : start + BLOCK], above[start : start + BLOCK]
-            context = _level(column) * (len(CONTEXT_LEVELS) + 1) + _level(before)
-            found = kept.code(code, block > 0, context).astype(bool)
-            block[found] = 1 + values.code(code, block[found] - 1) if size > 2 else 1
+            found = kept.code(code, block > 0, _context(column, before)).astype(bool)
+            block[found] = 1 + values.code(code, block[found] - 1) if size > 2 and found.any() else 1
             column += found
             before += found.sum()
 
 
-def _level(count: np.ndarray | int) -> np.ndarray:
-    return CONTEXT_LEVELS.searchsorted(count, "right")
+def _context(above: np.ndarray, before: np.ndarray | int) -> np.ndarray:
+    levels = (CONTEXT_LEVELS.searchsorted(count, "right") for count in (above, before))
+    return next(levels) * (len(CONTEXT_LEVELS) + 1) + next(levels)
