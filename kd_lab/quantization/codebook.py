@@ -9,6 +9,7 @@ from kd_lab.quantization.grids import check_finite
 from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
 
 BORDERS = 1024  # places at which clusters may end; where there are no more values, at every one
+STRIP = 64  # of them at a time, which fit the processor's cache; no cluster begins behind its end
 REFINEMENTS = 3  # each puts the places where the clusters of the one before ended
 MAX_ROUNDS = 10_000  # far more than it takes: rounding could let two equally good clusterings take turns for ever
 
@@ -41,18 +42,23 @@ def _cluster(points: np.ndarray, counts: np.ndarray, count: int) -> np.ndarray:
 
 def _best_ends(sums: np.ndarray, borders: np.ndarray, count: int) -> np.ndarray:
     """Return the ends of the clusters that err least in squares, of all that end at borders (dynamic programming)."""
-    size, total, squares = sums[:, borders, None] - sums[:, None, borders]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        errors = np.where(size > 0, squares - total**2 / size, np.inf)  # (end, start) of a cluster
-    least, starts = errors[:, 0], []
+    strips = [_errors(sums[:, borders], end) for end in range(STRIP, len(borders) + STRIP, STRIP)]
+    least, starts = np.concatenate([errors[:, 0] for errors in strips]), []
     for _ in range(min(count, len(borders) - 1) - 1):
-        both = errors + least  # of the cluster, and of those before it at their best
-        starts.append(both.argmin(1))
-        least = both[np.arange(len(borders)), starts[-1]]
+        both = [errors + least[: errors.shape[1]] for errors in strips]  # and of the clusters before it, at their best
+        starts.append(np.concatenate([each.argmin(1) for each in both]))
+        least = np.concatenate([each.min(1) for each in both])
     ends = [len(borders) - 1]
     for start in reversed(starts):
         ends.append(start[ends[-1]])
     return borders[[0, *reversed(ends)]]
+
+
+def _errors(sums: np.ndarray, last: int) -> np.ndarray:
+    """Return the squared errors (end, start) of the clusters that end at one of the STRIP borders before this one."""
+    size, total, squares = sums[:, last - STRIP : last, None] - sums[:, None, :last]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(size > 0, squares - total**2 / size, np.inf)
 
 
 def _lloyd(points: np.ndarray, sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
