@@ -66,7 +66,7 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
 
 
 def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> float:
-    """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads.
+    """Return the seconds of one forward pass on this machine: the median of 15 times, on torch's present threads.
 
     `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
     """
@@ -76,8 +76,9 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
     predict(model, batch)  # warms up, and names a model that can't read them
     with evaluation_mode(model), torch.inference_mode():
         timer = Timer(lambda: model(batch))
-        number = math.ceil(0.01 / timer.timeit(1))  # passes a time, so that each lasts at least 10 ms
-        return median(timer.repeat(20, number)) / number
+        # passes a time, so that each lasts a millisecond: few of them are then cut in two by another process
+        number = math.ceil(0.001 / timer.timeit(1))
+        return median(timer.repeat(15, number)) / number
 
 
 def _serialise(model: nn.Module) -> bytes:
