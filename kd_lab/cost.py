@@ -67,7 +67,7 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
 
 
 def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> float:
-    """Return the seconds of one forward pass on this machine: the median of 20 times, on torch's present threads.
+    """Return the seconds of one forward pass on this machine: the median of 15 times, on torch's present threads.
 
     It is that of five where a pass takes over 50 ms. `images`, a few, are needed for a network that reads others than
     (N, 1, 28, 28).
@@ -79,8 +79,8 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
     with evaluation_mode(model), torch.inference_mode():
         timer = Timer(lambda: model(batch))
         once = timer.timeit(1)
-        number = math.ceil(0.01 / once)  # passes a time, so that each lasts at least 10 ms
-        return median(timer.repeat(5 if once > SLOW else 20, number)) / number
+        number = math.ceil(0.001 / once)  # passes a time; of pieces of a millisecond, others' processes spoil few
+        return median(timer.repeat(5 if once > SLOW else 15, number)) / number
 
 
 def _serialise(model: nn.Module) -> bytes:
