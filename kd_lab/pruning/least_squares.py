@@ -4,6 +4,8 @@ Optimal Brain Surgeon (Hassibi & Stork 1993), for each output of a layer by itse
 (Frantar & Alistarh 2022, arXiv 2208.11580). Needs no labels and no training, only some inputs of the layer.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -99,6 +101,7 @@ def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
 def _removals(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Return the order in which each row's weights go, and what each costs, both (rows, n)."""
     left = torch.arange(len(inverse)).repeat(len(weight), 1)  # (rows, m), the weights that are left
+    spaces = itertools.cycle(weight.new_empty(2, len(weight) * inverse.numel()))  # new memory each time is slower
     weight, inverse, orders, growths = weight.clone(), inverse.expand(len(weight), -1, -1), [], []
     while left.shape[1]:
         order, growth, updates = _remove_some(weight, inverse)
@@ -106,13 +109,18 @@ def _removals(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         growths.append(growth)
         stay = torch.ones_like(left).scatter_(1, order, 0).nonzero()[:, 1].view(len(left), -1)
         weight, left = weight.gather(1, stay), left.gather(1, stay)
-        inverse = torch.stack(
-            [
-                old[i][:, i].addmm_(u[:, i].T, u[:, i], alpha=-1)
-                for old, u, i in zip(inverse, updates, stay, strict=True)
-            ]
-        )
+        inverse = _shrink(inverse, updates, stay, next(spaces))
     return torch.cat(orders, 1), torch.cat(growths, 1)
+
+
+def _shrink(inverse: Tensor, updates: Tensor, stay: Tensor, space: Tensor) -> Tensor:
+    """Return the inverses (rows, m, m) of the weights that stay (rows, m), written into a piece of memory."""
+    rows, m = stay.shape
+    result = space[: rows * m * m].view(rows, m, m)
+    for new, old, u, i in zip(result, inverse, updates, stay, strict=True):
+        torch.index_select(old[i], 1, i, out=new)
+        new.addmm_(u[:, i].T, u[:, i], alpha=-1)
+    return result
 
 
 def _remove_some(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +132,7 @@ def _remove_some(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tenso
     rows, steps = torch.arange(len(weight)), min(STEPS, weight.shape[1])
     diagonal, gone = inverse.diagonal(dim1=1, dim2=2).clone(), torch.zeros_like(weight)
     order, growth = torch.empty(len(weight), steps, dtype=torch.int64), weight.new_empty(len(weight), steps)
-    updates = weight.new_zeros(len(weight), steps, weight.shape[1])
+    updates = weight.new_empty(len(weight), steps, weight.shape[1])
     for step in range(steps):
         growth[:, step], place = (weight.square() / diagonal + gone).min(dim=1)
         earlier = updates[rows, :step, place].unsqueeze(1) @ updates[:, :step]
