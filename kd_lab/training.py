@@ -17,7 +17,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from kd_lab.errors import (
     reason,
 )
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.networks.layers import BATCH_SIZE, evaluation_mode, make_permanent, predict
+from kd_lab.networks.layers import BATCH_SIZE, computed_once, evaluation_mode, predict
 from kd_lab.penalties import Penalty
 
 Data = tuple[Tensor, ...]
@@ -260,15 +259,10 @@ def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
     """Return the mean of `loss_fn` over all of the data, in evaluation mode."""
     total = 0.0
     with evaluation_mode(model), torch.inference_mode():
-        model = _computed_once(model)
+        model = computed_once(model)
         for x, *targets in zip(*(part.split(BATCH_SIZE) for part in data), strict=True):
             total += loss_fn(model(x), *targets).item() * len(x)
     return total / len(data[0])
-
-
-def _computed_once(model: nn.Module) -> nn.Module:
-    """Return the model, or a copy whose parametrized weights are computed already, not again for each batch."""
-    return make_permanent(model) if any(map(parametrize.is_parametrized, model.modules())) else model
 
 
 def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -132,9 +132,8 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
         raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
     try:
         with evaluation_mode(model), torch.no_grad():
-            if len(images) > BATCH_SIZE and any(map(parametrize.is_parametrized, model.modules())):
-                model = make_permanent(model)  # which computes each weight once, not once a batch
-            return torch.cat([model(batch) for batch in images.split(BATCH_SIZE)])
+            reader = computed_once(model) if len(images) > BATCH_SIZE else model
+            return torch.cat([reader(batch) for batch in images.split(BATCH_SIZE)])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ParameterError(
             f"the model can't read images of shape {tuple(images.shape[1:])} and {images.dtype}; the kit's networks "
@@ -163,6 +162,16 @@ def make_permanent(model: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module):
             _settle(module)
     return plain
+
+
+def computed_once(model: nn.Module) -> nn.Module:
+    """Return the model, or a copy whose parametrized weights are computed already, not again for each batch."""
+    if not any(map(parametrize.is_parametrized, model.modules())):
+        return model
+    try:
+        return make_permanent(model)
+    except RuntimeError:  # it keeps a tensor that has a gradient, as a hook may have left, and can't be copied
+        return model
 
 
 def _settle(module: nn.Module) -> None:
