@@ -87,9 +87,9 @@ def check_model(model: object) -> None:
     """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
     if isinstance(model, nn.Module):
         return
-    hints = {str: " Did you mean load_trained(name)?", tuple: " Did you mean model, history = train(…)?"}
-    got = type(model).__name__ + "." + hints.get(type(model), "")
-    raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}")
+    hints = {"str": " Did you mean load_trained(name)?", "tuple": " Did you mean model, history = train(…)?"}
+    got = type(model).__name__
+    raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}.{hints.get(got, '')}")
 
 
 def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor) -> None:

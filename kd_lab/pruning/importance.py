@@ -40,7 +40,9 @@ def importances(
     for name, weight in present.items():
         if not torch.isfinite(weight.value).all():
             raise ParameterError(f"the weights must be finite numbers. Those of layer {name!r} are not.")
-    gradients = average_gradients(model, data) if importance in NEED_DATA else dict.fromkeys(present)
+    gradients = dict.fromkeys(present)
+    if data is not None and importance in NEED_DATA:
+        gradients |= average_gradients(model, data)
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
         return {
