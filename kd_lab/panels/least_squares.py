@@ -161,9 +161,11 @@ class LeastSquaresPicture:
         """Return the picture of an answer."""
         for method, weight in answer.weights.items():
             self._traces[method].set(*(_points(each, method) if each else () for each in (answer, pinned)))
-            self._dots[method].set_data(self._outputs.flatten(), (self._inputs @ weight[self._units].T).flatten())
-            bars = weight[self._row, self._bars]
-            self._marks[method].set_data(bars.nonzero(), bars[bars != 0])
+            # as arrays, since matplotlib walks through a tensor number by number
+            outputs = (self._inputs @ weight[self._units].T).flatten().numpy()
+            self._dots[method].set_data(self._outputs.flatten().numpy(), outputs)
+            bars = weight[self._row, self._bars].numpy()
+            self._marks[method].set_data(bars.nonzero()[0], bars[bars != 0])
         return self._canvas.png()
 
     def _add_curves(self, axes: Axes) -> None:
