@@ -85,12 +85,13 @@ class Leaderboard:
             axes.plot([size for _, size, _ in points], [error for *_, error in points], form, label=label)
         for place, (text, size, error) in enumerate(sorted(papers, key=lambda point: point[1]) + entries):
             up = 4 if place % 2 and place < len(papers) else -11  # so that neighbours don't cover each other
-            axes.annotate(text, (size, error), xytext=(5, up), textcoords="offset points", fontsize=8)
+            aside, side = (-5, "right") if place == len(papers) else (5, "left")  # the smallest file's next has a bar
+            axes.annotate(text, (size, error), xytext=(aside, up), textcoords="offset points", fontsize=8, ha=side)
         for entry in self.entries:
             axes.plot([entry.bytes] * 2, entry.interval, color="C1")
         axes.set(xscale="log", xlabel="bytes of the file", ylabel="test error, %", title=self.network)
         plain_log(axes.xaxis)
-        axes.margins(x=0.3, y=0.1)  # for the text to the right of each point
+        axes.margins(x=0.4, y=0.1)  # for the text beside each point
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         return axes
