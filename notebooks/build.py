@@ -19,6 +19,7 @@ from notebooks.lab import LESSONS
 VIEW = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
 MAX_KILOBYTES = 300
+EXERCISES = re.compile(r"^## Exercises\n(?:(?!## ).*\n)*?1\. \S", re.MULTILINE)  # the first, in its section
 README_BLOCK = re.compile(r"(?<=<!-- colab -->\n).*?(?=<!-- /colab -->)", re.DOTALL)
 
 
@@ -93,7 +94,9 @@ def run(path: Path) -> None:
 
 def faults(path: Path) -> list[str]:
     """Say what must not be committed of a lesson."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     outputs = [output for cell in cells for output in cell.outputs]
     order = [cell.execution_count for cell in cells]
     found = {
@@ -101,8 +104,9 @@ def faults(path: Path) -> list[str]:
         "a cell fails": any(output.output_type == "error" for output in outputs),
         "a panel is live, and no picture": any(VIEW in output.get("data", {}) for output in outputs),
         f"it has more than {MAX_KILOBYTES} KB": path.stat().st_size > 1000 * MAX_KILOBYTES,
+        "its Exercises section has no numbered exercise": not EXERCISES.search(prose),
     }
-    return [f"{path.name}: {fault}. Run: make notebooks" for fault, is_there in found.items() if is_there]
+    return [f"{path.name}: {fault}. Mend it, then run: make notebooks" for fault, is_there in found.items() if is_there]
 
 
 def main(arguments: list[str]) -> None:

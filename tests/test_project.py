@@ -106,7 +106,26 @@ def test_what_must_not_be_committed_of_a_lesson_is_named(tmp_path):
     failed = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
     cells = [nbformat.v4.new_code_cell("1", outputs=[live, failed]), nbformat.v4.new_code_cell("#" * 400_000)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_lesson.ipynb")
-    assert len(build.faults(tmp_path / "00_lesson.ipynb")) == 4
+    assert len(build.faults(tmp_path / "00_lesson.ipynb")) == 5
+
+
+@pytest.mark.parametrize(
+    ("prose", "found"),
+    [
+        (["## Takeaways\n\n- Much.\n\n## Exercises\n\n1. Count.\n2. Add."], 0),
+        (["## Exercises", "Two:\n\n1. Count.\n2. Add."], 0),
+        (["## Exercises\n\nEX"], 1),
+        (["## Exercises\n\nEX\n\n## Further reading\n\n1. A paper."], 1),
+        (["## Exercises\n\n1. "], 1),
+        (["# Title"], 1),
+    ],
+    ids=["numbered", "two_cells", "placeholder", "another_section", "empty", "none"],
+)
+def test_a_lesson_without_exercises_is_named(tmp_path, prose, found):
+    cells = [nbformat.v4.new_markdown_cell(source) for source in prose]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_lesson.ipynb")
+    faults = build.faults(tmp_path / "00_lesson.ipynb")
+    assert len(faults) == found and all("Exercises" in fault for fault in faults)
 
 
 def test_the_types_are_right():

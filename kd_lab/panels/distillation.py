@@ -254,7 +254,7 @@ class DistillationPicture:
     def _add_answers(self, axes: Axes) -> list[Artist]:
         axes.set(xlim=(0, 1), ylim=(9.6, -0.6))
         axes.set_yticks(range(10), range(10))
-        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_xticks([0, 0.5, 1], ["0", "50", "100"])
         axes.tick_params(axis="y", length=0)
         axes.set_title("softened answer of the teacher (dark, in %)\nand of the student taught (orange)", fontsize=9)
         self._teacher = axes.barh(np.arange(10) - 0.15, np.ones(10), 0.4, color=DARK)
@@ -269,7 +269,7 @@ class DistillationPicture:
         temperature, logits = answer.setting.temperature, answer.taught.logits
         teacher = soft_targets(self._teacher_logits[place], temperature).tolist()
         student = [0] * 10 if logits is None else soft_targets(logits[place], temperature).tolist()
-        self._formula.set_text(f"softmax(logits / {temperature:g})")
+        self._formula.set_text(f"softmax(logits / {temperature:g}) (%)")
         self._label.set_text(f"label {answer.digit}")
         for digit in range(10):
             self._teacher[digit].set_width(teacher[digit])

@@ -21,7 +21,7 @@ from kd_lab.formats.kdz import FLOAT32_BYTES, pack
 from kd_lab.networks.layers import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, new_figure
 from kd_lab.panels.controls import BitSlider, FractionSlider, Slider
-from kd_lab.panels.measurement import Cache, Comparison, dense_network, percent
+from kd_lab.panels.measurement import Cache, Comparison, dense_network
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import cubic_sparsities
 from kd_lab.training import train_live
@@ -204,7 +204,7 @@ class RecipePicture:
         if len(answer.taught) < len(STAGES):
             return f"{setting}: under way"
         last = answer.taught[-1]
-        return f"{setting}: {percent(last.comparison.accuracy, ' right')} in {last.bytes:,} bytes"
+        return f"{setting}: {100 * last.comparison.accuracy.value:.2f} % right, {last.bytes:,} bytes"
 
     def _add_errors(self, axes: Axes, teacher: float) -> None:
         axes.set(yscale="log", ylim=(MIN_ERROR, 95), ylabel="validation error, %")
@@ -212,8 +212,8 @@ class RecipePicture:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title("after each stage: taught (orange), on labels alone (grey)", fontsize=9)
         axes.axhline(teacher, color=DARK, linestyle="--", linewidth=1)
-        place = len(STAGES) - 0.65, 1.05 * max(teacher, MIN_ERROR)
-        axes.text(*place, f"teacher {teacher:.2f} %", fontsize=8, color=DARK, va="bottom", ha="right")
+        place = len(STAGES) - 0.65, max(teacher, 1.3 * MIN_ERROR) / 1.05  # below the line: the curves are above it
+        axes.text(*place, f"teacher {teacher:.2f} %", fontsize=8, color=DARK, va="top", ha="right")
         _set_stages(axes)
         self._sparsities = [axes.text(place, 0.45, "95 %", fontsize=8, ha="center") for place in range(1, 1 + PRUNINGS)]
         self._errors = Traces(

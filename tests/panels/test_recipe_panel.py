@@ -196,7 +196,7 @@ def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, f
             assert list(line.get_ydata()) == [step.bytes for step in steps]
         assert ("under way" in shown.title) == (answer is not found[-1])
     assert [text.get_text() for text in panel._drawing._sparsities] == ["49 %", "74 %", "84 %", "85 %"]
-    assert f"in {found[-1].taught[-1].bytes:,} bytes" in shown.title and panel._drawing._said.get_text() == "done"
+    assert f" right, {found[-1].taught[-1].bytes:,} bytes" in shown.title and panel._drawing._said.get_text() == "done"
 
 
 @pytest.mark.slow
