@@ -7,14 +7,14 @@ from functools import cached_property
 from statistics import mean, stdev
 
 import torch.nn.functional as F
-from scipy.stats import binomtest, norm, t
+from scipy.special import ndtri, stdtrit
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_whole_number
 from kd_lab.networks.layers import check_model, predict
 
 CONFIDENCE = 0.95
-Z = float(norm.ppf((1 + CONFIDENCE) / 2))  # a normal variable lies within so many deviations of its mean
+Z = float(ndtri((1 + CONFIDENCE) / 2))  # a normal variable lies within so many deviations of its mean
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +90,8 @@ class PairedDifference:
     @property
     def p_value(self) -> float:
         """Return the exact two-sided p-value of McNemar's test (1947), 1 where the models never disagree."""
+        from scipy.stats import binomtest  # takes a second, and is needed only here
+
         disagreements = self.gained + self.lost
         return float(binomtest(self.gained, disagreements).pvalue) if disagreements else 1.0
 
@@ -115,7 +117,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     if len(values) < 2 or not all(math.isfinite(value) for value in values):
         raise ParameterError(f"'values' must be two or more finite numbers. Got {values!r:.60}.")
     center = mean(values)
-    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    half = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * stdev(values) / len(values) ** 0.5
     return center, (center - float(half), center + float(half))
 
 
