@@ -309,18 +309,24 @@ def test_what_has_no_weights_is_refused(model, part):
     assert part in str(error.value) and str(error.value).startswith("prune()")
 
 
-def test_the_weights_are_computed_once_for_all_batches_with_the_same_answers(validation):
-    model = quantize_weights(build_model("mlp128", seed=0), 4)
-    calls = []
-    model.fc1.parametrizations.weight[0].register_forward_hook(lambda *_: calls.append(1))
-    many = torch.cat([validation.images] * 3)
-    answers = predict(model, many)
-    assert len(calls) == 1  # in a copy, whose hook counts here, too
-    assert torch.equal(answers, torch.cat([model(batch) for batch in many.split(layers.BATCH_SIZE)]))
+def test_the_weights_are_computed_once_for_all_batches_with_the_same_answers(validation, monkeypatch):
+    model, calls = quantize_weights(build_model("mlp128", seed=0), 4), []
+    kind = type(model.fc1.parametrizations.weight[0])
+    quantize = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, weight: calls.append(1) or quantize(self, weight))
+    answers = predict(model, validation.images)
+    assert len(calls) == len(weights(model)) and len(validation.images) > layers.BATCH_SIZE
+    assert torch.equal(answers, torch.cat([model(batch) for batch in validation.images.split(layers.BATCH_SIZE)]))
 
 
-def test_a_network_that_kept_a_tensor_with_a_gradient_still_answers(validation):
+def test_a_hook_sees_the_network_that_it_was_put_on(validation):
+    model, seen = quantize_weights(build_model("mlp128", seed=0), 4), set()
+    model.fc1.register_forward_hook(lambda module, *_: seen.add(module))
+    predict(model, validation.images)
+    assert seen == {model.fc1}
+
+
+def test_a_network_that_keeps_a_tensor_with_a_gradient_still_answers(validation):
     model = quantize_weights(build_model("mlp128", seed=0), 4)
-    model.fc1.register_forward_hook(lambda module, _, output: setattr(module, "last", output))
-    model(validation.images[:2])  # leaves what can't be copied
-    assert predict(model, torch.cat([validation.images] * 3)).shape == (3000, 10)
+    model.last = model(validation.images[:2])  # which can't be copied
+    assert predict(model, validation.images).shape == (len(validation.images), 10)

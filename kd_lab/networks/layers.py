@@ -165,12 +165,16 @@ def make_permanent(model: nn.Module) -> nn.Module:
 
 
 def computed_once(model: nn.Module) -> nn.Module:
-    """Return the model, or a copy whose parametrized weights are computed already, not again for each batch."""
-    if not any(map(parametrize.is_parametrized, model.modules())):
+    """Return the model, or a copy whose parametrized weights are computed already, not again for each batch.
+
+    A model with hooks stays itself: they may know its modules.
+    """
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    if hooked or not any(map(parametrize.is_parametrized, model.modules())):
         return model
     try:
         return make_permanent(model)
-    except RuntimeError:  # it keeps a tensor that has a gradient, as a hook may have left, and can't be copied
+    except RuntimeError:  # it keeps a tensor that has a gradient, and can't be copied
         return model
 
 
