@@ -189,11 +189,12 @@ def mirrors(tmp_path, monkeypatch, empty_cache):
     """A function that sets torchvision's mirror list to a local server's behaviours; no repository is there."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mirrors)
     server.block_on_close = False  # don't wait for one that stalls
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     Mirrors.served.clear()
     monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path / "absent")
     monkeypatch.setattr(data, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))  # between two tries
     monkeypatch.setenv("NO_PROXY", "*")
 
     def set_mirrors(*behaviours):
