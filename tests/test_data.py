@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -189,7 +190,7 @@ def mirrors(tmp_path, monkeypatch, empty_cache):
     """A function that sets torchvision's mirror list to a local server's behaviours; no repository is there."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mirrors)
     server.block_on_close = False  # don't wait for one that stalls
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     Mirrors.served.clear()
     monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path / "absent")
