@@ -29,9 +29,9 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    """Add the option that `make test-slow` gives."""
-    sizes = "quick: each notebook once and no slow test; rest: notebooks also again and backwards, slow tests; or all"
-    parser.addoption("--run", choices=["quick", "rest", "all"], default="quick", help=sizes)
+    """Add the option that `make test-slow` and `make test-all` give."""
+    sizes = "quick: each notebook once, no slow test; slow: these alone; all: notebooks also again and backwards"
+    parser.addoption("--run", choices=["quick", "slow", "all"], default="quick", help=sizes)
 
 
 class RunAgain(IPyNbCell):
@@ -52,14 +52,14 @@ class SecondRun(RunAgain):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of another size; unless quick, run every notebook a second time and then from its end.
+    """Leave out the tests of another size; with all, run every notebook a second time and then from its end.
 
     A learner may go back to any cell. The longest test comes first, so that both processes end together.
     """
     size = config.getoption("run")
     config.hook.pytest_deselected(items=[item for item in items if not belongs(item, size)])
     items[:] = [item for item in items if belongs(item, size)]
-    if size == "quick":
+    if size != "all":
         return
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
@@ -73,9 +73,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def belongs(item, size):
-    """Return whether a test is of this size; a notebook's cells are of all."""
+    """Return whether a test is of this size."""
     slow = item.get_closest_marker("slow") is not None
-    return size == "all" or isinstance(item, IPyNbCell) or slow == (size == "rest")
+    return size == "all" or slow == (size == "slow")
 
 
 def run_again(kind, notebook, cell, when):

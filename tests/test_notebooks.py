@@ -85,7 +85,7 @@ def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
 @pytest.mark.slow
 def test_a_notebook_that_gives_other_numbers_when_run_twice_fails(tmp_path):
     write(tmp_path, {"first": "total = globals().get('total', 0) + 1\nprint(total)", "second": "print(1)"})
-    stdout = run(tmp_path, "--run=rest")
+    stdout = run(tmp_path, "--run=all")
     assert "1 failed, 5 passed" in stdout, stdout  # each is run, again, and from the end
     assert "first.ipynb" in stdout and "another result when all was run twice" in stdout
 
@@ -95,16 +95,16 @@ def test_a_cell_that_breaks_after_a_later_one_fails(tmp_path):
     sources = ["mask = [1, 2]", "print(len(mask))", "mask = 3"]
     cells = [new_code_cell(source) for source in sources]
     nbformat.write(new_notebook(cells=cells), tmp_path / "shadowed.ipynb")
-    stdout = run(tmp_path, "--run=rest")
+    stdout = run(tmp_path, "--run=all")
     assert "1 failed, 8 passed" in stdout and "from the end" in stdout, stdout
 
 
 @pytest.mark.slow
 def test_what_one_size_leaves_out_the_other_runs(tmp_path):
     (tmp_path / "test_some.py").write_text(
-        "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_rest(): pass\n"
+        "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n"
     )
-    for size in ("quick", "rest"):
+    for size in ("quick", "slow"):
         stdout = run(tmp_path, f"--run={size}", "-rA")
         assert "1 passed, 1 deselected" in stdout and f"test_{size}" in stdout, stdout
     assert "2 passed" in run(tmp_path, "--run=all")
