@@ -119,3 +119,16 @@ def test_what_is_no_network_is_refused(measure):
 def test_bad_batch_sizes_are_refused(batch_size):
     with pytest.raises(ParameterError, match=r"^latency\(\): 'batch_size' must be a whole number"):
         cost.latency(build_model("mlp128"), batch_size)
+
+
+@pytest.mark.parametrize("seconds, times", [(0.0002, 15), (0.002, 15), (0.2, 5)])
+def test_latency_is_the_median_of_single_passes(monkeypatch, seconds, times):
+    class Clock:
+        def __init__(self, work):
+            self.timeit = lambda number: number * seconds
+            self.repeat = lambda repeat, number: (
+                [number * seconds] * (repeat - 1) + [number * 100] if repeat == times else []
+            )
+
+    monkeypatch.setattr(cost, "Timer", Clock)
+    assert cost.latency(build_model("mlp128"), 1) == pytest.approx(seconds)

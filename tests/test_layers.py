@@ -330,3 +330,10 @@ def test_a_network_that_keeps_a_tensor_with_a_gradient_still_answers(validation)
     model = quantize_weights(build_model("mlp128", seed=0), 4)
     model.last = model(validation.images[:2])  # which can't be copied
     assert predict(model, validation.images).shape == (len(validation.images), 10)
+
+
+def test_made_permanent_a_frozen_weight_stays_frozen():
+    model = quantize_weights(build_model("mlp128", seed=0), 4)
+    model.fc1.parametrizations.weight.original.requires_grad_(False)
+    plain = make_permanent(model)
+    assert not plain.fc1.weight.requires_grad and plain.fc2.weight.requires_grad
