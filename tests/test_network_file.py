@@ -126,6 +126,13 @@ def test_grids_of_activations_stay_away_where_the_file_has_none(tmp_path):
     assert_comes_back(model, quantize_activations(model, IMAGES, 2), tmp_path / "file")
 
 
+@pytest.mark.parametrize("given", [None, "cnn"])
+def test_a_network_without_them_has_no_hooks(given, tmp_path):
+    save_network(tmp_path / "some.safetensors", load_trained("cnn"))
+    loaded = load_network(tmp_path / "some.safetensors", given and build_model(given))
+    assert not any(module._forward_pre_hooks for module in loaded.modules())
+
+
 def test_both_models_stay_as_they_were(tmp_path):
     model, template = share_weights(prune(load_trained("mlp128"), 0.5), 4), build_model("mlp128")
     before = [copy.deepcopy(each.state_dict()) for each in (model, template)]

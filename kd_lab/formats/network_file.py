@@ -107,8 +107,10 @@ def _set_inputs(model: nn.Module, inputs: dict[str, int]) -> None:
         check_choice("layer with a quantized input", name, list(layers))
         check_whole_number(f"bits of the input of {name!r}", num_bits, WEIGHT_BITS_RANGE)
     for name, layer in layers.items():
-        grid = FakeQuantizer(torch.ones(1), torch.zeros(1).int(), inputs[name]) if name in inputs else None
-        set_input_quantizer(layer, grid)
+        if name in inputs:
+            set_input_quantizer(layer, FakeQuantizer(torch.ones(1), torch.zeros(1).int(), inputs[name]))
+        elif hasattr(layer, "input_quantizer"):  # others get no hook: a network without is quicker
+            set_input_quantizer(layer, None)
 
 
 def _upgrade(metadata: dict, tensors: dict[str, Tensor], dense: nn.Module) -> tuple[dict, dict[str, Tensor]]:
