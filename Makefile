@@ -29,14 +29,13 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope
 test: setup loopback  # every lesson once, every quick test
 	$(PYTEST)
 
-test-slow: setup loopback  # what takes long, but for lessons and browser
+test-slow: setup loopback  # what takes long, and every lesson again and backwards
 	$(PYTEST) --run slow
 
 test-browser: setup loopback  # needs Chromium
 	$(PYTEST) -m browser tests/browser
 
-test-all: setup loopback test-browser  # all of these, and every lesson also again and backwards
-	$(PYTEST) --run all
+test-all: test test-slow test-browser  # everything
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true

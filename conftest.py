@@ -1,6 +1,6 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-And run all cells of a notebook twice: the second time must give the same numbers.
+With the slow tests all cells run twice, and then from the end: the second time must give the same numbers.
 """
 
 import os
@@ -29,8 +29,8 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    """Add the option that `make test-slow` and `make test-all` give."""
-    sizes = "quick: each notebook once, no slow test; slow: these alone; all: notebooks also again and backwards"
+    """Add the option that `make test-slow` gives."""
+    sizes = "quick: each notebook once, no slow test; slow: these, and notebooks again and backwards; all: both"
     parser.addoption("--run", choices=["quick", "slow", "all"], default="quick", help=sizes)
 
 
@@ -52,14 +52,14 @@ class SecondRun(RunAgain):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of another size; with all, run every notebook a second time and then from its end.
+    """Leave out the tests of another size; with the slow ones, run every notebook a second time and then from its end.
 
     A learner may go back to any cell. The longest test comes first, so that both processes end together.
     """
     size = config.getoption("run")
     config.hook.pytest_deselected(items=[item for item in items if not belongs(item, size)])
     items[:] = [item for item in items if belongs(item, size)]
-    if size != "all":
+    if size == "quick":
         return
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
@@ -73,9 +73,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def belongs(item, size):
-    """Return whether a test is of this size."""
+    """Return whether a test is of this size; a notebook is of each."""
     slow = item.get_closest_marker("slow") is not None
-    return size == "all" or slow == (size == "slow")
+    return size == "all" or isinstance(item, IPyNbCell) or slow == (size == "slow")
 
 
 def run_again(kind, notebook, cell, when):
