@@ -8,7 +8,7 @@ from torch import nn
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import accuracy
+from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import (
@@ -21,6 +21,7 @@ from kd_lab.pruning import (
     rank,
 )
 from kd_lab.pruning.least_squares import DAMPING
+from kd_lab.results import load_results
 
 
 def random(*shape, seed=0):
@@ -157,6 +158,19 @@ def test_a_model_loses_far_less_than_by_magnitude(mnist, validation):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     for layer in weighted_layers(pruned).values():
         assert layer.weight.count_nonzero() == layer.weight.numel() - round(0.8 * layer.weight.numel())
+
+
+@pytest.mark.slow
+def test_a_network_loses_as_much_as_the_record_says(mnist):
+    model, recorded = load_trained("lenet300"), load_results("pruning")
+    pruned = {
+        "magnitude": prune(model, 0.8, scope="per_layer"),
+        "least_squares": prune_least_squares(model, 0.8, mnist.train.images[:2000]),
+    }
+    for method, network in pruned.items():
+        points = recorded.figures("least_squares", "lost", method)
+        lost = -100 * paired_difference(network, model, mnist.test).value
+        assert points.low - 0.3 < lost < points.high + 0.3
 
 
 def test_one_layer_is_pruned_by_the_pure_functions_and_the_others_stay(few):
