@@ -7,12 +7,11 @@ zero stays zero.
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.compression.stages import BY_LAYER, FineTuning, PruneUnits, Stage, with_masks
@@ -27,17 +26,17 @@ from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
-from kd_lab.scorecard import Scorecard, scorecard
+from kd_lab.scorecard import Scorecard, Table, scorecard
 from kd_lab.storage import cache_key, set_aside, writable
 from kd_lab.training import Settings, train
 
-SETTINGS = ["learning_rate", "weight_decay", "batch_size", "seed", "progress", "schedule", "steps_per_epoch"]
+SETTINGS = [field.name for field in fields(Settings) if field.name != "epochs"]  # which a stage has of its own
 ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs")
 LATENCY = "1 image, ms"
 
 
 @dataclass(frozen=True, repr=False)
-class CompressionResult:
+class CompressionResult(Table):
     """The network after each stage, the first being the one that it began with; shown as a table.
 
     `card` was measured on the validation part; `bytes` are those of the file that `save_packed` makes.
@@ -61,19 +60,11 @@ class CompressionResult:
     def _ratio(self, stage: str) -> float:
         return FLOAT32_BYTES * count_parameters(next(iter(self.models.values()))) / self.bytes[stage]
 
-    def __repr__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def _table(self, style: str) -> str:
-        rows = []
+    def _rows(self) -> Iterator[list[str]]:
+        yield ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
         for stage, size in self.bytes.items():
-            card, ratio = self.card[stage].lines(), self._ratio(stage)
-            rows.append([stage, *map(card.get, ROWS), f"{card[LATENCY]} ms", f"{size:,}", f"{ratio:.1f}"])
-        headers = ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
-        return tabulate(rows, headers, style, colalign=["left", *["right"] * (len(headers) - 1)], disable_numparse=True)
+            card = self.card[stage].lines()
+            yield [stage, *(card[row] for row in ROWS), f"{card[LATENCY]} ms", f"{size:,}", f"{self._ratio(stage):.1f}"]
 
 
 def compress(
@@ -206,7 +197,12 @@ def run_stages(
     how = temperature, alpha, strength
     fine_tune, paths = teaching.fine_tuning(*how), teaching.paths(model, stages, *how)
     for stage, path in zip(stages, paths, strict=True):
-        model = _kept(path) or _finish(stage, model, fine_tune, path)
+        finished = path and _kept(path)
+        if not finished:
+            finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
+            if path:
+                save_packed(path, finished)
+        model = finished
         yield stage, model
 
 
@@ -218,19 +214,10 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _kept(path: Path | None) -> nn.Module | None:
+def _kept(path: Path) -> nn.Module | None:
     """Return the network of a stage that was finished before, None where there is none; another file is set aside."""
-    if path is None or not path.exists():
-        return None
     try:
-        return load_packed(path)
+        return load_packed(path) if path.exists() else None
     except StorageError:  # damaged, empty, of another schema
         set_aside(path)
         return None
-
-
-def _finish(stage: Stage, model: nn.Module, fine_tune: FineTuning, path: Path | None) -> nn.Module:
-    finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
-    if path is not None:
-        save_packed(path, finished)
-    return finished
