@@ -178,7 +178,7 @@ def test_the_budget_is_met_by_the_best_of_those_that_meet_it(search):
 def test_a_trial_that_loses_just_the_budget_meets_it(lost):
     each = trial(500, 950 - round(10 * lost))
     assert each.lost == lost and str(each.lost) == str(lost)  # and not -0.0
-    assert Budget(None, lost).over(each) == 0 < Budget(None, lost - 0.1).over(each)
+    assert Budget(None, lost).over(each) == 0 < Budget(None, lost).over(trial(500, 949 - round(10 * lost)))
 
 
 def test_of_points_lost_the_smallest_file_is_the_best():

@@ -142,6 +142,17 @@ class Budget:
     most_bytes: int | None
     most_lost: float | None
 
+    def __post_init__(self):
+        if (self.most_bytes is None) == (self.most_lost is None):
+            raise ParameterError(
+                "one of 'most_bytes' and 'most_lost' must be given, and they exclude "
+                f"each other. Got {self.most_bytes!r} and {self.most_lost!r}."
+            )
+        if self.most_bytes is None:
+            check_number("most_lost", self.most_lost, "[0, 100]")
+        else:
+            check_whole_number("most_bytes", self.most_bytes, "[1, 1000000000]")
+
     def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""
         if self.most_bytes is not None:
@@ -253,7 +264,7 @@ def search_recipe(
     """
     settings = {"seed": 0, **settings}
     teaching = check_recipe(model, teacher, data, settings, folder)
-    budget = _check_budget(most_bytes, most_lost)
+    budget = Budget(most_bytes, most_lost)
     check_whole_number("runs", runs, "[1, 1000]")
     check_number("minutes", minutes, "(0, 10000]")
     check_whole_number("epochs", epochs, "[1, 1000]")
@@ -285,19 +296,6 @@ def search_recipe(
     if not trials:
         raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
     return Search(trials, budget, FLOAT32_BYTES * count_parameters(model))
-
-
-def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
-    if (most_bytes is None) == (most_lost is None):
-        raise ParameterError(
-            "one of 'most_bytes' and 'most_lost' must be given, and they exclude "
-            f"each other. Got {most_bytes!r} and {most_lost!r}."
-        )
-    if most_bytes is None:
-        check_number("most_lost", most_lost, "[0, 100]")
-    else:
-        check_whole_number("most_bytes", most_bytes, "[1, 1000000000]")
-    return Budget(most_bytes, most_lost)
 
 
 def _check_least(model: nn.Module, least: dict[str, float], budget: Budget) -> None:
