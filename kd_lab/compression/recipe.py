@@ -6,7 +6,7 @@ zero stays zero.
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def check_recipe(
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
     Settings(**settings)  # refuses what is not allowed
-    teaching = Teaching(teacher, data, settings, folder)
+    teaching = Teaching(teacher, check_data(data.train), check_data(data.validation), settings, folder)
     if teacher is not None:
         check_kind("teacher", teacher, nn.Module, "a network, or None")
         check_teacher(model, teacher, teaching.validation)
@@ -142,12 +142,10 @@ class Teaching:
     """
 
     teacher: nn.Module | None
-    data: Mnist
+    training: Checked
+    validation: Checked
     settings: dict
     folder: Path | None
-
-    def __post_init__(self):
-        self.training, self.validation = check_data(self.data.train), check_data(self.data.validation)
 
     @functools.cached_property
     def parts(self) -> list[tuple[Tensor, ...]]:
@@ -182,8 +180,8 @@ class Teaching:
         networks = [make_permanent(each) for each in (model, self.teacher) if each is not None]
         settings = [*how, sorted(item for item in self.settings.items() if item[0] != "progress")]
         before = {
-            "start": [[str(each), _digest(each.state_dict())] for each in networks],
-            "data": [_digest(part._asdict()) for part in (self.data.train, self.data.validation)],
+            "start": [[str(each), _digest(each.state_dict().values())] for each in networks],
+            "data": [_digest(part) for part in (self.training, self.validation)],
             "settings": repr(settings),
         }
         keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
@@ -206,10 +204,9 @@ def run_stages(
         yield stage, model
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for key, tensor in sorted(tensors.items()):
-        digest.update(key.encode())
+    for tensor in tensors:
         digest.update(np.ascontiguousarray(tensor.numpy()).data)  # not tobytes: all images take a gigabyte, and again
     return digest.hexdigest()
 
