@@ -35,14 +35,13 @@ class Score:
 
     def lines(self) -> dict[str, str]:
         """Return every figure as text under its label, in the order of the table; what is left in fp32, if it is."""
-        low, high = self.accuracy.interval
         gain, gain_interval = "baseline", ""
         if self.difference is not None:
             gain = f"{100 * self.difference.value:+.2f}"
             gain_interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
         lines = {
             "accuracy": f"{100 * self.accuracy.value:.2f} %",
-            "95 % interval": INTERVAL.format(100 * low, 100 * high),
+            "95 % interval": INTERVAL.format(*(100 * end for end in self.accuracy.interval)),
             "gain, points": gain,
             "gain, 95 % interval": gain_interval,
             "parameters": f"{self.parameters:,}",

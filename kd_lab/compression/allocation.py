@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import LinearConstraint, milp
-from torch import Tensor, nn
+from torch import nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
 from kd_lab.networks.layers import weights
 from kd_lab.pruning.masks import SPARSITY_RANGE, prune
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
+from kd_lab.training import Data
 
 Scan = dict[str, dict[float, float]]
 Check = Callable[[str, Any, str], None]  # check_number or check_whole_number
@@ -20,10 +21,7 @@ MIN_RISE = np.finfo(float).tiny
 
 
 def scan_layers(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    settings: Sequence[float],
-    change: Callable[[nn.Module, Any], nn.Module],
+    model: nn.Module, data: Data, settings: Sequence[float], change: Callable[[nn.Module, Any], nn.Module]
 ) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
 
@@ -69,7 +67,7 @@ def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str, c
             check(f"{setting} in the scan", value, allowed)
 
 
-def sensitivity_scan(model: nn.Module, data: tuple[Tensor, Tensor], sparsities: list[float]) -> Scan:
+def sensitivity_scan(model: nn.Module, data: Data, sparsities: list[float]) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is pruned: {layer: {sparsity: rise}}.
 
     `data`, (images, labels), is from the validation part; a sparsity of 0, which costs nothing, is always there. Masks
@@ -101,7 +99,7 @@ def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, f
     return chosen
 
 
-def bit_scan(model: nn.Module, data: tuple[Tensor, Tensor], bits: list[int]) -> Scan:
+def bit_scan(model: nn.Module, data: Data, bits: list[int]) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is quantized: {layer: {bits: rise}}.
 
     `data`, (images, labels), is from the validation part. The layer's grids are those of quantize_weights, symmetric,

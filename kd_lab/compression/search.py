@@ -24,11 +24,14 @@ from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, check_data, 
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
+from kd_lab.training import Data
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MAX_KEPT, MIN_KEPT, MIN_WEIGHTS = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
 MIN_BITS, MAX_BITS = 2, 5
 Ranges = dict[str, tuple[float, float]]
+Fit = Callable[[float, float], nn.Module]  # of a temperature and an alpha
+Stages = list[Prune | Share]
 TEACHING: Ranges = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}  # temperatures evenly on a log scale
 PRUNING_STEPS = 4  # of pruning
 RANDOM_TRIALS = 4  # trials before the first guess
@@ -44,9 +47,7 @@ class SettingTrial(NamedTuple):
     loss: float
 
 
-def try_setting(
-    fit: Callable[[float, float], nn.Module], temperature: float, alpha: float, validation: tuple[Tensor, Tensor]
-) -> SettingTrial:
+def try_setting(fit: Fit, temperature: float, alpha: float, validation: Data) -> SettingTrial:
     """Return the trial of the student that `fit(temperature, alpha)` trains."""
     check_kind("fit", fit, Callable, "a function of temperature and alpha")
     student = fit(temperature, alpha)
@@ -54,9 +55,7 @@ def try_setting(
     return SettingTrial(temperature, alpha, found, mean_cross_entropy(student, validation))
 
 
-def search_settings(
-    fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int, seed: int = 0
-) -> list[SettingTrial]:
+def search_settings(fit: Fit, validation: Data, *, runs: int, seed: int = 0) -> list[SettingTrial]:
     """Return the trials of `runs` settings; `best_trial` says which to take.
 
     After a few at random, each next one is where a Gaussian process, fitted to the runs so far, expects the largest
@@ -317,13 +316,11 @@ def _least_kept(weights: int) -> float:
     return min(MAX_KEPT, max(MIN_KEPT, MIN_WEIGHTS / weights))
 
 
-def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[Prune | Share]:
+def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> Stages:
     return [Prune({layer: 1 - share for layer, share in kept.items()}, PRUNING_STEPS, epochs), Share(bits, epochs)]
 
 
-def _try(
-    model: nn.Module, teaching: Teaching, before: Tensor, stages: list[Prune | Share], taught: dict[str, float]
-) -> RecipeTrial:
+def _try(model: nn.Module, teaching: Teaching, before: Tensor, stages: Stages, taught: dict[str, float]) -> RecipeTrial:
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
     how = taught or HAND_SET  # without a teacher neither of the two matters
     *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0)
@@ -339,7 +336,7 @@ def _set_by_hand(least: dict[str, float], ranges: Ranges) -> dict[str, float]:
     return {**kept, **bits, **{name: HAND_SET[name] for name in ranges}}
 
 
-def _suggest_stages(asked, least: dict[str, float], epochs: int) -> list[Prune | Share]:
+def _suggest_stages(asked, least: dict[str, float], epochs: int) -> Stages:
     kept = {layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()}
     bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
     return _stages(kept, bits, epochs)
