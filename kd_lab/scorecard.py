@@ -96,19 +96,15 @@ def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scor
     check_that("models", models, fits, "a dict with at least one model, as {'cnn': model}")
     data = check_data(data)
     right = {name: correct_answers(model, data) for name, model in models.items()}
-    baseline = next(iter(models))
-    differences = {name: PairedDifference.of(right[name], right[baseline]) for name in models if name != baseline}
-    scores = {
-        name: _measure(model, Accuracy.of(right[name]), differences.get(name), data[0])
-        for name, model in models.items()
-    }
+    baseline = next(iter(right.values()))
+    scores = {name: _measure(model, right[name], baseline, data[0]) for name, model in models.items()}
     return Scorecard(scores, torch.get_num_threads())
 
 
-def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None, images: Tensor) -> Score:
+def _measure(model: nn.Module, right: Tensor, baseline: Tensor, images: Tensor) -> Score:
     return Score(
-        accuracy,
-        difference,
+        Accuracy.of(right),
+        None if right is baseline else PairedDifference.of(right, baseline),
         cost.count_parameters(model),
         cost.count_nonzeros(model),
         cost.count_macs(model, images),
