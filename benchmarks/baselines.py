@@ -3,7 +3,6 @@
 Takes about 40 minutes on one thread; what is trained already is read from the cache. Recorded in results/.
 """
 
-from dataclasses import asdict
 from statistics import mean
 
 from tabulate import tabulate
@@ -52,4 +51,4 @@ def measure(name: str) -> dict:
         errors.append(round(100 * (1 - correct / TEST_IMAGES), 2))
         print(f"{name}, seed {seed}: {errors[-1]:.2f} % test error", flush=True)
     published, source = PUBLISHED[name]
-    return {"recipe": asdict(RECIPES[name]), "test_error": errors, "published": published, "source": source}
+    return {"recipe": RECIPES[name], "test_error": errors, "published": published, "source": source}

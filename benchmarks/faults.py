@@ -126,7 +126,7 @@ def only_data_in(folder: Path):
 @contextmanager
 def one_epoch_recipe(folder: Path, mnist: data.Mnist):
     """Let mlp128 be trained for one epoch, on data that is loaded already, into an empty cache."""
-    quick = {"mlp128": checkpoints.TrainingSettings(epochs=1, learning_rate=3e-3, weight_decay=0.0, batch_size=128)}
+    quick = {"mlp128": {"epochs": 1, "learning_rate": 3e-3, "weight_decay": 0.0, "batch_size": 128}}
     with (
         empty_cache(folder),
         mock.patch.dict(checkpoints.RECIPES, quick),

@@ -1,20 +1,19 @@
 """Trained networks: load the one that ships, or the one in the cache, or train it once."""
 
 import copy
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
-from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_choice, check_whole_number
+from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_whole_number
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.network_file import load_network
 from kd_lab.networks.layers import predict
-from kd_lab.networks.zoo import MODELS, build_model
+from kd_lab.networks.zoo import build_model
 from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
 from kd_lab.training import FINISHED, train
 
@@ -24,23 +23,13 @@ HINTON_LOGITS = SHIPPED / "hinton_logits.safetensors"
 SEED = 0
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The settings of `train` that made a network, chosen on the validation part."""
-
-    epochs: int
-    learning_rate: float
-    weight_decay: float
-    batch_size: int
-
-
-RECIPES = {
-    "mlp128": TrainingSettings(epochs=20, learning_rate=5e-3, weight_decay=0.2, batch_size=128),
-    "lenet300": TrainingSettings(epochs=30, learning_rate=3e-3, weight_decay=0.2, batch_size=128),
-    "cnn": TrainingSettings(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=64),
-    "lenet5": TrainingSettings(epochs=10, learning_rate=3e-3, weight_decay=0.1, batch_size=128),
-    "lenet5_classic": TrainingSettings(epochs=10, learning_rate=5e-3, weight_decay=0.1, batch_size=128),
-    "resnet": TrainingSettings(epochs=8, learning_rate=1e-2, weight_decay=0.1, batch_size=128),
+RECIPES: dict[str, dict[str, Any]] = {  # the settings of `train` that made each network, chosen on the validation part
+    "mlp128": {"epochs": 20, "learning_rate": 5e-3, "weight_decay": 0.2, "batch_size": 128},
+    "lenet300": {"epochs": 30, "learning_rate": 3e-3, "weight_decay": 0.2, "batch_size": 128},
+    "cnn": {"epochs": 10, "learning_rate": 5e-3, "weight_decay": 0.1, "batch_size": 64},
+    "lenet5": {"epochs": 10, "learning_rate": 3e-3, "weight_decay": 0.1, "batch_size": 128},
+    "lenet5_classic": {"epochs": 10, "learning_rate": 5e-3, "weight_decay": 0.1, "batch_size": 128},
+    "resnet": {"epochs": 8, "learning_rate": 1e-2, "weight_decay": 0.1, "batch_size": 128},
 }
 
 CURVE_POINTS = 20  # of the curve that a training draws
@@ -58,8 +47,6 @@ def load_trained(name: str, seed: int = SEED) -> nn.Module:
     Loads the checkpoint that ships with the kit (seed 0) or one made before; else trains it, which takes a minute or a
     few, while other processes that want the same one wait. A damaged file is set aside and named in a DamagedFileError.
     """
-    check_choice("name", name, list(MODELS))
-    check_whole_number("seed", seed, "[0, 1000000]")
     shipped, cached = SHIPPED / f"{name}.safetensors", cached_path(name, seed)
     path = shipped if seed == SEED and shipped.exists() else cached
     if not path.exists():
@@ -88,7 +75,7 @@ def cached_path(name: str, seed: int) -> Path:
 
     The key leaves out the layers' names, as version 0.1 had none: what it has trained is still found.
     """
-    key = cache_key({"model": str(_unnamed(build_model(name))), "recipe": asdict(RECIPES[name]), "seed": seed})
+    key = cache_key({"model": str(_unnamed(build_model(name, seed))), "recipe": RECIPES[name], "seed": seed})
     return cache_folder() / "checkpoints" / f"{name}-{key}.safetensors"
 
 
@@ -104,7 +91,7 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
 
     Reads the test part after training, for the score and to see that half precision changes no answer.
     """
-    recipe, model = asdict(RECIPES[name]), build_model(name, seed)
+    recipe, model = RECIPES[name], build_model(name, seed)
     model, history = train(model, data.train, F.cross_entropy, validation=data.validation, seed=seed, **recipe)
     if history.stopped == "interrupted":
         raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name

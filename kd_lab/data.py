@@ -1,7 +1,6 @@
 """MNIST as tensors in memory: checked, split once and for all, from the repository, a cache or a mirror."""
 
 import gzip
-import hashlib
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -74,9 +73,7 @@ def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     by_digit = [shuffled[labels[shuffled] == digit][:VALIDATION_PER_DIGIT] for digit in range(10)]
     validation = torch.stack(by_digit, dim=1).flatten()  # (500, 10) read row by row: one of each digit in turn
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[validation] = True
-    return (~chosen).nonzero().flatten(), validation
+    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), validation)), validation
 
 
 def _read(raw: Path, part: str) -> Split:
@@ -118,10 +115,7 @@ def _unsound(raw: Path) -> list[str]:
 
 
 def _matches(path: Path, digest: str, algorithm: str) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest() == digest
+    return path.is_file() and pooch.file_hash(path, algorithm) == digest
 
 
 def _published():

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.environment import optional
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError
+from kd_lab.errors import DamagedFileError, ParameterError
 from kd_lab.networks.layers import example_images, make_permanent, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
-from kd_lab.storage import write_safely
+from kd_lab.storage import read_file, write_safely
 
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
 FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -47,10 +47,7 @@ class OnnxModel(nn.Module):
     def __init__(self, path: Path):
         super().__init__()
         runtime = _package("onnxruntime")
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+        content = read_file(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
@@ -81,13 +78,10 @@ def _float_graph(model: nn.Module, images: Tensor) -> Any:
             "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
         )
     _package("onnxscript")
-    names = {"input_names": ["images"], "output_names": ["logits"]}
+    settings = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        program = torch.onnx.export(
-            plain, (images.clone(),), **names, dynamic_shapes=shapes, dynamo=True, verbose=False
-        )
-        return program.model_proto
+        return torch.onnx.export(plain, (images.clone(),), dynamic_shapes=shapes, **settings).model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ParameterError(
             f"'model' must be one that torch can export. Got: {error.__cause__ or error!s:.200}"

@@ -48,7 +48,13 @@ def check_environment() -> str:
 
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores."
     gpu = "A GPU is here; the lessons run on the CPU." if torch.cuda.is_available() else "No GPU, and none is needed."
-    return "\n".join(line for line in (versions, gpu, _describe_shared_memory()) if line)
+    size = _shared_memory()
+    if size is None or size >= SMALL_SHARED_MEMORY:
+        return f"{versions}\n{gpu}"
+    return (
+        f"{versions}\n{gpu}\n/dev/shm has only {size / 1e6:.0f} MB: kd_lab doesn't use it, but a DataLoader of yours "
+        "needs num_workers=0 here (or start the container with --shm-size=1g)."
+    )
 
 
 def _release(text: str) -> tuple[int, ...]:
@@ -58,13 +64,3 @@ def _release(text: str) -> tuple[int, ...]:
 
 def _shared_memory() -> int | None:
     return shutil.disk_usage("/dev/shm").total if os.path.exists("/dev/shm") else None
-
-
-def _describe_shared_memory() -> str:
-    size = _shared_memory()
-    if size is None or size >= SMALL_SHARED_MEMORY:
-        return ""
-    return (
-        f"/dev/shm has only {size / 1e6:.0f} MB: kd_lab doesn't use it, but a DataLoader of yours needs "
-        "num_workers=0 here (or start the container with --shm-size=1g)."
-    )

@@ -47,11 +47,9 @@ class Accuracy:
         return centre - half if self.correct else 0.0, centre + half if self.correct < self.count else 1.0
 
     def __repr__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{100 * self.value:.2f} % ({self.correct:,} of {self.count:,}; "
-            f"95 % interval {100 * low:.2f} to {100 * high:.2f})"
-        )
+        low, high = (100 * end for end in self.interval)
+        counts = f"{self.correct:,} of {self.count:,}"
+        return f"{100 * self.value:.2f} % ({counts}; 95 % interval {low:.2f} to {high:.2f})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,11 +94,9 @@ class PairedDifference:
         return float(binomtest(self.gained, disagreements).pvalue) if disagreements else 1.0
 
     def __repr__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{100 * self.value:+.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
-            f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,})"
-        )
+        low, high = (100 * end for end in self.interval)
+        counts = f"{self.gained:,} gained, {self.lost:,} lost of {self.count:,}"
+        return f"{100 * self.value:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}; {counts})"
 
 
 def mean_cross_entropy(model: nn.Module, data: tuple[Tensor, ...]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kd_lab.errors import ParameterError, check_choice, check_kind, check_number
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that
 from kd_lab.networks.layers import check_model, make_permanent, weights
 
 Penalty = Callable[[nn.Module], Tensor]
@@ -81,8 +81,7 @@ def _check_layers(layers: Sequence[str] | None, present: list[str]) -> None:
     if not present:
         raise ParameterError("'teacher' must have parameters. Got a network without any.")
     check_kind("layers", layers, (list, tuple, type(None)), "a list of names, as in ['fc1'], or None for all")
-    if layers is not None and not layers:
-        check_choice("layers", layers, present)  # an empty list is no choice
+    check_that("layers", layers, layers is None or len(layers) > 0, f"one of {', '.join(present)}")
     for name in layers or []:
         check_choice("layers", name, present)
 

@@ -133,17 +133,8 @@ class Record(dict[str, Any]):
 
 def load_results(name: str) -> Record:
     """Return the record of a campaign by its name; `python -m benchmarks NAME` made it."""
-    return Record(json.loads(_text_of(name), object_hook=_unpack))
-
-
-def read_record(name: str) -> dict[str, Any]:
-    """Return the record of a campaign as its file has it, as dicts and lists; `load_results` finds figures by keys."""
-    return json.loads(_text_of(name))
-
-
-def _text_of(name: str) -> str:
     check_choice("name", name, sorted(path.stem for path in RESULTS.glob("*.json")))
-    return (RESULTS / f"{name}.json").read_text()
+    return Record(json.loads((RESULTS / f"{name}.json").read_text(), object_hook=_unpack))
 
 
 class _Runs(list[Any]):

@@ -1,5 +1,6 @@
 """Put accuracy beside cost for several models on the same images."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab import cost
-from kd_lab.errors import ParameterError
+from kd_lab.errors import check_that
 from kd_lab.evaluation import Accuracy, PairedDifference, check_data, correct_answers
 
 INTERVAL = "{:.2f}\N{NBSP}to\N{NBSP}{:.2f}"  # a space where a browser breaks no line
@@ -34,14 +35,13 @@ class Score:
 
     def lines(self) -> dict[str, str]:
         """Return every figure as text under its label, in the order of the table; what is left in fp32, if it is."""
-        low, high = self.accuracy.interval
         gain, gain_interval = "baseline", ""
         if self.difference is not None:
             gain = f"{100 * self.difference.value:+.2f}"
             gain_interval = SIGNED_INTERVAL.format(*(100 * end for end in self.difference.interval))
         lines = {
             "accuracy": f"{100 * self.accuracy.value:.2f} %",
-            "95 % interval": INTERVAL.format(100 * low, 100 * high),
+            "95 % interval": INTERVAL.format(*(100 * end for end in self.accuracy.interval)),
             "gain, points": gain,
             "gain, 95 % interval": gain_interval,
             "parameters": f"{self.parameters:,}",
@@ -55,15 +55,11 @@ class Score:
         return lines | ({"left in fp32": ", ".join(self.left_in_float)} if self.left_in_float else {})
 
 
-@dataclass(frozen=True, repr=False)
-class Scorecard:
-    """A score for each model by name; the first is the baseline. Shown as a table, or as text."""
+class Table:
+    """Show the rows of a class as a table, in HTML where that can be shown; the first row has the headers."""
 
-    scores: dict[str, Score]
-    threads: int
-
-    def __getitem__(self, name: str) -> Score:
-        return self.scores[name]
+    def _rows(self) -> Iterable[list[str]]:
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return self._table("simple")
@@ -72,35 +68,43 @@ class Scorecard:
         return self._table("html")
 
     def _table(self, style: str) -> str:
+        headers, *rows = self._rows()
+        align = ["left", *["right"] * (len(headers) - 1)]
+        return tabulate(rows, headers, style, colalign=align, disable_numparse=True)
+
+
+@dataclass(frozen=True, repr=False)
+class Scorecard(Table):
+    """A score for each model by name; the first is the baseline. Shown as a table, or as text."""
+
+    scores: dict[str, Score]
+    threads: int
+
+    def __getitem__(self, name: str) -> Score:
+        return self.scores[name]
+
+    def _rows(self) -> Iterator[list[str]]:
+        yield [f"on {self.threads} thread" + "s" * (self.threads > 1), *self.scores]
         columns = [score.lines() for score in self.scores.values()]
-        longest = max(columns, key=len)  # with what is left in fp32, where anything is
-        rows = [[label, *(column.get(label, "") for column in columns)] for label in longest]
-        align = ["left", *["right"] * len(columns)]
-        corner = f"on {self.threads} thread" + "s" * (self.threads > 1)
-        return tabulate(rows, [corner, *self.scores], style, colalign=align, disable_numparse=True)
+        for label in max(columns, key=len):  # with what is left in fp32, where anything is
+            yield [label, *(column.get(label, "") for column in columns)]
 
 
 def scorecard(models: dict[str, nn.Module], data: tuple[Tensor, Tensor]) -> Scorecard:
     """Measure every model on the same images; the first is the baseline that the others are compared with."""
-    if not isinstance(models, dict) or not models:
-        raise ParameterError(
-            f"'models' must be a dict with at least one model, as {{'cnn': model}}. Got {models!r:.60}."
-        )
+    fits = isinstance(models, dict) and models
+    check_that("models", models, fits, "a dict with at least one model, as {'cnn': model}")
     data = check_data(data)
     right = {name: correct_answers(model, data) for name, model in models.items()}
-    baseline = next(iter(models))
-    differences = {name: PairedDifference.of(right[name], right[baseline]) for name in models if name != baseline}
-    scores = {
-        name: _measure(model, Accuracy.of(right[name]), differences.get(name), data[0])
-        for name, model in models.items()
-    }
+    baseline = next(iter(right.values()))
+    scores = {name: _measure(model, right[name], baseline, data[0]) for name, model in models.items()}
     return Scorecard(scores, torch.get_num_threads())
 
 
-def _measure(model: nn.Module, accuracy: Accuracy, difference: PairedDifference | None, images: Tensor) -> Score:
+def _measure(model: nn.Module, right: Tensor, baseline: Tensor, images: Tensor) -> Score:
     return Score(
-        accuracy,
-        difference,
+        Accuracy.of(right),
+        None if right is baseline else PairedDifference.of(right, baseline),
         cost.count_parameters(model),
         cost.count_nonzeros(model),
         cost.count_macs(model, images),

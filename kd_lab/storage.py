@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pooch
@@ -119,24 +119,31 @@ def lock(path: Path):
     file_lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(file_lock, path)
+        acquired = _acquire(file_lock, path)
     except OSError as error:
         raise StorageError(
             f"{path.parent} can't be written: {error.strerror}. Set KD_LAB_CACHE to a folder of yours that can."
         ) from error
-    try:
+    with acquired:
         sweep(_temporaries(path))
         yield
-    finally:
-        file_lock.release()
 
 
-def _acquire(file_lock: FileLock, path: Path) -> None:
+def _acquire(file_lock: FileLock, path: Path) -> AbstractContextManager:
     try:
-        file_lock.acquire(timeout=1)
+        return file_lock.acquire(timeout=1)
     except Timeout:
         print(f"Another process is making {path.name}; waiting for it.")
-        file_lock.acquire()
+        return file_lock.acquire()
+
+
+def read_file(path: Path, most: int = -1) -> bytes:
+    """Return the bytes of a file, `most` of them at most; raise a StorageError that says why it can't be read."""
+    try:
+        with open(Path(path), "rb") as file:  # of a whole number, open() would read what the system calls so
+            return file.read(most)
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
@@ -166,13 +173,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a pickle, a newer
     schema, or NaN weights. Nothing in the file is ever executed.
     """
-    try:
-        with open(path, "rb") as file:
-            header = _read_header(file, path)
-            file.seek(0)
-            content = file.read()
-    except OSError as error:
-        raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+    header, content = _read_header(path), read_file(path)
     _check_digest(content, header["sha256"], path)  # first, since its rule is the same in every schema
     _check_schema(header, path)
     try:
@@ -202,16 +203,16 @@ def check_tensor_shapes(path: Path, what: str, expected: dict[str, Tensor], tens
         )
 
 
-def _read_header(file, path: Path) -> dict:
+def _read_header(path: Path) -> dict:
     """Return the text entries of the header, having looked at its length before taking memory for it."""
-    start = file.read(8)
+    start = read_file(path, 8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > MAX_HEADER_BYTES:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
         raise DamagedFileError(f"{path} is damaged, or no safetensors file: its header claims {length} bytes.")
     try:
-        header = json.loads(file.read(length))["__metadata__"]
+        header = json.loads(read_file(path, 8 + length)[8:])["__metadata__"]
         return {name: header[name] for name in ("schema", "sha256", "metadata")}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged, or was not saved by kd_lab: its header can't be read.") from error

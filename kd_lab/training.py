@@ -151,28 +151,17 @@ def train(
 
 
 def train_live(
-    model: nn.Module,
-    data: Data,
-    loss_fn: Loss,
-    *,
-    validation: Data,
-    epochs: int,
-    steps_per_epoch: int,
-    learning_rate: float = 3e-3,
-    batch_size: int = 256,
-    seed: int = 0,
+    model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, **settings
 ) -> Iterator[tuple[nn.Module, History]]:
     """Yield the model and the history after each epoch of a training, to look on or to stop it.
 
-    The arguments, the loop and the result, which is yielded last, are those of `train`; until then it is one model that
-    changes. No global random numbers are used, so that it may run in the background: it is for networks without
+    The `settings`, the loop and the result, which is yielded last, are those of `train`; until then it is one model
+    that changes. No global random numbers are used, so that it may run in the background: it is for networks without
     dropout.
     """
-    settings = Settings(
-        epochs, learning_rate, batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, progress=False
-    )
+    chosen = Settings(**settings, progress=False)
     data, validation = _check_parts(model, data, validation, loss_fn, None)
-    yield from _fit(model, data, validation, loss_fn, None, settings)
+    yield from _fit(model, data, validation, loss_fn, None, chosen)
 
 
 def _fit(
@@ -181,13 +170,14 @@ def _fit(
     """Run the training loop: yield the model as it is and the history after each epoch, and the trained model last."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
     steps = settings.steps_per_epoch or _count_batches(len(data[0]), settings.batch_size)
+    total = settings.epochs * steps
     batches = _batches(len(data[0]), settings.batch_size, settings.seed)
-    optimizer, schedule = settings.optimizer(model, settings.epochs * steps)
+    optimizer, schedule = settings.optimizer(model, total)
     history, start = History(), time.perf_counter()
     best: dict[str, Tensor] = {}  # the weights of the epoch with the smallest validation loss
     losses: list[float] = []  # of the batches of the epoch that has begun
     # plain text on standard output looks the same in Jupyter, in a terminal and in a saved notebook
-    total, hidden = settings.epochs * steps, not settings.progress
+    hidden = not settings.progress
     with tqdm(None, "training", total, file=sys.stdout, mininterval=0.5, unit="batch", disable=hidden) as bar:
         try:
             while history.stopped == FINISHED and len(history.epochs) < settings.epochs:
@@ -257,12 +247,10 @@ def _report(history: History, settings: Settings) -> None:
 
 def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
     """Return the mean of `loss_fn` over all of the data, in evaluation mode."""
-    total = 0.0
     with evaluation_mode(model), torch.inference_mode():
         model = computed_once(model)
-        for x, *targets in zip(*(part.split(BATCH_SIZE) for part in data), strict=True):
-            total += loss_fn(model(x), *targets).item() * len(x)
-    return total / len(data[0])
+        batches = zip(*(part.split(BATCH_SIZE) for part in data), strict=True)
+        return sum(loss_fn(model(x), *targets).item() * len(x) for x, *targets in batches) / len(data[0])
 
 
 def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
@@ -285,10 +273,10 @@ def _check_parts(
 ) -> tuple[Data, Data]:
     """Return both parts of the data; raise a ParameterError unless the model can be trained on them."""
     data, validation = check_data(data), check_data(validation)
-    for part in (data, validation):
-        predict(model, part[0][:2])
-        if part[1].dim() == 1 and not part[1].is_floating_point():
-            check_labels(predict(model, part[0][:2]), part[1])
+    for images, targets, *_ in (data, validation):
+        answers = predict(model, images[:2])
+        if targets.dim() == 1 and not targets.is_floating_point():
+            check_labels(answers, targets)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ParameterError("'model' must have a weight to train. Got one whose weights are all frozen.")
 

@@ -5,50 +5,33 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import LinearConstraint, milp
-from torch import Tensor, nn
+from torch import nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
-from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.layers import weights
 from kd_lab.pruning.masks import SPARSITY_RANGE, prune
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
+from kd_lab.training import Data
 
 Scan = dict[str, dict[float, float]]
 Check = Callable[[str, Any, str], None]  # check_number or check_whole_number
+LISTS = list, tuple, np.ndarray
 MIN_RISE = np.finfo(float).tiny
 
 
-def check_scannable(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    argument: str,
-    settings: Any,
-    example: str,
-    check: Check,
-    allowed: str,
-) -> None:
-    """Raise a ParameterError unless the model reads the data, (images, labels), and the settings are a list of such."""
-    weighted_layers(model)
-    check_scorable(model, data)
-    check_kind(argument, settings, (list, tuple, np.ndarray), example)
-    for setting in settings:
-        check(argument, setting, allowed)
-
-
 def scan_layers(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    settings: Sequence[float],
-    change: Callable[[nn.Module, Any], nn.Module],
+    model: nn.Module, data: Data, settings: Sequence[float], change: Callable[[nn.Module, Any], nn.Module]
 ) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
 
     `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole.
     """
+    layers, data = list(weights(model)), check_scorable(model, data)
     whole = mean_cross_entropy(change(model, {}), data)
     return {
         name: {setting: mean_cross_entropy(change(model, {name: setting}), data) - whole for setting in settings}
-        for name in weights(model)
+        for name in layers
     }
 
 
@@ -84,14 +67,15 @@ def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str, c
             check(f"{setting} in the scan", value, allowed)
 
 
-def sensitivity_scan(model: nn.Module, data: tuple[Tensor, Tensor], sparsities: list[float]) -> Scan:
+def sensitivity_scan(model: nn.Module, data: Data, sparsities: list[float]) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is pruned: {layer: {sparsity: rise}}.
 
     `data`, (images, labels), is from the validation part; a sparsity of 0, which costs nothing, is always there. Masks
     are lifted first, as by prune.
     """
-    example = "a list of fractions, as in [0.5, 0.9]"
-    check_scannable(model, data, "sparsities", sparsities, example, check_number, SPARSITY_RANGE)
+    check_kind("sparsities", sparsities, LISTS, "a list of fractions, as in [0.5, 0.9]")
+    for sparsity in sparsities:
+        check_number("sparsities", sparsity, SPARSITY_RANGE)
     scan = scan_layers(model, data, sparsities, lambda model, chosen: prune(model, chosen, scope="per_layer"))
     return {name: {0.0: 0.0} | rises for name, rises in scan.items()}
 
@@ -115,15 +99,16 @@ def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, f
     return chosen
 
 
-def bit_scan(model: nn.Module, data: tuple[Tensor, Tensor], bits: list[int]) -> Scan:
+def bit_scan(model: nn.Module, data: Data, bits: list[int]) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is quantized: {layer: {bits: rise}}.
 
     `data`, (images, labels), is from the validation part. The layer's grids are those of quantize_weights, symmetric,
     one for each output; the other layers are whole.
     """
-    example = "a list of whole numbers, at least one, as in [2, 4, 8]"
-    check_scannable(model, data, "bits", bits, example, check_whole_number, WEIGHT_BITS_RANGE)
-    check_that("bits", bits, len(bits) > 0, example)
+    fits = isinstance(bits, LISTS) and len(bits) > 0
+    check_that("bits", bits, fits, "a list of whole numbers, at least one, as in [2, 4, 8]")
+    for num_bits in bits:
+        check_whole_number("bits", num_bits, WEIGHT_BITS_RANGE)
     return scan_layers(model, data, bits, quantize_weights)
 
 

@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from tabulate import tabulate
 
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
-from kd_lab.errors import KdLabError, ParameterError, check_choice, check_kind
+from kd_lab.errors import KdLabError, check_choice, check_kind, check_that
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.formats.kdz import FLOAT32_BYTES, architecture_in, read_packed, unpack
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.plots import plain_log
 from kd_lab.results import RESULTS, load_results
+from kd_lab.scorecard import Table
 from kd_lab.storage import cache_folder, write_safely
 
 CAMPAIGN = "deep_compression"  # whose files ship with the kit
@@ -70,7 +70,7 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Leaderboard:
+class Leaderboard(Table):
     """The entries for one network, the smallest file first; shown as a table."""
 
     network: str
@@ -104,22 +104,14 @@ class Leaderboard:
     def _dense(self) -> int:
         return FLOAT32_BYTES * count_parameters(build_model(self.network))
 
-    def __repr__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def _table(self, style: str) -> str:
-        rows = []
+    def _rows(self) -> Iterator[list[str]]:
+        yield [self.network, "bytes", "ratio", "test error, %", "95 % interval"]
         for entry in self.entries:
-            size, ratio, interval = f"{entry.bytes:,}", f"{self._dense / entry.bytes:.0f}", "{:.2f} to {:.2f}"
-            rows.append([entry.label, size, ratio, f"{entry.error:.2f}", interval.format(*entry.interval)])
+            ratio, interval = f"{self._dense / entry.bytes:.0f}", "{:.2f} to {:.2f}".format(*entry.interval)
+            yield [entry.label, f"{entry.bytes:,}", ratio, f"{entry.error:.2f}", interval]
         for paper in self._papers:
             label, size = f"{paper.label} ({paper.source})", f"{self._dense / paper.ratio:,.0f}"
-            rows.append([label, size, f"{paper.ratio:g}", f"{paper.error:.2f}", ""])
-        headers = [self.network, "bytes", "ratio", "test error, %", "95 % interval"]
-        return tabulate(rows, headers, style, disable_numparse=True, colalign=["left", *["right"] * 4])
+            yield [label, size, f"{paper.ratio:g}", f"{paper.error:.2f}", ""]
 
 
 def submit(path: Path, label: str, data: Mnist) -> Entry:
@@ -128,10 +120,8 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
     Whatever the file's name says, it is loaded and reads the test digits. A file that can't be loaded is refused and
     not kept; another one under the same label stays beside it.
     """
-    if not isinstance(label, str) or not re.fullmatch(LABEL, label):
-        raise ParameterError(
-            f"'label' must be 1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'. Got {label!r:.80}."
-        )
+    fits = isinstance(label, str) and re.fullmatch(LABEL, label)
+    check_that("label", label, fits, "1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'")
     check_kind("path", path, (str, Path), "the path of a .kdz file")
     check_kind("data", data, Mnist, "what load_mnist() returns")
     content = read_packed(Path(path))

@@ -6,13 +6,12 @@ zero stays zero.
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab.compression.stages import BY_LAYER, FineTuning, PruneUnits, Stage, with_masks
@@ -27,17 +26,17 @@ from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
-from kd_lab.scorecard import Scorecard, scorecard
+from kd_lab.scorecard import Scorecard, Table, scorecard
 from kd_lab.storage import cache_key, set_aside, writable
 from kd_lab.training import Settings, train
 
-SETTINGS = ["learning_rate", "weight_decay", "batch_size", "seed", "progress", "schedule", "steps_per_epoch"]
+SETTINGS = [field.name for field in fields(Settings) if field.name != "epochs"]  # which a stage has of its own
 ROWS = ("accuracy", "95 % interval", "gain, points", "gain, 95 % interval", "non-zero", "MACs")
 LATENCY = "1 image, ms"
 
 
 @dataclass(frozen=True, repr=False)
-class CompressionResult:
+class CompressionResult(Table):
     """The network after each stage, the first being the one that it began with; shown as a table.
 
     `card` was measured on the validation part; `bytes` are those of the file that `save_packed` makes.
@@ -61,19 +60,11 @@ class CompressionResult:
     def _ratio(self, stage: str) -> float:
         return FLOAT32_BYTES * count_parameters(next(iter(self.models.values()))) / self.bytes[stage]
 
-    def __repr__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def _table(self, style: str) -> str:
-        rows = []
+    def _rows(self) -> Iterator[list[str]]:
+        yield ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
         for stage, size in self.bytes.items():
-            card, ratio = self.card[stage].lines(), self._ratio(stage)
-            rows.append([stage, *map(card.get, ROWS), f"{card[LATENCY]} ms", f"{size:,}", f"{ratio:.1f}"])
-        headers = ["after", *ROWS, "1 image", ".kdz, bytes", "ratio"]
-        return tabulate(rows, headers, style, colalign=["left", *["right"] * (len(headers) - 1)], disable_numparse=True)
+            card = self.card[stage].lines()
+            yield [stage, *(card[row] for row in ROWS), f"{card[LATENCY]} ms", f"{size:,}", f"{self._ratio(stage):.1f}"]
 
 
 def compress(
@@ -120,7 +111,7 @@ def check_recipe(
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
     Settings(**settings)  # refuses what is not allowed
-    teaching = Teaching(teacher, data, settings, folder)
+    teaching = Teaching(teacher, check_data(data.train), check_data(data.validation), settings, folder)
     if teacher is not None:
         check_kind("teacher", teacher, nn.Module, "a network, or None")
         check_teacher(model, teacher, teaching.validation)
@@ -151,12 +142,10 @@ class Teaching:
     """
 
     teacher: nn.Module | None
-    data: Mnist
+    training: Checked
+    validation: Checked
     settings: dict
     folder: Path | None
-
-    def __post_init__(self):
-        self.training, self.validation = check_data(self.data.train), check_data(self.data.validation)
 
     @functools.cached_property
     def parts(self) -> list[tuple[Tensor, ...]]:
@@ -191,8 +180,8 @@ class Teaching:
         networks = [make_permanent(each) for each in (model, self.teacher) if each is not None]
         settings = [*how, sorted(item for item in self.settings.items() if item[0] != "progress")]
         before = {
-            "start": [[str(each), _digest(each.state_dict())] for each in networks],
-            "data": [_digest(part._asdict()) for part in (self.data.train, self.data.validation)],
+            "start": [[str(each), _digest(each.state_dict().values())] for each in networks],
+            "data": [_digest(part) for part in (self.training, self.validation)],
             "settings": repr(settings),
         }
         keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
@@ -206,31 +195,26 @@ def run_stages(
     how = temperature, alpha, strength
     fine_tune, paths = teaching.fine_tuning(*how), teaching.paths(model, stages, *how)
     for stage, path in zip(stages, paths, strict=True):
-        model = _kept(path) or _finish(stage, model, fine_tune, path)
+        finished = path and _kept(path)
+        if not finished:
+            finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
+            if path:
+                save_packed(path, finished)
+        model = finished
         yield stage, model
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for key, tensor in sorted(tensors.items()):
-        digest.update(key.encode())
+    for tensor in tensors:
         digest.update(np.ascontiguousarray(tensor.numpy()).data)  # not tobytes: all images take a gigabyte, and again
     return digest.hexdigest()
 
 
-def _kept(path: Path | None) -> nn.Module | None:
+def _kept(path: Path) -> nn.Module | None:
     """Return the network of a stage that was finished before, None where there is none; another file is set aside."""
-    if path is None or not path.exists():
-        return None
     try:
-        return load_packed(path)
+        return load_packed(path) if path.exists() else None
     except StorageError:  # damaged, empty, of another schema
         set_aside(path)
         return None
-
-
-def _finish(stage: Stage, model: nn.Module, fine_tune: FineTuning, path: Path | None) -> nn.Module:
-    finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
-    if path is not None:
-        save_packed(path, finished)
-    return finished

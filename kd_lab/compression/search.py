@@ -1,9 +1,7 @@
 """Find settings without a human, within a budget: temperature and alpha of a student; ratios and bits of a recipe."""
 
-import functools
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +24,14 @@ from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, check_data, 
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
+from kd_lab.training import Data
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
 MAX_KEPT, MIN_KEPT, MIN_WEIGHTS = 0.5, 0.005, 20  # shares of a layer's weights, and as many at least
 MIN_BITS, MAX_BITS = 2, 5
 Ranges = dict[str, tuple[float, float]]
+Fit = Callable[[float, float], nn.Module]  # of a temperature and an alpha
+Stages = list[Prune | Share]
 TEACHING: Ranges = {"temperature": (1.0, 20.0), "alpha": (0.0, 1.0)}  # temperatures evenly on a log scale
 PRUNING_STEPS = 4  # of pruning
 RANDOM_TRIALS = 4  # trials before the first guess
@@ -46,9 +47,7 @@ class SettingTrial(NamedTuple):
     loss: float
 
 
-def try_setting(
-    fit: Callable[[float, float], nn.Module], temperature: float, alpha: float, validation: tuple[Tensor, Tensor]
-) -> SettingTrial:
+def try_setting(fit: Fit, temperature: float, alpha: float, validation: Data) -> SettingTrial:
     """Return the trial of the student that `fit(temperature, alpha)` trains."""
     check_kind("fit", fit, Callable, "a function of temperature and alpha")
     student = fit(temperature, alpha)
@@ -56,9 +55,7 @@ def try_setting(
     return SettingTrial(temperature, alpha, found, mean_cross_entropy(student, validation))
 
 
-def search_settings(
-    fit: Callable[[float, float], nn.Module], validation: tuple[Tensor, Tensor], *, runs: int, seed: int = 0
-) -> list[SettingTrial]:
+def search_settings(fit: Fit, validation: Data, *, runs: int, seed: int = 0) -> list[SettingTrial]:
     """Return the trials of `runs` settings; `best_trial` says which to take.
 
     After a few at random, each next one is where a Gaussian process, fitted to the runs so far, expects the largest
@@ -70,7 +67,7 @@ def search_settings(
     trials = []
 
     def objective(asked) -> float:
-        trials.append(try_setting(fit, validation=validation, **_suggest_teaching(asked, TEACHING)))
+        trials.append(try_setting(fit, validation=validation, **_suggest(asked, TEACHING)))
         return trials[-1].accuracy.value
 
     with _study(seed, "maximize") as study:
@@ -80,10 +77,10 @@ def search_settings(
 
 @contextmanager
 def _study(seed: int, direction: str) -> Iterator[Any]:
-    """Yield a study of Optuna whose line on every trial, but not its warnings, is silenced."""
+    """Yield a study of Optuna whose line on every trial, done or failed, is silenced."""
     optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
         yield optuna.create_study(sampler=sampler, direction=direction)
@@ -91,7 +88,7 @@ def _study(seed: int, direction: str) -> Iterator[Any]:
         optuna.logging.set_verbosity(before)
 
 
-def _suggest_teaching(asked, ranges: Ranges) -> dict[str, float]:
+def _suggest(asked, ranges: Ranges) -> dict[str, float]:
     return {name: asked.suggest_float(name, low, high, log=low > 0) for name, (low, high) in ranges.items()}
 
 
@@ -143,6 +140,17 @@ class Budget:
 
     most_bytes: int | None
     most_lost: float | None
+
+    def __post_init__(self):
+        if (self.most_bytes is None) == (self.most_lost is None):
+            raise ParameterError(
+                "one of 'most_bytes' and 'most_lost' must be given, and they exclude "
+                f"each other. Got {self.most_bytes!r} and {self.most_lost!r}."
+            )
+        if self.most_bytes is None:
+            check_number("most_lost", self.most_lost, "[0, 100]")
+        else:
+            check_whole_number("most_bytes", self.most_bytes, "[1, 1000000000]")
 
     def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""
@@ -241,7 +249,6 @@ def search_recipe(
     most_bytes: int | None = None,
     most_lost: float | None = None,
     epochs: int = 1,
-    seed: int = 0,
     folder: Path | None = None,
     **settings,
 ) -> Search:
@@ -254,23 +261,33 @@ def search_recipe(
     that are done, and a training that diverges counts as a trial and is left out. With a `folder` a call with the same
     arguments goes on where it was stopped.
     """
-    settings = {"seed": seed, **settings}
+    settings = {"seed": 0, **settings}
     teaching = check_recipe(model, teacher, data, settings, folder)
-    budget = _check_budget(most_bytes, most_lost)
+    budget = Budget(most_bytes, most_lost)
     check_whole_number("runs", runs, "[1, 1000]")
     check_number("minutes", minutes, "(0, 10000]")
     check_whole_number("epochs", epochs, "[1, 1000]")
     least = {layer: _least_kept(weight.value.numel()) for layer, weight in weights(model).items()}
     _check_least(model, least, budget)
     teaching.settings = settings | {"progress": False}  # one bar is enough
-    attempt = functools.partial(_try, model, teaching, correct_answers(model, teaching.validation))
+    before = correct_answers(model, teaching.validation)
     ranges = {} if teacher is None else TEACHING
     trials: list[RecipeTrial] = []
+
+    def objective(asked) -> float:
+        try:
+            trial = _try(model, teaching, before, _suggest_stages(asked, least, epochs), _suggest(asked, ranges))
+        except TrainingError as error:
+            print(error)
+            raise
+        trials.append(trial)
+        asked.set_constraint("over", budget.over(trial))
+        return budget.value(trial)
+
     try:
-        with _study(seed, "minimize") as study:
+        with _study(settings["seed"], "minimize") as study:
             study.enqueue_trial(_set_by_hand(least, ranges))
-            for _ in _in_time(runs, 60 * minutes, settings.get("progress", True)):
-                trials += _next(study, least, epochs, ranges, budget, attempt)
+            _optimize(study, objective, runs, 60 * minutes, settings.get("progress", True))
     except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
         print(f"{str(error) or 'Interrupted.'} {len(trials)} of {runs} trials are done.")
         if not trials:
@@ -278,19 +295,6 @@ def search_recipe(
     if not trials:
         raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
     return Search(trials, budget, FLOAT32_BYTES * count_parameters(model))
-
-
-def _check_budget(most_bytes: int | None, most_lost: float | None) -> Budget:
-    if (most_bytes is None) == (most_lost is None):
-        raise ParameterError(
-            "one of 'most_bytes' and 'most_lost' must be given, and they exclude "
-            f"each other. Got {most_bytes!r} and {most_lost!r}."
-        )
-    if most_bytes is None:
-        check_number("most_lost", most_lost, "[0, 100]")
-    else:
-        check_whole_number("most_bytes", most_bytes, "[1, 1000000000]")
-    return Budget(most_bytes, most_lost)
 
 
 def _check_least(model: nn.Module, least: dict[str, float], budget: Budget) -> None:
@@ -312,13 +316,11 @@ def _least_kept(weights: int) -> float:
     return min(MAX_KEPT, max(MIN_KEPT, MIN_WEIGHTS / weights))
 
 
-def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> list[Prune | Share]:
+def _stages(kept: dict[str, float], bits: dict[str, int], epochs: int) -> Stages:
     return [Prune({layer: 1 - share for layer, share in kept.items()}, PRUNING_STEPS, epochs), Share(bits, epochs)]
 
 
-def _try(
-    model: nn.Module, teaching: Teaching, before: Tensor, stages: list[Prune | Share], taught: dict[str, float]
-) -> RecipeTrial:
+def _try(model: nn.Module, teaching: Teaching, before: Tensor, stages: Stages, taught: dict[str, float]) -> RecipeTrial:
     """Return what one setting makes; `before` says which validation images the model reads as it is."""
     how = taught or HAND_SET  # without a teacher neither of the two matters
     *_, (_last, made) = run_stages(model, teaching, stages, how["temperature"], how["alpha"], 0.0)
@@ -334,38 +336,20 @@ def _set_by_hand(least: dict[str, float], ranges: Ranges) -> dict[str, float]:
     return {**kept, **bits, **{name: HAND_SET[name] for name in ranges}}
 
 
-def _next(
-    study: Any,
-    least: dict[str, float],
-    epochs: int,
-    ranges: Ranges,
-    budget: Budget,
-    attempt: Callable[..., RecipeTrial],
-) -> list[RecipeTrial]:
-    """Return the trial of the setting that the study asks for, and tell it; no trial where a training diverged."""
-    asked = study.ask()
+def _suggest_stages(asked, least: dict[str, float], epochs: int) -> Stages:
     kept = {layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()}
     bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
-    try:
-        trial = attempt(_stages(kept, bits, epochs), _suggest_teaching(asked, ranges))
-    except TrainingError as error:
-        print(error)
-        study.tell(asked, state=optional("optuna.trial", "optuna").TrialState.FAIL)
-        return []
-    asked.set_constraint("over", budget.over(trial))
-    study.tell(asked, budget.value(trial))
-    return [trial]
+    return _stages(kept, bits, epochs)
 
 
-def _in_time(runs: int, seconds: float, progress: bool) -> Iterator[int]:
-    """Count to `runs`, or as far as the next one ends in time if it takes no longer than the longest so far."""
-    begun = last = time.perf_counter()
-    longest = 0.0
+def _optimize(study: Any, objective: Callable[..., float], runs: int, seconds: float, progress: bool) -> None:
+    """Run trials until there are enough, or the next would not end in time if it took as long as the longest so far."""
+
+    def stop_in_time(study, last) -> None:
+        bar.update()
+        longest = max(trial.duration for trial in study.trials)
+        if (last.datetime_complete - study.trials[0].datetime_start + longest).total_seconds() > seconds:
+            study.stop()
+
     with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar:
-        for run in range(runs):
-            yield run
-            bar.update()
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
-            if now - begun + longest > seconds:
-                return
+        study.optimize(objective, n_trials=runs, catch=TrainingError, callbacks=[stop_in_time])

@@ -93,26 +93,25 @@ class Quantize:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_bits(self.num_bits, self.epochs)
+        _check_each("num_bits", self.num_bits, check_whole_number, "[1, 8]")
+        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(quantize_weights(model, self.num_bits, "per_tensor"), self.epochs)
 
 
 @dataclass(frozen=True)
-class Share:
+class Share(Quantize):
     """Share 2^num_bits values among the weights of a layer, 2^bias_bits among its biases; fine-tune the former.
 
     `num_bits` is one for all layers, or one for each by name. Weights and biases end in half precision, which a file
     keeps in two bytes each.
     """
 
-    num_bits: int | dict[str, int]
-    epochs: int = 2
     bias_bits: int = 4
 
     def __post_init__(self):
-        _check_bits(self.num_bits, self.epochs)
+        super().__post_init__()
         check_whole_number("bias_bits", self.bias_bits, "[1, 8]")
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
@@ -125,7 +124,7 @@ class Share:
         return _halve(fine_tune(shared, self.epochs))
 
 
-BY_LAYER = Prune, PruneUnits, Quantize, Share  # whose settings may be a dict, by the names of layers
+BY_LAYER = Prune, PruneUnits, Quantize  # whose settings may be a dict, by the names of layers
 
 
 def with_masks(model: nn.Module) -> nn.Module:
@@ -145,11 +144,6 @@ def _halve(model: nn.Module) -> nn.Module:
         parameter.data = parameter.data.half().float()
         parameter.requires_grad_(True)
     return plain
-
-
-def _check_bits(num_bits: int | dict[str, int], epochs: int) -> None:
-    _check_each("num_bits", num_bits, check_whole_number, "[1, 8]")
-    check_whole_number("epochs", epochs, EPOCHS_RANGE)
 
 
 def _check_each(argument: str, value: object, check: Callable, allowed: str) -> None:

@@ -47,11 +47,10 @@ def canonical_codes(lengths: np.ndarray) -> dict[str, int]:
     fits = lengths.max() <= MAX_CODE_BITS and (0.5 ** lengths[lengths > 0]).sum() <= 1
     check_that("lengths", lengths, fits, "those of codes of which none begins like another")
     used = sorted((length, symbol) for symbol, length in enumerate(lengths.tolist()) if length)
-    symbols, code, before = {}, 0, 0
+    symbols, share = {}, 0.0  # of all rows of bits, those that begin with the codes so far
     for length, symbol in used:
-        code <<= length - before
-        symbols[f"{code:0{length}b}"] = symbol
-        code, before = code + 1, length
+        symbols[f"{int(share * 2**length):0{length}b}"] = symbol
+        share += 0.5**length
     return symbols
 
 
@@ -164,9 +163,8 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
-CONTEXT_LEVELS = np.array(
-    [1, 2, 3, 5, 9, 17, 33]
-)  # kept weights above, or to the left: as many contexts each, and one more
+# kept weights above, or to the left: as many contexts each, and one more
+CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -176,14 +174,14 @@ class RangeWriter:
     """Write whole numbers and matrices of codes, each adaptively by those before it."""
 
     def __init__(self):
-        self._stream = optional("constriction", "constriction").stream
-        self._encoder = self._stream.queue.RangeEncoder()
-        self._categorical = self._stream.model.Categorical(perfect=False)
+        self.stream = optional("constriction", "constriction").stream
+        self._encoder = self.stream.queue.RangeEncoder()
+        self.categorical = self.stream.model.Categorical(perfect=False)
 
     def uniform(self, values: np.ndarray, size: int) -> None:
         """Write whole numbers from 0 to size - 1 that are all equally likely."""
         if size > 1:
-            self._encoder.encode(values.astype(np.int32), self._stream.model.Uniform(size))
+            self._encoder.encode(values.astype(np.int32), self.stream.model.Uniform(size))
 
     def matrix(self, codes: np.ndarray, size: int) -> None:
         """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
@@ -192,7 +190,7 @@ class RangeWriter:
     def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Write symbols (n,) that are as likely as their counts (n, symbols), and return them."""
         symbols = symbols.astype(np.int32)
-        self._encoder.encode(symbols, self._categorical, counts)
+        self._encoder.encode(symbols, self.categorical, counts)
         return symbols
 
     def content(self) -> bytes:
@@ -208,15 +206,13 @@ class RangeReader:
 
     def __init__(self, content: bytes):
         self._content, self._again = content, RangeWriter()
-        self._stream = optional("constriction", "constriction").stream
-        self._decoder = self._stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
-        self._categorical = self._stream.model.Categorical(perfect=False)
+        self._decoder = self._again.stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
 
     def uniform(self, count: int, size: int) -> np.ndarray:
         """Return `count` whole numbers from 0 to size - 1."""
         if size == 1:
             return np.zeros(count, dtype=np.int32)
-        values = self._decoder.decode(self._stream.model.Uniform(size), count)
+        values = self._decoder.decode(self._again.stream.model.Uniform(size), count)
         self._again.uniform(values, size)
         return values
 
@@ -231,7 +227,7 @@ class RangeReader:
         return self._again.content() == self._content
 
     def _read(self, _symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        symbols = self._decoder.decode(self._categorical, counts)
+        symbols = self._decoder.decode(self._again.categorical, counts)
         return self._again.write(symbols, counts)
 
 
@@ -239,16 +235,14 @@ class Counts:
     """Count how often each symbol came in each context, which says how likely it is to come next."""
 
     def __init__(self, symbols: int, contexts: int = 1):
-        self._counts, self._all, self._seen = np.zeros((contexts, symbols)), np.ones(symbols), symbols
+        self._counts = np.zeros((contexts, symbols))
 
     def code(self, code: Code, symbols: np.ndarray, context: np.ndarray | int = 0) -> np.ndarray:
         """Code symbols (n,) in their contexts (n,), or all in one, count them, and return them."""
         context = context + np.zeros(len(symbols), dtype=int)
-        found = code(symbols, self._counts[context] * self._seen + PRIOR * self._all)  # whole numbers
-        place = context * len(self._all) + found
-        self._counts += np.bincount(place, minlength=self._counts.size).reshape(self._counts.shape)
-        self._all += np.bincount(found, minlength=len(self._all))
-        self._seen += len(found)
+        anywhere = 1 + self._counts.sum(0)
+        found = code(symbols, self._counts[context] * anywhere.sum() + PRIOR * anywhere)  # whole numbers
+        np.add.at(self._counts, (context, found), 1)
         return found
 
 

@@ -20,7 +20,7 @@ from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, Ran
 from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names
 from kd_lab.pruning.channels import Form, build_form, form_of
-from kd_lab.storage import write_safely
+from kd_lab.storage import read_file, write_safely
 
 MAGIC, SCHEMA = b"kdz", b"3"
 OLD_SCHEMA = b"2"  # of version 0.1, whose layers were named by their places
@@ -54,11 +54,7 @@ def load_packed(path: Path) -> nn.Module:
 
 def read_packed(path: Path) -> bytes:
     """Return the bytes of a file, and no more than one byte above what a file of ours may have."""
-    try:
-        with open(Path(path), "rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    return read_file(path, MAX_FILE_BYTES + 1)
 
 
 def pack(model: nn.Module, coder: str = "range") -> bytes:
