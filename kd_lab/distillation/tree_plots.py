@@ -1,7 +1,7 @@
 """Draw trees that read digits: what every node looks at, the path of one digit, the answers at the leaves."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NO_CHILD = -1  # what scikit-learn calls the child of a leaf
 MAX_DRAWN_DEPTH = 4  # as a whole; a deeper tree has more leaves than fit side by side
 WIDTH, ROW = 11.0, 1.3  # inches
+NO_TICKS: dict[str, Any] = {"xticks": [], "yticks": []}
 PATH, PALE, DARK = "#15803d", "#c3c8d0", "#374151"
 
 
@@ -59,8 +60,8 @@ def draw_path(tree: SoftTree, image: Tensor) -> Figure:
     """
     check_soft_tree(tree)
     (_root, *path), filters = _path(tree, image).items(), _filters(tree)
-    count, bare = tree.depth + 2, {"xticks": [], "yticks": []}
-    figure, row = plt.subplots(1, count, figsize=(1.1 * count, 1.6), layout="constrained", subplot_kw=bare)
+    count = tree.depth + 2
+    figure, row = plt.subplots(1, count, figsize=(1.1 * count, 1.6), layout="constrained", subplot_kw=NO_TICKS)
     _show_digit(row[0], image)
     for axes, (node, probability) in zip(row[1:-1], path, strict=True):
         _show_filter(axes, filters[(node - 1) // 2], image)
@@ -136,7 +137,7 @@ def _draw_tree(places: Iterable[int], levels: int, path: dict[int, float], note:
         level = (place + 1).bit_length() - 1
         columns = 2 ** (levels - level)  # as many as leaves below
         left = (place + 1 - 2**level) * columns
-        cells[place] = figure.add_subplot(grid[level, left : left + columns], box_aspect=1, xticks=[], yticks=[])
+        cells[place] = figure.add_subplot(grid[level, left : left + columns], box_aspect=1, **NO_TICKS)
         if place:
             _draw_edge(figure, cells[(place - 1) // 2], cells[place], path.get(place))
     return figure, cells

@@ -200,10 +200,7 @@ def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
             del chain[:]
             chain.extend(others or [nn.Identity()])
     for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
-        if parametrize.is_parametrized(module) and not any(map(_changes, module.parametrizations.values())):
+        chains = module.parametrizations.values() if parametrize.is_parametrized(module) else []
+        if chains and all(isinstance(each, nn.Identity) for chain in chains for each in chain):
             _settle(module)
     return lifted
-
-
-def _changes(chain: nn.ModuleList) -> bool:
-    return not all(isinstance(parametrization, nn.Identity) for parametrization in chain)

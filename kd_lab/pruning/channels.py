@@ -216,9 +216,8 @@ def _shapes(model: nn.Module) -> dict[str, str]:
 def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
     """Return which channels stay, (size,) bool; `kept` says so or holds their indices."""
     if isinstance(kept, Tensor) and kept.dtype in (torch.int32, torch.int64) and kept.dim() == 1:
-        indices = set(kept.tolist())
-        if len(indices) == len(kept) and indices <= set(range(size)):
-            kept = torch.zeros(size, dtype=torch.bool).index_fill(0, kept.long(), True)
+        mask = torch.isin(torch.arange(size), kept)
+        kept = mask if mask.sum() == len(kept) else kept  # else one is there twice, or out of range
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
         raise ParameterError(
             f"'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_lab.errors import ParameterError, check_choice
 from kd_lab.networks.layers import check_tensors, make_permanent, predict, weighted_layers
 from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
+from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
 MAX_INVERSES = 2**24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
@@ -150,17 +150,15 @@ def compensated_weight(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
     In each row w' is the exact minimum of (w - w') H (w - w')ᵀ over the weights K that are kept: H_KK w'_K = (H w)_K.
     """
     weight, hessian, inverse = _checked(weight, hessian)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ParameterError(f"'mask' must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}.")
+    check_mask("'mask'", mask, weight)
     target, result = weight @ hessian, torch.zeros_like(weight)
     for row, kept in enumerate(mask):
         gone = ~kept
         if kept.sum() < gone.sum():  # of two systems that say the same, the smaller
             result[row, kept] = _solve(hessian[kept][:, kept], target[row, kept])
         else:
-            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ _solve(
-                inverse[gone][:, gone], weight[row, gone]
-            )
+            pull = _solve(inverse[gone][:, gone], weight[row, gone])
+            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ pull
     return result
 
 

@@ -100,16 +100,18 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
     check_kind("masks", masks, dict, "a dict of masks by layer")
     for name, mask in masks.items():
         check_choice("name of a layer", name, list(present))
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != present[name].value.shape:
-            raise ParameterError(
-                f"the mask of layer {name!r} must be a bool tensor of shape "
-                f"{tuple(present[name].value.shape)}. Got {mask!r:.60}."
-            )
+        check_mask(f"the mask of layer {name!r}", mask, present[name].value)
     for name, mask in masks.items():
         if earlier := present[name].parametrization(Mask):
             earlier.mask = mask.clone()  # whatever the caller does with it
         else:
             present[name].parametrize(Mask(mask.clone()))
+
+
+def check_mask(title: str, mask: object, weight: Tensor) -> None:
+    """Raise a ParameterError unless this is a bool tensor in the weight's shape; `title` says what it is."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise ParameterError(f"{title} must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}.")
 
 
 def lift_masks(model: nn.Module) -> nn.Module:

@@ -119,15 +119,10 @@ def find_grid(
     low, high = _percentiles(rows) if calibration == "percentile" else rows.aminmax(dim=1)
     if calibration != "least_squares":
         return scale_and_zero_point(low, high, num_bits, symmetric)
-    best = torch.full_like(low, torch.inf)
-    scale, zero_point = scale_and_zero_point(low, high, num_bits, symmetric)
-    for shrink in SHRINKS:
-        grid = scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric)
-        errors = (fake_quantize(rows, grid[0][:, None], grid[1][:, None], num_bits) - rows).square().mean(1)
-        better = errors < best
-        best, scale, zero_point = (
-            torch.where(better, new, old) for new, old in zip((errors, *grid), (best, scale, zero_point), strict=True)
-        )
+    grids = [scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric) for shrink in SHRINKS]
+    rounded = (fake_quantize(rows, scale[:, None], zero_point[:, None], num_bits) for scale, zero_point in grids)
+    best = torch.stack([(each - rows).square().mean(1) for each in rounded]).argmin(0)  # of equal ones the widest
+    scale, zero_point = (torch.stack(part)[best, torch.arange(len(rows))] for part in zip(*grids, strict=True))
     return scale, zero_point
 
 
