@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
 from kd_lab.evaluation import check_data
-from kd_lab.networks.layers import check_model, example_images, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import check_model, example_images, make_permanent, record, weighted_layers
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups
 from kd_lab.pruning.importance import importances
@@ -257,13 +257,8 @@ def _read(model: nn.Module, group: Group) -> Tensor:
 
 
 def _check_removable(model: nn.Module, name: str, images: Tensor | None) -> None:
-    shapes = []
-
-    def note(_module: nn.Module, inputs: tuple, output: object) -> None:
-        shapes.append([tuple(getattr(each, "shape", ())) for each in (*inputs, output)])
-
-    with model.get_submodule(name).register_forward_hook(note):
-        predict(model, example_images(images, 1))
+    calls = record(model, [name], example_images(images, 1), lambda inputs, output: (*inputs, output))
+    shapes = [[tuple(getattr(each, "shape", ())) for each in call] for call in calls.get(name, [])]
     if not shapes or any(len(found) != 2 or found[0] != found[1] for found in shapes):
         came = f"makes {shapes[0][-1]} of {shapes[0][0]}" if shapes else "is never run"
         raise ParameterError(f"module {name!r} must give the shape that it takes. It {came}.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.networks.layers import check_tensors, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import check_tensors, make_permanent, predict, record, weighted_layers
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
 
@@ -56,12 +56,10 @@ def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     layers = weighted_layers(model)
     check_choice("layer", layer, list(layers))
     _check_groups(layer, layers[layer])
-    found = []
-    with layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0]))):
-        predict(model, images)
+    found = record(model, [layer], images, lambda inputs, _output: _patches(layers[layer], inputs[0]))
     if not found:
         raise ParameterError(f"the model doesn't use its layer {layer!r}.")
-    return torch.cat(found)
+    return torch.cat(found[layer])
 
 
 def _patches(layer: nn.Module, x: Tensor) -> Tensor:
