@@ -106,6 +106,16 @@ def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = Non
             raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.")
 
 
+def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
+    """Raise a ParameterError that begins with the rule unless their shapes fit it.
+
+    Only shapes are looked at: where a student's outputs become NaN, `train` must see a loss of NaN.
+    """
+    shapes = [tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]
+    if str in map(type, shapes) or not fits(*shapes):
+        raise ParameterError(f"{rule}. Got {' and '.join(map(str, shapes))}.")
+
+
 def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
     """Return a few images to run a network on: the first of these or, without any, black ones of MNIST's shape.
 

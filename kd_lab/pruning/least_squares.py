@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.networks.layers import check_tensors, make_permanent, predict, record, weighted_layers
+from kd_lab.networks.layers import check_shapes, check_tensors, make_permanent, predict, record, weighted_layers
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
 
@@ -190,11 +190,8 @@ def _check_groups(name: str, layer: nn.Module) -> None:
 def _checked(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight (rows, n), H and H⁻¹ (n, n), all in float64."""
     check_tensors(2, weight=weight, hessian=hessian)
-    if hessian.shape != (weight.shape[1], weight.shape[1]):
-        raise ParameterError(
-            f"'hessian' must have a row and a column for each of {weight.shape[1]} "
-            f"weights of a row. Got shape {tuple(hessian.shape)}."
-        )
+    rule = "'hessian' must have a row and a column for each weight of a row of 'weight'"
+    check_shapes(rule, lambda square, rows: square == (rows[1], rows[1]), hessian, weight)
     factor, failed = torch.linalg.cholesky_ex(hessian.double())
     if failed:
         raise ParameterError("'hessian' must be positive definite, as damped_hessian() gives it. Got one that is not.")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.networks.layers import check_tensors, weights
+from kd_lab.networks.layers import check_shapes, check_tensors, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
@@ -155,8 +155,7 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     check_tensors(weight=weight)
     check_whole_number("m", m, "[2, 1000]")
     check_whole_number("n", n, f"[1, {m - 1}]")
-    if weight.dim() < 2:
-        raise ParameterError(f"'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
+    check_shapes("'weight' must be (outputs, inputs, …)", lambda shape: len(shape) > 1, weight)
     rows = weight.detach().abs().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
     places = groups.argsort(dim=2, stable=True).argsort(dim=2)
@@ -217,9 +216,6 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
     check_number("sparsity", sparsity, SPARSITY_RANGE)
     check_tensors(**tensors)
-    if len({tensor.shape for tensor in tensors.values()}) > 1:
-        raise ParameterError(
-            f"{' and '.join(tensors)} must have one shape. Got {[tuple(tensor.shape) for tensor in tensors.values()]}."
-        )
+    check_shapes(f"{' and '.join(tensors)} must have one shape", lambda *shapes: len({*shapes}) == 1, *tensors.values())
     values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
     return rank({"": values}).masks(sparsity)[""]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
-from kd_lab.networks.layers import check_tensors
+from kd_lab.networks.layers import check_shapes, check_tensors
 
 BITS_RANGE = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
@@ -29,8 +29,7 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     smallest, largest = integer_range(num_bits)
     check_kind("symmetric", symmetric, bool, "True or False")
     check_finite(low=low, high=high)
-    if low.shape != high.shape:
-        raise ParameterError(f"'low' and 'high' must have one shape. Got {tuple(low.shape)} and {tuple(high.shape)}.")
+    check_shapes("'low' and 'high' must have one shape", lambda a, b: a == b, low, high)
     low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
