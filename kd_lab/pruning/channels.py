@@ -3,7 +3,6 @@
 import copy
 import functools
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
 from kd_lab.evaluation import check_data
-from kd_lab.networks.layers import check_model, example_images, make_permanent, record, weighted_layers
+from kd_lab.networks.layers import example_images, make_permanent, record, weighted_layers
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups
 from kd_lab.pruning.importance import importances
@@ -45,11 +44,7 @@ def prune_channels(
 
 
 def channel_importances(
-    model: nn.Module,
-    groups: dict[str, Group],
-    importance: str = "magnitude",
-    data: tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
+    model: nn.Module, groups: dict[str, Group], importance: str, data: tuple[Tensor, Tensor] | None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
 
@@ -119,7 +114,6 @@ def remove_layers(model: nn.Module, names: Sequence[str], images: Tensor | None 
     A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
     `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
     """
-    check_model(model)
     check_kind("names", names, (list, tuple), "a list of names, as in ['block1']")
     plain, fewer = make_permanent(model), copy.deepcopy(model)
     for name in names:
@@ -137,9 +131,9 @@ class Form(NamedTuple):
     """
 
     architecture: str
-    removed: Sequence[str] = ()
-    widths: Mapping[str, int] = MappingProxyType({})
-    biased: Sequence[str] = ()
+    removed: Sequence[str]
+    widths: Mapping[str, int]
+    biased: Sequence[str]
 
 
 def form_of(model: nn.Module) -> Form:

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.networks.layers import check_model, make_permanent, record, weighted_layers
+from kd_lab.networks.layers import make_permanent, record, weighted_layers
 from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_weights
 
@@ -22,7 +22,6 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     In evaluation a BatchNorm multiplies and adds constants, which the weight and the bias before it can take over; an
     Identity stays in its place. Only those in a Sequential, right behind a Linear layer or convolution, can be folded.
     """
-    check_model(model)
     folded = make_permanent(model).eval()
     for block in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
         for place in range(1, len(block)):
