@@ -140,11 +140,8 @@ def prune(
     ranked again: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
     check_sparsity("sparsity", sparsity, list(weights(model)), scope)
-    pruned = lift_masks(model)
-    masks = rank(importances(pruned, importance, data, seed), scope).masks(sparsity)
-    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, scope)
-    set_masks(pruned, masks)
-    return pruned
+    lifted = lift_masks(model)
+    return _prune_by(importances(lifted, importance, data, seed), lifted, sparsity, scope)
 
 
 def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
@@ -177,12 +174,17 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
     check_number("sparsity", sparsity, SPARSITY_RANGE)
-    pruned = lift_masks(model)
-    sizes = importances(pruned, "magnitude")
-    masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)
-    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, "global")
-    set_masks(pruned, masks)
-    return pruned
+    lifted = lift_masks(model)
+    sizes = importances(lifted, "magnitude")
+    return _prune_by({name: layer_adaptive(size) for name, size in sizes.items()}, lifted, sparsity, "global")
+
+
+def _prune_by(importances: dict[str, Tensor], lifted: nn.Module, sparsity: Sparsity, scope: str) -> nn.Module:
+    """Mask the least important weights of a model whose masks are lifted, in place, and return it."""
+    masks = rank(importances, scope).masks(sparsity)
+    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, scope)
+    set_masks(lifted, masks)
+    return lifted
 
 
 def check_sparsity(
