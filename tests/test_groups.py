@@ -329,7 +329,7 @@ def test_bad_input_gets_one_clear_error(arguments, part):
         (lambda: channel_groups("cnn"), "channel_groups(): 'model' must be a network"),
         (lambda: channel_groups(nn.ReLU()), "channel_groups(): 'model' must have a Linear"),
         (lambda: channel_groups(nn.Linear(3, 3)), "channel_groups(): the model can't read images"),
-        (lambda: n_m_mask(torch.ones(8)), "must be (outputs, inputs, …). Got shape (8,)"),
+        (lambda: n_m_mask(torch.ones(8)), "must be (outputs, inputs, …). Got (8,)"),
         (lambda: n_m_mask(torch.full((2, 2), torch.nan)), "finite"),
         (lambda: n_m_mask(torch.ones(2, 4), 4, 4), "'n' must be a whole number in [1, 3]. Got 4."),
         (lambda: n_m_mask(torch.ones(2, 4), 0, 4), "Got 0."),

@@ -337,3 +337,14 @@ def test_made_permanent_a_frozen_weight_stays_frozen():
     model.fc1.parametrizations.weight.original.requires_grad_(False)
     plain = make_permanent(model)
     assert not plain.fc1.weight.requires_grad and plain.fc2.weight.requires_grad
+
+
+def test_calls_are_recorded_in_the_order_of_running_and_nothing_stays_behind():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 2), nn.Linear(2, 2))
+    model.forward = lambda x: model[0](model[1](model[2](x)[:, :1].repeat(1, 3)))
+    x = torch.rand(200, 3)
+    calls = layers.record(model, ["0", "3", "2"], x, lambda inputs, output: (*inputs, output))
+    assert list(calls) == ["2", "0"]  # "3" is never run
+    (first, last), (taken, given) = calls["2"], calls["0"][0]
+    assert torch.equal(torch.cat([first[0], last[0]]), x) and torch.equal(given, model[0](taken))  # without dropout
+    assert not any(module._forward_hooks for module in model.modules())

@@ -21,8 +21,12 @@ def fitted(few):
     return fit_trees(few.images[:500], F.one_hot(few.labels[:500], 10).float(), max_leaf_nodes=12)
 
 
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def note(figure):
+    return figure.texts[0].get_text()
 
 
 def pictures(figure):
@@ -54,7 +58,7 @@ def test_a_soft_tree_shows_the_turns_of_one_digit(validation):
     tree, image = SoftTree(3), validation.images[0]
     turns = [f"{100 * p:.0f} %" for p in tree.paths(image.unsqueeze(0)).probabilities[0].tolist()]
     figure = draw_soft_tree(tree, image)
-    assert sorted(texts(figure)[1:]) == sorted(turns)  # the first explains the colours
+    assert titles(figure) == turns and "Red: ink here sends right" in note(figure)
     assert sum(bool(axes.collections) for axes in figure.axes) == 3  # its outline on three filters
     assert np.array_equal(pictures(figure)[-1], image[0])
 
@@ -75,8 +79,8 @@ def test_a_path_shows_digit_filters_turns_and_leaf(validation):
 def test_a_tree_shows_the_pixel_that_each_node_asks_on_the_digits_that_reach_it(fitted, validation):
     tree, images = fitted.estimators[0].tree_, validation.images
     figure = draw_tree(fitted, images, levels=2)
-    ground, root, left, _right, *_leaves = figure.axes
-    assert ground.texts and np.allclose(root.images[0].get_array(), images.mean(dim=0)[0], atol=1e-5)
+    root, left, _right, *_leaves = figure.axes
+    assert "little ink" in note(figure) and np.allclose(root.images[0].get_array(), images.mean(dim=0)[0], atol=1e-5)
     row, column = divmod(int(tree.feature[0]), 28)
     assert (root.lines[0].get_xdata()[0], root.lines[0].get_ydata()[0]) == (column, row)
     light = images[images[:, 0, row, column] <= tree.threshold[0]]
@@ -86,8 +90,30 @@ def test_a_tree_shows_the_pixel_that_each_node_asks_on_the_digits_that_reach_it(
 def test_a_tree_that_ends_early_is_drawn_as_far_as_it_goes(few, validation):
     stump = fit_trees(few.images[:500], F.one_hot(few.labels[:500], 10).float(), max_leaf_nodes=2)
     figure = draw_tree(stump, validation.images, levels=4)
-    assert len(pictures(figure)) == 1
+    assert len(pictures(figure)) == 1 and "further down" not in note(figure)
     assert answers(figure) == [str(value.argmax()) for value in stump.estimators[0].tree_.value[1:, :, 0]]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_leaves_that_lie_too_deep_to_be_drawn_are_counted_and_their_mean_is_dashed(fitted, validation, levels):
+    tree = fitted.estimators[0].tree_
+    figure = draw_tree(fitted, validation.images, levels)
+    dashed = [axes for axes in figure.axes if axes.spines["top"].get_linestyle() == "--"]
+    inner = nodes_at(tree, levels)
+    assert len(dashed) == len(inner) > 0 and not any(axes.images for axes in dashed)
+    for axes, node in zip(dashed, inner, strict=True):
+        assert [bar.get_height() for bar in axes.patches] == pytest.approx(tree.value[node, :, 0].tolist())
+    drawn = sum(bool(axes.get_xlabel()) for axes in figure.axes) - len(dashed)
+    assert f"further down ({tree.n_leaves - drawn} of {tree.n_leaves})" in note(figure)
+
+
+def nodes_at(tree, level):
+    """The inner nodes so far below the root, from left to right."""
+    nodes = [0]
+    for _ in range(level):
+        nodes = [child for node in nodes for child in (tree.children_left[node], tree.children_right[node])]
+        nodes = [node for node in nodes if tree.children_left[node] != -1]
+    return nodes
 
 
 def test_nothing_overlaps_or_is_cut_off(fitted, validation):
@@ -97,7 +123,7 @@ def test_nothing_overlaps_or_is_cut_off(fitted, validation):
         draw_path(SoftTree(12), validation.images[0]),
     ):
         figure.canvas.draw()
-        boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_position().width < 1]
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
         assert all(
             box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes
         )

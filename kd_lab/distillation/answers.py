@@ -1,15 +1,14 @@
 """Teach a student with a teacher's answers: Hinton, Vinyals & Dean 2015, arXiv 1503.02531."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, called_function, check_number
+from kd_lab.errors import called_function, check_number
 from kd_lab.evaluation import Checked, accuracy, check_data, check_labels, check_scorable
-from kd_lab.networks.layers import check_tensors, predict
+from kd_lab.networks.layers import check_shapes, check_tensors, predict
 from kd_lab.training import Data, History, train
 
 TEMPERATURE_RANGE, ALPHA_RANGE = "(0, 1000]", "[0, 1]"
@@ -114,13 +113,3 @@ def check_teacher(student: nn.Module, teacher: nn.Module, validation: Data) -> N
 def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     rule = "'student_logits' and 'teacher_logits' must have one shape (N, classes)"
     check_shapes(rule, lambda a, b: a == b and len(a) == 2, student_logits, teacher_logits)
-
-
-def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
-    """Raise a ParameterError unless their shapes fit.
-
-    Only shapes are looked at: where a student's outputs become NaN, `train` must see a loss of NaN.
-    """
-    shapes = [tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]
-    if str in map(type, shapes) or not fits(*shapes):
-        raise ParameterError(f"{rule}. Got {' and '.join(map(str, shapes))}.")

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.distillation.answers import DistillationLoss, check_shapes, check_teacher, distillation_loss
+from kd_lab.distillation.answers import DistillationLoss, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
-from kd_lab.networks.layers import check_model, evaluation_mode, predict
+from kd_lab.networks.layers import check_model, check_shapes, evaluation_mode, predict
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train
 

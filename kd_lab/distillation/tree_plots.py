@@ -1,12 +1,13 @@
 """Draw trees that read digits: what every node looks at, the path of one digit, the answers at the leaves."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
 from kd_lab.distillation.trees import SoftTree, Trees, check_soft_tree
@@ -16,8 +17,10 @@ from kd_lab.networks.layers import check_tensors, predict
 if TYPE_CHECKING:
     from sklearn.tree import DecisionTreeRegressor
 
+NO_CHILD = -1  # what scikit-learn calls the child of a leaf
 MAX_DRAWN_DEPTH = 4  # as a whole; a deeper tree has more leaves than fit side by side
-WIDTH, ROW, CELL, MARGIN = 11.0, 1.3, 0.8, 0.35  # inches
+WIDTH, ROW = 11.0, 1.3  # inches
+NO_TICKS: dict[str, Any] = {"xticks": [], "yticks": []}
 PATH, PALE, DARK = "#15803d", "#c3c8d0", "#374151"
 
 
@@ -45,7 +48,7 @@ def draw_soft_tree(tree: SoftTree, image: Tensor | None = None) -> Figure:
             _show_answer(axes, answers[node - len(filters)], on_path)
         axes.spines[:].set(color=PATH if on_path else PALE, linewidth=2 if on_path else 1)
     if image is not None:
-        _show_digit(figure.add_axes(_rectangle(figure, MARGIN, MARGIN, CELL)), image)
+        _show_digit(figure.add_subplot(cells[0].get_gridspec()[0, 0]), image)
     return figure
 
 
@@ -57,7 +60,8 @@ def draw_path(tree: SoftTree, image: Tensor) -> Figure:
     """
     check_soft_tree(tree)
     (_root, *path), filters = _path(tree, image).items(), _filters(tree)
-    figure, row = plt.subplots(1, tree.depth + 2, figsize=(1.1 * (tree.depth + 2), 1.6), layout="constrained")
+    count = tree.depth + 2
+    figure, row = plt.subplots(1, count, figsize=(1.1 * count, 1.6), layout="constrained", subplot_kw=NO_TICKS)
     _show_digit(row[0], image)
     for axes, (node, probability) in zip(row[1:-1], path, strict=True):
         _show_filter(axes, filters[(node - 1) // 2], image)
@@ -71,7 +75,8 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     """Draw the questions of the top 1 to 4 levels of a fitted tree, the first if there are several, and the answers.
 
     Each node is the mean of those `images` (N, 1, 28, 28) that reach it, and shows the one pixel that it asks; a digit
-    with little ink there goes left, one with more goes right.
+    with little ink there goes left, one with more goes right. Where a tree is deeper, a dashed frame holds the mean
+    answer of the leaves further down, and the picture says how many they are.
     """
     check_kind("trees", trees, Trees, "what fit_trees returns")
     check_whole_number("levels", levels, f"[1, {MAX_DRAWN_DEPTH}]")
@@ -80,13 +85,19 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     tree = trees.estimators[0]
     nodes = _nodes(tree, levels)
     reached = torch.tensor(tree.decision_path(images.flatten(1).numpy()).toarray(), dtype=torch.bool)  # (N, nodes)
-    figure, cells = _draw_tree(nodes, levels, {}, "Left: little ink at the marked pixel.\nRight: more.")
+    ends = [place for place in nodes if 2 * place + 1 not in nodes]
+    cut = [place for place in ends if tree.tree_.children_left[nodes[place]] != NO_CHILD]
+    note = "Left: little ink at the marked pixel.\nRight: more."
+    if cut:
+        leaves = tree.get_n_leaves()
+        note += f"\nDashed: mean of leaves further down ({leaves - len(ends) + len(cut)} of {leaves})."
+    figure, cells = _draw_tree(nodes, levels, {}, note)
     for place, axes in cells.items():
-        if 2 * place + 1 in nodes:
-            _show_question(axes, images[reached[:, nodes[place]]], int(tree.tree_.feature[nodes[place]]))
-        else:
+        if place in ends:
             _show_answer(axes, torch.tensor(tree.tree_.value[nodes[place], :, 0]), False)
-        axes.spines[:].set(color=PALE)
+        else:
+            _show_question(axes, images[reached[:, nodes[place]]], int(tree.tree_.feature[nodes[place]]))
+        axes.spines[:].set(color=DARK if place in cut else PALE, linestyle="--" if place in cut else "-")
     return figure
 
 
@@ -110,7 +121,7 @@ def _nodes(tree: "DecisionTreeRegressor", levels: int) -> dict[int, int]:
     """Return the numbers of the nodes by their places; the places below i are 2i + 1 and 2i + 2."""
     nodes = {0: 0}
     for place in range(2**levels - 1):
-        if place in nodes and tree.tree_.children_left[nodes[place]] != -1:  # no leaf
+        if place in nodes and tree.tree_.children_left[nodes[place]] != NO_CHILD:
             nodes[2 * place + 1] = tree.tree_.children_left[nodes[place]]
             nodes[2 * place + 2] = tree.tree_.children_right[nodes[place]]
     return nodes
@@ -118,43 +129,27 @@ def _nodes(tree: "DecisionTreeRegressor", levels: int) -> dict[int, int]:
 
 def _draw_tree(places: Iterable[int], levels: int, path: dict[int, float], note: str) -> tuple[Figure, dict[int, Axes]]:
     """Return a figure of the edges, those on the path with their probability, and Axes for each place."""
-    figure = plt.figure(figsize=(WIDTH, levels * ROW + CELL + 2 * MARGIN), dpi=80)
-    ground = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))  # in inches
-    ground.axis("off")
-    ground.text(WIDTH - MARGIN, MARGIN, note, ha="right", va="top", fontsize=9, color=DARK, linespacing=1.5)
-    cells = {}
+    figure = plt.figure(figsize=(WIDTH, (levels + 1) * ROW), dpi=80)
+    figure.text(0.97, 0.95, note, ha="right", va="top", fontsize=9, color=DARK, linespacing=1.5)
+    grid = figure.add_gridspec(levels + 1, 2**levels, left=0.02, right=0.98, top=0.93, hspace=0.6)
+    cells: dict[int, Axes] = {}
     for place in places:
-        x, y, size = _square(place)
-        cells[place] = figure.add_axes(_rectangle(figure, x - size / 2, y - size / 2, size))
+        level = (place + 1).bit_length() - 1
+        columns = 2 ** (levels - level)  # as many as leaves below
+        left = (place + 1 - 2**level) * columns
+        cells[place] = figure.add_subplot(grid[level, left : left + columns], box_aspect=1, **NO_TICKS)
         if place:
-            _draw_edge(ground, _square((place - 1) // 2), (x, y, size), path.get(place))
+            _draw_edge(figure, cells[(place - 1) // 2], cells[place], path.get(place))
     return figure, cells
 
 
-def _square(place: int) -> tuple[float, float, float]:
-    """Return the middle and the size of a place, in inches from the top left."""
-    level = (place + 1).bit_length() - 1
-    spacing = WIDTH / 2**level
-    return (place + 1.5 - 2**level) * spacing, MARGIN + CELL / 2 + level * ROW, min(CELL, 0.85 * spacing)
-
-
-def _rectangle(figure: Figure, left: float, top: float, size: float) -> tuple[float, float, float, float]:
-    """Return a square, given in inches from the top left, as add_axes wants it."""
-    height = figure.get_figheight()
-    return left / WIDTH, 1 - (top + size) / height, size / WIDTH, size / height
-
-
-def _draw_edge(
-    ground: Axes, parent: tuple[float, float, float], child: tuple[float, float, float], probability: float | None
-) -> None:
-    xs, ys = (parent[0], child[0]), (parent[1] + parent[2] / 2, child[1] - child[2] / 2)
-    if probability is None:
-        ground.plot(xs, ys, color=PALE, linewidth=1)
-        return
-    ground.plot(xs, ys, color=PATH, linewidth=2.5)
-    around = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    middle, said = (sum(xs) / 2, sum(ys) / 2), f"{100 * probability:.0f} %"
-    ground.text(*middle, said, color=PATH, fontsize=9, ha="center", va="center", bbox=around)
+def _draw_edge(figure: Figure, parent: Axes, child: Axes, probability: float | None) -> None:
+    style = {"color": PALE, "linewidth": 1} if probability is None else {"color": PATH, "linewidth": 2.5}
+    ends = (0.5, 0), (0.5, 1)  # from the bottom of the parent to the top of the child
+    figure.add_artist(ConnectionPatch(*ends, "axes fraction", axesA=parent, axesB=child, zorder=-1, **style))
+    if probability is not None:
+        around = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        child.set_title(f"{100 * probability:.0f} %", fontsize=9, color=PATH, bbox=around)
 
 
 def _show_digit(axes: Axes, image: Tensor) -> None:
@@ -167,13 +162,11 @@ def _show_filter(axes: Axes, weights: Tensor, image: Tensor | None) -> None:
     axes.imshow(weights.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     if image is not None:  # its outline
         axes.contour(image[0].numpy(), levels=[float(image.min() + image.max()) / 2], colors="black", linewidths=0.8)
-    axes.set(xticks=[], yticks=[])
 
 
 def _show_question(axes: Axes, images: Tensor, pixel: int) -> None:
     axes.imshow(images.mean(dim=0)[0].numpy(), cmap="gray_r", interpolation="nearest")
     axes.plot(pixel % 28, pixel // 28, "s", color=PATH, fillstyle="none", markersize=6, markeredgewidth=2)
-    axes.set(xticks=[], yticks=[])
 
 
 def _show_answer(axes: Axes, answer: Tensor, on_path: bool) -> None:
@@ -181,5 +174,5 @@ def _show_answer(axes: Axes, answer: Tensor, on_path: bool) -> None:
     color, digit = PATH if on_path else DARK, int(answer.argmax())
     bars = axes.bar(range(len(answer)), answer.numpy(), color=PALE)
     bars[digit].set_facecolor(color)
-    axes.set(xticks=[], yticks=[], ylim=(0, 1))
+    axes.set(ylim=(0, 1))
     axes.set_xlabel(str(digit), fontsize=13, fontweight="bold", color=color, labelpad=2)

@@ -6,8 +6,10 @@ whatever the optimizer does.
 """
 
 import copy
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,16 +99,21 @@ def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = Non
     kind = (f"{dimensions} dimensions and of " if dimensions else "") + "finite numbers, at least one"
     kind += f", in {dtype}" if dtype else ""
     for name, tensor in tensors.items():
-        if (
-            not isinstance(tensor, Tensor)
-            or tensor.dim() != (dimensions or tensor.dim())
-            or tensor.numel() == 0
-            or tensor.dtype != (dtype or tensor.dtype)
-            or tensor.dtype == torch.bool
-            or not torch.isfinite(tensor).all()
-        ):
+        fits = isinstance(tensor, Tensor) and tensor.numel() and tensor.dtype != torch.bool
+        fits = fits and tensor.dim() == (dimensions or tensor.dim()) and tensor.dtype == (dtype or tensor.dtype)
+        if not fits or not torch.isfinite(tensor).all():
             got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.")
+
+
+def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
+    """Raise a ParameterError that begins with the rule unless their shapes fit it.
+
+    Only shapes are looked at: where a student's outputs become NaN, `train` must see a loss of NaN.
+    """
+    shapes = [tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ for tensor in tensors]
+    if str in map(type, shapes) or not fits(*shapes):
+        raise ParameterError(f"{rule}. Got {' and '.join(map(str, shapes))}.")
 
 
 def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
@@ -139,6 +146,23 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
             f"the model can't read images of shape {tuple(images.shape[1:])} and {images.dtype}; the kit's networks "
             f"take {MNIST_IMAGE} and torch.float32, as load_mnist() gives. The layer said: {reason(error)}"
         ) from error
+
+
+def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callable[..., Any]) -> dict[str, list]:
+    """Return `keep(inputs, output)` for each call of these modules, by name, while `predict` runs the model on images.
+
+    The modules come in the order in which they are run; one that is never run is left out.
+    """
+    modules, calls = {model.get_submodule(name): name for name in names}, defaultdict(list)
+
+    def note(module: nn.Module, inputs: tuple, output: Any) -> None:
+        calls[modules[module]].append(keep(inputs, output))
+
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(note))
+        predict(model, images)
+    return calls
 
 
 @contextmanager
@@ -200,10 +224,7 @@ def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
             del chain[:]
             chain.extend(others or [nn.Identity()])
     for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
-        if parametrize.is_parametrized(module) and not any(map(_changes, module.parametrizations.values())):
+        chains = module.parametrizations.values() if parametrize.is_parametrized(module) else []
+        if chains and all(isinstance(each, nn.Identity) for chain in chains for each in chain):
             _settle(module)
     return lifted
-
-
-def _changes(chain: nn.ModuleList) -> bool:
-    return not all(isinstance(parametrization, nn.Identity) for parametrization in chain)

@@ -1,5 +1,6 @@
 """Build the kit's networks by name; each takes images (N, 1, 28, 28), gives logits (N, 10) and knows what it is."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -15,39 +16,36 @@ STUDENT = re.compile(r"784-([1-9]\d{0,4})-10")  # the architecture of a small st
 
 def mlp128() -> nn.Module:
     """Build 784-128-10, the smallest network of the kit."""
-    return _sequence(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+    return _sequence(*_fully_connected(784, 128, 10))
 
 
 def lenet300() -> nn.Module:
     """Build LeNet-300-100, the fully connected network of LeCun et al. (1998)."""
-    layers = nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
-    return _sequence(nn.Flatten(), *layers)
+    return _sequence(*_fully_connected(784, 300, 100, 10))
 
 
 def cnn() -> nn.Module:
     """Build a small convolutional network: 16 and 32 channels of 3×3, then 128 units."""
     convolutions = *_convolution(1, 16, 3, padding=1), *_convolution(16, 32, 3, padding=1)
-    return _sequence(*convolutions, nn.Flatten(), nn.Linear(32 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+    return _sequence(*convolutions, *_fully_connected(32 * 7 * 7, 128, 10))
 
 
 def lenet5() -> nn.Module:
     """Build LeNet-5 as Caffe's example has it (20-50-500), which the pruning papers call LeNet-5."""
-    convolutions = *_convolution(1, 20, 5), *_convolution(20, 50, 5)
-    return _sequence(*convolutions, nn.Flatten(), nn.Linear(50 * 4 * 4, 500), nn.ReLU(), nn.Linear(500, 10))
+    return _sequence(*_convolution(1, 20, 5), *_convolution(20, 50, 5), *_fully_connected(50 * 4 * 4, 500, 10))
 
 
 def lenet5_classic() -> nn.Module:
     """Build LeNet-5 with the widths of LeCun et al. (1998), 6-16-120-84, with ReLU and max-pooling."""
     convolutions = *_convolution(1, 6, 5, padding=2), *_convolution(6, 16, 5)
-    hidden = nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()
-    return _sequence(*convolutions, nn.Flatten(), *hidden, nn.Linear(84, 10))
+    return _sequence(*convolutions, *_fully_connected(16 * 5 * 5, 120, 84, 10))
 
 
 def resnet() -> nn.Module:
     """Build a tiny residual network (He et al. 2016): BatchNorm, two residual additions, no large Linear layer."""
     first = *_normalised(1, 16), nn.ReLU(), nn.MaxPool2d(2), Residual(16)
     second = *_normalised(16, 48), nn.ReLU(), nn.MaxPool2d(2), Residual(48)
-    return _sequence(*first, *second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+    return _sequence(*first, *second, nn.AdaptiveAvgPool2d(1), *_fully_connected(48, 10))
 
 
 class Residual(nn.Module):
@@ -64,6 +62,12 @@ class Residual(nn.Module):
 def _convolution(inputs: int, outputs: int, size: int, padding: int = 0) -> list[nn.Module]:
     # max(relu(x)) is relu(max(x)): pooling first gives the same numbers and leaves ReLU a quarter of the work
     return [nn.Conv2d(inputs, outputs, size, padding=padding), nn.MaxPool2d(2), nn.ReLU()]
+
+
+def _fully_connected(*sizes: int) -> list[nn.Module]:
+    """Return Linear layers of these sizes on flattened inputs, with ReLU between them."""
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return [nn.Flatten(), *layers[:-1]]
 
 
 def _normalised(inputs: int, outputs: int) -> list[nn.Module]:

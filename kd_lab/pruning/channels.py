@@ -3,7 +3,6 @@
 import copy
 import functools
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
 from kd_lab.evaluation import check_data
-from kd_lab.networks.layers import check_model, example_images, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import example_images, make_permanent, record, weighted_layers
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups
 from kd_lab.pruning.importance import importances
@@ -45,11 +44,7 @@ def prune_channels(
 
 
 def channel_importances(
-    model: nn.Module,
-    groups: dict[str, Group],
-    importance: str = "magnitude",
-    data: tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
+    model: nn.Module, groups: dict[str, Group], importance: str, data: tuple[Tensor, Tensor] | None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Return the importance of every channel, (size,) by group: the mean over all weights that compute it.
 
@@ -119,7 +114,6 @@ def remove_layers(model: nn.Module, names: Sequence[str], images: Tensor | None 
     A module can go if its output has the shape of its input: a residual block, a square layer. Others are refused.
     `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
     """
-    check_model(model)
     check_kind("names", names, (list, tuple), "a list of names, as in ['block1']")
     plain, fewer = make_permanent(model), copy.deepcopy(model)
     for name in names:
@@ -137,9 +131,9 @@ class Form(NamedTuple):
     """
 
     architecture: str
-    removed: Sequence[str] = ()
-    widths: Mapping[str, int] = MappingProxyType({})
-    biased: Sequence[str] = ()
+    removed: Sequence[str]
+    widths: Mapping[str, int]
+    biased: Sequence[str]
 
 
 def form_of(model: nn.Module) -> Form:
@@ -216,9 +210,8 @@ def _shapes(model: nn.Module) -> dict[str, str]:
 def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
     """Return which channels stay, (size,) bool; `kept` says so or holds their indices."""
     if isinstance(kept, Tensor) and kept.dtype in (torch.int32, torch.int64) and kept.dim() == 1:
-        indices = set(kept.tolist())
-        if len(indices) == len(kept) and indices <= set(range(size)):
-            kept = torch.zeros(size, dtype=torch.bool).index_fill(0, kept.long(), True)
+        mask = torch.isin(torch.arange(size), kept)
+        kept = mask if mask.sum() == len(kept) else kept  # else one is there twice, or out of range
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
         raise ParameterError(
             f"'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
@@ -258,13 +251,8 @@ def _read(model: nn.Module, group: Group) -> Tensor:
 
 
 def _check_removable(model: nn.Module, name: str, images: Tensor | None) -> None:
-    shapes = []
-
-    def note(_module: nn.Module, inputs: tuple, output: object) -> None:
-        shapes.append([tuple(getattr(each, "shape", ())) for each in (*inputs, output)])
-
-    with model.get_submodule(name).register_forward_hook(note):
-        predict(model, example_images(images, 1))
+    calls = record(model, [name], example_images(images, 1), lambda inputs, output: (*inputs, output))
+    shapes = [[tuple(getattr(each, "shape", ())) for each in call] for call in calls.get(name, [])]
     if not shapes or any(len(found) != 2 or found[0] != found[1] for found in shapes):
         came = f"makes {shapes[0][-1]} of {shapes[0][0]}" if shapes else "is never run"
         raise ParameterError(f"module {name!r} must give the shape that it takes. It {came}.")

@@ -40,13 +40,12 @@ def importances(
     for name, weight in present.items():
         if not torch.isfinite(weight.value).all():
             raise ParameterError(f"the weights must be finite numbers. Those of layer {name!r} are not.")
-    gradients = dict.fromkeys(present)
-    if data is not None and importance in NEED_DATA:
-        gradients |= average_gradients(model, data)
+    gradients = average_gradients(model, data) if data is not None and importance in NEED_DATA else {}
     generator = torch.Generator().manual_seed(seed)  # its own: a panel's worker and the main thread may both draw
     with torch.no_grad():
         return {
-            name: IMPORTANCES[importance](weight.value, gradients[name], generator) for name, weight in present.items()
+            name: IMPORTANCES[importance](weight.value, gradients.get(name), generator)
+            for name, weight in present.items()
         }
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice
-from kd_lab.networks.layers import check_tensors, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import check_shapes, check_tensors, make_permanent, predict, record, weighted_layers
 from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
+from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
 MAX_INVERSES = 2**24  # numbers in the inverses of the rows that are worked on side by side, 128 MB
@@ -56,12 +56,10 @@ def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     layers = weighted_layers(model)
     check_choice("layer", layer, list(layers))
     _check_groups(layer, layers[layer])
-    found = []
-    with layers[layer].register_forward_pre_hook(lambda module, inputs: found.append(_patches(module, inputs[0]))):
-        predict(model, images)
+    found = record(model, [layer], images, lambda inputs, _output: _patches(layers[layer], inputs[0]))
     if not found:
         raise ParameterError(f"the model doesn't use its layer {layer!r}.")
-    return torch.cat(found)
+    return torch.cat(found[layer])
 
 
 def _patches(layer: nn.Module, x: Tensor) -> Tensor:
@@ -150,17 +148,15 @@ def compensated_weight(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
     In each row w' is the exact minimum of (w - w') H (w - w')ᵀ over the weights K that are kept: H_KK w'_K = (H w)_K.
     """
     weight, hessian, inverse = _checked(weight, hessian)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ParameterError(f"'mask' must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}.")
+    check_mask("'mask'", mask, weight)
     target, result = weight @ hessian, torch.zeros_like(weight)
     for row, kept in enumerate(mask):
         gone = ~kept
         if kept.sum() < gone.sum():  # of two systems that say the same, the smaller
             result[row, kept] = _solve(hessian[kept][:, kept], target[row, kept])
         else:
-            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ _solve(
-                inverse[gone][:, gone], weight[row, gone]
-            )
+            pull = _solve(inverse[gone][:, gone], weight[row, gone])
+            result[row, kept] = weight[row, kept] - inverse[kept][:, gone] @ pull
     return result
 
 
@@ -194,11 +190,8 @@ def _check_groups(name: str, layer: nn.Module) -> None:
 def _checked(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight (rows, n), H and H⁻¹ (n, n), all in float64."""
     check_tensors(2, weight=weight, hessian=hessian)
-    if hessian.shape != (weight.shape[1], weight.shape[1]):
-        raise ParameterError(
-            f"'hessian' must have a row and a column for each of {weight.shape[1]} "
-            f"weights of a row. Got shape {tuple(hessian.shape)}."
-        )
+    rule = f"'hessian' must have a row and a column for each of {weight.shape[1]} weights of a row"
+    check_shapes(rule, lambda square, rows: square == (rows[1], rows[1]), hessian, weight)
     factor, failed = torch.linalg.cholesky_ex(hessian.double())
     if failed:
         raise ParameterError("'hessian' must be positive definite, as damped_hessian() gives it. Got one that is not.")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.networks.layers import check_tensors, weights
+from kd_lab.networks.layers import check_shapes, check_tensors, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
@@ -100,16 +100,18 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
     check_kind("masks", masks, dict, "a dict of masks by layer")
     for name, mask in masks.items():
         check_choice("name of a layer", name, list(present))
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != present[name].value.shape:
-            raise ParameterError(
-                f"the mask of layer {name!r} must be a bool tensor of shape "
-                f"{tuple(present[name].value.shape)}. Got {mask!r:.60}."
-            )
+        check_mask(f"the mask of layer {name!r}", mask, present[name].value)
     for name, mask in masks.items():
         if earlier := present[name].parametrization(Mask):
             earlier.mask = mask.clone()  # whatever the caller does with it
         else:
             present[name].parametrize(Mask(mask.clone()))
+
+
+def check_mask(title: str, mask: object, weight: Tensor) -> None:
+    """Raise a ParameterError unless this is a bool tensor in the weight's shape; `title` says what it is."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise ParameterError(f"{title} must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}.")
 
 
 def lift_masks(model: nn.Module) -> nn.Module:
@@ -138,11 +140,8 @@ def prune(
     ranked again: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
     check_sparsity("sparsity", sparsity, list(weights(model)), scope)
-    pruned = lift_masks(model)
-    masks = rank(importances(pruned, importance, data, seed), scope).masks(sparsity)
-    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, scope)
-    set_masks(pruned, masks)
-    return pruned
+    lifted = lift_masks(model)
+    return _prune_by(importances(lifted, importance, data, seed), lifted, sparsity, scope)
 
 
 def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
@@ -153,8 +152,7 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     check_tensors(weight=weight)
     check_whole_number("m", m, "[2, 1000]")
     check_whole_number("n", n, f"[1, {m - 1}]")
-    if weight.dim() < 2:
-        raise ParameterError(f"'weight' must be (outputs, inputs, …). Got shape {tuple(weight.shape)}.")
+    check_shapes("'weight' must be (outputs, inputs, …)", lambda shape: len(shape) > 1, weight)
     rows = weight.detach().abs().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
     places = groups.argsort(dim=2, stable=True).argsort(dim=2)
@@ -176,12 +174,17 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
     check_number("sparsity", sparsity, SPARSITY_RANGE)
-    pruned = lift_masks(model)
-    sizes = importances(pruned, "magnitude")
-    masks = rank({name: layer_adaptive(size) for name, size in sizes.items()}).masks(sparsity)
-    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, "global")
-    set_masks(pruned, masks)
-    return pruned
+    lifted = lift_masks(model)
+    sizes = importances(lifted, "magnitude")
+    return _prune_by({name: layer_adaptive(size) for name, size in sizes.items()}, lifted, sparsity, "global")
+
+
+def _prune_by(importances: dict[str, Tensor], lifted: nn.Module, sparsity: Sparsity, scope: str) -> nn.Module:
+    """Mask the least important weights of a model whose masks are lifted, in place, and return it."""
+    masks = rank(importances, scope).masks(sparsity)
+    check_left(f"sparsity {sparsity} leaves no weight in layer", masks, scope)
+    set_masks(lifted, masks)
+    return lifted
 
 
 def check_sparsity(
@@ -215,9 +218,6 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
     check_number("sparsity", sparsity, SPARSITY_RANGE)
     check_tensors(**tensors)
-    if len({tensor.shape for tensor in tensors.values()}) > 1:
-        raise ParameterError(
-            f"{' and '.join(tensors)} must have one shape. Got {[tuple(tensor.shape) for tensor in tensors.values()]}."
-        )
+    check_shapes(f"{' and '.join(tensors)} must have one shape", lambda *shapes: len({*shapes}) == 1, *tensors.values())
     values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
     return rank({"": values}).masks(sparsity)[""]

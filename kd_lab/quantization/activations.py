@@ -1,8 +1,6 @@
 """Quantize what flows between the layers: fold BatchNorm, look at some images, round each layer's input."""
 
 import copy
-from collections import defaultdict
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.networks.layers import check_model, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import make_permanent, record, weighted_layers
 from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_weights
 
@@ -24,7 +22,6 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     In evaluation a BatchNorm multiplies and adds constants, which the weight and the bias before it can take over; an
     Identity stays in its place. Only those in a Sequential, right behind a Linear layer or convolution, can be folded.
     """
-    check_model(model)
     folded = make_permanent(model).eval()
     for block in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
         for place in range(1, len(block)):
@@ -110,13 +107,5 @@ def _quantize_input(layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]
 def _record(model: nn.Module, images: Tensor, inputs: bool) -> dict[str, Tensor]:
     """Return what each layer takes, or gives, for these images, in the order in which the layers are run."""
     check_finite(images=images)
-    names, seen = {layer: name for name, layer in weighted_layers(model).items()}, defaultdict(list)
-
-    def note(layer: nn.Module, taken: tuple[Tensor], given: Tensor) -> None:
-        seen[names[layer]].append(taken[0] if inputs else given)
-
-    with ExitStack() as hooks:
-        for layer in names:
-            hooks.enter_context(layer.register_forward_hook(note))
-        predict(model, images)
-    return {name: torch.cat(parts) for name, parts in seen.items()}
+    found = record(model, weighted_layers(model), images, lambda taken, given: taken[0] if inputs else given)
+    return {name: torch.cat(parts) for name, parts in found.items()}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
-from kd_lab.networks.layers import check_tensors
+from kd_lab.networks.layers import check_shapes, check_tensors
 
 BITS_RANGE = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
@@ -29,8 +29,7 @@ def scale_and_zero_point(low: Tensor, high: Tensor, num_bits: int, symmetric: bo
     smallest, largest = integer_range(num_bits)
     check_kind("symmetric", symmetric, bool, "True or False")
     check_finite(low=low, high=high)
-    if low.shape != high.shape:
-        raise ParameterError(f"'low' and 'high' must have one shape. Got {tuple(low.shape)} and {tuple(high.shape)}.")
+    check_shapes("'low' and 'high' must have one shape", lambda a, b: a == b, low, high)
     low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         scale = torch.maximum(-low, high) / max(largest, 1)  # one bit has only -1 and 0
@@ -119,15 +118,10 @@ def find_grid(
     low, high = _percentiles(rows) if calibration == "percentile" else rows.aminmax(dim=1)
     if calibration != "least_squares":
         return scale_and_zero_point(low, high, num_bits, symmetric)
-    best = torch.full_like(low, torch.inf)
-    scale, zero_point = scale_and_zero_point(low, high, num_bits, symmetric)
-    for shrink in SHRINKS:
-        grid = scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric)
-        errors = (fake_quantize(rows, grid[0][:, None], grid[1][:, None], num_bits) - rows).square().mean(1)
-        better = errors < best
-        best, scale, zero_point = (
-            torch.where(better, new, old) for new, old in zip((errors, *grid), (best, scale, zero_point), strict=True)
-        )
+    grids = [scale_and_zero_point(shrink * low, shrink * high, num_bits, symmetric) for shrink in SHRINKS]
+    rounded = (fake_quantize(rows, scale[:, None], zero_point[:, None], num_bits) for scale, zero_point in grids)
+    best = torch.stack([(each - rows).square().mean(1) for each in rounded]).argmin(0)  # of equal ones the widest
+    scale, zero_point = (torch.stack(part)[best, torch.arange(len(rows))] for part in zip(*grids, strict=True))
     return scale, zero_point
 
 

@@ -5,6 +5,7 @@ times a sum of integers, and only the factors between the grids are no integers 
 """
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -191,14 +192,10 @@ def _weight_grid(layer: nn.Module) -> Any:
 
 def _chain(sequential: nn.Sequential) -> None:
     """Connect integer layers by int8 wherever nothing between them needs float32."""
-    first = None
-    for place, module in enumerate(sequential):
-        if isinstance(module, IntegerLayer):
-            if first is not None:
-                _join(sequential, first, place)
-            first = place
-        elif type(module) not in HANDED_ON:
-            first = None
+    places = [place for place, module in enumerate(sequential) if type(module) not in HANDED_ON]
+    for first, last in itertools.pairwise(places):
+        if isinstance(sequential[first], IntegerLayer) and isinstance(sequential[last], IntegerLayer):
+            _join(sequential, first, last)
 
 
 def _join(sequential: nn.Sequential, first: int, last: int) -> None:
