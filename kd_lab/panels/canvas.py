@@ -93,12 +93,13 @@ class AccuracyCurve(Traces):
     """Accuracy over a setting, on axes in percent: the measured points, and the present one with its interval."""
 
     def __init__(self, axes: Axes, curve_color: str = "grey", color: str = COLOR, marker: str = "o", label: str = ""):
-        self.curve, self.bar, self.point = (
+        super().__init__(
+            _curve_points,
             *axes.plot([], [], ".-", color=curve_color, linewidth=1),
             *axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12),
             *axes.plot([], [], marker, color=color, markersize=5, label=label),
         )
-        super().__init__(_curve_points, self.curve, self.bar, self.point)
+        self.curve, self.bar, self.point = self.lines
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.title.set_fontsize(9)

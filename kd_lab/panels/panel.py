@@ -178,7 +178,9 @@ class Panel:
             self.refresh()
         with self._changed:
             while self._worker is not None:
-                self._changed.wait(0.1)  # a wait without an end could not be interrupted on Windows
+                # a wait without an end could not be interrupted on Windows, and a join that is interrupted takes the
+                # thread for ended (before Python 3.13)
+                self._changed.wait(0.1)
 
     def _work(self) -> None:
         try:

@@ -18,15 +18,8 @@ from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, a
 from kd_lab.panels.controls import BitSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
-from kd_lab.quantization import (
-    CALIBRATIONS,
-    GRANULARITIES,
-    Quantizer,
-    fold_batch_norm,
-    output_errors,
-    quantize_activations,
-    quantize_weights,
-)
+from kd_lab.quantization import CALIBRATIONS, GRANULARITIES, fold_batch_norm, output_errors, quantize_activations
+from kd_lab.quantization.weights import Quantizer, quantize_weights
 
 BITS = range(1, 9)
 CALIBRATION_IMAGES, ERROR_IMAGES = 1000, 250  # from the training and from the validation part

@@ -120,7 +120,7 @@ class RecipePanel(Panel):
     def measure(self, ratio: float, temperature: float, alpha: float, bits: int) -> Iterator[RecipeAnswer]:
         """Yield what is known after each stage of one network and then of the other."""
         setting = Recipe(ratio, temperature, alpha, bits)
-        steps = {loss: (self._start,) for loss in setting.losses}
+        steps: dict[Callable[..., Tensor], tuple[Step, ...]] = {loss: (self._start,) for loss in setting.losses}
         yield RecipeAnswer(setting, *steps.values())
         for place in range(1, len(STAGES)):
             for loss in steps:
