@@ -20,7 +20,7 @@ from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import small_student
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, digit_picture, new_figure
 from kd_lab.panels.controls import Slider, WholeSlider, dropdown
-from kd_lab.panels.measurement import Cache, Comparison, cost_rows, counted_costs, dense_network, title_of
+from kd_lab.panels.measurement import Cache, Comparison, counted_costs, dense_network, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.training import train_live
 
@@ -123,8 +123,8 @@ class DistillationPanel(Panel):
         if view == SOFT_TARGETS:
             return
         self._ask_teacher(setting.images)
-        fetch = self._students.fetch
-        taught, labelled = (fetch(key, lambda key=key: Student(self._learn(*key))) for key in setting.keys)
+        starts = {key: functools.partial(Student, self._learn(*key)) for key in setting.keys}
+        taught, labelled = (self._students.fetch(key, start) for key, start in starts.items())
         while learning := [student for student in (taught, labelled) if student.progress.kept is None]:
             self._teach(min(learning, key=lambda student: len(student.progress.accuracies)))  # the one behind
             answer = replace(answer, taught=taught.progress, labelled=labelled.progress)
@@ -163,7 +163,7 @@ class DistillationPanel(Panel):
     def draw(self, answer: DistillationAnswer) -> Shown:
         """Draw the picture and write the table."""
         student = _student_costs(answer.setting.width)
-        rows = cost_rows(self._costs, student, student)
+        rows = [[name, f"{self._costs[name]:,}", *2 * [f"{cost:,}"]] for name, cost in student.items()]
         table = self.scores(answer, baseline="teacher", reference=LABELLED, costs=rows)
         return Shown(self._drawing.title(answer), self._drawing.png(answer, self.pinned), side_by_side(table))
 

@@ -96,7 +96,8 @@ class QuantizationPanel(Panel):
         for comparison in self._validation.compare(make_permanent(network)):
             answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
             yield answer
-        answer = replace(answer, **self._report(setting, network))
+        self._reports[setting] = report or self._report(network)
+        answer = replace(answer, **self._reports[setting])
         yield answer
         others = {bits: setting._replace(weight_bits=bits) for bits in BITS}
         for _ in self._validation.complete(curve, BITS, lambda bits: make_permanent(self._network(*others[bits]))):
@@ -113,14 +114,12 @@ class QuantizationPanel(Panel):
         images = self._data.train.images[:CALIBRATION_IMAGES]
         return quantize_activations(model, images, int(activation_bits), calibration)
 
-    def _report(self, setting: Quantization, network: nn.Module) -> dict[str, Any]:
+    def _report(self, network: nn.Module) -> dict[str, Any]:
         """Return the bytes of the file, and the different weights and the error of each layer."""
-        if setting not in self._reports:
-            errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
-            layers = weighted_layers(network).items()
-            found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
-            self._reports[setting] = {"packed": network_file_bytes(network), "layers": found}
-        return self._reports[setting]
+        errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
+        layers = weighted_layers(network).items()
+        found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
+        return {"packed": network_file_bytes(network), "layers": found}
 
     def draw(self, answer: QuantizationAnswer) -> Shown:
         """Draw the picture and write the tables."""
