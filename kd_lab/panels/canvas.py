@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from kd_lab.data import MEAN, STD
-from kd_lab.evaluation import Accuracy
-from kd_lab.panels.measurement import Comparison
+from kd_lab.panels.measurement import Comparison, CurveAnswer
 
 WIDTH = 800  # of every picture; all sizes are in pixels
 COLOR, GREY, FAINT, PALE, DARK = "#c2410c", "#9ca3af", "#c3c8d0", "#d1d5db", "#1f2937"
@@ -91,35 +90,38 @@ def _faint_copy(line: Line2D) -> Line2D:
 
 
 class AccuracyCurve(Traces):
-    """Accuracy over a setting: measured points in grey, the present one with its interval in colour.
+    """Accuracy over a setting, on axes in percent: the measured points, and the present one with its interval."""
 
-    The setting is a fraction, unless `places` names its whole numbers.
-    """
-
-    def __init__(self, axes: Axes, places: Sequence[int] = (), **texts: str):
-        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
-        if places:
-            axes.set_xticks(places, places)
-            axes.set_xlim(places[0] - 0.4, places[-1] + 0.4)
-        axes.title.set_fontsize(9)
-        axes.grid(alpha=0.3)
-        axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
-        axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
+    def __init__(self, axes: Axes, curve_color: str = "grey", color: str = COLOR, marker: str = "o", label: str = ""):
         super().__init__(
-            lambda answer: curve_points(answer.curve, answer.place, answer.comparison.accuracy),
-            *axes.plot([], [], ".-", color="grey", linewidth=1),
-            *axes.plot([0, 0], [0, 1], "_-", color=COLOR, markersize=12),
-            *axes.plot([], [], "o", color=COLOR, markersize=5),
+            _curve_points,
+            *axes.plot([], [], ".-", color=curve_color, linewidth=1),
+            *axes.plot([0, 0], [0, 1], "_-", color=color, markersize=12),
+            *axes.plot([], [], marker, color=color, markersize=5, label=label),
         )
         self.curve, self.bar, self.point = self.lines
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
 
 
-def curve_points(curve: dict[float, float], place: float, accuracy: Accuracy) -> list[tuple]:
-    """Return the x and y of a curve, accuracy by place, of the interval of an accuracy, and of its point."""
-    x, y = np.array(sorted(curve.items())).reshape(-1, 2).T
-    return [(x, y), ([place, place], accuracy.interval), ([place], [accuracy.value])]
+def _curve_points(answer: CurveAnswer) -> list[tuple]:
+    x, y = np.array(sorted(answer.curve.items())).reshape(-1, 2).T
+    accuracy, place = answer.comparison.accuracy, [answer.place]
+    return [(x, y), (2 * place, accuracy.interval), (place, [accuracy.value])]
+
+
+def accuracy_curve(axes: Axes, places: Sequence[int] = (), **texts: str) -> AccuracyCurve:
+    """Return the accuracy over a fraction or, where `places` names them, over whole numbers."""
+    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
+    axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
+    axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
+    curve = AccuracyCurve(axes)
+    if places:
+        axes.set_xticks(places, places)
+        axes.set_xlim(places[0] - 0.4, places[-1] + 0.4)
+    return curve
 
 
 class _Palette:

@@ -20,7 +20,7 @@ from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import small_student
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, digit_picture, new_figure
 from kd_lab.panels.controls import Slider, WholeSlider, dropdown
-from kd_lab.panels.measurement import Cache, Comparison, cost_rows, counted_costs, dense_network, title_of
+from kd_lab.panels.measurement import Cache, Comparison, counted_costs, dense_network, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.training import train_live
 
@@ -57,14 +57,10 @@ class Progress:
     """
 
     accuracies: tuple[float, ...] = ()
+    kept: int | None = None
+    network: nn.Module | None = None
     logits: Tensor | None = None
     comparison: Comparison | None = None  # with the teacher
-    kept: int | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Return whether the training is over."""
-        return self.kept is not None
 
 
 @dataclass(frozen=True)
@@ -127,15 +123,16 @@ class DistillationPanel(Panel):
         if view == SOFT_TARGETS:
             return
         self._ask_teacher(setting.images)
-        taught, labelled = (self._students.fetch(key, functools.partial(self._begin, *key)) for key in setting.keys)
-        while learning := [student for student in (taught, labelled) if not student.progress.finished]:
+        starts = {key: functools.partial(Student, self._learn(*key)) for key in setting.keys}
+        taught, labelled = (self._students.fetch(key, start) for key, start in starts.items())
+        while learning := [student for student in (taught, labelled) if student.progress.kept is None]:
             self._teach(min(learning, key=lambda student: len(student.progress.accuracies)))  # the one behind
             answer = replace(answer, taught=taught.progress, labelled=labelled.progress)
             yield answer
 
     def networks(self, answer: DistillationAnswer) -> list[nn.Module]:
         """Return the teacher and both students, none in the view that trains nothing."""
-        return [self._teacher, *(self._students[key].network for key in answer.setting.keys)] if answer.training else []
+        return [self._teacher, answer.taught.network, answer.labelled.network] if answer.training else []
 
     def _ask_teacher(self, count: int) -> None:
         """Ask the teacher about the training images, so many, that it was not asked about before."""
@@ -143,12 +140,18 @@ class DistillationPanel(Panel):
         for chunk in self.steps(images.split(CHUNK) if len(images) else ()):
             self._train_logits = torch.cat([self._train_logits, predict(self._teacher, chunk)])
 
-    def _begin(self, loss: Callable[..., Tensor], width: int, count: int) -> "Student":
-        """Return a new student of this width, which is to learn from so many images."""
+    def _learn(self, loss: Callable[..., Tensor], width: int, count: int) -> Iterator[Progress]:
+        """Yield how far a new student of this width has come with so many images, last with its best weights."""
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no teacher's logits
         data = tuple(part[:count] for part in (*self._data.train, self._train_logits))[parts]
         settings = {"validation": self._validation[parts], **student_recipe(count)}
-        return Student(train_live(small_student(width), data, loss, **settings), self._validation[0], self._measured)
+        accuracies: tuple[float, ...] = ()
+        for network, history in train_live(small_student(width), data, loss, **settings):
+            logits = predict(network, self._data.validation.images)
+            comparison = replace(self._measured, answers=logits.argmax(1))
+            kept = history.best_epoch if history.seconds else None  # which it has when it is over
+            accuracies += () if kept else (comparison.accuracy.value,)
+            yield Progress(accuracies, kept, network, logits, comparison)
 
     def _teach(self, student: "Student") -> None:
         try:
@@ -160,30 +163,22 @@ class DistillationPanel(Panel):
     def draw(self, answer: DistillationAnswer) -> Shown:
         """Draw the picture and write the table."""
         student = _student_costs(answer.setting.width)
-        rows = cost_rows(self._costs, student, student)
+        rows = [[name, f"{self._costs[name]:,}", *2 * [f"{cost:,}"]] for name, cost in student.items()]
         table = self.scores(answer, baseline="teacher", reference=LABELLED, costs=rows)
         return Shown(self._drawing.title(answer), self._drawing.png(answer, self.pinned), side_by_side(table))
 
 
 class Student:
-    """A training that goes on a little at each call, and how far it has come."""
+    """A training that goes on to the next point of its curve at each call, and how far it has come."""
 
-    def __init__(self, training: Iterator, images: Tensor, teacher: Comparison):
-        self._training, self._images, self._teacher = training, images, teacher
-        self.network = None
-        self.progress = Progress()
+    def __init__(self, training: Iterator[Progress]):
+        self._training, self.progress = training, Progress()
 
     def learn(self) -> None:
         """Learn until the next point of the curve; after the last, take the weights of the best."""
-        self.network, history = next(self._training)
-        logits = predict(self.network, self._images)
-        comparison = replace(self._teacher, answers=logits.argmax(1))
-        if history.seconds:  # it is over
+        self.progress = next(self._training)
+        if self.progress.kept:
             self._training = iter(())  # the other one holds the optimizer
-            accuracies, kept = self.progress.accuracies, history.best_epoch
-        else:
-            accuracies, kept = (*self.progress.accuracies, comparison.accuracy.value), None
-        self.progress = Progress(accuracies, logits, comparison, kept)
 
 
 @functools.cache
@@ -223,7 +218,7 @@ class DistillationPicture:
         if answer.taught.comparison is None:
             return f"{setting}: nothing is trained yet"
         done = len(answer.taught.accuracies) / student_recipe(answer.setting.images)["epochs"]
-        setting += "" if answer.taught.finished else f", {100 * done:.0f} % trained"
+        setting += "" if answer.taught.kept else f", {100 * done:.0f} % trained"
         return title_of(setting, answer.taught.comparison)
 
     def _place(self, answer: DistillationAnswer) -> int:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
-from kd_lab.panels.canvas import PALE, WIDTH, Canvas, Traces, curve_points, new_figure
+from kd_lab.panels.canvas import PALE, WIDTH, AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.controls import FractionSlider
-from kd_lab.panels.measurement import FIRST, Comparison, Measurement, dense_network
+from kd_lab.panels.measurement import FIRST, Comparison, CurveAnswer, Measurement, dense_network
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import compensated_weight, damped_hessian, layer_inputs, least_squares_importance, rank
 
@@ -38,18 +37,24 @@ class OneLayer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LeastSquaresAnswer:
-    """What was measured at one sparsity, each by method.
+class MethodAnswer(CurveAnswer):
+    """What one method gives: the layer's `weight` (rows, n), and how much of the squared output is wrong."""
 
-    `weights` are the layer's (rows, n) and `errors` how much of the squared output is wrong; `curves` are accuracy by
-    sparsity on the first images, as far as it has been measured.
-    """
+    weight: Tensor
+    error: float
+
+
+@dataclass(frozen=True)
+class LeastSquaresAnswer:
+    """What was measured at one sparsity, by method."""
 
     setting: OneLayer
-    comparisons: dict[str, Comparison]
-    weights: dict[str, Tensor]
-    errors: dict[str, float]
-    curves: dict[str, dict[float, float]]
+    methods: dict[str, MethodAnswer]
+
+    @property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Return what was measured of the network that each method gives."""
+        return {method: answer.comparison for method, answer in self.methods.items()}
 
 
 class LeastSquaresPanel(Panel):
@@ -60,7 +65,7 @@ class LeastSquaresPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
-        dense = dense_network(model, data)
+        self._dense = dense = dense_network(model, data)
         calibration = layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES])
         self._hessian = damped_hessian(calibration)
         inputs = layer_inputs(dense, layer, data.validation.images[:FIRST]).double()
@@ -68,7 +73,6 @@ class LeastSquaresPanel(Panel):
         self._layer, kind = layer, describe(weighted_layers(dense)[layer])
         self._weight = dense.get_submodule(layer).weight.detach().flatten(1).double()
         self._validation = Measurement(dense, data.validation, self.steps)
-        self._scratch = {method: copy.deepcopy(dense) for method in METHODS}
         self._rankings = {MAGNITUDE: rank({layer: self._weight.abs()}, "per_layer")}
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
         self._curves: dict[str, dict[float, float]] = {method: {} for method in METHODS}
@@ -81,13 +85,13 @@ class LeastSquaresPanel(Panel):
         for done in self._rank():
             title = f"Ranking the weights of layer {self._layer}: {100 * done:.0f} %"
             yield Shown(title, self._drawing.blank, "")
-        for answer in self._compare(sparsity):
+        setting = OneLayer(sparsity)
+        for pair in zip(*(self._compare(method, setting) for method in METHODS), strict=True):
+            answer = LeastSquaresAnswer(setting, dict(zip(METHODS, pair, strict=True)))
             yield answer
-        for place in CURVE:
-            if place not in self._curves[MAGNITUDE]:
-                *_, found = self._compare(place, FIRST)
-                for method, comparison in found.comparisons.items():
-                    self._curves[method][place] = comparison.accuracy.value
+        for method, curve in self._curves.items():
+            pruned = functools.partial(self._pruned, method)
+            for _ in self._validation.complete(curve, CURVE, pruned):
                 yield answer
 
     def _rank(self) -> Iterator[float]:
@@ -99,27 +103,25 @@ class LeastSquaresPanel(Panel):
             yield min(1.0, len(self._importance) * ROWS / len(self._weight))
         self._rankings[LEAST_SQUARES] = rank({self._layer: torch.cat(self._importance)}, "per_layer")
 
-    def _compare(self, sparsity: float, count: int | None = None) -> Iterator[LeastSquaresAnswer]:
-        """Yield what both methods give on the first 1,000 images and on the first `count` (all)."""
-        masks = {method: self._rankings[method].masks(sparsity)[self._layer] for method in METHODS}
-        weights = {
-            MAGNITUDE: self._weight * masks[MAGNITUDE],
-            LEAST_SQUARES: compensated_weight(self._weight, masks[LEAST_SQUARES], self._hessian),
-        }
-        whole = self._size(self._weight)
-        errors = {method: self._size(self._weight - weight) / whole for method, weight in weights.items()}
-        both = [self._validation.compare(self._network(method, weights[method]), count) for method in METHODS]
-        for pair in zip(*both, strict=True):
-            comparisons = dict(zip(METHODS, pair, strict=True))
-            yield LeastSquaresAnswer(OneLayer(sparsity), comparisons, weights, errors, self._curves)
+    def _compare(self, method: str, setting: OneLayer) -> Iterator[MethodAnswer]:
+        """Yield what a method gives on the first 1,000 images and on all."""
+        pruned = self._pruned(method, setting.sparsity)
+        weight = pruned.get_submodule(self._layer).weight.detach().flatten(1).double()
+        error = self._size(self._weight - weight) / self._size(self._weight)
+        for comparison in self._validation.compare(pruned):
+            yield MethodAnswer(setting, comparison, self._curves[method], setting.sparsity, weight, error)
 
-    def _network(self, method: str, weight: Tensor) -> nn.Module:
-        """Return the network with these weights in the layer; the next call writes others into the one of a method."""
-        network = self._scratch[method]
+    def _pruned(self, method: str, sparsity: float) -> nn.Module:
+        """Return the network in which a method has pruned the layer."""
+        mask = self._rankings[method].masks(sparsity)[self._layer]
+        weight = self._weight * mask
+        if method == LEAST_SQUARES:
+            weight = compensated_weight(self._weight, mask, self._hessian)
+        pruned = copy.deepcopy(self._dense)
         with torch.no_grad():
-            place = network.get_submodule(self._layer).weight
+            place = pruned.get_submodule(self._layer).weight
             place.copy_(weight.view_as(place))
-        return network
+        return pruned
 
     def _size(self, weight: Tensor) -> float:
         """Return the sum of the squared outputs that these weights give."""
@@ -132,8 +134,8 @@ class LeastSquaresPanel(Panel):
             f"{100 * answer.setting.sparsity:.4g} % of layer {self._layer} pruned: magnitude {one}, least squares "
             f"{other} of {answer.comparisons[MAGNITUDE].accuracy.count:,} validation images"
         )
-        errors = ["wrong in the layer's output, squared", *(f"{100 * error:.2f} %" for error in answer.errors.values())]
-        table = self.scores(answer, reference=MAGNITUDE, costs=[errors])
+        errors = [f"{100 * method.error:.2f} %" for method in answer.methods.values()]
+        table = self.scores(answer, reference=MAGNITUDE, costs=[["wrong in the layer's output, squared", *errors]])
         return Shown(title, self._drawing.png(answer, self.pinned), side_by_side(table))
 
 
@@ -154,18 +156,18 @@ class LeastSquaresPicture:
         self._add_curves(figure.add_axes((0.1, 0.51, 0.385, 0.425)))
         self._add_outputs(figure.add_axes((0.58, 0.51, 0.405, 0.425)), name)
         self._add_weights(figure.add_axes((0.1, 0.08, 0.885, 0.285)), weight[self._row, self._bars])
-        traces = [line for each in self._traces.values() for line in each.moving]
-        self._canvas = Canvas(figure, [*traces, *self._dots.values(), *self._marks.values()])
+        curves = [line for curve in self._curves.values() for line in curve.moving]
+        self._canvas = Canvas(figure, [*curves, *self._dots.values(), *self._marks.values()])
         self.blank = self._canvas.png()
 
     def png(self, answer: LeastSquaresAnswer, pinned: LeastSquaresAnswer | None) -> bytes:
         """Return the picture of an answer."""
-        for method, weight in answer.weights.items():
-            self._traces[method].show(answer, pinned)
-            outputs = self._inputs @ weight[self._units].T
+        for method, found in answer.methods.items():
+            self._curves[method].show(found, pinned and pinned.methods[method])
+            outputs = self._inputs @ found.weight[self._units].T
             # as arrays: Matplotlib would go through a tensor number by number
             self._dots[method].set_data(self._outputs.flatten().numpy(), outputs.flatten().numpy())
-            bars = weight[self._row, self._bars].numpy()
+            bars = found.weight[self._row, self._bars].numpy()
             self._marks[method].set_data(bars.nonzero()[0], bars[bars != 0])
         return self._canvas.png()
 
@@ -178,15 +180,11 @@ class LeastSquaresPicture:
         axes.set(xlabel="sparsity of this layer (log of what is kept)", ylabel="accuracy (root scale)")
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
         axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.grid(alpha=0.3)
-        axes.set_title(f"here with its interval, elsewhere on {FIRST:,} images", fontsize=9)
-        lines = _lines(axes, ".-", linewidth=1), _lines(axes, "_-", markersize=12), _lines(axes, markersize=5)
-        self._traces = {
-            method: Traces(functools.partial(_points, method), *(each[method] for each in lines)) for method in METHODS
+        axes.set_title(f"here with its interval, elsewhere on {FIRST:,} images")
+        self._curves = {
+            method: AccuracyCurve(axes, color, color, marker, method) for method, (marker, color) in STYLES.items()
         }
-        axes.legend(handles=list(lines[-1].values()), loc="lower left", fontsize=9)
+        axes.legend(handles=[curve.point for curve in self._curves.values()], loc="lower left", fontsize=9)
 
     def _add_outputs(self, axes: Axes, name: str) -> None:
         limit = 1.2 * self._outputs.abs().max().item()
@@ -194,7 +192,7 @@ class LeastSquaresPicture:
         axes.set_title(f"outputs of {name} (line: unchanged)", fontsize=9)
         axes.grid(alpha=0.3)
         axes.plot([-limit, limit], [-limit, limit], color="black", linewidth=1)
-        self._dots = _lines(axes, markersize=2)
+        self._dots = _points(axes, 2)
 
     def _add_weights(self, axes: Axes, weights: Tensor) -> None:
         axes.set_yscale("function", functions=(lambda y: np.sign(y) * np.sqrt(np.abs(y)), lambda r: r * np.abs(r)))
@@ -207,19 +205,14 @@ class LeastSquaresPicture:
         axes.set_yticks([part * float(f"{largest:.1g}") for part in (-2, -0.5, 0, 0.5, 2)])
         axes.bar(range(len(weights)), weights.numpy(), color=PALE)
         axes.axhline(0, color="grey", linewidth=1)
-        self._marks = _lines(axes, markersize=4)
+        self._marks = _points(axes, 4)
         self._marks[MAGNITUDE].set_markersize(7)  # seen where a circle lies on it, too
 
 
-def _points(method: str, answer: LeastSquaresAnswer) -> list[tuple]:
-    return curve_points(answer.curves[method], answer.setting.sparsity, answer.comparisons[method].accuracy)
-
-
-def _lines(axes: Axes, form: str = "", **style: float) -> dict[str, Line2D]:
-    """Return an empty line, or points where it has no form, for each method."""
+def _points(axes: Axes, size: float) -> dict[str, Line2D]:
+    """Return no points yet for each method, so large."""
     return {
-        method: axes.plot([], [], form or marker, color=color, label=method, **style)[0]
-        for method, (marker, color) in STYLES.items()
+        method: axes.plot([], [], marker, color=color, markersize=size)[0] for method, (marker, color) in STYLES.items()
     }
 
 

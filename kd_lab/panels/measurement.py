@@ -16,6 +16,8 @@ from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, predi
 from kd_lab.networks.layers import BATCH_SIZE, make_permanent, weighted_layers
 from kd_lab.pruning import importances
 
+Tests = dict[tuple, list[Accuracy]]  # of the networks of a setting, on the test part
+Rows = Iterable[list[str]]
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn
 
 
@@ -132,43 +134,40 @@ class Cache(dict):
 
 
 def scores(
-    networks: dict[str, Comparison | None],
-    pinned: dict[str, Comparison | None] | None,
-    baseline: str = "dense",
-    reference: str = "",
-    costs: Iterable[list[str]] = (),
-    test: list[Accuracy] | None = None,
-    tested: int | None = None,
+    answer: Any, pinned: Any, tests: Tests | None, baseline: str = "dense", reference: str = "", costs: Rows = ()
 ) -> str:
     """Return an HTML table: how good each network is, against the others on the same images, and what it costs.
 
-    A network that is not there yet is None. `baseline` names the dense one, whether it has a column or not, and
-    `reference` one that the others are compared with, too. `test` has the accuracies on the test part, once they are
-    read; `tested` counts the settings for which they were.
+    `answer` and `pinned` have `comparisons`, by the name of the network, None for one that is not there yet. `baseline`
+    names the dense one, whether it has a column or not, and `reference` one that the others are compared with, too.
+    `tests` are what was read of the test part, by setting; None for a panel that never reads it.
     """
+    networks: dict[str, Comparison | None] = answer.comparisons
+    changed = [name for name in networks if name != baseline]
 
     def row(name: str, cell: Callable[[Comparison | None], str], *without: str) -> list[str]:
         cells = ("" if each in (baseline, *without) else cell(comparison) for each, comparison in networks.items())
         return [name, *cells]
 
-    changed = [name for name in networks if name != baseline]
+    def changes(each: Comparison | None) -> str:
+        return f"{each.difference.lost:,}, {each.difference.gained:,}" if each else "…"
+
     rows = [
         ["accuracy", *(percent(each.accuracy) if each else "…" for each in networks.values())],
         row(f"against {baseline}, points", lambda each: points(each, each and each.dense)),
-        row(
-            "images lost, gained", lambda each: f"{each.difference.lost:,}, {each.difference.gained:,}" if each else "…"
-        ),
+        row("images lost, gained", changes),
     ]
     if reference:
         rows.append(row(f"against {reference}, points", lambda each: points(each, networks[reference]), reference))
-    for name in changed if pinned is not None else ():
+    for name in changed if pinned else ():
         label = f"against pinned{' ' + name if len(changed) > 1 else ''}, points"
-        rows.append(row(label, functools.partial(points, other=(pinned or {}).get(name))))
+        rows.append(row(label, functools.partial(points, other=pinned.comparisons.get(name))))
     rows += costs
-    if tested is not None:
+    if tests is not None:
+        test = tests.get(answer.setting)
         unread = row("test part", lambda _each: "not read for this setting", *changed[1:])
         rows.append([f"test part ({test[0].count:,})", *map(percent, test)] if test else unread)
-        rows.append(row("settings tested so far", lambda _each: str(tested), *changed[1:]))
+        rows.append(row("settings tested so far", lambda _each: str(len(tests)), *changed[1:]))
     count = next(filter(None, networks.values())).accuracy.count
     return table(rows, [f"{count:,} validation images", *networks])
 
@@ -180,11 +179,6 @@ def counted_costs(model: nn.Module) -> dict[str, int]:
         "bytes of the file": file_bytes(model),
         "MACs of an image": count_macs(model),
     }
-
-
-def cost_rows(*costs: dict[str, int]) -> list[list[str]]:
-    """Return a row for each cost, with a column for each network."""
-    return [[name, *(f"{each[name]:,}" for each in costs)] for name in costs[0]]
 
 
 def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:

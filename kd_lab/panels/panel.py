@@ -15,10 +15,10 @@ from torch import nn
 
 from kd_lab.data import Split
 from kd_lab.errors import KdLabError, check_choice
-from kd_lab.evaluation import Accuracy, accuracy
+from kd_lab.evaluation import accuracy
 from kd_lab.panels.canvas import with_title
 from kd_lab.panels.controls import button, check_control
-from kd_lab.panels.measurement import in_words, scores
+from kd_lab.panels.measurement import Tests, in_words, scores
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STYLE = f"<style>{Path(__file__).with_name('panel.css').read_text(encoding='utf-8')}</style>"
@@ -66,7 +66,7 @@ class Panel:
         self.shown: Shown | None = None
         self.error: Exception | None = None  # of the newest setting
         self.pinned: Any = None  # the answer that others are compared with
-        self.tests: dict[tuple, list[Accuracy]] = {}  # by setting
+        self.tests: Tests = {}
         self._answer: Any = None  # the one that is shown
         self._test, self._waiting, self._begun = test, None, False
         self._pin_button = button("Pin", self._move_pin)
@@ -105,10 +105,7 @@ class Panel:
 
     def scores(self, answer: Any, **rows: Any) -> str:
         """Return an HTML table of what was measured; `rows` are more arguments of `measurement.scores`."""
-        pinned = self.pinned and self.pinned.comparisons
-        if self._test:
-            rows |= {"test": self.tests.get(answer.setting), "tested": len(self.tests)}
-        return scores(answer.comparisons, pinned, **rows)
+        return scores(answer, self.pinned, self.tests if self._test else None, **rows)
 
     def steps(self, steps: Iterable[Any]) -> Iterator[Any]:
         """Yield the steps of a measurement while its setting is the newest: the one way in which it can be stopped."""
@@ -178,7 +175,9 @@ class Panel:
             self.refresh()
         with self._changed:
             while self._worker is not None:
-                self._changed.wait(0.1)  # a wait without an end could not be interrupted on Windows
+                # a wait without an end could not be interrupted on Windows, and a join that is interrupted takes the
+                # thread for ended (before Python 3.13)
+                self._changed.wait(0.1)
 
     def _work(self) -> None:
         try:

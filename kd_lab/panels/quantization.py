@@ -14,19 +14,12 @@ from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
 from kd_lab.networks.layers import Weight, describe, make_permanent, weighted_layers
-from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, AccuracyCurve, Canvas, LostDigits, new_figure
+from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
-from kd_lab.quantization import (
-    CALIBRATIONS,
-    GRANULARITIES,
-    Quantizer,
-    fold_batch_norm,
-    output_errors,
-    quantize_activations,
-    quantize_weights,
-)
+from kd_lab.quantization import CALIBRATIONS, GRANULARITIES, fold_batch_norm, output_errors, quantize_activations
+from kd_lab.quantization.weights import Quantizer, quantize_weights
 
 BITS = range(1, 9)
 CALIBRATION_IMAGES, ERROR_IMAGES = 1000, 250  # from the training and from the validation part
@@ -103,7 +96,8 @@ class QuantizationPanel(Panel):
         for comparison in self._validation.compare(make_permanent(network)):
             answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
             yield answer
-        answer = replace(answer, **self._report(setting, network))
+        self._reports[setting] = report or self._report(network)
+        answer = replace(answer, **self._reports[setting])
         yield answer
         others = {bits: setting._replace(weight_bits=bits) for bits in BITS}
         for _ in self._validation.complete(curve, BITS, lambda bits: make_permanent(self._network(*others[bits]))):
@@ -120,14 +114,12 @@ class QuantizationPanel(Panel):
         images = self._data.train.images[:CALIBRATION_IMAGES]
         return quantize_activations(model, images, int(activation_bits), calibration)
 
-    def _report(self, setting: Quantization, network: nn.Module) -> dict[str, Any]:
+    def _report(self, network: nn.Module) -> dict[str, Any]:
         """Return the bytes of the file, and the different weights and the error of each layer."""
-        if setting not in self._reports:
-            errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
-            layers = weighted_layers(network).items()
-            found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
-            self._reports[setting] = {"packed": network_file_bytes(network), "layers": found}
-        return self._reports[setting]
+        errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
+        layers = weighted_layers(network).items()
+        found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
+        return {"packed": network_file_bytes(network), "layers": found}
 
     def draw(self, answer: QuantizationAnswer) -> Shown:
         """Draw the picture and write the tables."""
@@ -165,7 +157,7 @@ class QuantizationPicture:
         self._digits = LostDigits(figure, images, "quantized")
         title = f"here (orange); other bits on {FIRST:,} images (grey)"
         axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
-        self._curve = AccuracyCurve(axes, BITS, xlabel="bits of a weight", title=title)
+        self._curve = accuracy_curve(axes, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
         self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])

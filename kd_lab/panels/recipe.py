@@ -1,7 +1,8 @@
 """Run a whole recipe live, prune, fine-tune with the teacher, share, pack; beside it the same without the teacher."""
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 
 from kd_lab.compression import FineTune, Prune, Share
 from kd_lab.compression.recipe import check_recipe
-from kd_lab.compression.stages import FineTuning, Stage, with_masks
+from kd_lab.compression.stages import Stage, with_masks
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
-from kd_lab.evaluation import Accuracy, predict_classes
+from kd_lab.evaluation import Accuracy
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack
 from kd_lab.networks.layers import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, new_figure
 from kd_lab.panels.controls import BitSlider, FractionSlider, Slider
-from kd_lab.panels.measurement import Cache, Comparison, dense_network
+from kd_lab.panels.measurement import Comparison, Measurement, dense_network, percent
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import cubic_sparsities
 from kd_lab.training import train_live
@@ -61,8 +62,9 @@ class Recipe(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of a network after a stage: its answers to the validation images, and its file."""
+    """A network after a stage, what it answers to the validation images, and what its file takes."""
 
+    network: nn.Module
     comparison: Comparison
     bytes: int
     nonzeros: int
@@ -100,12 +102,12 @@ class RecipePanel(Panel):
     def __init__(self, model: nn.Module, teacher: nn.Module, data: Mnist):
         check_recipe(model, teacher, data, {})
         self._dense = dense_network(model, data)
-        self._images, self._labels = data.validation
+        self._validation = Measurement(self._dense, data.validation, iter)  # too quick to be stopped
         self._taught = [with_answers(teacher, part) for part in (data.train[:IMAGES], data.validation)]
-        self._answers = predict_classes(self._dense, self._images)
         self._start = self._step(self._dense)
-        self._made = Cache(CACHED_NETWORKS)
-        self._drawing = RecipePicture(self._start, Accuracy.of(self._taught[1][2].argmax(1) == self._labels))
+        self._after = functools.lru_cache(CACHED_NETWORKS)(self._finish)
+        _images, labels, logits = self._taught[1]
+        self._drawing = RecipePicture(self._start, Accuracy.of(logits.argmax(1) == labels))
         small = {"layout": {"width": "250px"}}
         controls = {
             "ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
@@ -118,49 +120,35 @@ class RecipePanel(Panel):
     def measure(self, ratio: float, temperature: float, alpha: float, bits: int) -> Iterator[RecipeAnswer]:
         """Yield what is known after each stage of one network and then of the other."""
         setting = Recipe(ratio, temperature, alpha, bits)
-        stages, (taught_loss, plain_loss) = setting.stages, setting.losses
-        taught = plain = self._dense
-        answer = RecipeAnswer(setting, (self._start,), (self._start,))
-        yield answer
+        steps: dict[Callable[..., Tensor], tuple[Step, ...]] = {loss: (self._start,) for loss in setting.losses}
+        yield RecipeAnswer(setting, *steps.values())
         for place in range(1, len(STAGES)):
-            taught, step = self._after(taught_loss, stages[:place], taught)
-            answer = replace(answer, taught=(*answer.taught, step))
-            yield answer
-            plain, step = self._after(plain_loss, stages[:place], plain)
-            answer = replace(answer, plain=(*answer.plain, step))
-            yield answer
+            for loss in steps:
+                steps[loss] += (self._after(loss, setting.stages[:place]),)
+                yield RecipeAnswer(setting, *steps.values())
 
     def networks(self, answer: RecipeAnswer) -> list[nn.Module]:
         """Return the dense network, the taught one and the one on labels alone."""
-        return [self._dense, *(self._made[loss, answer.setting.stages][0] for loss in answer.setting.losses)]
+        return [step.network for step in answer.last.values()]
 
-    def _after(
-        self, loss: Callable[..., Tensor], stages: tuple[Stage, ...], network: nn.Module
-    ) -> tuple[nn.Module, Step]:
-        """Return the network after the last of these stages, and its step; `network` is the one before it."""
+    def _finish(self, loss: Callable[..., Tensor], stages: tuple[Stage, ...]) -> Step:
+        """Return the step after the last of these stages; those before it are made first, unless they are kept."""
+        *before, stage = stages
+        step = self._after(loss, tuple(before)) if before else self._start
+        return self._step(stage(with_masks(step.network), functools.partial(self._fine_tune, loss)))
 
-        def make() -> tuple[nn.Module, Step]:
-            made = make_permanent(stages[-1](with_masks(network), self._teaching(loss))).eval()
-            return made, self._step(made)
-
-        return self._made.fetch((loss, stages), make)
-
-    def _teaching(self, loss: Callable[..., Tensor]) -> FineTuning:
-        """Return the function that fine-tunes."""
+    def _fine_tune(self, loss: Callable[..., Tensor], model: nn.Module, epochs: int) -> nn.Module:
         parts = slice(None) if isinstance(loss, DistillationLoss) else slice(2)  # labels alone: no answers
         training, validation = (part[parts] for part in self._taught)
         steps = max(1, len(training[0]) // TRAINING["batch_size"] // PARTS)
+        settings = {"validation": validation, "epochs": epochs, "steps_per_epoch": steps, **TRAINING}
+        *_, (tuned, _history) = self.steps(train_live(model, training, loss, **settings))
+        return tuned
 
-        def fine_tune(model: nn.Module, epochs: int) -> nn.Module:
-            settings = {"validation": validation, "epochs": epochs, "steps_per_epoch": steps, **TRAINING}
-            *_, (tuned, _history) = self.steps(train_live(model, training, loss, **settings))
-            return tuned
-
-        return fine_tune
-
-    def _step(self, network: nn.Module) -> Step:
-        comparison = Comparison(predict_classes(network, self._images), self._answers, self._labels)
-        return Step(comparison, len(pack(network)), count_nonzeros(network))
+    def _step(self, model: nn.Module) -> Step:
+        network = make_permanent(model).eval()
+        *_, comparison = self._validation.compare(network)
+        return Step(network, comparison, len(pack(network)), count_nonzeros(network))
 
     def draw(self, answer: RecipeAnswer) -> Shown:
         """Draw the picture and write the table."""
@@ -204,7 +192,7 @@ class RecipePicture:
         if len(answer.taught) < len(STAGES):
             return f"{setting}: under way"
         last = answer.taught[-1]
-        return f"{setting}: {100 * last.comparison.accuracy.value:.2f} % right, {last.bytes:,} bytes"
+        return f"{setting}: {percent(last.comparison.accuracy, ' right')}, {last.bytes:,} bytes"
 
     def _add_errors(self, axes: Axes, teacher: float) -> None:
         axes.set(yscale="log", ylim=(MIN_ERROR, 95), ylabel="validation error, %")

@@ -23,7 +23,7 @@ def output(tmp_path_factory):
 
 
 def wait_for(output, setting):
-    output.get_by_text(re.compile(f"^{setting}: .* right, [0-9,]+ bytes$")).wait_for(timeout=30_000)
+    output.get_by_text(re.compile(f"^{setting}: .* right .*, [0-9,]+ bytes$")).wait_for(timeout=30_000)
 
 
 def test_the_keyboard_moves_every_slider_and_the_recipe_is_run_anew(output):

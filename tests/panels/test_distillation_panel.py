@@ -96,7 +96,7 @@ def test_both_students_are_what_the_one_training_loop_gives(panel, teacher, part
     for loss, found in ((DistillationLoss(temperature, alpha), last.taught), (F.cross_entropy, last.labelled)):
         expected, history = plainly(loss, teacher, part, width, int(images.replace(",", "")))
         assert torch.equal(found.logits.argmax(1), expected(part.validation.images).argmax(1))
-        assert found.finished and found.kept == history.best_epoch and len(found.accuracies) == POINTS
+        assert found.kept == history.best_epoch and len(found.accuracies) == POINTS
 
 
 def test_the_weights_that_are_kept_need_not_be_the_last(panel, teacher, part, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_new_setting_stops_the_training_and_only_the_newest_is_shown(panel, mo
     gate.opened.set()
     assert panel.flush().title.startswith("T = 20, alpha 0.1: ")
     assert all(each.startswith("T = 20, ") for each in shown[before:]) and len(shown) > before + POINTS
-    assert gate.learned.count(stopped) == 3 and not stopped.progress.finished
+    assert gate.learned.count(stopped) == 3 and stopped.progress.kept is None
     assert panel._picture.value == panel.shown.png and panel._tables.value == panel.shown.tables
 
 

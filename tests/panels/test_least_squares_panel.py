@@ -60,13 +60,13 @@ def test_it_measures_what_both_methods_give(panel, model, part):
             assert first.comparisons[method].accuracy == accuracy(pruned, part.validation[:1000])
             assert everything.comparisons[method].accuracy == accuracy(pruned, part.validation)
             assert everything.comparisons[method].difference == paired_difference(pruned, model, part.validation)
-            assert torch.allclose(last.weights[method].float(), pruned.get_submodule(LAYER).weight, atol=1e-6)
+            assert torch.allclose(last.methods[method].weight.float(), pruned.get_submodule(LAYER).weight, atol=1e-6)
             if sparsity in (0.8, 0.97):
-                assert last.curves[method][sparsity] == accuracy(pruned, part.validation[:1000]).value
+                assert last.methods[method].curve[sparsity] == accuracy(pruned, part.validation[:1000]).value
     shown = panel.draw(last)
     assert f"{100 * accuracy(pruned, part.validation).value:.2f} %" in shown.title
     assert "97 % of layer fc2" in shown.title
-    assert shown.title.endswith("of 1,500 validation images") and set(CURVE) <= set(last.curves["magnitude"])
+    assert shown.title.endswith("of 1,500 validation images") and set(CURVE) <= set(last.methods["magnitude"].curve)
 
 
 def test_the_table_compares_the_methods_on_the_same_images(panel, model, part):
@@ -84,25 +84,24 @@ def test_the_output_error_is_measured_on_validation_images(panel, model, part):
     for method, pruned in both(model, 0.9, part).items():
         wrong = dense - inputs @ pruned[3].weight.detach().T
         expected = (wrong.square().sum() / dense.square().sum()).item()
-        assert answer.errors[method] == pytest.approx(expected, rel=1e-3)
+        assert answer.methods[method].error == pytest.approx(expected, rel=1e-3)
         assert f"{100 * expected:.2f} %" in panel.draw(answer).tables
-    assert answer.errors["least squares"] < 0.5 * answer.errors["magnitude"]
+    assert answer.methods["least squares"].error < 0.5 * answer.methods["magnitude"].error
 
 
 def test_the_picture_shows_what_was_measured(panel):
     answer = answers(panel, sparsity=0.9)[-1]
     panel.draw(answer)
     drawing = panel._drawing
-    for method, comparison in answer.comparisons.items():
-        assert drawing._traces[method].lines[2].get_xydata().tolist() == [[0.9, comparison.accuracy.value]]
-        assert drawing._traces[method].lines[1].get_ydata() == comparison.accuracy.interval
-        assert drawing._traces[method].lines[0].get_xydata().tolist() == [
-            list(p) for p in sorted(answer.curves[method].items())
-        ]
+    for method, found in answer.methods.items():
+        curve, accuracy = drawing._curves[method], found.comparison.accuracy
+        assert curve.point.get_xydata().tolist() == [[0.9, accuracy.value]]
+        assert curve.bar.get_ydata() == accuracy.interval
+        assert curve.curve.get_xydata().tolist() == [list(point) for point in sorted(found.curve.items())]
         places, marks = drawing._marks[method].get_data()
-        weights = answer.weights[method][drawing._row, drawing._bars]
+        weights = found.weight[drawing._row, drawing._bars]
         assert weights[places].tolist() == marks.tolist() and len(marks) == weights.count_nonzero()
-        outputs = (drawing._inputs @ answer.weights[method].T)[:, drawing._units]
+        outputs = (drawing._inputs @ found.weight.T)[:, drawing._units]
         assert drawing._dots[method].get_ydata().tolist() == pytest.approx(outputs.flatten().tolist())
 
 

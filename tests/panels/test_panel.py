@@ -5,6 +5,7 @@ import threading
 import time
 from collections import namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -316,7 +317,9 @@ def test_networks_with_the_same_answers_say_so():
 def test_the_table_compares_with_the_dense_network_the_others_and_what_is_pinned():
     one, other = comparison((1, 9, 3, 5)), comparison((1, 2, 3, 5))
     networks = {"dense": one.dense, "taught": one, "on labels": other}
-    html = scores(networks, {"taught": other, "on labels": one, "dense": one.dense}, reference="on labels")
+    pinned = SimpleNamespace(comparisons={"taught": other, "on labels": one, "dense": one.dense})
+    answer = SimpleNamespace(comparisons=networks)
+    html = scores(answer, pinned, None, reference="on labels")
     rows = dict(
         zip(("accuracy", "dense", "changes", "labels", "pin", "other pin"), html.split("<tr>")[2:], strict=True)
     )
@@ -324,7 +327,7 @@ def test_the_table_compares_with_the_dense_network_the_others_and_what_is_pinned
     assert "against pinned taught, points" in rows["pin"]
     assert points(one, other) in rows["pin"] and "the same answers" in rows["pin"]
     assert points(other, one) in rows["other pin"] and "the same answers" in rows["other pin"]
-    assert "pinned" not in scores(networks, None)
+    assert "pinned" not in scores(answer, None, None)
 
 
 def test_a_cache_forgets_what_was_unused_for_longest():

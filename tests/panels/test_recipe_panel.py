@@ -1,5 +1,6 @@
 """The recipe panel makes what compress makes, stage by stage, only as long as it is asked to, and shows it."""
 
+import functools
 import threading
 
 import pytest
@@ -19,7 +20,7 @@ from kd_lab.formats.kdz import pack
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import RecipePanel
 from kd_lab.panels import recipe as recipe_module
-from kd_lab.panels.measurement import Cache
+from kd_lab.panels.measurement import percent
 from kd_lab.panels.recipe import PARTS, STAGES, TRAINING, Recipe
 
 STEPS = 2
@@ -51,7 +52,7 @@ def panel(dense, teacher, part):
     with pytest.MonkeyPatch.context() as patch:
         count_as_bytes(patch)
         panel.flush()
-    panel._made.clear()
+    panel._after.cache_clear()
     yield panel
     panel.close()
 
@@ -129,21 +130,23 @@ def test_what_was_made_is_kept_and_other_bits_share_the_pruned_network(panel, be
 
 
 def test_so_many_networks_are_kept_and_no_more(panel, monkeypatch, fast):
-    monkeypatch.setattr(panel, "_made", Cache(5))
+    few = functools.lru_cache(5)(panel._finish)
+    monkeypatch.setattr(panel, "_after", few)
     *_, last = answers(panel, ratio=0.6)
-    assert len(panel._made) == 5 and len(last.plain) == len(STAGES)  # a recipe needs none but the one before
+    assert len(last.plain) == len(STAGES) and few.cache_info().currsize == 5
+    assert few.cache_info().misses == 2 * (len(STAGES) - 1)  # a recipe needs none but the one before
 
 
 def test_a_new_setting_stops_the_recipe_and_only_the_newest_is_shown(panel, monkeypatch, fast):
     reached, opened, shown = threading.Event(), threading.Event(), []
-    after, show = RecipePanel._after, RecipePanel._show
+    after, show = panel._after, RecipePanel._show
 
     def held(*arguments):
         reached.set()
         opened.wait(10)
         return after(*arguments)
 
-    monkeypatch.setattr(RecipePanel, "_after", held)
+    monkeypatch.setattr(panel, "_after", held)
     monkeypatch.setattr(RecipePanel, "_show", lambda panel, each: (show(panel, each), shown.append(panel.shown.title)))
     panel.set(ratio=0.55)
     assert reached.wait(10)
@@ -196,7 +199,14 @@ def test_the_picture_has_what_was_measured_and_says_how_far_it_is(panel, part, f
             assert list(line.get_ydata()) == [step.bytes for step in steps]
         assert ("under way" in shown.title) == (answer is not found[-1])
     assert [text.get_text() for text in panel._drawing._sparsities] == ["49 %", "74 %", "84 %", "85 %"]
-    assert f" right, {found[-1].taught[-1].bytes:,} bytes" in shown.title and panel._drawing._said.get_text() == "done"
+    last = found[-1].taught[-1]
+    assert shown.title.endswith(f": {percent(last.comparison.accuracy, ' right')}, {last.bytes:,} bytes")
+    assert panel._drawing._said.get_text() == "done"
+
+
+def test_no_title_is_cut_off(panel, fast):
+    for answer in answers(panel, ratio=0.99, temperature=19.5, alpha=0.05, bits=2):
+        assert len(panel.draw(answer).title) < 95
 
 
 @pytest.mark.slow
@@ -267,5 +277,5 @@ def test_a_network_that_is_pruned_already_begins_as_it_is(teacher, part, fast):
     *_, last = answers(panel, ratio=0.5)
     first, *_, end = last.taught
     assert first.nonzeros == 128 * 384 + 1280 + 138 and end.nonzeros <= first.nonzeros
-    assert not any(made[1].weight[:, :400].any() for made, _step in panel._made.values())
+    assert not any(step.network[1].weight[:, :400].any() for step in (*last.taught, *last.plain))
     panel.close()
