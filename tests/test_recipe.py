@@ -26,9 +26,9 @@ from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import remove_layers
 
 DATA = load_mnist()
-SMALL = Mnist(DATA.train[:2000], DATA.validation[:500], DATA.test[:500])
+SMALL = Mnist(DATA.train[:1000], DATA.validation[:500], DATA.test[:200])
 SETTINGS = dict(learning_rate=3e-3, batch_size=100, progress=False)
-STAGES = [Prune(0.9, steps=3, epochs=1), FineTune(2), Share(3, epochs=1)]
+STAGES = [Prune(0.9, steps=2, epochs=1), FineTune(2), Share(3, epochs=1)]
 
 
 @pytest.fixture(scope="module")
