@@ -26,13 +26,13 @@ STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def dense():
-    return load_trained("mlp128")
+def dense(student):
+    return student
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load_trained("lenet300")
+    return load_trained("mlp128")
 
 
 @pytest.fixture(scope="module")
