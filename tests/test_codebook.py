@@ -82,7 +82,8 @@ def test_the_clusters_err_no_more_than_those_of_scikit_learn(values, count):
     [
         pytest.param("lenet300", "fc1", 16, marks=pytest.mark.slow),
         pytest.param("cnn", "fc1", 4, marks=pytest.mark.slow),
-        ("lenet300", "fc2", 64),
+        pytest.param("lenet300", "fc2", 64, marks=pytest.mark.slow),
+        ("lenet5_classic", "fc2", 64),
     ],
 )
 def test_nor_in_large_layers(name, layer, count):

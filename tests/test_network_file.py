@@ -28,7 +28,7 @@ from kd_lab.quantization import (
 )
 from kd_lab.storage import load_tensors, save_tensors
 
-IMAGES = torch.randn(130, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 def narrow(name):
@@ -136,7 +136,7 @@ def test_both_models_stay_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
-@pytest.mark.parametrize("name", ["lenet300", "cnn"])
+@pytest.mark.parametrize("name", ["mlp128", "cnn"])
 @pytest.mark.parametrize("bits", [1, 3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 4, 8))])
 def test_bytes_are_those_of_codes_scales_and_biases_and_a_header(name, granularity, bits):
     model = load_trained(name)
