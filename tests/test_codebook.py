@@ -46,15 +46,7 @@ def weight(name, layer):
     return load_trained(name).get_submodule(layer).weight.detach().flatten()
 
 
-@pytest.mark.parametrize(
-    "count",
-    [
-        pytest.param(2, marks=pytest.mark.slow),
-        4,
-        16,
-        *(pytest.param(count, marks=pytest.mark.slow) for count in (64, 256)),
-    ],
-)
+@pytest.mark.parametrize("count", [8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4, 16, 64, 256))])
 @pytest.mark.parametrize(
     "values",
     [

@@ -15,7 +15,7 @@ from kd_lab.results import RESULTS
 ANSWERS = json.loads(Path(__file__).with_name("shipped_answers.json").read_text())
 FILES = sorted((RESULTS / "deep_compression").glob("*.kdz"))
 FEW = FILES[:: len(FILES) // 2]
-SLOW = "lenet5", "resnet"
+SLOW = "lenet5", "lenet5_classic", "resnet"
 
 
 @pytest.fixture(scope="module")

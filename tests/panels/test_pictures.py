@@ -59,8 +59,13 @@ PANELS = {
     "distillation": lambda model, part: DistillationPanel(model, part),
     "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), model, part),
 }
-OTHERS = ("structured", "lenet5"), ("quantization", "lenet5_classic"), *product(PANELS, ["lenet300"])
-CASES = [*product(PANELS, ["mlp128"]), ("structured", "resnet")]
+OTHERS = (
+    ("structured", "resnet"),
+    ("structured", "lenet5"),
+    ("quantization", "lenet5_classic"),
+    *product(PANELS, ["lenet300"]),
+)
+CASES = list(product(PANELS, ["mlp128"]))
 
 
 def ends(control):

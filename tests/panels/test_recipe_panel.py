@@ -22,7 +22,7 @@ from kd_lab.panels import recipe as recipe_module
 from kd_lab.panels.measurement import Cache
 from kd_lab.panels.recipe import PARTS, STAGES, TRAINING, Recipe
 
-STEPS = 2
+STEPS = 1
 
 
 @pytest.fixture(scope="module")
