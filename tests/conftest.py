@@ -2,8 +2,11 @@
 
 import matplotlib
 import pytest
+import torch.nn.functional as F
+from digits import MNIST
 
-from kd_lab.data import load_mnist
+from kd_lab.networks.zoo import small_student
+from kd_lab.training import train
 
 matplotlib.use("Agg")
 
@@ -17,7 +20,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def mnist():
-    return load_mnist()
+    return MNIST
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,9 @@ def few(mnist):
 @pytest.fixture(scope="session")
 def validation(mnist):
     return mnist.validation[:1000]
+
+
+@pytest.fixture(scope="session")
+def student(few, validation):
+    """A network that reads digits and is packed in a quarter of the time of the smallest that ships."""
+    return train(small_student(32), few, F.cross_entropy, validation=validation, epochs=8, progress=False)[0].eval()

@@ -116,12 +116,12 @@ def test_a_model_of_one_layer_by_hand(few):
 @pytest.mark.parametrize("name", NAMES)
 def test_eight_bits_change_almost_nothing(name, few, validation):
     dense = load_trained(name)
-    quantized = quantize_model(dense, few.images[:500])
+    quantized = quantize_model(dense, few.images[:250])
     assert abs(accuracy(quantized, validation).value - accuracy(dense, validation).value) <= 0.002
 
 
 def test_the_model_that_was_given_stays_as_it_was_and_twice_is_once(few, validation):
-    dense, images = load_trained("cnn"), few.images[:250]
+    dense, images, validation = load_trained("lenet5_classic"), few.images[:250], validation[:300]
     before, size = predict(dense, validation.images), file_bytes(dense)
     once = quantize_model(dense, images, 4, 4)
     assert torch.equal(predict(dense, validation.images), before) and file_bytes(dense) == size

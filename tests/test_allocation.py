@@ -58,9 +58,9 @@ def test_no_other_choice_is_better(sparsity):
 
 
 def test_it_beats_one_sparsity_for_all(validation):
-    model = load_trained("cnn")
+    model = load_trained("lenet5_classic")
     counts = {name: layer.weight.numel() for name, layer in weighted_layers(model).items()}
-    few = validation[:500]
+    few = validation[:300]
     scan = sensitivity_scan(model, few, [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
     sparsities = allocate(scan, counts, 0.8)
     assert sum(counts[name] * sparsity for name, sparsity in sparsities.items()) >= 0.8 * sum(counts.values())
@@ -164,7 +164,7 @@ def test_a_byte_less_than_the_fewest_bits_take_is_out_of_reach():
 
 
 def test_it_beats_the_same_bits_for_all_and_keeps_to_the_bytes(validation):
-    model, few = load_trained("lenet5_classic"), validation[:500]
+    model, few = load_trained("lenet5_classic"), validation[:300]
     counts = {name: layer.weight.numel() for name, layer in weighted_layers(model).items()}
     budget = sum(-(-count * 2 // 8) for count in counts.values())
     chosen = choose_bits(bit_scan(model, few, [1, 2, 3, 4, 8]), counts, budget)

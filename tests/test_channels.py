@@ -17,6 +17,8 @@ from kd_lab.pruning import Mask, channel_groups, hard_prune, prune, prune_channe
 from kd_lab.pruning.channels import form_of
 
 IMAGES = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+QUICK = "mlp128", "cnn", "resnet"
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in MODELS]
 
 
 def shaken(name, seed=1):
@@ -41,7 +43,7 @@ def random_choice(model, seed):
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("name", ["cnn", "lenet5", "resnet"])
 def test_it_cuts_as_torch_pruning_does(name, seed):
     model = shaken(name)
@@ -63,7 +65,7 @@ def test_it_cuts_as_torch_pruning_does(name, seed):
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.9])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_removed_answers_as_masked(name, ratio):
     model = shaken(name)
     masked = prune_channels(model, ratio, "random")
@@ -75,7 +77,7 @@ def test_removed_answers_as_masked(name, ratio):
     assert not any(parametrize.is_parametrized(module) for module in removed.modules())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_goes_with_masks_of_single_weights(name):
     model = make_permanent(prune(shaken(name), 0.5, scope="per_layer"))
     masked = prune(make_permanent(prune_channels(model, 0.4)), 0.7, scope="per_layer")

@@ -46,15 +46,7 @@ def weight(name, layer):
     return load_trained(name).get_submodule(layer).weight.detach().flatten()
 
 
-@pytest.mark.parametrize(
-    "count",
-    [
-        pytest.param(2, marks=pytest.mark.slow),
-        4,
-        16,
-        *(pytest.param(count, marks=pytest.mark.slow) for count in (64, 256)),
-    ],
-)
+@pytest.mark.parametrize("count", [8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4, 16, 64, 256))])
 @pytest.mark.parametrize(
     "values",
     [
@@ -82,7 +74,8 @@ def test_the_clusters_err_no_more_than_those_of_scikit_learn(values, count):
     [
         pytest.param("lenet300", "fc1", 16, marks=pytest.mark.slow),
         pytest.param("cnn", "fc1", 4, marks=pytest.mark.slow),
-        ("lenet300", "fc2", 64),
+        pytest.param("lenet300", "fc2", 64, marks=pytest.mark.slow),
+        ("lenet5_classic", "fc2", 64),
     ],
 )
 def test_nor_in_large_layers(name, layer, count):

@@ -5,7 +5,6 @@ import torch
 
 from benchmarks import deep_compression, read
 from benchmarks._campaign import SEEDS, error
-from kd_lab.data import load_mnist
 from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed
 from kd_lab.results import Record, load_results
@@ -25,8 +24,8 @@ def test_of_the_recipes_that_are_good_enough_the_smallest_is_chosen(most, place)
 
 
 @pytest.mark.slow
-def test_what_was_reached_is_what_the_files_reach():
-    recorded, data = load_results("deep_compression"), load_mnist()
+def test_what_was_reached_is_what_the_files_reach(mnist):
+    recorded, data = load_results("deep_compression"), mnist
     reached = read("deep_compression")["reached"]
     assert len(reached) == 2 * len(deep_compression.RECIPES)
     for key, row in reached.items():
@@ -62,9 +61,8 @@ def test_the_taught_recipes_keep_to_their_limits_and_to_their_time():
         assert row["CPU-minutes"] <= (10 if row["network"] == "lenet300" else 30)
 
 
-def test_each_image_is_moved_by_a_pixel_in_each_direction():
-    data = load_mnist()
-    small = data._replace(train=data.train[:20])
+def test_each_image_is_moved_by_a_pixel_in_each_direction(mnist):
+    small = mnist._replace(train=mnist.train[:20])
     moved = deep_compression.moved(small).train
     places = moved.images.unflatten(0, (9, 20))
     assert torch.equal(places[4], small.train.images) and torch.equal(moved.labels[20:40], small.train.labels)
@@ -72,8 +70,8 @@ def test_each_image_is_moved_by_a_pixel_in_each_direction():
     assert len({image.numpy().tobytes() for image in places[:, 0]}) == 9
 
 
-def test_every_file_is_the_one_that_was_recorded():
-    recorded, data = load_results("deep_compression"), load_mnist()
+def test_every_file_is_the_one_that_was_recorded(mnist):
+    recorded, data = load_results("deep_compression"), mnist
     for network, way in deep_compression.RECIPES:
         for seed in SEEDS:
             made = recorded.seed(seed).part(f"{network}_{way}", "recipes")

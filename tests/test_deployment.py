@@ -25,7 +25,7 @@ INTEGER_NODES = {"QuantizeLinear", "QLinearConv", "QGemm", "MaxPool", "Flatten",
 def integers(mnist):
     """Models with weights of 7 bits: products of 8 by 8 bits can overflow the pair sums of older processors."""
     return {
-        name: to_integer(quantize_model(load_trained(name), mnist.train.images[:256], weight_bits=7))
+        name: to_integer(quantize_model(load_trained(name), mnist.train.images[:100], weight_bits=7))
         for name in ("lenet300", "cnn", "resnet")
     }
 
@@ -120,9 +120,23 @@ def test_a_network_that_reads_other_images_is_written_for_them(prepare, tmp_path
     assert torch.allclose(predict(OnnxModel(tmp_path / "model.onnx"), images), predict(model, images), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lenet300", "resnet"])
-def test_an_fp32_file_gives_the_logits_of_torch(name, validation, tmp_path, capfd, recwarn):
-    model = load_trained(name).train()
+def with_norm_and_dropout():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(4 * 64, 10)
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        with_norm_and_dropout,
+        pytest.param(lambda: load_trained("lenet300"), marks=pytest.mark.slow, id="lenet300"),
+        pytest.param(lambda: load_trained("resnet"), marks=pytest.mark.slow, id="resnet"),
+    ],
+)
+def test_an_fp32_file_gives_the_logits_of_torch(build, validation, tmp_path, capfd, recwarn):
+    model = build().train()
     deployed = through_onnx(model, tmp_path)
     for count in (1, 7, 1000):  # any batch, whichever one it was exported with
         images = validation.images[:count]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from digits import MNIST
 from torch import nn
 
-from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression import recipe as recipe_module
 from kd_lab.compression.stages import with_masks
 from kd_lab.cost import count_parameters
-from kd_lab.data import Mnist, load_mnist
+from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
@@ -25,15 +25,14 @@ from kd_lab.networks.layers import predict, weighted_layers
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import remove_layers
 
-DATA = load_mnist()
-SMALL = Mnist(DATA.train[:2000], DATA.validation[:500], DATA.test[:500])
+SMALL = Mnist(MNIST.train[:2000], MNIST.validation[:500], MNIST.test[:200])
 SETTINGS = dict(learning_rate=3e-3, batch_size=100, progress=False)
 STAGES = [Prune(0.9, steps=3, epochs=1), FineTune(2), Share(3, epochs=1)]
 
 
 @pytest.fixture(scope="module")
-def start():
-    return load_trained("mlp128")
+def start(student):
+    return student
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +126,7 @@ def test_the_teacher_is_heard_and_left_out(start, monkeypatch):
 
 def test_units_taken_away_are_gone_and_grids_are_kept(start):
     outcome = compress(start, start, SMALL, [PruneUnits(0.5, epochs=1), Quantize(4, epochs=1)], **SETTINGS)
-    assert outcome.model[1].weight.shape == (64, 784)
+    assert outcome.model[1].weight.shape == (16, 784)
     assert all(len(layer.weight.unique()) <= 16 for layer in weighted_layers(outcome.model).values())
 
 
@@ -139,8 +138,8 @@ def test_each_layer_has_a_setting_of_its_own(start):
     ]
     outcome = compress(start, start, SMALL, stages, **SETTINGS)
     first, second = weighted_layers(outcome.model).values()
-    assert first.weight.shape == (96, 784) and second.weight.shape == (10, 96)
-    assert int((first.weight == 0).sum()) == round(0.9 * 96 * 784) and int((second.weight == 0).sum()) == 480
+    assert first.weight.shape == (24, 784) and second.weight.shape == (10, 24)
+    assert int((first.weight == 0).sum()) == round(0.9 * 24 * 784) and int((second.weight == 0).sum()) == 120
     assert len(first.weight.unique()) == 2**2 + 1 and 2**3 < len(second.weight.unique()) <= 2**4 + 1
 
 

@@ -15,6 +15,7 @@ from kd_lab.results import RESULTS
 ANSWERS = json.loads(Path(__file__).with_name("shipped_answers.json").read_text())
 FILES = sorted((RESULTS / "deep_compression").glob("*.kdz"))
 FEW = FILES[:: len(FILES) // 2]
+SLOW = "lenet5", "lenet5_classic", "resnet"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_every_network_and_every_file_is_recorded():
     assert set(ANSWERS) == {*MODELS, *(path.name for path in FILES)}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "lenet5")) for name in MODELS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
 def test_a_shipped_network_answers_as_it_did(name, images):
     assert digest(load_trained(name), images) == ANSWERS[name]
 

@@ -41,7 +41,7 @@ def filters(tree):
     return (tree.beta.unsqueeze(1) * tree.filters.weight).detach().view(-1, 28, 28).numpy()
 
 
-@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_soft_tree_shows_every_filter_and_every_leafs_answer(depth):
     tree = SoftTree(depth)
     with torch.no_grad():

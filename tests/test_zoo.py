@@ -138,7 +138,11 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize(
     "architecture",
-    ["784-5-10", "cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet300", "resnet"))],
+    [
+        "784-5-10",
+        "lenet5_classic",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "lenet300", "resnet")),
+    ],
 )
 def test_a_network_knows_what_it_is_whatever_is_done_to_it(architecture, change, tmp_path):
     changed = change(build_architecture(architecture))

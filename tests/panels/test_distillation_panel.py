@@ -42,9 +42,9 @@ def part(mnist):
 
 @pytest.fixture(scope="module", autouse=True)
 def short():
-    """Train for five points of eight small steps, so that each test takes no time."""
+    """Train for five points of five small steps, so that each test takes no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 40, 1e-2)})
+        patch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 25, 1e-2)})
         patch.setattr(checkpoints, "CURVE_POINTS", POINTS)
         yield
 
@@ -408,6 +408,7 @@ def test_where_no_widgets_are_a_picture_is(panel):
     assert bundle["text/plain"] == repr(panel) == f"DistillationPanel: {panel.shown.title}"
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_run_again_replaces_its_panel_and_closing_leaves_no_widget(teacher, part):
     before = count_widgets()
     cell = "from kd_lab.panels import DistillationPanel\npanel = DistillationPanel(teacher, data)\npanel"

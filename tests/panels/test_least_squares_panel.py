@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def part(mnist):
-    return Mnist(mnist.train[:3000], mnist.validation[:1500], mnist.test[:10])
+    return Mnist(mnist.train[:3000], mnist.validation[:1125], mnist.test[:10])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_it_measures_what_both_methods_give(panel, model, part):
     shown = panel.draw(last)
     assert f"{100 * accuracy(pruned, part.validation).value:.2f} %" in shown.title
     assert "97 % of layer fc2" in shown.title
-    assert shown.title.endswith("of 1,500 validation images") and set(CURVE) <= set(last.methods["magnitude"].curve)
+    assert shown.title.endswith("of 1,125 validation images") and set(CURVE) <= set(last.methods["magnitude"].curve)
 
 
 def test_the_table_compares_the_methods_on_the_same_images(panel, model, part):

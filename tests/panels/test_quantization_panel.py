@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def part(mnist):
-    return Mnist(mnist.train[:1000], mnist.validation[:1500], mnist.test[:500])
+    return Mnist(mnist.train[:300], mnist.validation[:1125], mnist.test[:500])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def plain(model, part, weight_bits, activation_bits, granularity, grid, calibrat
         return quantize_weights(folded, weight_bits, granularity, grid == "symmetric", calibration)
     return quantize_model(
         model,
-        part.train.images[:1000],
+        part.train.images,
         weight_bits,
         int(activation_bits),
         granularity=granularity,
@@ -83,7 +83,13 @@ CORNERS = [
 NAMES = ("weight_bits", "activation_bits", "granularity", "grid", "calibration")
 
 
-@pytest.mark.parametrize("corner", CORNERS)
+@pytest.mark.parametrize(
+    "corner",
+    [
+        pytest.param(corner, marks=[pytest.mark.slow] * (place % 5 > 0 and corner[0] == 3))
+        for place, corner in enumerate(CORNERS)
+    ],
+)
 def test_it_measures_what_the_plain_functions_give(panel, model, part, corner):
     quantized = plain(model, part, *corner)
     early, everything, last = islice(panel.measure(*corner, layer="fc1"), 3)
@@ -125,7 +131,7 @@ def test_the_tables_hold_what_was_measured(panel, model, monkeypatch):
     *_, last = answers(panel, weight_bits=2)
     tables = panel.draw(last).tables
     for text in (
-        "1,500",
+        "1,125",
         f"{file_bytes(model):,} bytes",
         f"{last.packed:,} bytes",
         "not read for this setting",
@@ -372,6 +378,7 @@ def test_where_no_widgets_are_a_picture_is(panel):
 CELL = "from kd_lab.panels import QuantizationPanel\npanel = QuantizationPanel(model, data)\npanel"
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_run_again_replaces_its_panel_and_closing_leaves_no_widget(model, part):
     before = count_widgets()
     few = Mnist(*(each[:100] for each in part))

@@ -23,17 +23,17 @@ from kd_lab.panels import recipe as recipe_module
 from kd_lab.panels.measurement import percent
 from kd_lab.panels.recipe import PARTS, STAGES, TRAINING, Recipe
 
-STEPS = 2
+STEPS = 1
 
 
 @pytest.fixture(scope="module")
-def dense():
-    return load_trained("mlp128")
+def dense(student):
+    return student
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    return load_trained("lenet300")
+    return load_trained("mlp128")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def part(mnist):
-    return Mnist(mnist.train[:1000], mnist.validation[:1500], mnist.test[:10])
+    return Mnist(mnist.train[:500], mnist.validation[:1125], mnist.test[:10])
 
 
 @pytest.fixture(scope="module", autouse=True)
