@@ -5,6 +5,7 @@ import io
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -114,11 +115,12 @@ def environment(home: Path, token: str) -> dict[str, str]:
 
 
 def wait_for_server(process: subprocess.Popen, home: Path) -> str:
-    """Return the server's address as soon as it has one."""
+    """Return the server's address as soon as it answers there."""
     end = time.monotonic() + START
     while process.poll() is None and time.monotonic() < end:
-        with suppress(ValueError):  # the file that it writes its address to may be half written
+        with suppress(ValueError, OSError):  # the file of its address may be half written, and comes before it listens
             for running in list_running_servers(home / "runtime"):
+                socket.create_connection((running["hostname"], running["port"])).close()
                 return running["url"]
         time.sleep(0.1)
     raise SetupError("JupyterLab did not start. It says:")
