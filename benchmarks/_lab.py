@@ -1,10 +1,11 @@
-"""Open a notebook in JupyterLab and a headless Chromium, so that it is tried the way a learner meets it."""
+"""Open notebooks in JupyterLab and a headless Chromium, so that they are tried the way a learner meets them."""
 
 import base64
 import io
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from kd_lab.errors import SetupError
 from kd_lab.panels.panel import VIEW
 
-START, RUN = 60, 120  # seconds, at most
+START, RUN = 120, 240  # seconds, at most: many times what a calm machine takes
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = [
     "--no-sandbox",
@@ -33,15 +34,24 @@ OPTIONS = [
     "--no-proxy-server",
 ]
 # Lab's own command and model, since cells out of view are not in the page, and so neither are their prompts.
-RUN_ALL = """(seconds) => Promise.race([
+RUN_CELLS = """([command, seconds]) => Promise.race([
   (async () => {
     const panel = jupyterapp.shell.currentWidget;
     await panel.sessionContext.ready;
-    await jupyterapp.commands.execute("notebook:run-all-cells");
+    await jupyterapp.commands.execute(command);
     return panel.model.toJSON();
   })(),
   new Promise((_, fail) => setTimeout(() => fail(new Error(`cells still run after ${seconds} s`)), 1000 * seconds)),
 ])"""
+ADD_CELL = """(source) => {
+  const { model, content } = jupyterapp.shell.currentWidget;
+  model.sharedModel.addCell({ cell_type: "code", source });
+  return content.activeCellIndex = model.cells.length - 1;
+}"""
+OPEN = """async (path) => {
+  const panel = await jupyterapp.commands.execute("docmanager:open", { path });
+  await panel.context.ready;
+}"""
 OVERFLOWS = """part => {
   const all = document.createRange();
   all.selectNodeContents(part);
@@ -52,15 +62,16 @@ SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 's
 
 
 @contextmanager
-def lab(notebook: Path) -> Iterator[Page]:
-    """Open a copy of the notebook; server, kernels and browser end with the block."""
+def lab(*notebooks: Path) -> Iterator[Page]:
+    """Copy the notebooks and open the first; server, kernels and browser end with the block."""
     with tempfile.TemporaryDirectory(prefix="kd_lab_browser_", ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "notebooks"
         root.mkdir()
-        shutil.copy(notebook, root)
+        for notebook in notebooks:
+            shutil.copy(notebook, root)
         with browser() as page, server(root, Path(folder) / "jupyter") as (address, token):
-            page.goto(f"{address}lab/tree/{notebook.name}?token={token}", wait_until="domcontentloaded")
-            page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=1000 * START)
+            page.goto(f"{address}lab/tree/{notebooks[0].name}?token={token}", wait_until="domcontentloaded")
+            page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
             yield page
 
 
@@ -104,11 +115,12 @@ def environment(home: Path, token: str) -> dict[str, str]:
 
 
 def wait_for_server(process: subprocess.Popen, home: Path) -> str:
-    """Return the server's address as soon as it has one."""
+    """Return the server's address as soon as it answers there."""
     end = time.monotonic() + START
     while process.poll() is None and time.monotonic() < end:
-        with suppress(ValueError):  # the file that it writes its address to may be half written
+        with suppress(ValueError, OSError):  # the file of its address may be half written, and comes before it listens
             for running in list_running_servers(home / "runtime"):
+                socket.create_connection((running["hostname"], running["port"])).close()
                 return running["url"]
         time.sleep(0.1)
     raise SetupError("JupyterLab did not start. It says:")
@@ -132,7 +144,9 @@ def browser() -> Iterator[Page]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=find_browser(), args=OPTIONS)
         try:
-            yield chromium.new_page(viewport={"width": 1280, "height": 1100})
+            page = chromium.new_page(viewport={"width": 1280, "height": 1100})
+            page.set_default_timeout(1000 * START)
+            yield page
         finally:
             chromium.close()
 
@@ -150,7 +164,19 @@ def find_browser() -> str:
 
 def run_all(page: Page) -> dict:
     """Run every cell, wait for the last, and return the notebook as it is then."""
-    return page.evaluate(RUN_ALL, RUN)
+    return page.evaluate(RUN_CELLS, ["notebook:run-all-cells", RUN])
+
+
+def open_notebook(page: Page, name: str) -> None:
+    """Show another notebook of the same JupyterLab; those that are open stay so, and their kernels go on."""
+    page.evaluate(OPEN, name)
+
+
+def run_new_cell(page: Page, source: str) -> int:
+    """Add a cell below all others, run it and return its place."""
+    place = page.evaluate(ADD_CELL, source)
+    page.evaluate(RUN_CELLS, ["notebook:run-cell", RUN])
+    return place
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
@@ -174,7 +200,7 @@ def find_cell(notebook: dict, kind: str) -> int:
 def show_cell(page: Page, place: int) -> Locator:
     """Scroll a cell into view and return it."""
     page.evaluate(SHOW, place)
-    return page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{place}']")
+    return page.locator(f".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell[data-windowed-list-index='{place}']")
 
 
 def paint(part: Locator, work: Callable[[], None]) -> list[Image.Image]:

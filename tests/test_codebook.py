@@ -31,7 +31,7 @@ def shared(layer):
 
 
 def spread(kind):
-    values = torch.randn(6000, generator=GENERATOR)
+    values = torch.randn(2000, generator=GENERATOR)
     return {
         "normal": values,
         "tails": values.exp() ** 2,

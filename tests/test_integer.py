@@ -342,7 +342,8 @@ def test_a_model_without_grids_is_refused(validation):
 
 
 @pytest.mark.slow
-def test_a_scorecard_says_what_stays_in_float(quantized, validation):
+def test_a_scorecard_says_what_stays_in_float(quantized, validation, monkeypatch):
+    monkeypatch.setattr("kd_lab.cost.latency", lambda *_arguments: 1e-3)
     few = validation[:100]
     models = {"dense": load_trained("resnet"), "integer": to_integer(quantized["resnet"])}
     text = repr(scorecard(models, few))

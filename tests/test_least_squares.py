@@ -9,8 +9,8 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
-from kd_lab.networks.zoo import build_model
+from kd_lab.networks.layers import make_permanent, predict
+from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import (
     compensated_weight,
     damped_hessian,
@@ -207,7 +207,7 @@ def test_nothing_pruned_gives_the_same_outputs(sparsity, few):
 
 @pytest.mark.slow
 def test_a_layer_that_reads_nothing_is_pruned_by_magnitude():
-    model = build_model("mlp128")
+    model = small_student(5)
     pruned = prune_least_squares(model, {"fc1": 0.5}, torch.zeros(2, 1, 28, 28))
     assert torch.allclose(pruned[1].weight, prune(model, {"fc1": 0.5}, scope="per_layer")[1].weight, atol=1e-6)
 

@@ -52,7 +52,7 @@ CHANGES = {
     "codebook": lambda model: share_weights(model, 3),
     "mask, codebook": lambda model: share_weights(prune(model, 0.6, scope="per_layer"), 3),
     "codebook, mask": lambda model: masked_afterwards(share_weights(model, 3)),
-    "mask, codebook of 8 bits": lambda model: share_weights(prune(model, 0.1, scope="per_layer"), 8),
+    "mask, codebook of 8 bits": lambda model: share_weights(prune(model, 0.1, scope="per_layer"), {"conv2": 8}),
     "mask, grid": lambda model: quantize_weights(prune(model, 0.6, scope="per_layer"), 4),
     "grid, mask": lambda model: masked_afterwards(quantize_weights(model, 4)),
     "sign, mask": lambda model: masked_afterwards(quantize_weights(model, 1)),

@@ -27,13 +27,14 @@ SWALLOWED = {  # what no test of outputs can see, so the style check refuses it
 }
 
 
-def write(folder, cells):
-    for name, source in cells.items():
-        nbformat.write(new_notebook(cells=[new_code_cell(source)]), folder / f"{name}.ipynb")
+def write(path, *sources):
+    """Write a notebook of these cells and return its path."""
+    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in sources]), path)
+    return path
 
 
-def run(folder, *options):
-    """Return what pytest says of the notebooks in this folder."""
+def run(size, *paths):
+    """Return what pytest says of notebooks and tests at this size: the last line, and what failed or passed."""
     command = [
         sys.executable,
         "-m",
@@ -49,22 +50,49 @@ def run(folder, *options):
         ROOT,
         "-p",
         "conftest",
-        *options,
-        folder,
+        "-rA",
+        f"--run={size}",
+        *paths,
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
+@pytest.fixture
+def sizes(tmp_path):
+    """A file of a quick test and a slow one."""
+    path = tmp_path / "test_some.py"
+    path.write_text("import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n")
+    return path
+
+
 @pytest.mark.slow
-def test_errors_that_are_only_printed_fail(tmp_path):
-    write(tmp_path, SILENT | SOUND)
-    stdout = run(tmp_path)
-    assert f"{len(SILENT)} failed, {len(SOUND)} passed" in stdout, stdout
+def test_errors_that_are_only_printed_fail_and_slow_tests_are_left_out(tmp_path, sizes):
+    stdout = run("quick", write(tmp_path / "printed.ipynb", *SILENT.values(), *SOUND.values()), sizes)
+    assert f"{len(SILENT)} failed, {len(SOUND) + 1} passed, 1 deselected" in stdout, stdout
+    assert all(f"FAILED ::Cell {cell} " in stdout for cell in range(len(SILENT))), stdout
     assert stdout.count("The cell printed an error and went on") >= len(SILENT)
+    assert "test_quick" in stdout and "test_slow" not in stdout
+
+
+@pytest.mark.slow
+def test_slow_tests_alone_and_every_lesson_twice_and_backwards(tmp_path, sizes):
+    stdout = run("slow", sizes, write(tmp_path / "lesson.ipynb", "print(1)"))
+    assert "4 passed, 1 deselected" in stdout and "test_slow" in stdout and "from the end" in stdout, stdout
+
+
+@pytest.mark.slow
+def test_all_tests_and_what_fails_only_when_run_twice_or_backwards(tmp_path, sizes):
+    changing = write(tmp_path / "changing.ipynb", "total = globals().get('total', 0) + 1\nprint(total)", "print(1)")
+    shadowed = write(tmp_path / "shadowed.ipynb", "mask = [1, 2]", "print(len(mask))", "mask = 3")
+    stdout = run("all", changing, shadowed, sizes)
+    assert "2 failed, 15 passed" in stdout, stdout  # every cell is run, again, and from the end
+    assert "FAILED ::Cell 0 again" in stdout and "another result when all was run twice" in stdout, stdout
+    assert "FAILED ::Cell 1 from the end" in stdout, stdout
 
 
 def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
-    write(tmp_path, SWALLOWED)
+    for name, source in SWALLOWED.items():
+        write(tmp_path / f"{name}.ipynb", source)
     command = [
         sys.executable,
         "-m",
@@ -80,32 +108,3 @@ def test_errors_that_are_swallowed_fail_the_style_check(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     for name in SWALLOWED:
         assert f"{name}.ipynb" in result.stdout, result.stdout
-
-
-@pytest.mark.slow
-def test_a_notebook_that_gives_other_numbers_when_run_twice_fails(tmp_path):
-    write(tmp_path, {"first": "total = globals().get('total', 0) + 1\nprint(total)", "second": "print(1)"})
-    stdout = run(tmp_path, "--run=all")
-    assert "1 failed, 5 passed" in stdout, stdout  # each is run, again, and from the end
-    assert "first.ipynb" in stdout and "another result when all was run twice" in stdout
-
-
-@pytest.mark.slow
-def test_a_cell_that_breaks_after_a_later_one_fails(tmp_path):
-    sources = ["mask = [1, 2]", "print(len(mask))", "mask = 3"]
-    cells = [new_code_cell(source) for source in sources]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "shadowed.ipynb")
-    stdout = run(tmp_path, "--run=all")
-    assert "1 failed, 8 passed" in stdout and "from the end" in stdout, stdout
-
-
-@pytest.mark.slow
-def test_what_one_size_leaves_out_the_other_runs(tmp_path):
-    (tmp_path / "test_some.py").write_text(
-        "import pytest\n\ndef test_quick(): pass\n\n@pytest.mark.slow\ndef test_slow(): pass\n"
-    )
-    write(tmp_path, {"lesson": "print(1)"})
-    for size, passed in {"quick": 2, "slow": 4}.items():  # the slow ones run the cell again, and from the end
-        stdout = run(tmp_path, f"--run={size}", "-rA")
-        assert f"{passed} passed, 1 deselected" in stdout and f"test_{size}" in stdout, stdout
-    assert "5 passed" in run(tmp_path, "--run=all")

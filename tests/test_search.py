@@ -291,7 +291,7 @@ def test_without_a_teacher_there_is_nothing_to_ask_of_it(start):
 
 @pytest.mark.slow
 def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
-    arguments = dict(most_bytes=MOST, folder=tmp_path, **SETTINGS)
+    arguments = dict(most_bytes=MOST, folder=tmp_path, steps_per_epoch=1, **SETTINGS)
     first = search_recipe(start, start, SMALL, runs=2, **arguments)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     second = search_recipe(start, start, SMALL, runs=3, **arguments)

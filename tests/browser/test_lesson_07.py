@@ -5,25 +5,19 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from benchmarks._lab import cut_off, find_cell, lab, run_all, show_cell, write_notebook
+from benchmarks._lab import cut_off, show_cell
 
 pytestmark = pytest.mark.browser
-CELL = """from kd_lab.checkpoints import load_trained
-from kd_lab.data import load_mnist
-from kd_lab.panels import RecipePanel
-
-RecipePanel(load_trained("mlp128"), load_trained("lenet300"), load_mnist())"""
+PANEL = 'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), few)'
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    path = write_notebook(tmp_path_factory.mktemp("panels") / "panel.ipynb", CELL)
-    with lab(path) as page:
-        yield show_cell(page, find_cell(run_all(page), "RecipePanel")).locator(".jp-Cell-outputArea")
+def output(page, add_panel):
+    return show_cell(page, add_panel(PANEL)).locator(".jp-Cell-outputArea")
 
 
 def wait_for(output, setting):
-    output.get_by_text(re.compile(f"^{setting}: .* right .*, [0-9,]+ bytes$")).wait_for(timeout=30_000)
+    output.get_by_text(re.compile(f"^{setting}: .* right .*, [0-9,]+ bytes$")).wait_for()
 
 
 def test_the_keyboard_moves_every_slider_and_the_recipe_is_run_anew(output):
@@ -45,5 +39,5 @@ def test_nothing_is_cut_off_and_the_test_part_moves_nothing(output):
     last = output.get_by_role("row", name="settings tested so far")
     before = last.bounding_box()["y"]
     output.get_by_role("button", name="Reveal test").click()
-    expect(last).to_have_text(re.compile(r"1\s*$"), timeout=20_000)
+    expect(last).to_have_text(re.compile(r"1\s*$"))
     assert last.bounding_box()["y"] == before and not cut_off(output)

@@ -132,7 +132,7 @@ def test_the_ranking_is_announced_and_goes_on_where_a_move_stopped_it(mnist):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, layer", [("lenet5_classic", "conv1"), ("lenet5_classic", "fc2"), ("mlp128", "fc2")])
 def test_any_small_layer_of_the_kit(name, layer, mnist):
-    before, few = count_widgets(), Mnist(*(part[:1000] for part in mnist))
+    before, few = count_widgets(), Mnist(*(part[:250] for part in mnist))
     panel = LeastSquaresPanel(load_trained(name), few, layer)
     panel.set(sparsity=0.5)
     assert f"50 % of layer {layer} pruned" in panel.flush().title

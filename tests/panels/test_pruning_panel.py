@@ -83,7 +83,7 @@ def test_it_measures_what_prune_gives(panel, model, part, importance, scope):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lenet300", "cnn", "lenet5", "lenet5_classic", "resnet"])
 def test_any_model_of_the_kit_can_be_pruned(name, mnist):
-    model, few = load_trained(name), Mnist(*(part[:1000] for part in mnist))
+    model, few = load_trained(name), Mnist(*(part[:250] for part in mnist))
     panel = PruningPanel(model, few)
     panel.set(sparsity=0.9)
     shown = panel.flush()

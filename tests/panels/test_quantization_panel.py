@@ -105,7 +105,7 @@ def test_it_measures_what_the_plain_functions_give(panel, model, part, corner):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_model_of_the_kit_can_be_quantized(name, mnist):
-    model, few = load_trained(name), Mnist(*(part[:500] for part in mnist))
+    model, few = load_trained(name), Mnist(*(part[:250] for part in mnist))
     panel = QuantizationPanel(model, few)
     panel.set(weight_bits=3, granularity="per_tensor")
     shown = panel.flush()
