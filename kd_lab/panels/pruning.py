@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -105,7 +106,8 @@ class PruningPanel(Panel):
 
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
-        kept = [self._layers[name].weight[mask].abs().min().item() for name, mask in masks.items() if mask.any()]
+        sizes = {name: self._layers[name].weight.abs().masked_fill(~mask, math.inf) for name, mask in masks.items()}
+        kept = [size.min().item() for name, size in sizes.items() if masks[name].any()]
         return [min(kept)] if scope == "global" else kept
 
     def draw(self, answer: PruningAnswer) -> Shown:
