@@ -4,6 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN = .venv/bin
 INSTALLED = .venv/installed
+unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
 .PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints constraints clean

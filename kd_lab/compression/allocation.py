@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
@@ -41,6 +40,8 @@ def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | 
     `sizes`, {layer: {setting: size}}, add up to no more than the budget; None where they can't. That rises add up is an
     assumption. One choice for each layer under one budget is a knapsack, which scipy solves exactly.
     """
+    from scipy.optimize import LinearConstraint, milp  # takes a third of a second, and is needed only here
+
     choices = [(name, setting) for name, rises in scan.items() for setting in rises]
     rises, taken = (np.array([table[name][setting] for name, setting in choices]) for table in (scan, sizes))
     one_each = [[name == layer for name, _ in choices] for layer in scan]
