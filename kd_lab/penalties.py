@@ -65,7 +65,7 @@ def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] 
 
     def penalty(student: nn.Module) -> Tensor:
         found = _chosen(used_parameters(student), layers)
-        _check_shapes(found, targets)
+        _check_targets(found, targets)
         return strength * sum((found[name] - target).abs().sum() for name, target in targets.items())
 
     return penalty
@@ -86,7 +86,7 @@ def _check_layers(layers: Sequence[str] | None, present: list[str]) -> None:
         check_choice("layers", name, present)
 
 
-def _check_shapes(found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
+def _check_targets(found: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
     """Raise a ParameterError that names the parameters which one has and the other has not, or in another shape."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in each.items()} for each in (found, targets)]
     others = [

@@ -173,7 +173,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a pickle, a newer
     schema, or NaN weights. Nothing in the file is ever executed.
     """
-    header, content = _read_header(path), read_file(path)
+    try:
+        with open(path, "rb") as file:  # once: another process may replace it meanwhile
+            header = _read_header(file, path)
+            file.seek(0)
+            content = file.read()
+    except OSError as error:
+        raise StorageError(f"{path} can't be read: {error.strerror}.") from error
     _check_digest(content, header["sha256"], path)  # first, since its rule is the same in every schema
     _check_schema(header, path)
     try:
@@ -203,16 +209,16 @@ def check_tensor_shapes(path: Path, what: str, expected: dict[str, Tensor], tens
         )
 
 
-def _read_header(path: Path) -> dict:
+def _read_header(file, path: Path) -> dict:
     """Return the text entries of the header, having looked at its length before taking memory for it."""
-    start = read_file(path, 8)
+    start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > MAX_HEADER_BYTES:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             raise StorageError(f"{path} is a pickle, as torch.save makes; kd_lab opens none, since it can run code.")
         raise DamagedFileError(f"{path} is damaged, or no safetensors file: its header claims {length} bytes.")
     try:
-        header = json.loads(read_file(path, 8 + length)[8:])["__metadata__"]
+        header = json.loads(file.read(length))["__metadata__"]
         return {name: header[name] for name in ("schema", "sha256", "metadata")}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged, or was not saved by kd_lab: its header can't be read.") from error

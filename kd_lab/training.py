@@ -151,17 +151,28 @@ def train(
 
 
 def train_live(
-    model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, **settings
+    model: nn.Module,
+    data: Data,
+    loss_fn: Loss,
+    *,
+    validation: Data,
+    epochs: int,
+    steps_per_epoch: int,
+    learning_rate: float = 3e-3,
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> Iterator[tuple[nn.Module, History]]:
     """Yield the model and the history after each epoch of a training, to look on or to stop it.
 
-    The `settings`, the loop and the result, which is yielded last, are those of `train`; until then it is one model
-    that changes. No global random numbers are used, so that it may run in the background: it is for networks without
+    The arguments, the loop and the result, which is yielded last, are those of `train`; until then it is one model that
+    changes. No global random numbers are used, so that it may run in the background: it is for networks without
     dropout.
     """
-    chosen = Settings(**settings, progress=False)
+    settings = Settings(
+        epochs, learning_rate, batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, progress=False
+    )
     data, validation = _check_parts(model, data, validation, loss_fn, None)
-    yield from _fit(model, data, validation, loss_fn, None, chosen)
+    yield from _fit(model, data, validation, loss_fn, None, settings)
 
 
 def _fit(

@@ -28,7 +28,7 @@ from kd_lab.quantization import (
 )
 from kd_lab.storage import load_tensors, save_tensors
 
-IMAGES = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(130, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 def narrow(name):

@@ -22,7 +22,7 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.kdz import load_packed, pack
 from kd_lab.networks.layers import predict, weighted_layers
-from kd_lab.networks.zoo import build_model
+from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import remove_layers
 
 SMALL = Mnist(MNIST.train[:2000], MNIST.validation[:500], MNIST.test[:200])
@@ -185,7 +185,7 @@ def test_finished_stages_are_read_not_made_again(start, outcome, tmp_path, monke
 @pytest.mark.slow
 def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_path):
     compress(start, start, SMALL, [FineTune(1)], folder=tmp_path, **SETTINGS)
-    other = build_model("mlp128")
+    other = small_student(32)  # of the same layers
     fewer = SMALL._replace(train=SMALL.train[:1000])
     for change in (
         dict(stages=[FineTune(2)]),
@@ -199,6 +199,14 @@ def test_other_settings_or_another_start_are_never_taken_for_these(start, tmp_pa
         arguments = dict(model=start, teacher=start, data=SMALL, stages=[FineTune(1)]) | SETTINGS
         compress(**arguments | change, folder=tmp_path)
         assert len(list(tmp_path.iterdir())) == before + 1
+
+
+def test_a_network_from_its_file_is_the_one_that_was_saved(start, tmp_path):
+    made = compress(start, None, SMALL, [FineTune(1)], folder=tmp_path / "made", **SETTINGS).model
+    (path,) = (tmp_path / "made").iterdir()
+    for model in (made, load_packed(path)):
+        compress(model, None, SMALL, [FineTune(1)], folder=tmp_path / "further", **SETTINGS)
+    assert len(list((tmp_path / "further").iterdir())) == 1
 
 
 def test_a_damaged_stage_is_set_aside_and_made_again(start, tmp_path):

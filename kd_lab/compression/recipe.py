@@ -180,7 +180,7 @@ class Teaching:
         networks = [make_permanent(each) for each in (model, self.teacher) if each is not None]
         settings = [*how, sorted(item for item in self.settings.items() if item[0] != "progress")]
         before = {
-            "start": [[str(each), _digest(each.state_dict().values())] for each in networks],
+            "start": [[str(each), _digest(_in_order(each))] for each in networks],
             "data": [_digest(part) for part in (self.training, self.validation)],
             "settings": repr(settings),
         }
@@ -202,6 +202,11 @@ def run_stages(
                 save_packed(path, finished)
         model = finished
         yield stage, model
+
+
+def _in_order(model: nn.Module) -> list[Tensor]:
+    """Return a network's tensors by their names: those of one that was loaded may stand in another order."""
+    return [tensor for _name, tensor in sorted(model.state_dict().items())]
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

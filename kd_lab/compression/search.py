@@ -2,9 +2,11 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -249,6 +251,7 @@ def search_recipe(
     most_bytes: int | None = None,
     most_lost: float | None = None,
     epochs: int = 1,
+    seed: int = 0,
     folder: Path | None = None,
     **settings,
 ) -> Search:
@@ -261,7 +264,7 @@ def search_recipe(
     that are done, and a training that diverges counts as a trial and is left out. With a `folder` a call with the same
     arguments goes on where it was stopped.
     """
-    settings = {"seed": 0, **settings}
+    settings = {"seed": seed, **settings}
     teaching = check_recipe(model, teacher, data, settings, folder)
     budget = Budget(most_bytes, most_lost)
     check_whole_number("runs", runs, "[1, 1000]")
@@ -285,7 +288,7 @@ def search_recipe(
         return budget.value(trial)
 
     try:
-        with _study(settings["seed"], "minimize") as study:
+        with _study(seed, "minimize") as study:
             study.enqueue_trial(_set_by_hand(least, ranges))
             _optimize(study, objective, runs, 60 * minutes, settings.get("progress", True))
     except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
@@ -345,10 +348,13 @@ def _suggest_stages(asked, least: dict[str, float], epochs: int) -> Stages:
 def _optimize(study: Any, objective: Callable[..., float], runs: int, seconds: float, progress: bool) -> None:
     """Run trials until there are enough, or the next would not end in time if it took as long as the longest so far."""
 
-    def stop_in_time(study, last) -> None:
+    ends = [time.perf_counter()]  # of the trials, after the beginning of the first
+
+    def stop_in_time(study, _trial) -> None:
         bar.update()
-        longest = max(trial.duration for trial in study.trials)
-        if (last.datetime_complete - study.trials[0].datetime_start + longest).total_seconds() > seconds:
+        ends.append(time.perf_counter())
+        longest = max(end - start for start, end in pairwise(ends))
+        if ends[-1] - ends[0] + longest > seconds:
             study.stop()
 
     with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar:

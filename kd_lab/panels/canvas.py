@@ -112,7 +112,7 @@ def _curve_points(answer: CurveAnswer) -> list[tuple]:
     return [(x, y), (2 * place, accuracy.interval), (place, [accuracy.value])]
 
 
-def accuracy_curve(axes: Axes, places: Sequence[int] = (), **texts: str) -> AccuracyCurve:
+def new_accuracy_curve(axes: Axes, places: Sequence[int] = (), **texts: str) -> AccuracyCurve:
     """Return the accuracy over a fraction or, where `places` names them, over whole numbers."""
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
     axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)

@@ -89,9 +89,10 @@ class LeastSquaresPanel(Panel):
         for pair in zip(*(self._compare(method, setting) for method in METHODS), strict=True):
             answer = LeastSquaresAnswer(setting, dict(zip(METHODS, pair, strict=True)))
             yield answer
-        for method, curve in self._curves.items():
-            pruned = functools.partial(self._pruned, method)
-            for _ in self._validation.complete(curve, CURVE, pruned):
+        for place in CURVE:
+            for method, curve in self._curves.items():
+                drawn = [*self._validation.complete(curve, [place], functools.partial(self._pruned, method))]
+            if drawn:  # both curves have one point more
                 yield answer
 
     def _rank(self) -> Iterator[float]:

@@ -68,7 +68,7 @@ class Comparison:
 class Measurement:
     """The images, and what the dense network answers to them, which is asked only once.
 
-    `steps` is that of the panel: a comparison can be stopped between any two batches.
+    `steps` is that of the panel, where a comparison can be stopped between any two batches, or iter.
     """
 
     def __init__(self, dense: nn.Module, data: Split, steps: Callable[[Iterable], Iterator]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
-from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, accuracy_curve, new_figure
+from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
@@ -140,7 +140,7 @@ class PruningPicture:
         self._digits = LostDigits(figure, images, "pruned")
         title = f"here (orange), and elsewhere on {FIRST:,} images (grey)"
         axes = figure.add_axes((0.095, 0.425, 0.39, 0.5))
-        self._curve = accuracy_curve(axes, xlabel="sparsity", title=title)
+        self._curve = new_accuracy_curve(axes, xlabel="sparsity", title=title)
         self._add_weights(figure.add_axes((0.575, 0.425, 0.41, 0.5)), weights)
         self._canvas = Canvas(figure, [*self._curve.moving, self._kept, self._thresholds])
 

@@ -14,7 +14,7 @@ from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
 from kd_lab.networks.layers import Weight, describe, make_permanent, weighted_layers
-from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, accuracy_curve, new_figure
+from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
@@ -157,7 +157,7 @@ class QuantizationPicture:
         self._digits = LostDigits(figure, images, "quantized")
         title = f"here (orange); other bits on {FIRST:,} images (grey)"
         axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
-        self._curve = accuracy_curve(axes, BITS, xlabel="bits of a weight", title=title)
+        self._curve = new_accuracy_curve(axes, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
         self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kd_lab.cost import latency
 from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
-from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, accuracy_curve, new_figure
+from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
@@ -181,7 +181,7 @@ class StructuredPicture:
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
         title = f"here (orange); all layers alike,\non {FIRST:,} images (grey)"
         axes = figure.add_axes((0.69, 0.16, 0.285, 0.71))
-        self._curve = accuracy_curve(axes, xlabel="channels and units removed", title=title)
+        self._curve = new_accuracy_curve(axes, xlabel="channels and units removed", title=title)
         self._canvas = Canvas(figure, [*network, *self._curve.moving])
 
     def png(self, answer: StructuredAnswer, pinned: StructuredAnswer | None) -> bytes:

@@ -190,8 +190,9 @@ def _check_groups(name: str, layer: nn.Module) -> None:
 def _checked(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return weight (rows, n), H and H⁻¹ (n, n), all in float64."""
     check_tensors(2, weight=weight, hessian=hessian)
-    rule = f"'hessian' must have a row and a column for each of {weight.shape[1]} weights of a row"
-    check_shapes(rule, lambda square, rows: square == (rows[1], rows[1]), hessian, weight)
+    count = weight.shape[1]
+    rule = f"'hessian' must have a row and a column for each of {count} weights of a row"
+    check_shapes(rule, lambda square: square == (count, count), hessian)
     factor, failed = torch.linalg.cholesky_ex(hessian.double())
     if failed:
         raise ParameterError("'hessian' must be positive definite, as damped_hessian() gives it. Got one that is not.")

@@ -52,7 +52,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Ten
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Return the numbers (float32) that these integers stand for: (q - zero_point) · scale."""
-    _check_shapes("q", q, scale, zero_point)
+    _check_grid("q", q, scale, zero_point)
     return (q.float() - zero_point) * scale
 
 
@@ -68,7 +68,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -
 def _steps(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
     """Return how many steps of the grid x lies from 0."""
     smallest, largest = integer_range(num_bits)
-    _check_shapes("x", x, scale, zero_point)
+    _check_grid("x", x, scale, zero_point)
     check_that("scale", scale, (torch.as_tensor(scale) > 0).all(), "above 0")
     # times the reciprocal, as torch and integer hardware do: a division would round a few numbers to the other side
     return _Round.apply(x * (1 / scale), smallest - zero_point, largest - zero_point)
@@ -89,7 +89,7 @@ class _Round(torch.autograd.Function):
         return gradient * context.saved_tensors[0], None, None
 
 
-def _check_shapes(name: str, x: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+def _check_grid(name: str, x: Tensor, scale: Tensor, zero_point: Tensor) -> None:
     """Raise a ParameterError unless x is a tensor, to whose shape the others, if not numbers, broadcast."""
     check_kind(name, x, Tensor, "a tensor")
     for argument, value in (("scale", scale), ("zero_point", zero_point)):

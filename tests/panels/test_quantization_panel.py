@@ -378,7 +378,6 @@ def test_where_no_widgets_are_a_picture_is(panel):
 CELL = "from kd_lab.panels import QuantizationPanel\npanel = QuantizationPanel(model, data)\npanel"
 
 
-@pytest.mark.slow
 def test_a_cell_that_is_run_again_replaces_its_panel_and_closing_leaves_no_widget(model, part):
     before = count_widgets()
     few = Mnist(*(each[:100] for each in part))

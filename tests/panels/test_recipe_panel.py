@@ -23,7 +23,7 @@ from kd_lab.panels import recipe as recipe_module
 from kd_lab.panels.measurement import percent
 from kd_lab.panels.recipe import PARTS, STAGES, TRAINING, Recipe
 
-STEPS = 1
+STEPS = 2  # a part of a time through the images: more than the least
 
 
 @pytest.fixture(scope="module")
