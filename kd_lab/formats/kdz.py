@@ -194,7 +194,7 @@ def _read(reader: RangeReader | HuffmanReader, like: Tensor) -> Tensor:
     (count,) = reader.uniform(1, MAX_TABLE + 2)
     shared = count <= MAX_TABLE
     codes = reader.matrix(_matrix(like), 1 + count if shared else 2)
-    count = count if shared else (codes > 0).sum()
+    count = count if shared else int((codes > 0).sum())
     (halved,) = reader.uniform(1, 2)
     dtype = np.dtype(np.float16 if halved else like.numpy().dtype)
     kept = reader.uniform(count * dtype.itemsize, 256).astype(np.uint8).view(dtype)
