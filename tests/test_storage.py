@@ -83,6 +83,20 @@ def test_a_header_nested_without_end_is_refused(path):
         load_tensors(path)
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(path, tmp_path, monkeypatch):
+    save_tensors(tmp_path / "newer", TENSORS, {"seed": 4})
+    read_header = storage._read_header
+
+    def replaced(*arguments):
+        header = read_header(*arguments)
+        if (tmp_path / "newer").exists():
+            os.replace(tmp_path / "newer", path)
+        return header
+
+    monkeypatch.setattr(storage, "_read_header", replaced)
+    assert [load_tensors(path)[1]["seed"] for _ in range(2)] == [3, 4]
+
+
 def test_what_can_not_be_read_is_named(tmp_path):
     for absent in (tmp_path / "absent", tmp_path, str(tmp_path / "absent")):
         with pytest.raises(StorageError, match="can't be read"):
