@@ -205,8 +205,8 @@ def run_stages(
 
 
 def _in_order(model: nn.Module) -> list[Tensor]:
-    """Return a network's tensors by their names: those of one that was loaded may stand in another order."""
-    return [tensor for _name, tensor in sorted(model.state_dict().items())]
+    """Return a network's tensors as those of its file: by their names, and with no zero that has a minus sign."""
+    return [tensor + 0 for _name, tensor in sorted(model.state_dict().items())]
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
