@@ -228,3 +228,12 @@ def is_blank(picture: Image.Image) -> bool:
 def cut_off(output: Locator) -> list[str]:
     """Return the texts below an output that do not fit in their boxes."""
     return [part.inner_text() for part in output.locator(".widget-html-content").all() if part.evaluate(OVERFLOWS)]
+
+
+def top(row: Locator) -> float:
+    """Return how far down the page a row is, in pixels; an answer that comes meanwhile writes the table anew."""
+    box = None
+    while box is None:
+        row.wait_for()
+        box = row.bounding_box()
+    return box["y"]

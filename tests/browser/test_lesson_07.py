@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from benchmarks._lab import cut_off, show_cell
+from benchmarks._lab import cut_off, show_cell, top
 
 pytestmark = pytest.mark.browser
 PANEL = 'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), few)'
@@ -37,7 +37,7 @@ def test_nothing_is_cut_off_and_the_test_part_moves_nothing(output):
     )
     assert sizes[:2] == sizes[2:]
     last = output.get_by_role("row", name="settings tested so far")
-    before = last.bounding_box()["y"]
+    before = top(last)
     output.get_by_role("button", name="Reveal test").click()
     expect(last).to_have_text(re.compile(r"1\s*$"))
-    assert last.bounding_box()["y"] == before and not cut_off(output)
+    assert top(last) == before and not cut_off(output)

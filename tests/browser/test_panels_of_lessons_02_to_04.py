@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from playwright.sync_api import TimeoutError, expect
 
-from benchmarks._lab import cut_off, show_cell
+from benchmarks._lab import cut_off, show_cell, top
 
 pytestmark = pytest.mark.browser
 PANELS = {
@@ -116,7 +116,7 @@ def test_the_choices_of_quantization_change_what_is_measured(page, show):
         all_fits(output)
     all_fits(output)
     last = output.get_by_role("row", name="settings tested so far")
-    before = last.bounding_box()["y"]
+    before = top(last)
     output.get_by_role("button", name="Reveal test").click()
     expect(last).to_have_text(re.compile(r"1\s*$"))
-    assert last.bounding_box()["y"] == before  # the accuracy on the test part has moved nothing
+    assert top(last) == before  # the accuracy on the test part has moved nothing
