@@ -90,20 +90,22 @@ def _public_name(frame: FrameType) -> str | None:
     return ".".join(parts) if parts and not any(part.startswith(("_", "<")) for part in parts) else None
 
 
-def check_number(argument: str, value: object, allowed: str) -> None:
-    """Raise a ParameterError unless `value` is a number in `allowed`.
+def check_number(argument: str, value: object, allowed: str) -> Any:
+    """Return `value` as Python's own int or float; raise a ParameterError unless it is a number in `allowed`.
 
     `allowed` is an interval as it is written in mathematics, "(0, 1]", and stands as it is in the message.
-    True, text and None are no numbers; NaN lies in no interval.
+    True, text and None are no numbers; NaN lies in no interval. NumPy's numbers overflow, and JSON takes none.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not _contains(allowed, value):
         raise ParameterError(_sentence(argument, f"a number in {allowed}", value) + _guess(value, allowed))
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
-def check_whole_number(argument: str, value: object, allowed: str) -> None:
-    """Raise a ParameterError unless `value` is a whole number in `allowed` (see `check_number`)."""
-    fits = isinstance(value, Integral) and not isinstance(value, bool) and _contains(allowed, value)
-    check_that(argument, value, fits, f"a whole number in {allowed}")
+def check_whole_number(argument: str, value: object, allowed: str) -> int:
+    """Return `value` as Python's own int; raise a ParameterError unless it is a whole number in `allowed`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not _contains(allowed, value):
+        raise ParameterError(_sentence(argument, f"a whole number in {allowed}", value))
+    return int(value)
 
 
 def check_choice(argument: str, value: object, choices: list[str]) -> None:

@@ -8,6 +8,7 @@ import pkgutil
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -184,3 +185,14 @@ def test_no_public_function_takes_the_name_of_another():
     for module in pkgutil.walk_packages(kd_lab.__path__, "kd_lab."):
         for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
             assert "function" not in inspect.signature(function).parameters, (module.name, name)
+
+
+@pytest.mark.parametrize("value", [np.uint8(8), np.int64(8), np.int16(8), 8])
+def test_a_whole_number_of_numpy_becomes_an_ordinary_one(value):
+    for check in (check_number, check_whole_number):
+        assert type(check("bits", value, "[1, 8]")) is int
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), Fraction(1, 2), 0.5])
+def test_a_number_of_numpy_becomes_an_ordinary_one(value):
+    assert type(found := check_number("sparsity", value, "[0, 1)")) is float and found == 0.5

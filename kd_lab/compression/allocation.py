@@ -14,7 +14,7 @@ from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
 from kd_lab.training import Data
 
 Scan = dict[str, dict[float, float]]
-Check = Callable[[str, Any, str], None]  # check_number or check_whole_number
+Check = Callable[[str, Any, str], Any]  # check_number or check_whole_number
 LISTS = list, tuple, np.ndarray
 MIN_RISE = np.finfo(float).tiny
 
