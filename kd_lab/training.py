@@ -1,6 +1,5 @@
 """Train any network on tensors in memory: the one training loop of the kit."""
 
-import copy
 import itertools
 import math
 import sys
@@ -32,7 +31,7 @@ from kd_lab.errors import (
     reason,
 )
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.networks.layers import BATCH_SIZE, computed_once, evaluation_mode, predict
+from kd_lab.networks.layers import BATCH_SIZE, computed_once, copied, evaluation_mode, predict
 from kd_lab.penalties import Penalty
 
 Data = tuple[Tensor, ...]
@@ -179,7 +178,7 @@ def _fit(
     model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None, settings: Settings
 ) -> Iterator[tuple[nn.Module, History]]:
     """Run the training loop: yield the model as it is and the history after each epoch, and the trained model last."""
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
+    model = copied(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
     steps = settings.steps_per_epoch or _count_batches(len(data[0]), settings.batch_size)
     total = settings.epochs * steps
     batches = _batches(len(data[0]), settings.batch_size, settings.seed)
@@ -292,7 +291,7 @@ def _check_parts(
         raise ParameterError("'model' must have a weight to train. Got one whose weights are all frozen.")
 
     def loss_of(x: Tensor, *targets: Tensor) -> Tensor:
-        return loss_fn(copy.deepcopy(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
+        return loss_fn(copied(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
 
     for part in (data, validation):
         _check_loss("loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))

@@ -121,7 +121,8 @@ class Tied(Twice):
 
 class Branching(Twice):
     def forward(self, x):
-        return self.last(self.first(x.flatten(1))) if x.sum() == 0 else self.last(self.again(x))
+        one = self.first(x.flatten(1))
+        return self.last(one) if x.sum() == 0 else self.last(self.again(one))
 
 
 class Recurrent(nn.Module):

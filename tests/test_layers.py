@@ -1,6 +1,7 @@
 """The weights of any network are found by name, and whatever transforms them works on all, composes and holds."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -13,7 +14,16 @@ from kd_lab.compression.stages import FineTune, Prune, Quantize, Share, with_mas
 from kd_lab.errors import ParameterError
 from kd_lab.formats import load_network, save_network
 from kd_lab.networks import evaluation_mode, layers, weights
-from kd_lab.networks.layers import Weight, describe, make_permanent, predict, weighted_layers, without
+from kd_lab.networks.layers import (
+    Weight,
+    check_same_answers,
+    copied,
+    describe,
+    make_permanent,
+    predict,
+    weighted_layers,
+    without,
+)
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty, match_parameters, used_parameters
 from kd_lab.pruning import (
@@ -348,3 +358,72 @@ def test_calls_are_recorded_in_the_order_of_running_and_nothing_stays_behind():
     (first, last), (taken, given) = calls["2"], calls["0"][0]
     assert torch.equal(torch.cat([first[0], last[0]]), x) and torch.equal(given, model[0](taken))  # without dropout
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Stubborn(nn.Module):
+    """Drop out by a flag of its own, which only its own train() and eval() set."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.dropping = nn.Linear(784, 10), True
+
+    def train(self, mode=True):
+        self.dropping = mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return self.fc(F.dropout(x.flatten(1), training=self.dropping))
+
+
+def test_a_class_with_a_way_of_its_own_to_evaluation_is_asked_for_it_and_gets_its_mode_back():
+    model = nn.Sequential(Stubborn(), nn.Identity())
+    model[1].eval()
+    assert torch.equal(predict(model, IMAGES[:9]), predict(model, IMAGES[:9]))
+    assert model[0].dropping and model[0].training and model.training and not model[1].training
+
+
+class Keeping(nn.Module):
+    """Keep what a learner's class may keep: the last activation, alone and in a list, and a lock."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lock, self.seen = nn.Linear(784, 10), threading.Lock(), [{}]
+
+    def forward(self, x):
+        self.last = self.fc(x.flatten(1))
+        self.seen[0]["logits"] = self.last
+        return self.last
+
+
+def test_what_a_class_keeps_does_not_stand_in_the_way_of_a_copy():
+    model = nn.Sequential(Keeping())
+    expected = model(IMAGES[:9])
+    copies = copied(model), prune(model, 0.5), make_permanent(model)
+    assert torch.equal(copies[0][0].last, expected) and copies[0][0].seen[0]["logits"] is copies[0][0].last
+    assert copies[0][0].last.grad_fn is None and model[0].last is expected and expected.requires_grad
+    assert copies[0][0].lock is model[0].lock and torch.equal(predict(copies[2], IMAGES), predict(model, IMAGES))
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model[1].weight = nn.Parameter(model[1].weight.detach().to_sparse())
+    with pytest.raises(ParameterError, match=r"^make_permanent\(\): 'model' must be one that can be copied: "):
+        make_permanent(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_made_permanent_a_weight_is_that_of_evaluation(training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    parametrize.register_parametrization(model[1], "weight", nn.Dropout(0.5))
+    model.train(training)
+    assert torch.equal(make_permanent(model)[1].weight, model[1].parametrizations.weight.original)
+    assert model.training is model[1].parametrizations.weight[0].training is training
+
+
+def test_rewritten_networks_are_compared_and_what_differs_is_refused():
+    model = build_model("mlp128")
+    check_same_answers(build_model("mlp128"), model, IMAGES, "changed")
+    with pytest.raises(ParameterError, match="can't be folded: its answers would not be the same"):
+        check_same_answers(build_model("mlp128", seed=1), model, IMAGES, "folded")
+    with pytest.raises(ParameterError, match="can't be folded: its answers have another shape"):
+        check_same_answers(nn.Sequential(model, nn.Linear(10, 3)), model, IMAGES, "folded")

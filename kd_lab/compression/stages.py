@@ -1,13 +1,12 @@
 """The stages of a recipe: each takes a network of plain numbers and a way to fine-tune it, and returns a new one."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
-from kd_lab.networks.layers import make_permanent, weighted_layers, weights
+from kd_lab.networks.layers import copied, make_permanent, weighted_layers, weights
 from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
@@ -129,7 +128,7 @@ BY_LAYER = Prune, PruneUnits, Quantize  # whose settings may be a dict, by the n
 
 def with_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose weights of zero are masked, so that training leaves them zero."""
-    return _without_others(copy.deepcopy(model), {name: weight.value != 0 for name, weight in weights(model).items()})
+    return _without_others(copied(model), {name: weight.value != 0 for name, weight in weights(model).items()})
 
 
 def _without_others(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:

@@ -6,8 +6,9 @@ whatever the optimizer does.
 """
 
 import copy
+import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrize
 from kd_lab.errors import ParameterError, reason
 
 BATCH_SIZE = 125  # images in a forward pass: many more no longer fit the processor's cache
+TOLERANCE = 1e-3  # of the largest logit: what rounding may change when a network is rewritten
 MNIST_IMAGE = 1, 28, 28  # what a network is shown where no images of its own are given
 WEIGHTED = {nn.Linear: ("weight",), nn.Conv2d: ("weight",)}  # the tensors of each kind that compression transforms
 
@@ -117,12 +119,12 @@ def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None
 
 
 def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
-    """Return a few images to run a network on: the first of these or, without any, black ones of MNIST's shape.
+    """Return a few images to run a network on: the first of these or, without any, noise of MNIST's shape.
 
     Raises a ParameterError for what is no tensor of one image or more.
     """
     if images is None:
-        return torch.zeros(count, *MNIST_IMAGE)
+        return torch.randn(count, *MNIST_IMAGE, generator=torch.Generator().manual_seed(0))
     if not isinstance(images, Tensor) or images.numel() == 0 or images.dim() == 0:
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ParameterError(f"'images' must be a tensor of one image or more, (N, …). Got {got}.")
@@ -148,6 +150,21 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
         ) from error
 
 
+def check_same_answers(changed: nn.Module, model: nn.Module, images: Tensor, change: str) -> None:
+    """Raise a ParameterError unless a rewritten network gives the model's logits for these images, up to rounding.
+
+    `change` says in the message what was done to it.
+    """
+    expected, found = (predict(each, images) for each in (model, changed))
+    check_shapes(f"the network can't be {change}: its answers have another shape", operator.eq, found, expected)
+    largest = float(expected.nan_to_num().abs().max()) if expected.numel() else 0.0
+    if not torch.allclose(found, expected, TOLERANCE, TOLERANCE * largest, equal_nan=True):
+        raise ParameterError(
+            f"the network can't be {change}: its answers would not be the same, but differ by up to "
+            f"{(found - expected).abs().max():.3g} where logits reach {largest:.3g}."
+        )
+
+
 def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callable[..., Any]) -> dict[str, list]:
     """Return `keep(inputs, output)` for each call of these modules, by name, while `predict` runs the model on images.
 
@@ -168,23 +185,69 @@ def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callabl
 @contextmanager
 def evaluation_mode(model: nn.Module):
     """Set every module to evaluation (no dropout, kept batch statistics) and restore the mode that each had."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:  # model.eval() would take a while to set what is set already
-        module.training = False
+    modes = {module: module.training for module in model.modules()}
+    _set_modes(dict.fromkeys(modes, False))
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        _set_modes(modes)
+
+
+def _set_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        own = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+        if own and module.training is not training:  # it may do more than to set the flag, for all that is inside it
+            module.train() if training else module.eval()
+    for module, training in modes.items():
+        if module.training is not training:  # model.eval() would take a while to set what is set already
+            module.training = training
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model; what it keeps of its last run comes without history, and a lock is shared.
+
+    Raises a ParameterError for a model that can't be copied.
+    """
+    held = [each for module in model.modules() for each in _leaves(vars(module))]
+    memo = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # noqa: BLE001 whatever a learner's class raises; most often it holds a lock or an open file
+        return _with_shared(model, memo | {id(each): each for each in held if not _copies(each)})
+
+
+def _with_shared(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ParameterError(f"'model' must be one that can be copied: {reason(error)}") from error
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """Yield what nested lists, tuples and dicts hold in the end, but for modules."""
+    if isinstance(value, (dict, list, tuple, set)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    elif not isinstance(value, nn.Module):
+        yield value
+
+
+def _copies(value: object) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 see above
+        return isinstance(value, Tensor)  # a tensor that can't be copied is named
+    return True
 
 
 def make_permanent(model: nn.Module) -> nn.Module:
-    """Return a new, ordinary model whose weights are those that the parametrizations gave."""
+    """Return a new, ordinary model whose weights are those that the parametrizations give in evaluation mode."""
     check_model(model)
-    plain = copy.deepcopy(model)
-    for module in list(plain.modules()):
-        if parametrize.is_parametrized(module):
-            _settle(module)
+    plain = copied(model)
+    with evaluation_mode(plain):
+        for module in list(plain.modules()):
+            if parametrize.is_parametrized(module):
+                _settle(module)
     return plain
 
 
@@ -198,7 +261,7 @@ def computed_once(model: nn.Module) -> nn.Module:
         return model
     try:
         return make_permanent(model)
-    except RuntimeError:  # it keeps a tensor that has a gradient, and can't be copied
+    except ParameterError:  # it can't be copied
         return model
 
 
@@ -216,7 +279,7 @@ def _settle(module: nn.Module) -> None:
 
 def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
-    lifted = copy.deepcopy(model)
+    lifted = copied(model)
     for weight in weights(lifted).values():
         if weight.parametrization(kind):
             chain = weight.module.parametrizations[weight.name]

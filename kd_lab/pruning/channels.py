@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
 from kd_lab.evaluation import check_data
-from kd_lab.networks.layers import example_images, make_permanent, record, weighted_layers
+from kd_lab.networks.layers import copied, example_images, make_permanent, record, weighted_layers
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups
 from kd_lab.pruning.importance import importances
@@ -115,7 +115,7 @@ def remove_layers(model: nn.Module, names: Sequence[str], images: Tensor | None 
     `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
     """
     check_kind("names", names, (list, tuple), "a list of names, as in ['block1']")
-    plain, fewer = make_permanent(model), copy.deepcopy(model)
+    plain, fewer = make_permanent(model), copied(model)
     for name in names:
         check_choice("name", name, [name for name, _ in plain.named_modules() if name])
         _check_removable(plain, name, images)

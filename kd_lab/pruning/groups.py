@@ -1,7 +1,6 @@
 """Find the channels that go together: to remove one, all layers that compute or read it must be changed."""
 
 import operator
-import threading
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, check_choice, reason
-from kd_lab.networks.layers import WEIGHTED, Weight, example_images, make_permanent, predict, weights
+from kd_lab.networks.layers import Weight, example_images, make_permanent, predict, weights
+from kd_lab.networks.tracing import trace
 
 COPIES = {nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous"}
 ACTIVATION_LAYERS = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid}
@@ -22,7 +22,6 @@ LAYERS = {nn.Linear, nn.Conv2d}  # whose weight is (channels made, channels read
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
 FLATTENS = {nn.Flatten, torch.flatten, "flatten"}
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add"}
-_tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it traces
 
 
 @dataclass
@@ -81,10 +80,9 @@ def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
     plain, images = make_permanent(model).eval(), example_images(images)
     predict(plain, images)  # names a model that can't read them
     try:
-        with _tracing:
-            traced = fx.GraphModule(plain, _Tracer().trace(plain))
-    except Exception as error:  # noqa: BLE001 any code of a learner is run here, with stand-ins for tensors
-        return _closed(layers, f"torch.fx can't follow the network: {reason(error)}")
+        traced = trace(plain, images)
+    except ParameterError as error:
+        return _closed(layers, reason(error))
     follower = _Follower(traced, weights(plain))
     with torch.no_grad():
         follower.run(images)
@@ -98,22 +96,6 @@ def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
 
 def _closed(layers: list[str], obstacle: str) -> list[Group]:
     return [Group(producers=(name,), obstacle=obstacle) for name in layers]
-
-
-class _Tracer(fx.Tracer):
-    """Trace what this thread calls; panels run networks in others, which torch.fx would take for its own."""
-
-    def trace(self, root: nn.Module) -> fx.Graph:
-        self.thread = threading.get_ident()
-        return super().trace(root)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, tuple(WEIGHTED)) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m, forward, args, kwargs):
-        if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
 
 
 class _Follower(fx.Interpreter):

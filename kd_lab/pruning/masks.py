@@ -1,6 +1,5 @@
 """Rank the weights by importance, cut at any sparsity, and apply the cut to a model as masks."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.networks.layers import check_shapes, check_tensors, weights
+from kd_lab.networks.layers import check_shapes, check_tensors, copied, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
@@ -117,7 +116,7 @@ def check_mask(title: str, mask: object, weight: Tensor) -> None:
 def lift_masks(model: nn.Module) -> nn.Module:
     """Return a new model whose masks, where it has any, let everything through."""
     weights(model)  # names a model that can't be copied
-    lifted = copy.deepcopy(model)
+    lifted = copied(model)
     for weight in weights(lifted).values():
         if mask := weight.parametrization(Mask):
             mask.mask = torch.ones_like(mask.mask)

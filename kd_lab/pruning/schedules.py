@@ -1,6 +1,5 @@
 """Prune in steps with training in between: gradually, with steps back, or from the initial weights again."""
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
-from kd_lab.networks.layers import check_model, weights
+from kd_lab.networks.layers import check_model, copied, weights
 from kd_lab.pruning.masks import SPARSITY_RANGE, Mask, prune, set_masks
 
 PruneFunction = Callable[[nn.Module, float], nn.Module]
@@ -105,7 +104,7 @@ def prune_until(
     _check_functions(fine_tune, prune)
     data = check_scorable(model, data)
     right = correct_answers(model, data)
-    best, outcome = copy.deepcopy(model), Attempts(target, [])
+    best, outcome = copied(model), Attempts(target, [])
     while outcome.reached < target and step >= MIN_STEP:
         sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
         difference = None
@@ -127,7 +126,7 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     masks = {name: mask.mask for name, weight in weights(pruned).items() if (mask := weight.parametrization(Mask))}
     if not masks:
         raise ParameterError("'pruned' must have masks. Got a model without; did make_permanent settle them?")
-    ticket = copy.deepcopy(initial)
+    ticket = copied(initial)
     set_masks(ticket, masks)
     return ticket
 

@@ -1,14 +1,12 @@
 """Quantize what flows between the layers: fold BatchNorm, look at some images, round each layer's input."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.networks.layers import make_permanent, record, weighted_layers
+from kd_lab.networks.layers import copied, make_permanent, record, weighted_layers
 from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_weights
 
@@ -41,7 +39,7 @@ def quantize_activations(
     """
     check_whole_number("num_bits", num_bits, "[1, 8]")
     check_choice("calibration", calibration, list(CALIBRATIONS))
-    quantized = copy.deepcopy(model)
+    quantized = copied(model)
     for layer in weighted_layers(quantized).values():
         set_input_quantizer(layer, None)
     for name, values in _record(quantized, images, inputs=True).items():

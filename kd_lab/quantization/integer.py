@@ -4,7 +4,6 @@ On a grid the integer q stands for x = scale · (q - zero_point). So a layer's o
 times a sum of integers, and only the factors between the grids are no integers (Jacob et al. 2018, arXiv 1712.05877).
 """
 
-import copy
 import itertools
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import Weight, check_model, describe
+from kd_lab.networks.layers import Weight, check_model, copied, describe
 from kd_lab.quantization.grids import integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 
@@ -132,7 +131,7 @@ def to_integer(model: nn.Module) -> nn.Module:
     if any(isinstance(module, IntegerLayer) for module in model.modules()):
         raise ParameterError("'model' must be one that quantize_model() gave. Got one that runs on integers already.")
     left: dict[str, str] = {}
-    integer = _convert(copy.deepcopy(model).eval(), "", left)
+    integer = _convert(copied(model).eval(), "", left)
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
         why = "; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers"
         raise ParameterError(
