@@ -119,11 +119,14 @@ def _check_weight(title: str, module: nn.Module, name: str) -> None:
         return
     weight = getattr(module, name)
     if not isinstance(weight, nn.Parameter):
-        remedies = {"_g": "remove_weight_norm", "_u": "remove_spectral_norm", "": "prune.remove"}
+        remedies = {
+            "_g": "Call torch.nn.utils.remove_weight_norm() first.",
+            "_u": "Call torch.nn.utils.remove_spectral_norm() first.",
+            "": "Did torch.nn.utils.prune mask it? Call its remove() first.",
+        }
         remedy = next(remedy for end, remedy in remedies.items() if hasattr(module, name + end))
         raise ParameterError(
-            f"the weight of layer {title!r} must be a parameter. Got one that is computed from others. "
-            f"Call torch.nn.utils.{remedy}() first."
+            f"the weight of layer {title!r} must be a parameter. Got one that is computed from others. {remedy}"
         )
     if weight.layout != torch.strided:
         raise ParameterError(f"the weight of layer {title!r} must be dense. Got {weight.layout}. Use its to_dense().")
@@ -165,6 +168,33 @@ def describe(layer: nn.Module) -> str:
         window, groups = "×".join(map(str, layer.kernel_size)), f", {layer.groups} groups" * (layer.groups > 1)
         return f"{name} {layer.in_channels}-{layer.out_channels}, {window}{groups}"
     return parametrize.type_before_parametrizations(layer).__name__
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors of a model by their names in its state dict, one that several names share by the first.
+
+    Raises a ParameterError for state that is no tensor.
+    """
+    check_model(model)
+    if others := other_state(model):
+        raise ParameterError(
+            f"'model' must keep its state in tensors. Got {', '.join(others)}, which no safe file holds: take "
+            "torch.save(model.state_dict(), path)."
+        )
+    shared = tied_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+
+
+def other_state(model: nn.Module) -> list[str]:
+    """Return the names in a model's state dict of what is no tensor."""
+    return [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of tensors that have an earlier name in the state dict as well, with that name."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)  # the tensors themselves, not views of them
+    return {name: earlier for name, value in state.items() if (earlier := first.setdefault(id(value), name)) != name}
 
 
 def check_model(model: object) -> None:
