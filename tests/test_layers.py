@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lab.compression import bit_scan, sensitivity_scan
 from kd_lab.compression.stages import FineTune, Prune, Quantize, Share, with_masks
-from kd_lab.cost import count_macs
+from kd_lab.cost import count_macs, count_nonzeros, file_bytes
 from kd_lab.errors import ParameterError
 from kd_lab.formats import load_network, save_network
 from kd_lab.networks import evaluation_mode, layers, weights
@@ -517,6 +517,16 @@ def test_tied_weights_are_changed_together_and_stay_tied(change):
     assert torch.equal(trained[0].words.weight, trained[0].out.weight)
 
 
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_network_with_a_parametrized_bias_still_runs_when_another_was_made_of_it(change):
+    model, images = own_network("Linear")
+    parametrize.register_parametrization(model[0], "bias", Halve())
+    expected = predict(model, images)
+    changed = change(model)
+    assert torch.equal(predict(model, images), expected) and parametrize.is_parametrized(changed[0], "bias")
+    torch.testing.assert_close(predict(make_permanent(changed), images), predict(changed, images))
+
+
 def test_weights_whose_parametrizations_differ_are_not_tied():
     model, _ = own_network("tied")
     parametrize.register_parametrization(model.out, "weight", Halve())
@@ -635,9 +645,11 @@ def test_no_images_have_no_answers():
 
 def test_lazy_layers_must_have_run_once():
     model = nn.Sequential(nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
-    for function in (lambda model: prune(model, 0.5), lambda model: quantize_weights(model, 4), make_permanent):
-        with pytest.raises(ParameterError, match=r"'model' must have run once, .* Got 0, 1, 3 without. Call predict"):
-            function(model)
+    bare = nn.Linear(784, 10, device="meta")
+    for function in (*CHANGES.values(), make_permanent, count_macs, count_nonzeros, file_bytes):
+        for network, names in ((model, "0.weight, 0.bias, 1.weight"), (bare, "weight, bias")):
+            with pytest.raises(ParameterError, match=rf"'model' must have values\. Got {names}.* call predict\("):
+                function(network)
     predict(model, IMAGES[:2])
     assert weights(prune(model, 0.5)).keys() == {"0", "3"}
 

@@ -69,8 +69,17 @@ class Weight(NamedTuple):
     def parametrize(self, parametrization: nn.Module) -> None:
         """Add a parametrization: from now on every module that shares this weight computes it so."""
         for module, name, _ in (self, *self.tied):
+            _own_class(module)
             with evaluation_mode(module):  # torch computes the weight, which changes some parametrizations in training
                 parametrize.register_parametrization(module, name, parametrization)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own: a copy shares it with its model, which would change with it."""
+    if parametrize.is_parametrized(module):
+        kind = type(module)
+        namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind.__name__, kind.__bases__, namespace)
 
 
 def weights(model: nn.Module) -> dict[str, Weight]:
@@ -150,7 +159,7 @@ def warn_of_whole_weights(model: nn.Module) -> None:
         warnings.warn(
             f"{called_function()}(): {', '.join(whole)} stay whole: only the weights of Linear layers, convolutions "
             "and embeddings are pruned and quantized.",
-            stacklevel=3,
+            stacklevel=5,  # in the learner's code: quantize_weights, set_quantizers and what wraps it lie between
         )
 
 
@@ -200,13 +209,13 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def check_model(model: object) -> None:
-    """Raise a ParameterError unless `model` is a network whose layers know their shapes: lazy ones must have run."""
-    modules = _network(model).named_modules()
-    lazy = [name for name, module in modules if any(map(is_lazy, module.parameters(recurse=False)))]
-    if lazy:
+    """Raise a ParameterError unless `model` is a network whose weights have values: lazy layers must have run once."""
+    parameters = _network(model).named_parameters()
+    empty = [name for name, parameter in parameters if is_lazy(parameter) or parameter.is_meta]
+    if empty:
         raise ParameterError(
-            f"'model' must have run once, so that its lazy layers know their shapes. Got {', '.join(lazy)} without. "
-            "Call predict(model, images[:2]) first."
+            f"the weights of 'model' must have values. Got {', '.join(empty)} without. Lazy layers get theirs when the "
+            "model runs once: call predict(model, images[:2])."
         )
 
 
@@ -397,7 +406,7 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises a ParameterError for a model that can't be copied.
     """
-    held = [each for module in model.modules() for each in _leaves(vars(module))]
+    held = [each for module in _network(model).modules() for each in _leaves(vars(module))]
     memo = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
     try:
         return copy.deepcopy(model, dict(memo))
