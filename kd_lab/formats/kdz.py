@@ -79,6 +79,7 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
     return MAGIC + SCHEMA + _digest(body) + body
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
     """Return the network in the bytes of a file; `where` names it in errors."""
     form, coder, coded = _parse(content, where)

@@ -6,34 +6,58 @@ whatever the optimizer does.
 """
 
 import copy
+import inspect
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from kd_lab.errors import ParameterError, reason
+from kd_lab.errors import ParameterError, called_function, reason
 
 BATCH_SIZE = 125  # images in a forward pass: many more no longer fit the processor's cache
 TOLERANCE = 1e-3  # of the largest logit: what rounding may change when a network is rewritten
+SCRIPTED = ", which torch.jit made: give the network that it was made of"
 MNIST_IMAGE = 1, 28, 28  # what a network is shown where no images of its own are given
-WEIGHTED = {nn.Linear: ("weight",), nn.Conv2d: ("weight",)}  # the tensors of each kind that compression transforms
+TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d  # whose weights are (inputs, outputs, …)
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED
+EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+# the tensors of each kind of module that compression transforms
+WEIGHTED: dict[type[nn.Module], tuple[str, ...]] = dict.fromkeys((nn.Linear, *CONVOLUTIONS, *EMBEDDINGS), ("weight",))
 
 
 class Weight(NamedTuple):
-    """A tensor that compression transforms: the module that has it, and its name there."""
+    """A tensor that compression transforms: the module that has it, its name there, and other modules that share it."""
 
     module: nn.Module
     name: str = "weight"
+    tied: tuple["Weight", ...] = ()
 
     @property
     def value(self) -> Tensor:
-        """Return the weight as the module uses it, with parametrizations."""
-        return getattr(self.module, self.name)
+        """Return the weight as the module uses it in evaluation mode, with parametrizations."""
+        if not parametrize.is_parametrized(self.module, self.name):
+            return getattr(self.module, self.name)
+        with evaluation_mode(self.module.parametrizations[self.name]):  # some drop out, or change, while they train
+            return getattr(self.module, self.name)
+
+    @property
+    def trained(self) -> bool:
+        """Return whether training changes the weight: whether it, or what its parametrizations keep, isn't frozen."""
+        if not parametrize.is_parametrized(self.module, self.name):
+            return self.value.requires_grad
+        return any(parameter.requires_grad for parameter in self.module.parametrizations[self.name].parameters())
+
+    @property
+    def output_axis(self) -> int:
+        """Return the axis of the outputs, each of which has a grid of its own; an embedding's are its rows."""
+        return int(isinstance(self.module, TRANSPOSED))
 
     def parametrization(self, kind: type[nn.Module]) -> nn.Module | None:
         """Return the parametrization of this kind, None where the weight has none."""
@@ -43,54 +67,161 @@ class Weight(NamedTuple):
         return next((module for module in chain if isinstance(module, kind)), None)
 
     def parametrize(self, parametrization: nn.Module) -> None:
-        """Add a parametrization: from now on the module computes this weight with it."""
-        parametrize.register_parametrization(self.module, self.name, parametrization)
+        """Add a parametrization: from now on every module that shares this weight computes it so."""
+        for module, name, _ in (self, *self.tied):
+            _own_class(module)
+            with evaluation_mode(module):  # torch computes the weight, which changes some parametrizations in training
+                parametrize.register_parametrization(module, name, parametrization)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own: a copy shares it with its model, which would change with it."""
+    if parametrize.is_parametrized(module):
+        kind = type(module)
+        namespace = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind.__name__, kind.__bases__, namespace)
 
 
 def weights(model: nn.Module) -> dict[str, Weight]:
-    """Return what compression transforms: the weights of the Linear layers and convolutions, by the layer's name.
+    """Return what compression transforms: weights of Linear layers, convolutions and embeddings, by the layer's name.
 
-    A module's weight that is not called "weight" has its own name behind it. Raises a ParameterError where there is
-    none.
+    A module's weight that is not called "weight" has its own name behind it; one that several layers share has the name
+    of the first. Raises a ParameterError where there is none.
     """
+    tied: dict[tuple, list[tuple[str, Weight]]] = defaultdict(list)
+    for title, weight in _all_weights(model).items():
+        tied[_identity(weight.module, weight.name)].append((title, weight))
+    return {title: Weight(*first[:2], tuple(each for _, each in others)) for (title, first), *others in tied.values()}
+
+
+def _all_weights(model: nn.Module) -> dict[str, Weight]:
+    """Return the weight of every layer, tied or not."""
     check_model(model)
     found = {
         name if tensor == "weight" else f"{name}.{tensor}": Weight(module, tensor)
         for name, module in model.named_modules()
-        for kind, tensors in WEIGHTED.items()
-        if isinstance(module, kind)
-        for tensor in tensors
+        for tensor in _weighted_tensors(module)
     }
+    for title, weight in found.items():
+        _check_weight(title, weight.module, weight.name)
     if not found:
-        raise ParameterError(f"'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
-    for name, weight in found.items():
-        if not parametrize.is_parametrized(*weight) and not isinstance(weight.value, nn.Parameter):
-            raise ParameterError(
-                f"the weight of layer {name!r} must be a parameter. Got one that is computed from others. Did "
-                "torch.nn.utils.prune mask it? Call its remove() first."
-            )
+        raise ParameterError(
+            "'model' must have a Linear or Conv2d layer, another convolution or an embedding. Got "
+            f"{type(model).__name__}{SCRIPTED if isinstance(model, torch.jit.ScriptModule) else ''}."
+        )
     return found
 
 
+def _weighted_tensors(module: nn.Module) -> tuple[str, ...]:
+    return next((tensors for kind, tensors in WEIGHTED.items() if isinstance(module, kind)), ())
+
+
+def _identity(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Return what two modules share that have one weight: the tensor and its parametrizations."""
+    if not parametrize.is_parametrized(module, name):
+        return (id(getattr(module, name)),)
+    chain = module.parametrizations[name]
+    return tuple(map(id, (*chain, *chain.parameters(recurse=False), *chain.buffers(recurse=False))))
+
+
+def _check_weight(title: str, module: nn.Module, name: str) -> None:
+    """Raise a ParameterError unless a weight is a dense parameter, or has parametrizations."""
+    if parametrize.is_parametrized(module, name):
+        return
+    weight = getattr(module, name)
+    if not isinstance(weight, nn.Parameter):
+        remedies = {
+            "_g": "Call torch.nn.utils.remove_weight_norm() first.",
+            "_u": "Call torch.nn.utils.remove_spectral_norm() first.",
+            "": "Did torch.nn.utils.prune mask it? Call its remove() first.",
+        }
+        remedy = next(remedy for end, remedy in remedies.items() if hasattr(module, name + end))
+        raise ParameterError(
+            f"the weight of layer {title!r} must be a parameter. Got one that is computed from others. {remedy}"
+        )
+    if weight.layout != torch.strided:
+        raise ParameterError(f"the weight of layer {title!r} must be dense. Got {weight.layout}. Use its to_dense().")
+
+
+def warn_of_whole_weights(model: nn.Module) -> None:
+    """Warn of the weights that compression can't transform, such as those of an LSTM; it names them with their kinds.
+
+    Call it where weights are pruned or quantized. Normalization layers, biases and other vectors are not named.
+    """
+    whole = [
+        f"{name}.{tensor} ({describe(module)})".removeprefix(".")
+        for name, module in model.named_modules()
+        if not isinstance(module, (nn.LayerNorm, parametrize.ParametrizationList))
+        for tensor, parameter in module.named_parameters(recurse=False)
+        if tensor not in _weighted_tensors(module) and sum(size > 1 for size in parameter.shape) > 1
+    ]
+    if whole:
+        warnings.warn(
+            f"{called_function()}(): {', '.join(whole)} stay whole: only the weights of Linear layers, convolutions "
+            "and embeddings are pruned and quantized.",
+            stacklevel=5,  # in the learner's code: quantize_weights, set_quantizers and what wraps it lie between
+        )
+
+
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the Linear layers and convolutions by name; raise a ParameterError where there is none."""
-    return {name: weight.module for name, weight in weights(model).items()}
+    """Return the Linear layers, convolutions and embeddings by name; raise a ParameterError where there is none."""
+    return {name: weight.module for name, weight in _all_weights(model).items()}
 
 
 def describe(layer: nn.Module) -> str:
-    """Return the kind of a layer and, of the kit's, the size: "Linear 784-300" or "Conv2d 16-32, 3×3"."""
+    """Return a layer's kind and, of the known ones, size: "Linear 784-300", "Conv2d 16-32, 3×3, 4 groups"."""
+    name = next((kind.__name__ for kind in WEIGHTED if isinstance(layer, kind)), "")
     if isinstance(layer, nn.Linear):
         return f"Linear {layer.in_features}-{layer.out_features}"
-    if isinstance(layer, nn.Conv2d):
-        height, width = layer.kernel_size
-        return f"Conv2d {layer.in_channels}-{layer.out_channels}, {height}×{width}"
+    if isinstance(layer, EMBEDDINGS):
+        return f"{name} {layer.num_embeddings}-{layer.embedding_dim}"
+    if isinstance(layer, CONVOLUTIONS):
+        window, groups = "×".join(map(str, layer.kernel_size)), f", {layer.groups} groups" * (layer.groups > 1)
+        return f"{name} {layer.in_channels}-{layer.out_channels}, {window}{groups}"
     return parametrize.type_before_parametrizations(layer).__name__
 
 
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors of a model by their names in its state dict, one that several names share by the first.
+
+    Raises a ParameterError for state that is no tensor.
+    """
+    check_model(model)
+    if others := other_state(model):
+        raise ParameterError(
+            f"'model' must keep its state in tensors. Got {', '.join(others)}, which no safe file holds: take "
+            "torch.save(model.state_dict(), path)."
+        )
+    shared = tied_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+
+
+def other_state(model: nn.Module) -> list[str]:
+    """Return the names in a model's state dict of what is no tensor."""
+    return [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of tensors that have an earlier name in the state dict as well, with that name."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)  # the tensors themselves, not views of them
+    return {name: earlier for name, value in state.items() if (earlier := first.setdefault(id(value), name)) != name}
+
+
 def check_model(model: object) -> None:
-    """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
+    """Raise a ParameterError unless `model` is a network whose weights have values: lazy layers must have run once."""
+    parameters = _network(model).named_parameters()
+    empty = [name for name, parameter in parameters if is_lazy(parameter) or parameter.is_meta]
+    if empty:
+        raise ParameterError(
+            f"the weights of 'model' must have values. Got {', '.join(empty)} without. Lazy layers get theirs when the "
+            "model runs once: call predict(model, images[:2])."
+        )
+
+
+def _network(model: object) -> nn.Module:
     if isinstance(model, nn.Module):
-        return
+        return model
     hints = {"str": " Did you mean load_trained(name)?", "tuple": " Did you mean model, history = train(…)?"}
     got = type(model).__name__
     raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}.{hints.get(got, '')}")
@@ -124,30 +255,81 @@ def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
     Raises a ParameterError for what is no tensor of one image or more.
     """
     if images is None:
-        return torch.randn(count, *MNIST_IMAGE, generator=torch.Generator().manual_seed(0))
+        return torch.randn(count, *MNIST_IMAGE, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if not isinstance(images, Tensor) or images.numel() == 0 or images.dim() == 0:
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ParameterError(f"'images' must be a tensor of one image or more, (N, …). Got {got}.")
+        raise ParameterError(
+            f"'images' must be a tensor of one image or more, (N, …). Got {got}.{conversion_hint(images)}"
+        )
     return images[:count]
+
+
+def conversion_hint(images: object) -> str:
+    """Return for the end of an error what makes a tensor of an array, a list or a DataLoader, "" of others."""
+    calls = {
+        "ndarray": "torch.as_tensor(images, dtype=torch.float32)",
+        "list": "torch.as_tensor(images, dtype=torch.float32), or of tensors torch.stack(images)",
+        "DataLoader": "torch.cat([images for images, *_ in loader])",
+        "Split": "its .images",
+        "tuple": "its first part, the images, alone",
+    }
+    call = calls.get(type(images).__name__)
+    return f" Give {call}." if call else ""
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Return the logits (N, classes), computed in evaluation mode and without gradients.
 
-    Raises a ParameterError for images that the model can't read.
+    Raises a ParameterError for images that the model can't read, and for answers that are not one tensor (N, …).
     """
-    check_model(model)
+    _network(model)
     if not isinstance(images, Tensor):
-        raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
-    try:
-        with evaluation_mode(model), torch.no_grad():
+        got = type(images).__name__
+        raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {got}.{conversion_hint(images)}")
+    with evaluation_mode(model), torch.no_grad():
+        try:
             reader = computed_once(model) if len(images) > BATCH_SIZE else model
-            return torch.cat([reader(batch) for batch in images.split(BATCH_SIZE)])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ParameterError(
-            f"the model can't read images of shape {tuple(images.shape[1:])} and {images.dtype}; the kit's networks "
-            f"take {MNIST_IMAGE} and torch.float32, as load_mnist() gives. The layer said: {reason(error)}"
-        ) from error
+            batches = images.split(BATCH_SIZE)
+            answers = [reader(batch) for batch in batches]
+        except Exception as error:
+            raise ParameterError(_unreadable(model, images, error)) from error
+    for batch, answer in zip(batches, answers, strict=True):
+        if not isinstance(answer, Tensor) or answer.shape[:1] != batch.shape[:1]:
+            got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+            count = len(batch)
+            raise ParameterError(f"the model must answer {count} images with a tensor ({count}, …). Got {got}.")
+    return torch.cat(answers)
+
+
+def _unreadable(model: nn.Module, images: Tensor, error: Exception) -> str:
+    """Return the sentence for images that a model can't read: theirs, what would help, and the model's own error."""
+    found, read = (tuple(images.shape[1:]), images.dtype), (MNIST_IMAGE, torch.float32)
+    kit = f"; the kit's networks take {read[0]} and {read[1]}, as load_mnist() gives" if found != read else ""
+    known = isinstance(error, (RuntimeError, ValueError, TypeError, IndexError))
+    said = reason(error) if known else f"{type(error).__name__}: {error}"
+    return (
+        f"the model can't read images of shape {found[0]} and {found[1]}{kit}. {_remedy(model, images)}"
+        f"The layer said: {said}"
+    )
+
+
+def _remedy(model: nn.Module, images: Tensor) -> str:
+    """Return the sentence that says how the model would read these images, "" where nothing known helps."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        f"Give images.to({dtype}). ": lambda few: few.to(dtype),
+        "Put nn.Flatten() in front of its layers. ": lambda few: few.flatten(1),
+        "Give images.unsqueeze(1), which have a channel. ": lambda few: few.unsqueeze(1),
+    }
+    try:
+        inspect.signature(model.forward).bind(images)
+    except TypeError:
+        return "Its forward must take one argument, the images. "
+    for sentence, change in changes.items():
+        with suppress(Exception):
+            model(change(images[:2]))
+            return sentence
+    return ""
 
 
 def check_same_answers(changed: nn.Module, model: nn.Module, images: Tensor, change: str) -> None:
@@ -171,15 +353,30 @@ def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callabl
     The modules come in the order in which they are run; one that is never run is left out.
     """
     modules, calls = {model.get_submodule(name): name for name in names}, defaultdict(list)
+    taken: dict[nn.Module, tuple] = {}
+
+    def take(module: nn.Module, inputs: tuple) -> None:
+        taken[module] = _own(inputs)
 
     def note(module: nn.Module, inputs: tuple, output: Any) -> None:
-        calls[modules[module]].append(keep(inputs, output))
+        calls[modules[module]].append(_own(keep(taken.pop(module, inputs), output)))
 
     with ExitStack() as hooks:
         for module in modules:
+            if parametrize.type_before_parametrizations(module) not in WEIGHTED:  # it may change what it takes in place
+                hooks.enter_context(module.register_forward_pre_hook(take))
             hooks.enter_context(module.register_forward_hook(note))
         predict(model, images)
     return calls
+
+
+def _own(kept: Any) -> Any:
+    """Return a copy of the tensors in nested tuples, lists and dicts: what comes next may change them in place."""
+    if isinstance(kept, dict):
+        return {key: _own(value) for key, value in kept.items()}
+    if isinstance(kept, (tuple, list)):
+        return [_own(part) for part in kept] if isinstance(kept, list) else tuple(map(_own, kept))
+    return kept.clone() if isinstance(kept, Tensor) else kept
 
 
 @contextmanager
@@ -203,12 +400,13 @@ def _set_modes(modes: dict[nn.Module, bool]) -> None:
             module.training = training
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy of a model; what it keeps of its last run comes without history, and a lock is shared.
 
     Raises a ParameterError for a model that can't be copied.
     """
-    held = [each for module in model.modules() for each in _leaves(vars(module))]
+    held = [each for module in _network(model).modules() for each in _leaves(vars(module))]
     memo = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
     try:
         return copy.deepcopy(model, dict(memo))
@@ -240,14 +438,16 @@ def _copies(value: object) -> bool:
     return True
 
 
+@torch.inference_mode(False)
 def make_permanent(model: nn.Module) -> nn.Module:
     """Return a new, ordinary model whose weights are those that the parametrizations give in evaluation mode."""
     check_model(model)
     plain = copied(model)
+    settled: dict[tuple, nn.Parameter] = {}  # tied weights stay one
     with evaluation_mode(plain):
         for module in list(plain.modules()):
             if parametrize.is_parametrized(module):
-                _settle(module)
+                _settle(module, settled)
     return plain
 
 
@@ -265,29 +465,38 @@ def computed_once(model: nn.Module) -> nn.Module:
         return model
 
 
-def _settle(module: nn.Module) -> None:
+def _settle(module: nn.Module, settled: dict[tuple, nn.Parameter]) -> None:
     # parametrize.remove_parametrizations would take `weight` from the class, which a copy shares with its model
-    settled = {
-        name: nn.Parameter(getattr(module, name).detach(), any(p.requires_grad for p in chain.parameters()))
-        for name, chain in module.parametrizations.items()
-    }
+    found = {name: _settled(module, name, settled) for name in module.parametrizations}
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    for name, parameter in settled.items():
+    for name, parameter in found.items():
         module.register_parameter(name, parameter)
 
 
+def _settled(module: nn.Module, name: str, settled: dict[tuple, nn.Parameter]) -> nn.Parameter:
+    """Return the value of a parametrized weight, the same parameter for modules that share it."""
+    identity = _identity(module, name)
+    if identity not in settled:
+        settled[identity] = nn.Parameter(getattr(module, name).detach(), Weight(module, name).trained)
+    return settled[identity]
+
+
+@torch.inference_mode(False)
 def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
     lifted = copied(model)
-    for weight in weights(lifted).values():
-        if weight.parametrization(kind):
-            chain = weight.module.parametrizations[weight.name]
-            others = [module for module in chain if not isinstance(module, kind)]
-            del chain[:]
-            chain.extend(others or [nn.Identity()])
-    for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
-        chains = module.parametrizations.values() if parametrize.is_parametrized(module) else []
-        if chains and all(isinstance(each, nn.Identity) for chain in chains for each in chain):
-            _settle(module)
+    parametrized = [module for module in lifted.modules() if parametrize.is_parametrized(module)]
+    settled: dict[tuple, nn.Parameter] = {}
+    identity = nn.Identity()  # one for all: tied weights have the same parametrizations
+    for module in parametrized:
+        chains = module.parametrizations.values()
+        for chain in chains:
+            others = [each for each in chain if not isinstance(each, kind)]
+            if len(others) < len(chain):
+                del chain[:]
+                chain.extend(others or [identity])
+        # one that has another weight with parametrizations keeps the Identity
+        if all(isinstance(each, nn.Identity) for chain in chains for each in chain):
+            _settle(module, settled)
     return lifted
