@@ -2,44 +2,117 @@
 
 import io
 import math
+import re
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from timeit import Timer
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_lab.errors import check_whole_number
-from kd_lab.networks.layers import check_model, evaluation_mode, example_images, make_permanent, predict
+from kd_lab.errors import ParameterError, called_function, check_whole_number
+from kd_lab.networks.layers import (
+    check_model,
+    computed_once,
+    evaluation_mode,
+    example_images,
+    make_permanent,
+    other_state,
+    predict,
+    state_tensors,
+)
 
 ZIP_STEP = 16_384  # bytes
+aten = torch.ops.aten
+FLOPS: dict[Any, Callable[..., int]] = {  # of what torch's counter leaves out, by the shapes taken
+    aten.mv: lambda matrix, _vector, **_: 2 * math.prod(matrix),
+    aten.addmv: lambda _added, matrix, _vector, **_: 2 * math.prod(matrix),
+    aten.dot: lambda left, _right, **_: 2 * math.prod(left),
+    aten.vdot: lambda left, _right, **_: 2 * math.prod(left),
+    aten.addbmm: lambda _added, left, right, **_: 2 * math.prod(left) * right[-1],
+    # a layer of an LSTM, (steps, N, inputs), in one direction
+    aten.mkldnn_rnn_layer: lambda x, inner, recurrent, *_, **__: (
+        2 * math.prod(x[:2]) * (math.prod(inner) + math.prod(recurrent))
+    ),
+}
+UNCOUNTED = re.compile("_?(trilinear|cdist|fft|linalg|sparse|int_mm|weight_int|conv_tbc|nested)")
 SLOW = 0.05  # seconds
+EXTRA_STATE = "_extra_state"  # what get_extra_state() gives has this name, and is no weight
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return how many weights and biases the model has."""
-    check_model(model)
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Return how many weights and biases the model computes with, tied ones once.
+
+    Raises a ParameterError where they are no tensors, as in a network that torch quantized.
+    """
+    return sum(parameter.numel() for parameter in _used(model).parameters())
 
 
 def count_nonzeros(model: nn.Module) -> int:
     """Return how many of the weights and biases that the model computes with are not zero."""
+    return sum(int(parameter.count_nonzero()) for parameter in _used(model).parameters())
+
+
+def _used(model: nn.Module) -> nn.Module:
+    """Return the model as it computes, without parametrizations; raise where its weights are no tensors."""
     check_model(model)
-    return sum(int(parameter.count_nonzero()) for parameter in make_permanent(model).parameters())
+    packed = [name for name in other_state(model) if not name.endswith(EXTRA_STATE)]
+    if packed:
+        raise ParameterError(
+            f"'model' must keep its weights in tensors. Got {', '.join(packed)}, as networks that torch quantized have."
+        )
+    return make_permanent(model) if any(map(parametrize.is_parametrized, model.modules())) else model
 
 
 def count_macs(model: nn.Module, images: Tensor | None = None) -> int:
-    """Return the multiply-accumulates of one image, in the Linear layers and convolutions.
+    """Return the multiply-accumulates of one image in all products of matrices: Linear layers, convolutions, attention.
 
     A zero weight is multiplied like any other, so pruning by a mask doesn't lower this. `images`, a few, are needed for
-    a network that reads others than (N, 1, 28, 28).
+    a network that reads others than (N, 1, 28, 28). Warns of operations that can't be counted.
     """
-    with FlopCounterMode(display=False) as counter:
-        predict(model, example_images(images, 1))
+    check_model(model)
+    images, model = example_images(images, 1), computed_once(model)
+    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+    with _without_fast_path(), _Uncounted() as uncounted, counter:
+        predict(model, images)
+    if uncounted.names:
+        warnings.warn(
+            f"{called_function()}(): the multiplications of {', '.join(sorted(uncounted.names))} can't be counted.",
+            stacklevel=2,
+        )
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
+
+
+@contextmanager
+def _without_fast_path():
+    """Compute attention by the operations that its fast path, one for all, stands for."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Uncounted(TorchDispatchMode):
+    """Note operations that multiply, and have no formula here."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace not in ("aten", "prim", "prims") or UNCOUNTED.match(func.overloadpacket.__name__):
+            self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
 
 
 def file_bytes(model: nn.Module) -> int:
@@ -72,7 +145,7 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
     It is that of five where a pass takes over 50 ms. `images`, a few, are needed for a network that reads others than
     (N, 1, 28, 28).
     """
-    check_whole_number("batch_size", batch_size, "[1, 60000]")
+    batch_size = check_whole_number("batch_size", batch_size, "[1, 60000]")
     images = example_images(images)
     batch = images.new_zeros(batch_size, *images.shape[1:])  # of their kind: not all networks read float32
     predict(model, batch)  # warms up, and names a model that can't read them
@@ -84,7 +157,7 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
 
 
 def _serialise(model: nn.Module) -> bytes:
-    check_model(model)
+    tensors = state_tensors(model)
     return safetensors.torch.save(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     )

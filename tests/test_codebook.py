@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers, weights
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import prune
 from kd_lab.pruning.masks import lift_masks
@@ -244,3 +244,14 @@ def test_bad_input_gets_one_clear_error(call, part):
     with pytest.raises(ParameterError) as error:
         call()
     assert part in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("frozen", ["fc1", "fc2"])
+def test_the_codebook_of_a_frozen_layer_is_not_trained(frozen, few):
+    model = build_model("mlp128")
+    model.get_submodule(frozen).weight.requires_grad_(False)
+    coarse = share_weights(prune(model, 0.5), 3)
+    tuned, _ = train(coarse, few, F.cross_entropy, validation=few, epochs=1, progress=False)
+    for name, weight in weights(tuned).items():
+        assert torch.equal(weight.value, weights(coarse)[name].value) == (name == frozen)
+        assert weights(make_permanent(tuned))[name].value.requires_grad == (name != frozen)

@@ -1,15 +1,29 @@
 """Costs agree with what a pencil gives, and the bytes are those of a file that can be read back."""
 
+import copy
+import warnings
 import zipfile
+from contextlib import nullcontext
 
 import pytest
 import safetensors.torch
 import torch
+from own_networks import NETWORKS, Recurrent, own_network
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab import cost
 from kd_lab.errors import ParameterError
+from kd_lab.networks.layers import make_permanent
 from kd_lab.networks.zoo import build_model
+from kd_lab.pruning import prune
+from kd_lab.quantization import quantize_weights, share_weights
+
+CHANGES = (
+    lambda model: prune(model, 0.5),
+    lambda model: quantize_weights(model, 3),
+    lambda model: share_weights(model, 1),
+)
 
 MACS = {
     "mlp128": 784 * 128 + 128 * 10,
@@ -132,3 +146,122 @@ def test_latency_is_the_median_of_single_passes(monkeypatch, seconds, times):
 
     monkeypatch.setattr(cost, "Timer", Clock)
     assert cost.latency(build_model("mlp128"), 1) == pytest.approx(seconds)
+
+
+# ---- a learner's own networks
+
+
+def plain_flops(model, images):
+    """What torch's counter says without the fast paths of attention and of recurrent layers."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
+            copy.deepcopy(model).eval()(images[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("surroundings", [nullcontext, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_macs_of_any_network_are_those_of_torch_without_fast_paths(name, surroundings):
+    model, images = own_network(name)
+    expected = plain_flops(model, images)
+    with surroundings(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cost.count_macs(model, images) == expected > 0
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_macs_by_hand_of_recurrent_layers_and_of_attention():
+    steps, inputs, width = 28, 28, 40
+    for layer, gates in ((nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)):
+        recurrent = Recurrent(layer(inputs, width, batch_first=True), width)
+        expected = steps * gates * width * (inputs + width) + 10 * width
+        assert cost.count_macs(recurrent, torch.rand(3, steps, inputs)) == expected
+    rows, width, hidden = 5, 8, 16
+    attention = 4 * rows * width**2 + 2 * rows**2 * width + 2 * rows * width * hidden
+    assert cost.count_macs(*own_network("transformer")) == attention + 10 * width
+
+
+class Products(nn.Module):
+    """Products of matrices and vectors that are no layer."""
+
+    def forward(self, x):
+        matrix, vector = torch.ones(7, 5), torch.ones(5)
+        return x + (matrix @ vector).sum() + vector @ vector + torch.addmv(torch.ones(7), matrix, vector).sum()
+
+
+def test_macs_of_products_that_are_no_layer():
+    assert cost.count_macs(Products()) == 2 * 7 * 5 + 5
+
+
+@pytest.mark.parametrize("layer, name", [(nn.Bilinear(28, 28, 3), "_trilinear"), (None, "_fft")])
+def test_what_cannot_be_counted_is_named(layer, name):
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.fc = layer, nn.Linear(28, 10)
+
+        def forward(self, x):
+            x = x.flatten(1)[:, :28]
+            return self.fc(self.layer(x, x) @ torch.ones(3, 28) if self.layer else torch.fft.fft(x).real)
+
+    with pytest.warns(UserWarning, match=rf"^count_macs\(\): the multiplications of aten\.{name}\w* can't be counted"):
+        assert cost.count_macs(Strange()) == 280 + (84 if layer else 0)
+
+
+@pytest.mark.parametrize("change", [lambda model: model, *CHANGES])
+@pytest.mark.filterwarnings("ignore:.* stay whole")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_and_nonzeros_of_any_network_are_those_of_its_tensors(name, change):
+    model, images = own_network(name)
+    changed = change(model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert cost.count_parameters(changed) == count >= cost.count_nonzeros(changed) > 0
+    assert cost.count_macs(changed, images) == cost.count_macs(model, images)
+    assert cost.count_nonzeros(changed) == sum(
+        int(each.count_nonzero()) for each in make_permanent(changed).parameters()
+    )
+
+
+def test_tied_weights_are_in_the_file_once(tmp_path):
+    model, _ = own_network("tied")
+    safetensors.torch.save_model(model, tmp_path / "model.safetensors")
+    header = 8 + int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+    stored = (tmp_path / "model.safetensors").stat().st_size - header
+    assert stored == 4 * 12 * 6 and stored < cost.file_bytes(model) < stored + 200
+    assert cost.zipped_bytes(model) < 4 * 12 * 6 + 400
+
+
+class Counting(nn.Module):
+    """Keep state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.seen = nn.Linear(784, 10), {"batches": 3}
+
+    def get_extra_state(self):
+        return self.seen
+
+    def set_extra_state(self, state):
+        self.seen = state
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_state_that_is_no_tensor_is_named():
+    model = nn.Sequential(Counting())
+    assert cost.count_parameters(model) == 7850 and cost.count_macs(model) == 7840
+    for measure in (cost.file_bytes, cost.zipped_bytes):
+        with pytest.raises(ParameterError, match=r"'model' must keep its state in tensors. Got 0._extra_state, which"):
+            measure(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    for measure in (cost.count_parameters, cost.count_nonzeros):
+        with pytest.raises(ParameterError, match=r"'model' must keep its weights in tensors. Got 1._packed_params"):
+            measure(packed)
+    with pytest.warns(UserWarning, match=r"the multiplications of quantized.linear_dynamic can't be counted"):
+        assert cost.count_macs(packed) == 0

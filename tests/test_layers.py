@@ -2,10 +2,12 @@
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from own_networks import NETWORKS, WHOLE, own_network
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -91,7 +93,9 @@ def plain_values(model):
 
 
 def test_the_kit_knows_nothing_of_other_kinds_by_itself():
-    with pytest.raises(ParameterError, match="'model' must have a Linear or Conv2d layer"):
+    with pytest.raises(
+        ParameterError, match="'model' must have a Linear or Conv2d layer, another convolution or an embedding"
+    ):
         weights(nn.Sequential(nn.Flatten(), Cell(), Pairs()))
 
 
@@ -311,7 +315,10 @@ def test_layers_are_found_named_and_described():
 
 @pytest.mark.parametrize(
     "model, part",
-    [(nn.ReLU(), "must have a Linear or Conv2d layer. Got ReLU"), ("cnn", "Did you mean load_trained(name)?")],
+    [
+        (nn.ReLU(), "must have a Linear or Conv2d layer, another convolution or an embedding. Got ReLU"),
+        ("cnn", "Did you mean load_trained(name)?"),
+    ],
 )
 def test_what_has_no_weights_is_refused(model, part):
     with pytest.raises(ParameterError) as error:
@@ -427,3 +434,111 @@ def test_rewritten_networks_are_compared_and_what_differs_is_refused():
         check_same_answers(build_model("mlp128", seed=1), model, IMAGES, "folded")
     with pytest.raises(ParameterError, match="can't be folded: its answers have another shape"):
         check_same_answers(nn.Sequential(model, nn.Linear(10, 3)), model, IMAGES, "folded")
+
+
+# ---- layers of every kind
+
+
+CHANGES = {
+    "prune": lambda model: prune(model, 0.5, scope="per_layer"),
+    "quantize": lambda model: quantize_weights(model, 4),
+    "ternarize": ternarize_weights,
+    "share": lambda model: share_weights(model, 2),
+}
+QUANTIZERS = [change for name, change in CHANGES.items() if name != "prune"]
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.filterwarnings("ignore:.* stay whole")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_kind_of_layer_is_changed_settled_and_answers_as_plain_torch_does(name, change):
+    model, images = own_network(name)
+    before = copy.deepcopy(model.state_dict())
+    changed = change(model)
+    plain = make_permanent(changed)
+    by_hand = copy.deepcopy(model).eval()  # the same weights in a network that knows nothing of the kit
+    for title, weight in weights(changed).items():
+        assert not torch.equal(weight.value, weights(model)[title].value)
+        with torch.no_grad():
+            weights(by_hand)[title].value.copy_(weight.value)
+    with torch.no_grad():
+        expected = by_hand(images)
+    for each in (changed, plain):
+        torch.testing.assert_close(predict(each, images), expected)
+    assert plain.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_that_are_left_whole_are_named_once(name):
+    model, _ = own_network(name)
+    for change in QUANTIZERS if name in WHOLE else ():
+        with pytest.warns(UserWarning, match="stay whole") as caught:
+            change(model)
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if name in WHOLE else "error")
+        for change in QUANTIZERS:
+            change(model)
+
+
+def test_the_warning_says_which_weights_and_in_whose_name():
+    with pytest.warns(UserWarning) as caught:
+        quantize_weights(own_network("LSTM")[0], 4)
+    text = str(caught[0].message)
+    assert text.startswith("quantize_weights(): layer.weight_ih_l0 (LSTM), layer.weight_hh_l0 (LSTM), ")
+    assert "bias" not in text and text.count("LSTM") == 8
+    with pytest.warns(UserWarning, match=r"encoder.self_attn.in_proj_weight \(MultiheadAttention\) stay whole"):
+        share_weights(own_network("transformer")[0], 2)
+
+
+def test_layers_of_every_kind_are_described_with_their_sizes():
+    found = {name: describe(next(iter(weighted_layers(own_network(name)[0]).values()))) for name in NETWORKS}
+    assert found["Conv1d"] == "Conv1d 2-6, 3" and found["Conv3d"] == "Conv3d 1-3, 2×2×2"
+    assert found["Conv2d"] == "Conv2d 2-6, 3×2" and found["depthwise"] == "Conv2d 4-4, 3×3, 4 groups"
+    assert found["ConvTranspose2d"] == "ConvTranspose2d 4-6, 2×2, 2 groups"
+    assert found["Embedding"] == "Embedding 12-5" and found["EmbeddingBag"] == "EmbeddingBag 12-5"
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_tied_weights_are_changed_together_and_stay_tied(change):
+    model, images = own_network("tied")
+    changed = change(change(model))
+    assert list(weights(changed)) == ["words"] and list(weighted_layers(changed)) == ["words", "out"]
+    assert torch.equal(changed.words.weight, changed.out.weight)
+    plain = make_permanent(changed)
+    assert plain.words.weight is plain.out.weight and len(list(plain.parameters())) == 1
+    assert all(each.words.weight is each.out.weight for each in (without(changed, nn.Module), copied(model)))
+    trained = train(changed, (images, images[:, 0] % 12), F.cross_entropy, validation=(images, images[:, 0]), epochs=1)
+    assert torch.equal(trained[0].words.weight, trained[0].out.weight)
+
+
+def test_weights_whose_parametrizations_differ_are_not_tied():
+    model, _ = own_network("tied")
+    parametrize.register_parametrization(model.out, "weight", Halve())
+    assert list(weights(model)) == ["words", "out"]
+    plain = make_permanent(model)
+    assert torch.equal(plain.out.weight, model.words.weight / 2) and plain.words.weight is not plain.out.weight
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "change", [nn.Dropout(0.5), nn.utils.parametrizations.spectral_norm], ids=["dropout", "spectral norm"]
+)
+def test_a_parametrized_weight_is_read_in_evaluation_mode(change, training, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    if isinstance(change, nn.Module):
+        parametrize.register_parametrization(model[1], "weight", change)
+    else:
+        change(model[1])
+    expected = copy.deepcopy(model).eval()[1].weight.detach()
+    model.train(training)
+    before = copy.deepcopy(model.state_dict())
+    quantized = quantize_weights(model, 8)
+    save_network(tmp_path / "file", quantized)
+    again = quantize_weights(make_permanent(model), 8)
+    assert torch.equal(make_permanent(quantized)[1].weight, again[1].weight)
+    for value in (weights(model)["1"].value, importances(model, "magnitude")["1"], make_permanent(model)[1].weight):
+        assert torch.equal(value.abs(), expected.abs())
+    assert {module.training for module in model.modules()} == {training}
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items())

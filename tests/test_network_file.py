@@ -5,8 +5,10 @@ import copy
 import functools
 import zlib
 
+import numpy as np
 import pytest
 import torch
+from own_networks import NETWORKS, own_network
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -522,3 +524,56 @@ def test_bad_input_gets_one_clear_error(call, part):
     with pytest.raises(ParameterError) as error:
         call()
     assert part in str(error.value), str(error.value)
+
+
+# ---- a learner's own networks
+
+QUANTIZED = (lambda model: quantize_weights(model, 4), ternarize_weights, lambda model: share_weights(model, 2))
+
+
+@pytest.mark.parametrize("change", [lambda model: model, lambda model: prune(model, 0.5), *QUANTIZED])
+@pytest.mark.filterwarnings("ignore:.* stay whole")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_reads_back_from_its_file_to_the_same_answers(name, change, tmp_path):
+    model, images = own_network(name)
+    changed = change(model)
+    save_network(tmp_path / "file", changed)
+    loaded = load_network(tmp_path / "file", model)
+    assert torch.equal(predict(loaded, images), predict(make_permanent(changed), images))
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert (tmp_path / "file").stat().st_size == network_file_bytes(changed)
+
+
+@pytest.mark.parametrize("change", [lambda model: model, *QUANTIZED])
+def test_tied_weights_are_stored_once_and_stay_tied(change, tmp_path):
+    model, _ = own_network("tied")
+    apart = copy.deepcopy(model)
+    apart.out.weight = nn.Parameter(apart.out.weight.detach().clone())
+    assert network_file_bytes(change(model)) < network_file_bytes(change(apart))
+    save_network(tmp_path / "tied", change(model))
+    assert (loaded := load_network(tmp_path / "tied", model)).words.weight is loaded.out.weight
+    save_network(tmp_path / "apart", apart)  # as files had tied weights before
+    assert torch.equal(load_network(tmp_path / "apart", model).words.weight, model.words.weight)
+    with torch.no_grad():
+        apart.out.weight[0, 0] += 1
+    save_network(tmp_path / "other", apart)
+    with pytest.raises(StorageError, match=r"out.weight \(absent expected"):
+        load_network(tmp_path / "other", model)
+
+
+def test_state_that_is_no_tensor_is_named_before_anything_is_written(tmp_path):
+    class Counting(nn.Linear):
+        def get_extra_state(self):
+            return {"batches": 3}
+
+    with pytest.raises(ParameterError, match=r"^save_network\(\): 'model' must keep its state in tensors. Got _extra"):
+        save_network(tmp_path / "file", Counting(784, 10))
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("number", [np.uint8, np.int64])
+def test_bits_and_shapes_as_numbers_of_numpy(number):
+    codes = torch.arange(60).view(3, 20) % 32
+    packed = pack_bits(codes, number(5))
+    assert torch.equal(packed, pack_bits(codes, 5))
+    assert torch.equal(unpack_bits(packed, number(5), (number(3), number(20))), codes.int())

@@ -1,8 +1,10 @@
 """Weights of few bits: as many values as allowed, masks kept, training that goes straight through."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from own_networks import NETWORKS, own_network
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -221,3 +223,27 @@ def test_a_mask_of_all_but_one_weight_is_no_trouble():
     for change in ALL.values():
         weight = change(model)[3].weight
         assert torch.isfinite(weight).all() and (weight[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("num_bits", [1, 3])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "Conv" in name or "Embedding" in name])
+def test_each_output_has_a_grid_of_its_own_and_only_one(name, num_bits):
+    model, _ = own_network(name)
+    layer = quantize_weights(model, num_bits)[0]
+    axis = int("Transpose" in name)
+    assert all(len(output.unique()) <= 2**num_bits for output in layer.weight.unbind(axis))
+    assert len(layer.weight.unique()) > 2**num_bits
+    if num_bits == 3:  # the widest grid ends at the largest weight of its output
+        scale = quantize_weights(model, 3, calibration="min_max")[0].parametrizations.weight[0].scale.flatten()
+        largest = model[0].weight.movedim(axis, 0).flatten(1).abs().amax(1)
+        torch.testing.assert_close(3 * scale * (largest > 0), largest)  # a row of zeros may have any scale
+
+
+@pytest.mark.parametrize("number", [np.uint8, np.int8, np.int64])
+def test_bits_as_numbers_of_numpy_are_those_of_python(number):
+    model = build_model("mlp128")
+    for bits in (8, 4, 1):
+        taken, expected = quantize_weights(model, number(bits)), quantize_weights(model, bits)
+        assert all(torch.equal(weight, weights(expected)[name]) for name, weight in weights(taken).items())
+        assert type(taken.fc1.parametrizations.weight[0].num_bits) is int
+    assert type(FakeQuantizer(torch.ones(1), torch.zeros(1), number(8)).num_bits) is int

@@ -71,7 +71,9 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
     except ParameterError as error:
         raise ParameterError(f"{reason(error)} save_network() saves any network.") from error
     tensors, writer = plain.state_dict(), CODERS[coder][0]()
-    for key in build_form(form).state_dict():  # a parametrization changes the order
+    for key, like in build_form(form).state_dict().items():  # a parametrization changes the order
+        if tensors[key].dtype != like.dtype:
+            raise ParameterError(f"{key!r} of 'model' must be in {like.dtype}. Got {tensors[key].dtype}.")
         if not torch.isfinite(tensors[key]).all():
             raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")
         _write(writer, tensors[key])

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_that, check_whole_number, reason
-from kd_lab.networks.layers import Weight, check_model, make_permanent, weighted_layers, weights
+from kd_lab.networks.layers import (
+    Weight,
+    check_model,
+    make_permanent,
+    state_tensors,
+    tied_names,
+    weighted_layers,
+    weights,
+)
 from kd_lab.networks.zoo import build_architecture, old_names, with_new_names
 from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
 from kd_lab.quantization.activations import set_input_quantizer
@@ -54,15 +62,22 @@ def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
         raise StorageError(f"{path} holds no network that fits together. {reason(error)}") from error
     of_the_kit = f"a {metadata['architecture']} that fits together"
     expected = of_the_kit if model is None else "a network of the layers of 'model'"
-    check_tensor_shapes(Path(path), expected, loaded.state_dict(), tensors)
-    loaded.load_state_dict(tensors)  # copies into float32 whatever the precision of the file
+    tied = tied_names(loaded)
+    tensors = {name: tensor for name, tensor in tensors.items() if not _repeats(name, tensors, tied)}
+    check_tensor_shapes(Path(path), expected, state_tensors(loaded), tensors)
+    loaded.load_state_dict(tensors | {name: tensors[first] for name, first in tied.items()})
     return loaded.eval()
+
+
+def _repeats(name: str, tensors: dict[str, Tensor], tied: dict[str, str]) -> bool:
+    """Return whether a tensor is one that the network ties to another, and equal to that; older files have both."""
+    return name in tied and torch.equal(tensors[name], tensors.get(tied[name], torch.empty(0)))
 
 
 def _encode(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
     """Return the tensors and the metadata of the file."""
     present, plain = weights(model), make_permanent(model)
-    tensors, quantized = plain.state_dict(), {}
+    tensors, quantized = state_tensors(plain), {}
     for name, weight in present.items():
         if quantizer := weight.parametrization(Quantizer):
             codes, tables = _codes(name, quantizer, weight.value.detach())
@@ -163,7 +178,7 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
 
     Each begins with its highest bit; zeros fill the last byte. `num_bits` is from 1 to 16.
     """
-    check_whole_number("num_bits", num_bits, BITS_RANGE)
+    num_bits = check_whole_number("num_bits", num_bits, BITS_RANGE)
     check_kind("codes", codes, Tensor, "a tensor of whole numbers")
     fits = not codes.is_floating_point() and ((codes >= 0) & (codes.long() < 2**num_bits)).all()
     check_that("codes", codes, fits, f"whole numbers from 0 to {2**num_bits - 1}, which is what {num_bits} bits hold")
@@ -173,10 +188,9 @@ def pack_bits(codes: Tensor, num_bits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, num_bits: int, shape: tuple[int, ...]) -> Tensor:
     """Return the whole numbers (int32) of this shape that `pack_bits` packed."""
-    check_whole_number("num_bits", num_bits, BITS_RANGE)
+    num_bits = check_whole_number("num_bits", num_bits, BITS_RANGE)
     check_kind("shape", shape, (tuple, list), "a tuple of whole numbers")
-    for size in shape:
-        check_whole_number("shape", size, "[0, 1e12]")
+    shape = tuple(check_whole_number("shape", size, "[0, 1e12]") for size in shape)
     count = math.prod(shape)
     size = -(-count * num_bits // 8)
     fits = isinstance(packed, Tensor) and packed.dtype == torch.uint8 and packed.shape == (size,)

@@ -7,6 +7,7 @@ whatever the optimizer does.
 
 import copy
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,24 +17,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kd_lab.errors import ParameterError, reason
+from kd_lab.errors import ParameterError, called_function, reason
 
 BATCH_SIZE = 125  # images in a forward pass: many more no longer fit the processor's cache
 TOLERANCE = 1e-3  # of the largest logit: what rounding may change when a network is rewritten
+SCRIPTED = ", which torch.jit made: give the network that it was made of"
 MNIST_IMAGE = 1, 28, 28  # what a network is shown where no images of its own are given
-WEIGHTED = {nn.Linear: ("weight",), nn.Conv2d: ("weight",)}  # the tensors of each kind that compression transforms
+TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d  # whose weights are (inputs, outputs, …)
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED
+EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+# the tensors of each kind of module that compression transforms
+WEIGHTED: dict[type[nn.Module], tuple[str, ...]] = dict.fromkeys((nn.Linear, *CONVOLUTIONS, *EMBEDDINGS), ("weight",))
 
 
 class Weight(NamedTuple):
-    """A tensor that compression transforms: the module that has it, and its name there."""
+    """A tensor that compression transforms: the module that has it, its name there, and other modules that share it."""
 
     module: nn.Module
     name: str = "weight"
+    tied: tuple["Weight", ...] = ()
 
     @property
     def value(self) -> Tensor:
-        """Return the weight as the module uses it, with parametrizations."""
-        return getattr(self.module, self.name)
+        """Return the weight as the module uses it in evaluation mode, with parametrizations."""
+        if not parametrize.is_parametrized(self.module, self.name):
+            return getattr(self.module, self.name)
+        with evaluation_mode(self.module.parametrizations[self.name]):  # some drop out, or change, while they train
+            return getattr(self.module, self.name)
+
+    @property
+    def trained(self) -> bool:
+        """Return whether training changes the weight: whether it, or what its parametrizations keep, isn't frozen."""
+        if not parametrize.is_parametrized(self.module, self.name):
+            return self.value.requires_grad
+        return any(parameter.requires_grad for parameter in self.module.parametrizations[self.name].parameters())
+
+    @property
+    def output_axis(self) -> int:
+        """Return the axis of the outputs, each of which has a grid of its own; an embedding's are its rows."""
+        return int(isinstance(self.module, TRANSPOSED))
 
     def parametrization(self, kind: type[nn.Module]) -> nn.Module | None:
         """Return the parametrization of this kind, None where the weight has none."""
@@ -43,48 +65,136 @@ class Weight(NamedTuple):
         return next((module for module in chain if isinstance(module, kind)), None)
 
     def parametrize(self, parametrization: nn.Module) -> None:
-        """Add a parametrization: from now on the module computes this weight with it."""
-        parametrize.register_parametrization(self.module, self.name, parametrization)
+        """Add a parametrization: from now on every module that shares this weight computes it so."""
+        for module, name, _ in (self, *self.tied):
+            with evaluation_mode(module):  # torch computes the weight, which changes some parametrizations in training
+                parametrize.register_parametrization(module, name, parametrization)
 
 
 def weights(model: nn.Module) -> dict[str, Weight]:
-    """Return what compression transforms: the weights of the Linear layers and convolutions, by the layer's name.
+    """Return what compression transforms: weights of Linear layers, convolutions and embeddings, by the layer's name.
 
-    A module's weight that is not called "weight" has its own name behind it. Raises a ParameterError where there is
-    none.
+    A module's weight that is not called "weight" has its own name behind it; one that several layers share has the name
+    of the first. Raises a ParameterError where there is none.
     """
+    tied: dict[tuple, list[tuple[str, Weight]]] = defaultdict(list)
+    for title, weight in _all_weights(model).items():
+        tied[_identity(weight.module, weight.name)].append((title, weight))
+    return {title: Weight(*first[:2], tuple(each for _, each in others)) for (title, first), *others in tied.values()}
+
+
+def _all_weights(model: nn.Module) -> dict[str, Weight]:
+    """Return the weight of every layer, tied or not."""
     check_model(model)
     found = {
         name if tensor == "weight" else f"{name}.{tensor}": Weight(module, tensor)
         for name, module in model.named_modules()
-        for kind, tensors in WEIGHTED.items()
-        if isinstance(module, kind)
-        for tensor in tensors
+        for tensor in _weighted_tensors(module)
     }
+    for title, weight in found.items():
+        _check_weight(title, weight.module, weight.name)
     if not found:
-        raise ParameterError(f"'model' must have a Linear or Conv2d layer. Got {type(model).__name__}.")
-    for name, weight in found.items():
-        if not parametrize.is_parametrized(*weight) and not isinstance(weight.value, nn.Parameter):
-            raise ParameterError(
-                f"the weight of layer {name!r} must be a parameter. Got one that is computed from others. Did "
-                "torch.nn.utils.prune mask it? Call its remove() first."
-            )
+        raise ParameterError(
+            "'model' must have a Linear or Conv2d layer, another convolution or an embedding. Got "
+            f"{type(model).__name__}{SCRIPTED if isinstance(model, torch.jit.ScriptModule) else ''}."
+        )
     return found
 
 
+def _weighted_tensors(module: nn.Module) -> tuple[str, ...]:
+    return next((tensors for kind, tensors in WEIGHTED.items() if isinstance(module, kind)), ())
+
+
+def _identity(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Return what two modules share that have one weight: the tensor and its parametrizations."""
+    if not parametrize.is_parametrized(module, name):
+        return (id(getattr(module, name)),)
+    chain = module.parametrizations[name]
+    return tuple(map(id, (*chain, *chain.parameters(recurse=False), *chain.buffers(recurse=False))))
+
+
+def _check_weight(title: str, module: nn.Module, name: str) -> None:
+    """Raise a ParameterError unless a weight is a dense parameter, or has parametrizations."""
+    if parametrize.is_parametrized(module, name):
+        return
+    weight = getattr(module, name)
+    if not isinstance(weight, nn.Parameter):
+        remedies = {
+            "_g": "Call torch.nn.utils.remove_weight_norm() first.",
+            "_u": "Call torch.nn.utils.remove_spectral_norm() first.",
+            "": "Did torch.nn.utils.prune mask it? Call its remove() first.",
+        }
+        remedy = next(remedy for end, remedy in remedies.items() if hasattr(module, name + end))
+        raise ParameterError(
+            f"the weight of layer {title!r} must be a parameter. Got one that is computed from others. {remedy}"
+        )
+    if weight.layout != torch.strided:
+        raise ParameterError(f"the weight of layer {title!r} must be dense. Got {weight.layout}. Use its to_dense().")
+
+
+def warn_of_whole_weights(model: nn.Module) -> None:
+    """Warn of the weights that compression can't transform, such as those of an LSTM; it names them with their kinds.
+
+    Call it where weights are pruned or quantized. Normalization layers, biases and other vectors are not named.
+    """
+    whole = [
+        f"{name}.{tensor} ({describe(module)})".removeprefix(".")
+        for name, module in model.named_modules()
+        if not isinstance(module, (nn.LayerNorm, parametrize.ParametrizationList))
+        for tensor, parameter in module.named_parameters(recurse=False)
+        if tensor not in _weighted_tensors(module) and sum(size > 1 for size in parameter.shape) > 1
+    ]
+    if whole:
+        warnings.warn(
+            f"{called_function()}(): {', '.join(whole)} stay whole: only the weights of Linear layers, convolutions "
+            "and embeddings are pruned and quantized.",
+            stacklevel=3,
+        )
+
+
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the Linear layers and convolutions by name; raise a ParameterError where there is none."""
-    return {name: weight.module for name, weight in weights(model).items()}
+    """Return the Linear layers, convolutions and embeddings by name; raise a ParameterError where there is none."""
+    return {name: weight.module for name, weight in _all_weights(model).items()}
 
 
 def describe(layer: nn.Module) -> str:
-    """Return the kind of a layer and, of the kit's, the size: "Linear 784-300" or "Conv2d 16-32, 3×3"."""
+    """Return a layer's kind and, of the known ones, size: "Linear 784-300", "Conv2d 16-32, 3×3, 4 groups"."""
+    name = next((kind.__name__ for kind in WEIGHTED if isinstance(layer, kind)), "")
     if isinstance(layer, nn.Linear):
         return f"Linear {layer.in_features}-{layer.out_features}"
-    if isinstance(layer, nn.Conv2d):
-        height, width = layer.kernel_size
-        return f"Conv2d {layer.in_channels}-{layer.out_channels}, {height}×{width}"
+    if isinstance(layer, EMBEDDINGS):
+        return f"{name} {layer.num_embeddings}-{layer.embedding_dim}"
+    if isinstance(layer, CONVOLUTIONS):
+        window, groups = "×".join(map(str, layer.kernel_size)), f", {layer.groups} groups" * (layer.groups > 1)
+        return f"{name} {layer.in_channels}-{layer.out_channels}, {window}{groups}"
     return parametrize.type_before_parametrizations(layer).__name__
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors of a model by their names in its state dict, one that several names share by the first.
+
+    Raises a ParameterError for state that is no tensor.
+    """
+    check_model(model)
+    if others := other_state(model):
+        raise ParameterError(
+            f"'model' must keep its state in tensors. Got {', '.join(others)}, which no safe file holds: take "
+            "torch.save(model.state_dict(), path)."
+        )
+    shared = tied_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+
+
+def other_state(model: nn.Module) -> list[str]:
+    """Return the names in a model's state dict of what is no tensor."""
+    return [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of tensors that have an earlier name in the state dict as well, with that name."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)  # the tensors themselves, not views of them
+    return {name: earlier for name, value in state.items() if (earlier := first.setdefault(id(value), name)) != name}
 
 
 def check_model(model: object) -> None:
@@ -244,10 +354,11 @@ def make_permanent(model: nn.Module) -> nn.Module:
     """Return a new, ordinary model whose weights are those that the parametrizations give in evaluation mode."""
     check_model(model)
     plain = copied(model)
+    settled: dict[tuple, nn.Parameter] = {}  # tied weights stay one
     with evaluation_mode(plain):
         for module in list(plain.modules()):
             if parametrize.is_parametrized(module):
-                _settle(module)
+                _settle(module, settled)
     return plain
 
 
@@ -265,29 +376,37 @@ def computed_once(model: nn.Module) -> nn.Module:
         return model
 
 
-def _settle(module: nn.Module) -> None:
+def _settle(module: nn.Module, settled: dict[tuple, nn.Parameter]) -> None:
     # parametrize.remove_parametrizations would take `weight` from the class, which a copy shares with its model
-    settled = {
-        name: nn.Parameter(getattr(module, name).detach(), any(p.requires_grad for p in chain.parameters()))
-        for name, chain in module.parametrizations.items()
-    }
+    found = {name: _settled(module, name, settled) for name in module.parametrizations}
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    for name, parameter in settled.items():
+    for name, parameter in found.items():
         module.register_parameter(name, parameter)
+
+
+def _settled(module: nn.Module, name: str, settled: dict[tuple, nn.Parameter]) -> nn.Parameter:
+    """Return the value of a parametrized weight, the same parameter for modules that share it."""
+    identity = _identity(module, name)
+    if identity not in settled:
+        settled[identity] = nn.Parameter(getattr(module, name).detach(), Weight(module, name).trained)
+    return settled[identity]
 
 
 def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
     lifted = copied(model)
-    for weight in weights(lifted).values():
-        if weight.parametrization(kind):
-            chain = weight.module.parametrizations[weight.name]
-            others = [module for module in chain if not isinstance(module, kind)]
-            del chain[:]
-            chain.extend(others or [nn.Identity()])
-    for module in list(lifted.modules()):  # one that has another weight with parametrizations keeps the Identity
-        chains = module.parametrizations.values() if parametrize.is_parametrized(module) else []
-        if chains and all(isinstance(each, nn.Identity) for chain in chains for each in chain):
-            _settle(module)
+    parametrized = [module for module in lifted.modules() if parametrize.is_parametrized(module)]
+    settled: dict[tuple, nn.Parameter] = {}
+    identity = nn.Identity()  # one for all: tied weights have the same parametrizations
+    for module in parametrized:
+        chains = module.parametrizations.values()
+        for chain in chains:
+            others = [each for each in chain if not isinstance(each, kind)]
+            if len(others) < len(chain):
+                del chain[:]
+                chain.extend(others or [identity])
+        # one that has another weight with parametrizations keeps the Identity
+        if all(isinstance(each, nn.Identity) for chain in chains for each in chain):
+            _settle(module, settled)
     return lifted

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_whole_number
+from kd_lab.networks.layers import Weight
 from kd_lab.quantization.grids import check_finite
 from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
 
@@ -22,7 +23,7 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     values each is a centroid.
     """
     check_finite(1, values=values)
-    check_whole_number("count", count, "[1, 256]")
+    count = check_whole_number("count", count, "[1, 256]")
     points, places, counts = np.unique(values.detach(), return_inverse=True, return_counts=True)
     codebook = points if len(points) <= count else _cluster(points.astype(float), counts, count).astype(np.float32)
     codes = np.searchsorted(_midpoints(codebook.astype(float)), points)
@@ -86,11 +87,12 @@ class CodebookQuantizer(Quantizer):
     """Replace every weight by its value in a codebook that training changes; a weight of 0 stays 0, so masks hold.
 
     The gradient of a value is the sum of those of the weights that share it (Han et al. 2016, arXiv 1510.00149).
+    `trained` is False for a frozen weight.
     """
 
-    def __init__(self, codebook: Tensor, codes: Tensor):
+    def __init__(self, codebook: Tensor, codes: Tensor, trained: bool = True):
         super().__init__()
-        self.codebook = nn.Parameter(codebook)
+        self.codebook = nn.Parameter(codebook, trained)
         self.register_buffer("codes", codes)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class CodebookQuantizer(Quantizer):
         codes, codebook, zero = self.codes.int(), self.codebook.detach(), weight == 0
         if not zero.any():
             return codes, {"codebook": codebook}
-        return codes.masked_fill(zero, len(codebook)), {"codebook": torch.cat([codebook, torch.zeros(1)])}
+        return codes.masked_fill(zero, len(codebook)), {"codebook": torch.cat([codebook, codebook.new_zeros(1)])}
 
 
 def share_weights(model: nn.Module, num_bits: int | dict[str, int]) -> nn.Module:
@@ -115,10 +117,11 @@ def share_weights(model: nn.Module, num_bits: int | dict[str, int]) -> nn.Module
     return set_quantizers(model, lambda name, weight: _share(weight, 2 ** wanted[name]), list(wanted), "per_tensor")
 
 
-def _share(weight: Tensor, count: int) -> CodebookQuantizer:
-    kept = weight != 0 if weight.any() else torch.ones_like(weight, dtype=torch.bool)
-    codebook, found = kmeans(weight[kept], count)
+def _share(weight: Weight, count: int) -> CodebookQuantizer:
+    value = weight.value
+    kept = value != 0 if value.any() else torch.ones_like(value, dtype=torch.bool)
+    codebook, found = kmeans(value[kept], count)
     smallest = int(codebook.abs().argmin())  # for those that are 0, should their mask be lifted later
-    codes = torch.full_like(weight, smallest, dtype=torch.uint8)
+    codes = torch.full_like(value, smallest, dtype=torch.uint8)
     codes[kept] = found
-    return CodebookQuantizer(codebook, codes)
+    return CodebookQuantizer(codebook, codes, weight.trained)

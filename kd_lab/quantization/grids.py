@@ -15,7 +15,7 @@ MIN_SCALE = torch.finfo(torch.float32).tiny  # of the scales whose reciprocal is
 
 def integer_range(num_bits: int) -> tuple[int, int]:
     """Return the smallest and the largest signed integer of 1 to 16 bits: 8 give -128 and 127."""
-    check_whole_number("num_bits", num_bits, BITS_RANGE)
+    num_bits = check_whole_number("num_bits", num_bits, BITS_RANGE)
     return -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
 
 

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
-from kd_lab.networks.layers import weights, without
-from kd_lab.quantization.grids import CALIBRATIONS, check_finite, fake_quantize, find_grid, integer_range, quantize
+from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights, without
+from kd_lab.quantization.grids import (
+    BITS_RANGE,
+    CALIBRATIONS,
+    check_finite,
+    fake_quantize,
+    find_grid,
+    integer_range,
+    quantize,
+)
 
 GRANULARITIES = ("per_tensor", "per_channel")
 WEIGHT_BITS_RANGE = "[1, 8]"
@@ -33,7 +41,7 @@ class FakeQuantizer(Quantizer):
         super().__init__()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        self.num_bits = num_bits
+        self.num_bits = check_whole_number("num_bits", num_bits, BITS_RANGE)
 
     def forward(self, x: Tensor) -> Tensor:
         return _laid_out(fake_quantize(x, self.scale, self.zero_point, self.num_bits), x)
@@ -56,9 +64,9 @@ class BinaryQuantizer(Quantizer):
 
     num_bits = 1
 
-    def __init__(self, granularity: str):
+    def __init__(self, granularity: str, axis: int = 0):
         super().__init__()
-        self.granularity = granularity
+        self.granularity, self.axis = granularity, axis
 
     def forward(self, weight: Tensor) -> Tensor:
         return _laid_out(_StraightThrough.apply(weight, torch.mul(*self._signs(weight))), weight)
@@ -70,16 +78,16 @@ class BinaryQuantizer(Quantizer):
     def _mean_size(self, weight: Tensor, counted: Tensor) -> Tensor:
         """Return the mean |w| of those counted, in each channel or in all, in a shape that broadcasts."""
         sizes, counts = (
-            _rows(part, self.granularity).sum(1, dtype=torch.float64)  # so that equal ones have their mean
+            _rows(part, self.granularity, self.axis).sum(1, dtype=torch.float64)  # so that equal ones have their mean
             for part in (weight.abs() * counted, counted)
         )
-        return _broadcast((sizes / counts.clamp(min=1)).to(weight.dtype), weight)
+        return _broadcast((sizes / counts.clamp(min=1)).to(weight.dtype), weight, self.axis)
 
     def encode(self, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         signs, scale = self._signs(weight)
         if (signs == 0).any():
-            return signs.int() + 1, {"scale": scale, "zero_point": torch.tensor(1.0)}
-        return (signs.int() + 1) // 2, {"scale": 2 * scale, "zero_point": torch.tensor(0.5)}
+            return signs.int() + 1, {"scale": scale, "zero_point": scale.new_ones(())}
+        return (signs.int() + 1) // 2, {"scale": 2 * scale, "zero_point": scale.new_full((), 0.5)}
 
 
 class TernaryQuantizer(BinaryQuantizer):
@@ -120,40 +128,44 @@ def quantize_weights(
     """Return a new model that computes with weights of 1 to 8 bits; a layer that `num_bits` leaves out stays whole.
 
     `num_bits` is one number, or one for each layer by name; biases are never quantized. One grid for a whole tensor
-    ("per_tensor") or one for each output ("per_channel"), found by find_grid. With one bit a grid would hold 0 and one
-    other number, so a weight keeps its sign instead (BinaryQuantizer). Quantizers that were there are replaced.
+    ("per_tensor") or one for each output, and each row of an embedding ("per_channel"), found by find_grid. With one
+    bit a grid would hold 0 and one other number, so a weight keeps its sign instead (BinaryQuantizer). Quantizers that
+    were there are replaced. Warns of weights that stay whole, such as those of an LSTM.
     """
     wanted = bits_by_layer(model, num_bits)
     check_kind("symmetric", symmetric, bool, "True or False")
     check_choice("calibration", calibration, list(CALIBRATIONS))
 
-    def quantizer(name: str, weight: Tensor) -> Quantizer:
+    def quantizer(name: str, weight: Weight) -> Quantizer:
+        value, axis = weight.value, weight.output_axis
         if wanted[name] == 1:
-            return BinaryQuantizer(granularity)
-        scale, zero_point = find_grid(_rows(weight, granularity), wanted[name], symmetric, calibration)
-        return FakeQuantizer(_broadcast(scale, weight), _broadcast(zero_point, weight), wanted[name])
+            return BinaryQuantizer(granularity, axis)
+        scale, zero_point = find_grid(_rows(value, granularity, axis), wanted[name], symmetric, calibration)
+        return FakeQuantizer(_broadcast(scale, value, axis), _broadcast(zero_point, value, axis), wanted[name])
 
     return set_quantizers(model, quantizer, list(wanted), granularity)
 
 
 def ternarize_weights(model: nn.Module, granularity: str = "per_channel") -> nn.Module:
     """Return a new model that computes with weights of three values, -scale, 0 and scale; others are replaced."""
-    names = list(weights(model))
-    return set_quantizers(model, lambda _name, _weight: TernaryQuantizer(granularity), names, granularity)
+
+    def quantizer(_name: str, weight: Weight) -> Quantizer:
+        return TernaryQuantizer(granularity, weight.output_axis)
+
+    return set_quantizers(model, quantizer, list(weights(model)), granularity)
 
 
 def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], argument: str = "num_bits") -> dict[str, int]:
     """Return the bits of each layer: one number for all, or those given by name; `argument` names them in an error."""
     layers = weights(model)
     wanted = num_bits if isinstance(num_bits, dict) else dict.fromkeys(layers, num_bits)
-    for name, bits in wanted.items():
+    for name in wanted:
         check_choice(argument, name, list(layers))
-        check_whole_number(argument, bits, WEIGHT_BITS_RANGE)
-    return wanted
+    return {name: check_whole_number(argument, bits, WEIGHT_BITS_RANGE) for name, bits in wanted.items()}
 
 
 def set_quantizers(
-    model: nn.Module, quantizer: Callable[[str, Tensor], Quantizer], names: list[str], granularity: str
+    model: nn.Module, quantizer: Callable[[str, Weight], Quantizer], names: list[str], granularity: str
 ) -> nn.Module:
     """Return a new model whose named layers compute with `quantizer(name, weight)`, and no other with any."""
     check_choice("granularity", granularity, list(GRANULARITIES))
@@ -161,15 +173,17 @@ def set_quantizers(
     for name, weight in weights(quantized).items():
         if name in names:
             check_finite(**{f"the weight of {name}": weight.value})
-            weight.parametrize(quantizer(name, weight.value.detach()))
+            with torch.no_grad():
+                weight.parametrize(quantizer(name, weight))
+    warn_of_whole_weights(quantized)
     return quantized
 
 
-def _rows(weight: Tensor, granularity: str) -> Tensor:
-    """Return the weights that share a grid as the rows of a matrix."""
-    return weight.flatten(1) if granularity == "per_channel" else weight.reshape(1, -1)
+def _rows(weight: Tensor, granularity: str, axis: int) -> Tensor:
+    """Return the weights that share a grid as the rows of a matrix; `axis` is that of the outputs."""
+    return weight.movedim(axis, 0).flatten(1) if granularity == "per_channel" else weight.reshape(1, -1)
 
 
-def _broadcast(values: Tensor, weight: Tensor) -> Tensor:
+def _broadcast(values: Tensor, weight: Tensor, axis: int) -> Tensor:
     """Return one value for each row, (rows,), in a shape that broadcasts to the weight's."""
-    return values.view(-1, *[1] * (weight.dim() - 1))
+    return values.view(*[1] * axis, -1, *[1] * (weight.dim() - 1 - axis))
