@@ -63,7 +63,7 @@ def test_a_scan_names_tied_weights_once_and_has_pythons_own_numbers(scanner, set
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     changed = copy.deepcopy(model)
     if scanner is bit_scan:
-        changed = quantize_weights(model, {"encoder": 2, "decoder": 2})
+        changed = quantize_weights(model, {"encoder": 2})
     else:
         cut = prune(model, {"encoder": 0.5}, scope="per_layer").encoder.weight.detach()
         with torch.no_grad():
@@ -257,7 +257,7 @@ SCAN = {"fc1": {2: 0.1, 4: 0.0}}
         ),
         (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
         (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
-        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
+        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer, "),
         *(
             (
                 lambda *_, budget=budget: choose_bits(SCAN, {"fc1": 9}, budget),

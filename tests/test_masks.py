@@ -31,7 +31,6 @@ from kd_lab.pruning import (
     set_masks,
     weight_gradient_mask,
 )
-from kd_lab.pruning.masks import _n_m_mask
 
 AMOUNTS = (0.0, 0.1, 0.5, 0.9, 0.99)
 HAND = torch.tensor([[3.0, -1.0], [0.5, -2.0]])
@@ -265,14 +264,14 @@ def test_tied_weights_are_masked_alike(cut):
 def test_tied_weights_have_one_gradient_and_one_mask():
     model = Tied()
     nn.functional.cross_entropy(model(TIED_DATA[0]), TIED_DATA[1]).backward()
-    for each in (model, prune(model, 0)):  # in which make_permanent may part them
+    for each in (model, prune(model, 0)):
         found = average_gradients(each, TIED_DATA)
-        for name in ("encoder", "decoder"):
-            assert torch.allclose(found[name], model.encoder.weight.grad, atol=1e-6)
-    masks = {"encoder": torch.ones(64, 64).bool(), "decoder": torch.eye(64).bool()}
-    with pytest.raises(ParameterError, match="'encoder' and 'decoder' share one weight and need one mask"):
-        set_masks(model, masks)
-    assert not hasattr(model.encoder, "parametrizations")
+        assert list(found) == ["encoder", "head"]
+        assert torch.allclose(found["encoder"], model.encoder.weight.grad, atol=1e-6)
+    set_masks(model, {"encoder": torch.eye(64).bool()})
+    assert torch.equal(model.encoder.weight, model.decoder.weight) and model.encoder.weight.count_nonzero() == 64
+    with pytest.raises(ParameterError, match=r"one of encoder, head\. Got 'decoder'"):
+        set_masks(model, {"decoder": torch.eye(64).bool()})
     with pytest.raises(ParameterError, match=r"one of encoder, head\. Got 'decoder'"):
         prune(model, {"decoder": 0.5}, scope="per_layer")
 
@@ -340,7 +339,7 @@ def test_a_network_without_gradients_is_named():
 def test_groups_of_m_run_along_the_inputs_of_a_transposed_convolution():
     for groups in (1, 2):
         layer = nn.ConvTranspose2d(8, 6, 3, groups=groups, bias=False)
-        mask = _n_m_mask(layer, layer.weight.detach().abs(), 2, 4)
+        mask = masks_of(prune_n_m(nn.Sequential(layer)))["0"]
         for group in range(groups):
             inputs = slice(group * 8 // groups, (group + 1) * 8 // groups)
             for output in range(6 // groups):

@@ -159,15 +159,13 @@ def test_a_second_interrupt_loses_no_trial_either(monkeypatch):
     def interrupt(*_arguments, **_settings):
         raise KeyboardInterrupt
 
-    for place in ("builtins.print", "kd_lab.compression.search.tqdm.close", "optuna.study.Study.tell"):
+    for place in ("builtins.print", "kd_lab.compression.search.tqdm.__exit__", "optuna.study.Study.tell"):
         with monkeypatch.context() as patch:
-            if place.endswith("tell"):
-                fit = fit_that_ends(9, None)  # it comes while the study is told of the first trial
-            else:
-                fit = fit_that_ends(2, KeyboardInterrupt())
+            told = place.endswith("tell")  # of the first trial
+            fit = fit_that_ends(9 if told else 2, KeyboardInterrupt())
             patch.setattr(place, interrupt)
             trials = search_settings(fit, (IMAGES, LABELS), runs=9)
-        assert [trial.accuracy.correct for trial in trials] == [901, 902][: 1 if place.endswith("tell") else 2]
+        assert [trial.accuracy.correct for trial in trials] == [901] if told else [901, 902]
 
 
 def test_a_student_that_diverges_is_left_out_and_the_search_goes_on(capsys):

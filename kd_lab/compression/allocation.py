@@ -9,7 +9,6 @@ from torch import nn
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
 from kd_lab.networks.layers import copied, weights
-from kd_lab.networks.tied import distinct, tied
 from kd_lab.pruning.masks import SPARSITY_RANGE, check_fraction, prune
 from kd_lab.pruning.schedules import check_returned
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
@@ -35,7 +34,7 @@ def scan_layers(
         return mean_cross_entropy(check_returned("change", change(copied(model), chosen)), data)
 
     whole = loss({})
-    return {name: {setting: loss({name: setting}) - whole for setting in settings} for name in distinct(weights(model))}
+    return {name: {setting: loss({name: setting}) - whole for setting in settings} for name in weights(model)}
 
 
 def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | None:
@@ -121,12 +120,7 @@ def bit_scan(model: nn.Module, data: Data, bits: list[int]) -> Scan:
     fits = isinstance(bits, LISTS) and len(bits) > 0
     check_that("bits", bits, fits, "a list of whole numbers, at least one, as in [2, 4, 8]")
     bits = [check_whole_number("bits", num_bits, WEIGHT_BITS_RANGE) for num_bits in bits]
-    present = weights(model)
-
-    def quantize(whole: nn.Module, chosen: dict[str, int]) -> nn.Module:
-        return quantize_weights(whole, {twin: each for name, each in chosen.items() for twin in tied(present, name)})
-
-    return scan_layers(model, data, bits, quantize)
+    return scan_layers(model, data, bits, quantize_weights)
 
 
 def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, int]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from kd_lab.errors import ParameterError, check_choice, check_whole_number, reason
 from kd_lab.evaluation import check_scorable
 from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weights
-from kd_lab.networks.tied import tied
 
 Importance = Callable[[Any, Any, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance
@@ -26,7 +25,7 @@ NEED_DATA = ("gradient", "weight_gradient")
 def importances(
     model: nn.Module, importance: str, data: tuple[Tensor, Tensor] | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return the importance of every weight of the Linear layers and convolutions, by the name of the layer.
+    """Return the importance of every weight of a model (`weights`), by the name of the layer.
 
     `data`, (images, labels) from the training part, is what the gradients are averaged over; `seed` is for "random".
     """
@@ -67,8 +66,8 @@ def layer_adaptive(importance: Tensor) -> Tensor:
 def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """Return the gradient of the mean cross-entropy over all of the data for each layer's weight, by layer.
 
-    It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were. Of
-    tied weights each has the gradient of all. Raises a ParameterError where no gradient can be computed.
+    It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were.
+    Raises a ParameterError where no gradient can be computed.
     """
     images, labels, *_ = (part.clone() if part.is_inference() else part for part in check_scorable(model, data))
     plain = make_permanent(model).eval().requires_grad_(True)
@@ -77,8 +76,7 @@ def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str
     for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
         for name, gradient in zip(used, _gradients(plain, x, y, list(used.values())), strict=True):
             total[name] += gradient
-    means = {name: gradient / len(images) for name, gradient in total.items()}
-    return {name: _of_all(name, means, used, model) for name in means}
+    return {name: gradient / len(images) for name, gradient in total.items()}
 
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, used: list[Tensor]) -> tuple[Tensor, ...]:
@@ -89,9 +87,3 @@ def _gradients(model: nn.Module, x: Tensor, y: Tensor, used: list[Tensor]) -> tu
             return torch.autograd.grad(loss, used, allow_unused=True, materialize_grads=True)
     except RuntimeError as error:
         raise ParameterError(f"no gradient can be computed through the model: {reason(error)}") from error
-
-
-def _of_all(name: str, means: dict[str, Tensor], used: dict[str, Tensor], model: nn.Module) -> Tensor:
-    """Return the gradient of a weight; where it is tied to others that are apart in `used`, the sum of theirs."""
-    apart = {id(used[each]): means[each] for each in tied(weights(model), name)}
-    return torch.stack(list(apart.values())).sum(0) if len(apart) > 1 else means[name]

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.networks.layers import Weight, check_shapes, check_tensors, copied, weights
-from kd_lab.networks.tied import distinct, tied
+from kd_lab.networks.layers import Weight, check_shapes, check_tensors, copied, warn_of_whole_weights, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
@@ -95,22 +94,14 @@ class Mask(nn.Module):
 
 
 def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Mask the weights of the named layers, in place; a layer that is masked already gets the new mask instead.
-
-    Layers whose weights are tied get one mask.
-    """
+    """Mask the weights of the named layers, in place; a layer that is masked already gets the new mask instead."""
     present = weights(model)
     check_kind("masks", masks, dict, "a dict of masks by layer")
     for name, mask in masks.items():
         check_choice("name of a layer", name, list(present))
         check_mask(f"the mask of layer {name!r}", mask, present[name].value)
-    twins = {name: tied(present, name) for name in masks}
-    for name, other in ((name, other) for name, others in twins.items() for other in others):
-        if not torch.equal(masks.get(other, masks[name]), masks[name]):
-            raise ParameterError(f"layers {name!r} and {other!r} share one weight and need one mask. Got two.")
-    for name, others in twins.items():
-        for other in others:
-            _set_mask(present[other], masks[name])
+    for name, mask in masks.items():
+        _set_mask(present[name], mask)
 
 
 def _set_mask(weight: Weight, mask: Tensor) -> None:
@@ -131,8 +122,9 @@ def check_mask(title: str, mask: object, weight: Tensor) -> None:
 
 @torch.inference_mode(False)  # in which no copy could be trained later
 def lift_masks(model: nn.Module) -> nn.Module:
-    """Return a new model whose masks, where it has any, let everything through."""
+    """Return a new model whose masks, where it has any, let everything through; warn of weights that can have none."""
     weights(model)  # names a model that can't be copied
+    warn_of_whole_weights(model)
     lifted = copied(model)
     for weight in weights(lifted).values():
         if mask := weight.parametrization(Mask):
@@ -155,7 +147,7 @@ def prune(
     by name. `data`, (images, labels) from the training part, is needed for importance by gradients. All weights are
     ranked again: those that an earlier mask had pruned may come back (make_permanent keeps them out).
     """
-    check_sparsity("sparsity", sparsity, list(distinct(weights(model))), scope)
+    check_sparsity("sparsity", sparsity, list(weights(model)), scope)
     lifted = lift_masks(model)
     return _prune_by(importances(lifted, importance, data, seed), lifted, sparsity, scope)
 
@@ -180,19 +172,19 @@ def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
-    set_masks(pruned, {name: _n_m_mask(weights(pruned)[name].module, size, n, m) for name, size in sizes.items()})
+    set_masks(pruned, {name: _n_m_mask(weight, sizes[name], n, m) for name, weight in weights(pruned).items()})
     return pruned
 
 
-def _n_m_mask(module: nn.Module, weight: Tensor, n: int, m: int) -> Tensor:
-    """Return the N:M mask of a module's weight; a transposed convolution has the outputs in its second dimension."""
-    if not getattr(module, "transposed", False):
-        return n_m_mask(weight, n, m)
-    return _swap(n_m_mask(_swap(weight, module.groups), n, m), module.groups)
+def _n_m_mask(weight: Weight, size: Tensor, n: int, m: int) -> Tensor:
+    """Return the N:M mask for the sizes of a weight, along the inputs of each of its outputs."""
+    if weight.output_axis == 0:
+        return n_m_mask(size, n, m)
+    return _swap(n_m_mask(_swap(size, weight.module.groups), n, m), weight.module.groups)
 
 
 def _swap(weight: Tensor, groups: int) -> Tensor:
-    """Return (outputs, inputs / groups, …) of (inputs, outputs / groups, …), and the reverse."""
+    """Return (outputs, inputs / groups, …) of a transposed convolution's (inputs, outputs / groups, …), or back."""
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
@@ -209,8 +201,7 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
 
 def _prune_by(importances: dict[str, Tensor], lifted: nn.Module, sparsity: Sparsity, scope: str) -> nn.Module:
     """Mask the least important weights of a model whose masks are lifted, in place, and return it."""
-    present = distinct(weights(lifted))
-    masks = rank({name: importances[name] for name in present}, scope).masks(sparsity)
+    masks = rank(importances, scope).masks(sparsity)
     check_left(f"sparsity {sparsity} leaves no weight in layer", masks, scope)
     set_masks(lifted, masks)
     return lifted

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
 from kd_lab.networks.layers import check_model, copied, weights
-from kd_lab.networks.tied import distinct
 from kd_lab.pruning.masks import Mask, check_fraction, prune, set_masks
 
 PruneFunction = Callable[[nn.Module, float], nn.Module]
@@ -94,7 +93,7 @@ def check_returned(argument: str, network: Any) -> nn.Module:
 def _zero_share(model: nn.Module, dense: nn.Module) -> float:
     """Return the share of a network's weights that are zero in another made from it, or not there any more."""
     left, all_ = (
-        sum(int(count(weight.value)) for weight in distinct(weights(each)).values())
+        sum(int(count(weight.value)) for weight in weights(each).values())
         for each, count in ((model, torch.count_nonzero), (dense, torch.numel))
     )
     return 1 - left / all_
