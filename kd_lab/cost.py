@@ -105,7 +105,7 @@ def _without_fast_path():
 class _Uncounted(TorchDispatchMode):
     """Note operations that multiply, and have no formula here."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 

@@ -1,5 +1,6 @@
 """Put accuracy beside cost for several models on the same images."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -62,7 +63,9 @@ class Table:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return self._table("simple")
+        text = self._table("simple").replace("\N{NBSP}", " ")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # not all consoles show every name
+        return text.encode(encoding, "replace").decode(encoding)
 
     def _repr_html_(self) -> str:
         return self._table("html")

@@ -455,3 +455,24 @@ def test_weights_that_are_no_numbers_are_refused():
     model[1].weight.data[0, 0] = torch.nan
     with pytest.raises(ParameterError, match=r"'fc1\.weight' of 'model' must be finite"):
         pack(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_in_another_precision_are_named(dtype):
+    with pytest.raises(ParameterError, match=r"^pack\(\): .* 'fc1.weight' must be .*torch.float32 .*Got .*torch"):
+        pack(build_model("mlp128").to(dtype))
+
+
+def test_a_network_is_packed_and_unpacked_alike_whatever_the_default_dtype():
+    model = share_weights(build_model("mlp128"), 2)
+    expected = pack(model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert pack(model) == expected
+        found = unpack(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(tensor.dtype == torch.float32 for tensor in found.state_dict().values())
+    with torch.inference_mode():
+        trainable = unpack(expected)
+    trainable(torch.zeros(2, 1, 28, 28)).sum().backward()

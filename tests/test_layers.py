@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from own_networks import NETWORKS, WHOLE, own_network
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lab.compression import bit_scan, sensitivity_scan
 from kd_lab.compression.stages import FineTune, Prune, Quantize, Share, with_masks
+from kd_lab.cost import count_macs
 from kd_lab.errors import ParameterError
 from kd_lab.formats import load_network, save_network
 from kd_lab.networks import evaluation_mode, layers, weights
@@ -21,12 +24,13 @@ from kd_lab.networks.layers import (
     check_same_answers,
     copied,
     describe,
+    example_images,
     make_permanent,
     predict,
     weighted_layers,
     without,
 )
-from kd_lab.networks.zoo import MODELS, build_model
+from kd_lab.networks.zoo import MODELS, build_architecture, build_model, small_student
 from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty, match_parameters, used_parameters
 from kd_lab.pruning import (
     IMPORTANCES,
@@ -542,3 +546,188 @@ def test_a_parametrized_weight_is_read_in_evaluation_mode(change, training, tmp_
         assert torch.equal(value.abs(), expected.abs())
     assert {module.training for module in model.modules()} == {training}
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items())
+
+
+# ---- what a learner's own network may do
+
+
+class Own(nn.Module):
+    """A network whose forward is the given function of itself and the images."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.fc, self.function = nn.Linear(784, 10), forward
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def plainly(model, x):
+    return model.fc(x.flatten(1))
+
+
+def failing(error):
+    def forward(model, x):
+        raise error
+
+    return Own(forward)
+
+
+class TwoInputs(Own):
+    def forward(self, x, lengths):
+        return x
+
+
+REFUSED = {  # the network, and what the one sentence says
+    "AssertionError": (failing(AssertionError("only on Mondays")), "The layer said: AssertionError: only on Mondays"),
+    "AssertionError alone": (failing(AssertionError()), "The layer said: AssertionError"),
+    "KeyError": (failing(KeyError("mask")), "The layer said: KeyError: 'mask'"),
+    "AttributeError": (Own(lambda model, x: model.fc3(x)), "AttributeError: 'Own' object has no attribute 'fc3'"),
+    "ZeroDivisionError": (Own(lambda model, x: 1 / 0), "ZeroDivisionError: division by zero"),
+    "a tuple": (Own(lambda model, x: (plainly(model, x), x)), "must answer 3 images with a tensor (3, …). Got tuple."),
+    "a dict": (Own(lambda model, x: {"logits": x}), "must answer 3 images with a tensor (3, …). Got dict."),
+    "nothing": (Own(lambda model, x: None), "must answer 3 images with a tensor (3, …). Got NoneType."),
+    "one number": (Own(lambda model, x: x.sum()), "must answer 3 images with a tensor (3, …). Got shape ()."),
+    "mixed images": (Own(lambda model, x: x.reshape(-1, 98)), "a tensor (3, …). Got shape (24, 98)."),
+    "two inputs": (TwoInputs(plainly), "Its forward must take one argument, the images."),
+    "no Flatten": (nn.Linear(784, 10), "(1, 28, 28) and torch.float32. Put nn.Flatten() in front of its layers."),
+    "double": (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).double(), "Give images.to(torch.float64)."),
+    "half": (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).half(), "Give images.to(torch.float16)."),
+}
+
+
+@pytest.mark.parametrize("model, words", REFUSED.values(), ids=REFUSED)
+def test_what_a_network_cannot_do_is_said_in_one_sentence_with_its_own_error_as_the_cause(model, words):
+    with pytest.raises(ParameterError) as error:
+        predict(model, IMAGES[:3])
+    assert str(error.value).startswith("predict(): the model ") and words in str(error.value)
+    assert isinstance(error.value.__cause__, Exception) == ("must answer" not in str(error.value))
+    assert "the kit's networks take" not in str(error.value)  # for these images are theirs
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (IMAGES.numpy(), "Got ndarray. Give torch.as_tensor(images, dtype=torch.float32)."),
+        (list(IMAGES), "Got list. Give torch.as_tensor(images, dtype=torch.float32), or of tensors torch.stack("),
+        (DATA, "Got tuple. Give its first part"),
+        (DataLoader(TensorDataset(*DATA)), "Got DataLoader. Give torch.cat([images for images, *_ in loader])."),
+    ],
+)
+def test_what_would_make_a_tensor_is_said(images, words):
+    for function in (predict, lambda model, images: example_images(images)):
+        with pytest.raises(ParameterError) as error:
+            function(build_model("mlp128"), images)
+        assert words in str(error.value)
+
+
+def test_images_without_a_channel_get_the_line_that_gives_them_one():
+    with pytest.raises(ParameterError, match=r"Give images.unsqueeze\(1\), which have a channel. The layer said"):
+        predict(build_model("cnn"), IMAGES[:3, 0])
+
+
+def test_no_images_have_no_answers():
+    assert predict(build_model("cnn"), IMAGES[:0]).shape == (0, 10)
+    with pytest.raises(ParameterError, match=r"predict\(\): the model can't read images"):
+        predict(Own(lambda model, x: x.view(len(x), -1)), IMAGES[:0])
+
+
+def test_lazy_layers_must_have_run_once():
+    model = nn.Sequential(nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
+    for function in (lambda model: prune(model, 0.5), lambda model: quantize_weights(model, 4), make_permanent):
+        with pytest.raises(ParameterError, match=r"'model' must have run once, .* Got 0, 1, 3 without. Call predict"):
+            function(model)
+    predict(model, IMAGES[:2])
+    assert weights(prune(model, 0.5)).keys() == {"0", "3"}
+
+
+TRICKS = {  # what makes a weight one that can't be changed, and what to call
+    "prune": (lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5), "Did torch.nn.utils.prune mask it?"),
+    "weight_norm": (nn.utils.weight_norm, "Call torch.nn.utils.remove_weight_norm() first."),
+    "spectral_norm": (nn.utils.spectral_norm, "Call torch.nn.utils.remove_spectral_norm() first."),
+    "sparse": (
+        lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight.detach().to_sparse())),
+        "must be dense. Got torch.sparse_coo. Use its to_dense().",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("trick, words", TRICKS.values(), ids=TRICKS)
+def test_weights_that_others_compute_are_named_with_what_to_call(trick, words):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    trick(model[1])
+    for change in (*CHANGES.values(), l1_penalty):
+        with pytest.raises(ParameterError) as error:
+            change(model)
+        assert "the weight of layer '1' must be" in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_network_answers_and_is_refused_where_its_weights_are_changed():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model = torch.jit.script(plain)
+    assert torch.equal(predict(model, IMAGES), predict(plain, IMAGES))
+    for change in CHANGES.values():
+        with pytest.raises(ParameterError, match=r"which torch\.jit made: give the network that it was made of"):
+            change(model)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_recorded_is_what_was_there_whatever_changes_it_afterwards(name):
+    model, images = own_network(name)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    layer = next(iter(weighted_layers(model)))
+    kept = layers.record(model, [layer], images, lambda inputs, output: (*inputs, output))[layer]
+    for taken, given in kept:
+        with torch.no_grad():
+            again = copy.deepcopy(model).eval().get_submodule(layer)(taken)
+        torch.testing.assert_close(given, again)
+
+
+def test_the_input_of_a_module_that_changes_it_is_kept_as_it_came():
+    model = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)), nn.ReLU(inplace=True))
+    x = torch.randn(4, 3)
+    ((taken, given),) = layers.record(model, ["0"], x.clone(), lambda inputs, output: (*inputs, output))["0"]
+    assert torch.equal(taken, x) and torch.equal(given, model[0][1](x.relu())) and (given < 0).any()
+
+
+@pytest.mark.parametrize("change", QUANTIZERS)
+def test_what_is_made_within_inference_mode_can_be_trained(change, few, tmp_path):
+    model = build_model("mlp128")
+    with torch.inference_mode():
+        networks = [change(model), make_permanent(change(model)), copied(model), build_model("mlp128")]
+        save_network(tmp_path / "file", change(model))
+        networks += [load_network(tmp_path / "file"), small_student()]
+    for each in networks:
+        F.cross_entropy(each(few.images[:9]), few.labels[:9]).backward()
+        assert any(parameter.grad is not None for parameter in each.parameters())
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "784-30-10"])
+def test_another_default_dtype_changes_nothing(name, tmp_path, request):
+    def results():
+        model = build_architecture(name)
+        changed = [change(model) for change in QUANTIZERS]
+        for place, each in enumerate(changed):
+            save_network(tmp_path / f"{place}", each)
+        found = [count_macs(model), *(load_network(tmp_path / f"{place}") for place in range(len(changed)))]
+        return [model, *changed, *found[1:]], found[0]
+
+    expected, macs = results()
+    request.getfixturevalue("double")
+    found, again = results()
+    assert macs == again
+    for each, other in zip(found, expected, strict=True):
+        for key, tensor in each.state_dict().items():
+            assert tensor.dtype == other.state_dict()[key].dtype and torch.equal(tensor, other.state_dict()[key]), key

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -212,3 +213,11 @@ def test_no_network_without_units(arguments, part):
     with pytest.raises(ParameterError) as error:
         small_student(*arguments)
     assert part in str(error.value) and str(error.value).startswith("small_student()")
+
+
+@pytest.mark.parametrize("number", [np.uint8, np.int64])
+def test_seeds_and_widths_as_numbers_of_numpy(number):
+    for build in (lambda of: build_model("mlp128", of(7)), lambda of: small_student(of(30), of(7))):
+        found, expected = build(number), build(int)
+        assert found.architecture == expected.architecture
+        assert all(torch.equal(*pair) for pair in zip(found.parameters(), expected.parameters(), strict=True))

@@ -42,6 +42,7 @@ def network_file_bytes(model: nn.Module) -> int:
     return len(serialise(*_encode(model)))
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
     """Return a new network in evaluation mode that predicts, to the bit, as the one that `save_network` saved.
 

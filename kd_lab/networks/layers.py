@@ -6,15 +6,17 @@ whatever the optimizer does.
 """
 
 import copy
+import inspect
 import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError, called_function, reason
@@ -198,9 +200,19 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def check_model(model: object) -> None:
-    """Raise a ParameterError unless `model` is a network; the usual slips are a name and what `train` returns."""
+    """Raise a ParameterError unless `model` is a network whose layers know their shapes: lazy ones must have run."""
+    modules = _network(model).named_modules()
+    lazy = [name for name, module in modules if any(map(is_lazy, module.parameters(recurse=False)))]
+    if lazy:
+        raise ParameterError(
+            f"'model' must have run once, so that its lazy layers know their shapes. Got {', '.join(lazy)} without. "
+            "Call predict(model, images[:2]) first."
+        )
+
+
+def _network(model: object) -> nn.Module:
     if isinstance(model, nn.Module):
-        return
+        return model
     hints = {"str": " Did you mean load_trained(name)?", "tuple": " Did you mean model, history = train(…)?"}
     got = type(model).__name__
     raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}.{hints.get(got, '')}")
@@ -234,30 +246,81 @@ def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
     Raises a ParameterError for what is no tensor of one image or more.
     """
     if images is None:
-        return torch.randn(count, *MNIST_IMAGE, generator=torch.Generator().manual_seed(0))
+        return torch.randn(count, *MNIST_IMAGE, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if not isinstance(images, Tensor) or images.numel() == 0 or images.dim() == 0:
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ParameterError(f"'images' must be a tensor of one image or more, (N, …). Got {got}.")
+        raise ParameterError(
+            f"'images' must be a tensor of one image or more, (N, …). Got {got}.{conversion_hint(images)}"
+        )
     return images[:count]
+
+
+def conversion_hint(images: object) -> str:
+    """Return for the end of an error what makes a tensor of an array, a list or a DataLoader, "" of others."""
+    calls = {
+        "ndarray": "torch.as_tensor(images, dtype=torch.float32)",
+        "list": "torch.as_tensor(images, dtype=torch.float32), or of tensors torch.stack(images)",
+        "DataLoader": "torch.cat([images for images, *_ in loader])",
+        "Split": "its .images",
+        "tuple": "its first part, the images, alone",
+    }
+    call = calls.get(type(images).__name__)
+    return f" Give {call}." if call else ""
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Return the logits (N, classes), computed in evaluation mode and without gradients.
 
-    Raises a ParameterError for images that the model can't read.
+    Raises a ParameterError for images that the model can't read, and for answers that are not one tensor (N, …).
     """
-    check_model(model)
+    _network(model)
     if not isinstance(images, Tensor):
-        raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {type(images).__name__}.")
-    try:
-        with evaluation_mode(model), torch.no_grad():
+        got = type(images).__name__
+        raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {got}.{conversion_hint(images)}")
+    with evaluation_mode(model), torch.no_grad():
+        try:
             reader = computed_once(model) if len(images) > BATCH_SIZE else model
-            return torch.cat([reader(batch) for batch in images.split(BATCH_SIZE)])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ParameterError(
-            f"the model can't read images of shape {tuple(images.shape[1:])} and {images.dtype}; the kit's networks "
-            f"take {MNIST_IMAGE} and torch.float32, as load_mnist() gives. The layer said: {reason(error)}"
-        ) from error
+            batches = images.split(BATCH_SIZE)
+            answers = [reader(batch) for batch in batches]
+        except Exception as error:
+            raise ParameterError(_unreadable(model, images, error)) from error
+    for batch, answer in zip(batches, answers, strict=True):
+        if not isinstance(answer, Tensor) or answer.shape[:1] != batch.shape[:1]:
+            got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+            count = len(batch)
+            raise ParameterError(f"the model must answer {count} images with a tensor ({count}, …). Got {got}.")
+    return torch.cat(answers)
+
+
+def _unreadable(model: nn.Module, images: Tensor, error: Exception) -> str:
+    """Return the sentence for images that a model can't read: theirs, what would help, and the model's own error."""
+    found, read = (tuple(images.shape[1:]), images.dtype), (MNIST_IMAGE, torch.float32)
+    kit = f"; the kit's networks take {read[0]} and {read[1]}, as load_mnist() gives" if found != read else ""
+    known = isinstance(error, (RuntimeError, ValueError, TypeError, IndexError))
+    said = reason(error) if known else f"{type(error).__name__}: {error}"
+    return (
+        f"the model can't read images of shape {found[0]} and {found[1]}{kit}. {_remedy(model, images)}"
+        f"The layer said: {said}"
+    )
+
+
+def _remedy(model: nn.Module, images: Tensor) -> str:
+    """Return the sentence that says how the model would read these images, "" where nothing known helps."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        f"Give images.to({dtype}). ": lambda few: few.to(dtype),
+        "Put nn.Flatten() in front of its layers. ": lambda few: few.flatten(1),
+        "Give images.unsqueeze(1), which have a channel. ": lambda few: few.unsqueeze(1),
+    }
+    try:
+        inspect.signature(model.forward).bind(images)
+    except TypeError:
+        return "Its forward must take one argument, the images. "
+    for sentence, change in changes.items():
+        with suppress(Exception):
+            model(change(images[:2]))
+            return sentence
+    return ""
 
 
 def check_same_answers(changed: nn.Module, model: nn.Module, images: Tensor, change: str) -> None:
@@ -281,15 +344,30 @@ def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callabl
     The modules come in the order in which they are run; one that is never run is left out.
     """
     modules, calls = {model.get_submodule(name): name for name in names}, defaultdict(list)
+    taken: dict[nn.Module, tuple] = {}
+
+    def take(module: nn.Module, inputs: tuple) -> None:
+        taken[module] = _own(inputs)
 
     def note(module: nn.Module, inputs: tuple, output: Any) -> None:
-        calls[modules[module]].append(keep(inputs, output))
+        calls[modules[module]].append(_own(keep(taken.pop(module, inputs), output)))
 
     with ExitStack() as hooks:
         for module in modules:
+            if parametrize.type_before_parametrizations(module) not in WEIGHTED:  # it may change what it takes in place
+                hooks.enter_context(module.register_forward_pre_hook(take))
             hooks.enter_context(module.register_forward_hook(note))
         predict(model, images)
     return calls
+
+
+def _own(kept: Any) -> Any:
+    """Return a copy of the tensors in nested tuples, lists and dicts: what comes next may change them in place."""
+    if isinstance(kept, dict):
+        return {key: _own(value) for key, value in kept.items()}
+    if isinstance(kept, (tuple, list)):
+        return [_own(part) for part in kept] if isinstance(kept, list) else tuple(map(_own, kept))
+    return kept.clone() if isinstance(kept, Tensor) else kept
 
 
 @contextmanager
@@ -313,6 +391,7 @@ def _set_modes(modes: dict[nn.Module, bool]) -> None:
             module.training = training
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy of a model; what it keeps of its last run comes without history, and a lock is shared.
 
@@ -350,6 +429,7 @@ def _copies(value: object) -> bool:
     return True
 
 
+@torch.inference_mode(False)
 def make_permanent(model: nn.Module) -> nn.Module:
     """Return a new, ordinary model whose weights are those that the parametrizations give in evaluation mode."""
     check_model(model)
@@ -393,6 +473,7 @@ def _settled(module: nn.Module, name: str, settled: dict[tuple, nn.Parameter]) -
     return settled[identity]
 
 
+@torch.inference_mode(False)
 def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Return a new model in which no weight has a parametrization of this kind; those of other kinds stay."""
     lifted = copied(model)

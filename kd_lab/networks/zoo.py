@@ -4,6 +4,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def build_model(name: str, seed: int = 0) -> nn.Module:
     """Build a network by its name with the initial weights that belong to `seed`.
 
@@ -109,23 +111,36 @@ def build_model(name: str, seed: int = 0) -> nn.Module:
     `channels_last`, which is what makes them fast on a CPU.
     """
     check_choice("name", name, list(MODELS))
-    check_whole_number("seed", seed, "[0, 1000000]")
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
+    with torch.random.fork_rng(devices=[]), _float32():  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
         model = MODELS[name]().to(memory_format=torch.channels_last)
     model.architecture = name
     return model
 
 
+@contextmanager
+def _float32():
+    """Draw weights in float32, whatever the caller's default is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.inference_mode(False)
 def small_student(width: int = 30, seed: int = 0) -> nn.Module:
     """Build 784-width-10, of 1 to 10,000 hidden units, with the initial weights that belong to `seed`.
 
     They are those that torch itself would draw, but no global random numbers are used, so that it may be built in the
     background. Its attribute `architecture` is "784-30-10", say.
     """
-    check_whole_number("width", width, "[1, 10000]")
-    check_whole_number("seed", seed, "[0, 1000000]")
-    hidden, output = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((784, width), (width, 10)))
+    width = check_whole_number("width", width, "[1, 10000]")
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
+    sizes = (784, width), (width, 10)
+    hidden, output = (nn.utils.skip_init(nn.Linear, *each, dtype=torch.float32) for each in sizes)
     generator = torch.Generator().manual_seed(seed)
     for layer in (hidden, output):
         bound = layer.in_features**-0.5

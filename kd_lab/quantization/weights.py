@@ -164,6 +164,7 @@ def bits_by_layer(model: nn.Module, num_bits: int | dict[str, int], argument: st
     return {name: check_whole_number(argument, bits, WEIGHT_BITS_RANGE) for name, bits in wanted.items()}
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def set_quantizers(
     model: nn.Module, quantizer: Callable[[str, Weight], Quantizer], names: list[str], granularity: str
 ) -> nn.Module:
