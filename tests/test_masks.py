@@ -5,13 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from own_networks import NETWORKS, own_network
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers, weights
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     IMPORTANCES,
@@ -324,6 +325,46 @@ def test_numbers_of_numpy_are_pythons_own(kind):
     assert all(torch.equal(mask, masks_of(other)[name]) for name, mask in masks_of(once).items())
     assert torch.equal(random_mask(HAND, kind(0.5), np.uint8(3)), random_mask(HAND, 0.5, 3))
     assert torch.equal(n_m_mask(HAND, np.int8(1), np.uint8(2)), n_m_mask(HAND, 1, 2))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:prune")
+def test_every_kind_of_layer_is_masked(name, importance):
+    model, images = own_network(name)
+    before = copy.deepcopy(model.state_dict())
+    if name == "in place" and "gradient" in importance:  # which plain torch can't differentiate either
+        with pytest.raises(ParameterError, match=r"no gradient can be computed .* inplace operation"):
+            prune(model, 0.4, importance, data=(images, torch.arange(7)))
+        return
+    pruned = prune(model, 0.4, importance, "per_layer", data=(images, torch.arange(7)))
+    for weight in weights(pruned).values():
+        mask = weight.parametrization(Mask).mask
+        assert (~mask).sum() == round(0.4 * mask.numel()) and not weight.value[~mask].any()
+    assert torch.equal(predict(pruned, images), predict(make_permanent(pruned), images))
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda model: prune(model, 0.5), prune_n_m, lambda model: prune_layer_adaptive(model, 0.5)]
+)
+def test_weights_that_stay_whole_are_named(cut):
+    with pytest.warns(UserWarning, match=r"^prune\w*\(\): layer.weight_ih_l0 \(GRU\).* stay whole"):
+        cut(own_network("GRU")[0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:prune")
+def test_of_every_four_inputs_of_every_output_two_stay(name):
+    for weight in weights(prune_n_m(own_network(name)[0])).values():
+        rows = weight.parametrization(Mask).mask
+        if isinstance(weight.module, nn.ConvTranspose2d):  # of two groups, each with 2 inputs and 3 outputs
+            rows = torch.stack([rows[2 * group :][:2, output] for group in range(2) for output in range(3)])
+        elif weight.output_axis == 1:
+            rows = rows.transpose(0, 1)
+        for start in range(0, rows[0].numel(), 4):
+            some = rows.flatten(1)[:, start : start + 4]
+            assert (some.sum(1) == min(2, some.shape[1])).all()
 
 
 class Detached(Tied):

@@ -161,7 +161,7 @@ def _read(weight: Weight, inputs: tuple, output: Tensor) -> Tensor | None:
 
 def _patches(layer: nn.Module, x: Tensor, size: int) -> Tensor:
     if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, size).clone()  # the network may change it in place
+        return x.reshape(1, -1, size)
     # a convolution whose filters pick one input each: F.unfold knows no padding by "same" or by reflection
     picking = torch.eye(size, dtype=x.dtype).view(size, *layer.weight.shape[1:])
     kind = next(kind for kind in KINDS if isinstance(layer, kind))

@@ -176,7 +176,6 @@ def prune_until(
     return best, outcome
 
 
-@torch.inference_mode(False)
 def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     """Return a lottery ticket: a new model with the weights of `initial` and the masks of `pruned`.
 
