@@ -30,8 +30,8 @@ def group_lasso_penalty(model: nn.Module, layers: Sequence[str]) -> Tensor:
 
     Like L1, but a whole unit at a time is drawn to zero: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
     """
-    check_kind("layers", layers, (list, tuple), "a list of names, as in ['fc1']")
     present = weights(model)
+    check_kind("layers", layers, (list, tuple), "a list of names, as in ['fc1']")
     for name in layers:
         check_choice("layers", name, list(present))
     rows = [_by_outputs(present[name]).flatten(1) for name in layers]
@@ -74,8 +74,8 @@ def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] 
     penalty raises a ParameterError, which `train` does before it begins, for a student whose parameters have other
     names or shapes.
     """
-    strength = check_number("strength", strength, "[0, 1e6]")
     check_model(teacher)
+    strength = check_number("strength", strength, "[0, 1e6]")
     targets = {name: parameter.detach() for name, parameter in used_parameters(make_permanent(teacher)).items()}
     _check_layers(layers, sorted({name.rpartition(".")[0] for name in targets}))
     targets = _chosen(targets, layers)

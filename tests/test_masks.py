@@ -206,6 +206,8 @@ def test_bad_input_gets_one_clear_error(arguments, part):
         (lambda: magnitude_mask("weights", 0.5), "magnitude_mask(): 'weight' must be a tensor of finite numbers"),
         (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got torch.float32, (0,)"),
         (lambda: magnitude_mask(torch.tensor([1.0, torch.nan]), 0.5), "finite"),
+        (lambda: magnitude_mask(0.5, HAND), "'weight' must be a tensor of finite numbers, at least one. Got float."),
+        (lambda: random_mask(0.5, HAND), "'weight' must be a tensor of finite numbers, at least one. Got float."),
         (lambda: gradient_mask(HAND, 1.0), "gradient_mask(): 'sparsity'"),
         (lambda: weight_gradient_mask(HAND, HAND[0], 0.5), "must have one shape. Got (2, 2) and (2,)"),
         (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),

@@ -256,3 +256,11 @@ def test_a_penalty_is_of_every_kind_of_weight(name):
     assert all(torch.allclose(value.grad, 2 * value) for value in values)
     counts = [sum(map(torch.numel, found)) for found in (used_parameters(model).values(), model.parameters())]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda model: group_lasso_penalty(["fc1"], model), lambda model: match_parameters(0.5, model)]
+)
+def test_swapped_arguments_are_named_by_the_model(call):
+    with pytest.raises(ParameterError, match=r"'model' must be a network \(an nn\.Module\)\. Got (list|float)"):
+        call(build_model("mlp128"))

@@ -179,6 +179,22 @@ def test_functions_that_change_what_they_get_harm_no_earlier_network(validation)
     assert count_nonzeros(dense) == 101_770 and outcome.reached > 0
 
 
+def test_an_interrupt_keeps_the_steps_that_were_kept(validation, capsys):
+    dense, left = load_trained("mlp128"), iter(range(2))
+
+    def fine_tune(model):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return model
+
+    best, outcome = prune_until(dense, 0.9, validation[:200], fine_tune, tolerance=0.5)
+    assert outcome.reached == pytest.approx(0.36) and len(outcome.attempts) == 2
+    assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached))
+    assert "prune_until(): interrupted: the network of the last step" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        prune_until(dense, 0.9, validation[:200], fine_tune, tolerance=0.5)
+
+
 def test_zeros_are_measured_where_prune_means_something_else_by_sparsity(validation):
     dense = load_trained("mlp128")
     _, outcome = prune_until(

@@ -134,7 +134,8 @@ def with_masks(model: nn.Module) -> nn.Module:
 
 def _without_others(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
     """Return the model with all weights masked but those that are kept and are not zero now."""
-    set_masks(model, {name: mask & (weights(model)[name].value != 0) for name, mask in kept.items() if not mask.all()})
+    present = weights(model)
+    set_masks(model, {name: mask & (present[name].value != 0) for name, mask in kept.items() if not mask.all()})
     return model
 
 

@@ -23,6 +23,7 @@ from kd_lab.networks.layers import (
     make_permanent,
     predict,
     record,
+    warn_of_whole_weights,
     weights,
 )
 from kd_lab.pruning.importance import importances
@@ -279,6 +280,7 @@ def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
 def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
     """Return the sparsity of each layer to prune, in the order of the layers; refuse before the long work begins."""
     present = weights(model)
+    warn_of_whole_weights(model)
     cut = check_sparsity("sparsity", sparsity, list(present))
     importances(model, "magnitude")  # says so where weights are no numbers
     check_tensors(images=images)

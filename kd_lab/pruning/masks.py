@@ -244,8 +244,8 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
-    check_fraction("sparsity", sparsity)
-    check_tensors(**tensors)
+    check_tensors(**tensors)  # first: the two may be swapped
+    sparsity = check_fraction("sparsity", sparsity)
     check_shapes(f"{' and '.join(tensors)} must have one shape", lambda *shapes: len({*shapes}) == 1, *tensors.values())
     values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
     return rank({"": values}).masks(sparsity)[""]

@@ -9,7 +9,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
+from kd_lab.errors import EmptyLayerError, ParameterError, called_function, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
 from kd_lab.networks.layers import check_model, copied, weights
 from kd_lab.pruning.masks import Mask, check_fraction, prune, set_masks
@@ -154,7 +154,8 @@ def prune_until(
 
     `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. A step prunes
     that share of what is left; after a restoration it is halved. Ends at `target`, or when a step would be less than
-    a twentieth, and returns the best model and how far it got. The functions are as in `prune_gradually`.
+    a twentieth, or by an interrupt, and returns the best model and how far it got. The functions are as in
+    `prune_gradually`.
     """
     check_fraction("target", target)
     target = check_number("target", target, "(0, 1)")
@@ -164,15 +165,20 @@ def prune_until(
     data = check_scorable(model, data)
     right = correct_answers(model, data)
     best, outcome = copied(model), Attempts(target, [])
-    while outcome.reached < target and step >= MIN_STEP:
-        sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
-        difference = zeros = None
-        with suppress(EmptyLayerError):
-            tried = _fine_tuned(best, check_returned("prune", prune(copied(best), sparsity)), fine_tune)
-            difference, zeros = PairedDifference.of(correct_answers(tried, data), right), _zero_share(tried, model)
-        kept = difference is not None and difference.value >= -tolerance
-        outcome.attempts.append(Attempt(sparsity, difference, kept, zeros))
-        best, step = (tried, step) if kept else (best, step / 2)
+    try:
+        while outcome.reached < target and step >= MIN_STEP:
+            sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
+            difference = zeros = None
+            with suppress(EmptyLayerError):
+                tried = _fine_tuned(best, check_returned("prune", prune(copied(best), sparsity)), fine_tune)
+                difference, zeros = PairedDifference.of(correct_answers(tried, data), right), _zero_share(tried, model)
+            kept = difference is not None and difference.value >= -tolerance
+            best, step = (tried, step) if kept else (best, step / 2)
+            outcome.attempts.append(Attempt(sparsity, difference, kept, zeros))
+    except KeyboardInterrupt:
+        if not outcome.reached:
+            raise
+        print(f"{called_function()}(): interrupted: the network of the last step that was kept is returned.")
     return best, outcome
 
 
