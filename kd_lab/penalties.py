@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that
-from kd_lab.networks.layers import check_model, make_permanent, weights
+from kd_lab.networks.layers import Weight, check_model, make_permanent, weights
 
 Penalty = Callable[[nn.Module], Tensor]
 MAX_NAMED = 5  # of the parameters that don't fit
 
 
 def l1_penalty(model: nn.Module) -> Tensor:
-    """Return Σ|w| of all Linear layers and convolutions; its pull is as strong on a small weight as on a large one."""
+    """Return Σ|w| of all weights that compression transforms; its pull is as strong on a small one as on a large."""
     return sum(weight.value.abs().sum() for weight in weights(model).values())
 
 
 def l2_penalty(model: nn.Module) -> Tensor:
-    """Return Σw² of all Linear layers and convolutions; its pull, 2w, fades as a weight gets small."""
+    """Return Σw² of all weights that compression transforms; its pull, 2w, fades as a weight gets small."""
     return sum(weight.value.square().sum() for weight in weights(model).values())
 
 
@@ -30,24 +30,41 @@ def group_lasso_penalty(model: nn.Module, layers: Sequence[str]) -> Tensor:
 
     Like L1, but a whole unit at a time is drawn to zero: Yuan & Lin 2006; Wen et al. 2016, arXiv 1608.03665.
     """
-    check_kind("layers", layers, (list, tuple), "a list of names, as in ['fc1']")
     present = weights(model)
+    check_kind("layers", layers, (list, tuple), "a list of names, as in ['fc1']")
     for name in layers:
         check_choice("layers", name, list(present))
-    rows = [present[name].value.flatten(1) for name in layers]
+    rows = [_by_outputs(present[name]).flatten(1) for name in layers]
     return sum(row.shape[1] ** 0.5 * row.norm(dim=1).sum() for row in rows)
 
 
+def _by_outputs(weight: Weight) -> Tensor:
+    """Return a weight as (outputs, …); that of a transposed convolution is (inputs, outputs / groups, …)."""
+    if weight.output_axis == 0:
+        return weight.value
+    return weight.value.unflatten(0, (weight.module.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def used_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by name; of a weight with parametrizations (a mask, rounding) the one that is used."""
+    """Return the parameters by name; of a weight with parametrizations (a mask, rounding) the one that is used.
+
+    One that several modules share has the name of the first.
+    """
     check_model(model)
-    found: dict[str, Tensor] = {}
+    found: dict[tuple[int, ...], tuple[str, Tensor]] = {}
     for name, module in model.named_modules():
         own = [key for key, _ in module.named_parameters(recurse=False)]
         own += module.parametrizations if parametrize.is_parametrized(module) else []
-        if "parametrizations" not in name.split("."):
-            found |= {f"{name}.{key}".lstrip("."): getattr(module, key) for key in own}
-    return found
+        for key in own if "parametrizations" not in name.split(".") else []:
+            found.setdefault(_originals(module, key), (f"{name}.{key}".lstrip("."), getattr(module, key)))
+    return dict(found.values())
+
+
+def _originals(module: nn.Module, key: str) -> tuple[int, ...]:
+    """Return what tells the parameter of a module, or those that it is computed from, apart from others."""
+    if not parametrize.is_parametrized(module, key):
+        return (id(getattr(module, key)),)
+    return tuple(map(id, module.parametrizations[key].parameters(recurse=False)))
 
 
 def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] | None = None) -> Penalty:
@@ -57,8 +74,8 @@ def match_parameters(teacher: nn.Module, strength: float, layers: Sequence[str] 
     penalty raises a ParameterError, which `train` does before it begins, for a student whose parameters have other
     names or shapes.
     """
-    check_number("strength", strength, "[0, 1e6]")
     check_model(teacher)
+    strength = check_number("strength", strength, "[0, 1e6]")
     targets = {name: parameter.detach() for name, parameter in used_parameters(make_permanent(teacher)).items()}
     _check_layers(layers, sorted({name.rpartition(".")[0] for name in targets}))
     targets = _chosen(targets, layers)

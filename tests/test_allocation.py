@@ -2,14 +2,16 @@
 
 import copy
 import itertools
+import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, sensitivity_scan
+from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, scan_layers, sensitivity_scan
 from kd_lab.errors import ParameterError
 from kd_lab.formats import network_file_bytes
 from kd_lab.networks.layers import predict, weighted_layers
@@ -35,6 +37,66 @@ def test_masks_are_lifted_before_a_scan_as_by_prune(validation):
     assert sensitivity_scan(prune(model, 0.9), validation[:200], [0.8]) == sensitivity_scan(
         model, validation[:200], [0.8]
     )
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x):
+        return self.head(self.decoder(self.encoder(x).relu()).relu())
+
+
+TIED_DATA = torch.randn(60, 64), torch.arange(60) % 10
+
+
+@pytest.mark.parametrize("scanner, settings", [(sensitivity_scan, [0.5, 0.9]), (bit_scan, [2, 4])])
+@pytest.mark.parametrize("kind", [list, np.array, tuple])
+def test_a_scan_names_tied_weights_once_and_has_pythons_own_numbers(scanner, settings, kind):
+    model = Tied()
+    before = copy.deepcopy(model.state_dict())
+    scan = scanner(model, TIED_DATA, kind(settings))
+    assert list(scan) == ["encoder", "head"] and json.loads(json.dumps(scan))
+    assert {type(setting) for rises in scan.values() for setting in rises} <= {int, float}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    changed = copy.deepcopy(model)
+    if scanner is bit_scan:
+        changed = quantize_weights(model, {"encoder": 2})
+    else:
+        cut = prune(model, {"encoder": 0.5}, scope="per_layer").encoder.weight.detach()
+        with torch.no_grad():
+            changed.encoder.weight.copy_(cut)
+    loss = [F.cross_entropy(predict(each, TIED_DATA[0]), TIED_DATA[1]).item() for each in (model, changed)]
+    assert scan["encoder"][settings[0]] == pytest.approx(loss[1] - loss[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_a_scan_in_numbers_of_numpy_is_shared_out_alike(number):
+    scan = {"a": {0.0: 0.0, 0.5: 0.1, 0.75: 0.3}, "b": {0.0: 0.0, 0.5: 0.25, 0.75: 0.5}}
+    counts = {"a": 200, "b": 100}
+    own = {name: {number(key): number(rise) for key, rise in rises.items()} for name, rises in scan.items()}
+    chosen = allocate(own, {name: np.uint8(count) for name, count in counts.items()}, number(0.5))
+    assert chosen == allocate(scan, counts, 0.5) and {type(each) for each in chosen.values()} == {float}
+    bits = {"a": {2: 0.3, 8: 0.0}, "b": {2: 0.3, 8: 0.0}}
+    own = {name: {np.uint8(key): number(rise) for key, rise in rises.items()} for name, rises in bits.items()}
+    chosen = choose_bits(own, {name: np.uint8(count) for name, count in counts.items()}, np.int64(240))
+    assert chosen == choose_bits(bits, counts, 240) and {type(each) for each in chosen.values()} == {int}
+
+
+def test_a_scan_trusts_no_change():
+    def spoil(model, chosen):
+        for name in chosen:
+            nn.init.zeros_(model.get_submodule(name).weight)
+        return model
+
+    model, rises = Tied(), []
+    for _ in range(2):
+        rises.append(scan_layers(model, TIED_DATA, [0.5], spoil))
+    assert rises[0] == rises[1] and model.head.weight.any()
+    with pytest.raises(ParameterError, match="'change' must return a network"):
+        scan_layers(model, TIED_DATA, [0.5], lambda model, chosen: None)
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.3, 0.55, 0.8, 0.9])
@@ -195,7 +257,7 @@ SCAN = {"fc1": {2: 0.1, 4: 0.0}}
         ),
         (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
         (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
-        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer."),
+        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer, "),
         *(
             (
                 lambda *_, budget=budget: choose_bits(SCAN, {"fc1": 9}, budget),

@@ -2,27 +2,33 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from own_networks import NETWORKS, own_network
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers, weights
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     IMPORTANCES,
     SCOPES,
     Mask,
+    average_gradients,
     gradient_mask,
     importances,
     magnitude_mask,
+    n_m_mask,
     prune,
     prune_layer_adaptive,
+    prune_n_m,
     random_mask,
     rank,
+    rewind,
     set_masks,
     weight_gradient_mask,
 )
@@ -157,7 +163,10 @@ BAD = [
     (dict(sparsity=-0.1), "'sparsity' must be a number in [0, 1). Got -0.1."),
     (dict(sparsity=float("nan")), "in [0, 1). Got nan."),
     (dict(sparsity=float("inf")), "in [0, 1). Got inf."),
-    (dict(sparsity=1), "in [0, 1). Got 1."),
+    (dict(sparsity=1), "'sparsity' must be below 1, a number in [0, 1). Got 1."),
+    (dict(sparsity=1.0), "'sparsity' must be below 1, a number in [0, 1). Got 1.0."),
+    (dict(sparsity={"fc1": 1.0}, scope="per_layer"), "below 1"),
+    (dict(sparsity={0: 0.5}, scope="per_layer"), "'sparsity' must be one of fc1, fc2. Got 0."),
     (dict(sparsity=50), "Got 50. Did you mean 0.5?"),
     (dict(sparsity=True), "in [0, 1). Got True."),
     (dict(sparsity="0.5"), "Got '0.5'. Did you mean 0.5?"),
@@ -197,6 +206,8 @@ def test_bad_input_gets_one_clear_error(arguments, part):
         (lambda: magnitude_mask("weights", 0.5), "magnitude_mask(): 'weight' must be a tensor of finite numbers"),
         (lambda: magnitude_mask(torch.zeros(0), 0.5), "Got torch.float32, (0,)"),
         (lambda: magnitude_mask(torch.tensor([1.0, torch.nan]), 0.5), "finite"),
+        (lambda: magnitude_mask(0.5, HAND), "'weight' must be a tensor of finite numbers, at least one. Got float."),
+        (lambda: random_mask(0.5, HAND), "'weight' must be a tensor of finite numbers, at least one. Got float."),
         (lambda: gradient_mask(HAND, 1.0), "gradient_mask(): 'sparsity'"),
         (lambda: weight_gradient_mask(HAND, HAND[0], 0.5), "must have one shape. Got (2, 2) and (2,)"),
         (lambda: random_mask(HAND, 0.5, seed="a"), "'seed'"),
@@ -222,6 +233,168 @@ def test_bad_input_of_the_pure_functions(call, part):
     assert part in str(error.value)
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x):
+        return self.head(self.decoder(self.encoder(x).relu()).relu())
+
+
+TIED_DATA = torch.randn(30, 64), torch.arange(30) % 10
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("sparsity", [0.15, 0.5, 0.7, {"encoder": 0.9}])
+def test_tied_weights_are_pruned_once_and_counted_once(sparsity, again, importance):
+    model, scope = Tied(), "per_layer" if isinstance(sparsity, dict) else "global"
+    start = prune(model, 0.3) if again else model
+    pruned = prune(start, sparsity, importance, scope, data=TIED_DATA)
+    assert torch.equal(pruned.encoder.weight, pruned.decoder.weight)
+    zeros = sum(int((layer.weight == 0).sum()) for layer in (pruned.encoder, pruned.head))
+    assert zeros == round(0.9 * 4096 if scope == "per_layer" else sparsity * (4096 + 640))
+
+
+@pytest.mark.parametrize("cut", [prune_n_m, lambda model: prune_layer_adaptive(model, 0.5)])
+def test_tied_weights_are_masked_alike(cut):
+    pruned = cut(Tied())
+    assert torch.equal(pruned.encoder.weight, pruned.decoder.weight) and (pruned.encoder.weight == 0).any()
+
+
+def test_tied_weights_have_one_gradient_and_one_mask():
+    model = Tied()
+    nn.functional.cross_entropy(model(TIED_DATA[0]), TIED_DATA[1]).backward()
+    for each in (model, prune(model, 0)):
+        found = average_gradients(each, TIED_DATA)
+        assert list(found) == ["encoder", "head"]
+        assert torch.allclose(found["encoder"], model.encoder.weight.grad, atol=1e-6)
+    set_masks(model, {"encoder": torch.eye(64).bool()})
+    assert torch.equal(model.encoder.weight, model.decoder.weight) and model.encoder.weight.count_nonzero() == 64
+    with pytest.raises(ParameterError, match=r"one of encoder, head\. Got 'decoder'"):
+        set_masks(model, {"decoder": torch.eye(64).bool()})
+    with pytest.raises(ParameterError, match=r"one of encoder, head\. Got 'decoder'"):
+        prune(model, {"decoder": 0.5}, scope="per_layer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_chance_is_the_same_whatever_the_default_dtype(dtype):
+    weight, model = torch.randn(40, 30), build_model("mlp128")
+    expected = random_mask(weight, 0.5, seed=3), masks_of(prune(model, 0.5, "random"))
+    try:
+        torch.set_default_dtype(dtype)
+        assert torch.equal(random_mask(weight, 0.5, seed=3), expected[0])
+        assert all(torch.equal(mask, expected[1][name]) for name, mask in masks_of(prune(model, 0.5, "random")).items())
+        assert torch.equal(random_mask(weight.to(dtype), 0.5, seed=3), expected[0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+CUTS = [
+    *(lambda model, data, how=how: prune(model, 0.5, how, data=data) for how in IMPORTANCES),
+    lambda model, _data: prune_n_m(model),
+    lambda model, _data: prune_layer_adaptive(model, 0.5),
+    lambda model, _data: rewind(prune(model, 0.5), model),
+]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("surrounding", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_what_surrounds_the_call_changes_nothing_and_the_result_can_be_trained(surrounding, cut):
+    model, data = Tied(), TIED_DATA
+    expected = cut(model, data)
+    with surrounding():
+        pruned = cut(model, tuple(part + 0 for part in data))
+    assert all(torch.equal(mask, masks_of(pruned)[name]) for name, mask in masks_of(expected).items())
+    pruned(data[0]).sum().backward()
+    assert pruned.head.parametrizations.weight.original.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_network_of_another_precision_keeps_it(cut, dtype):
+    pruned = cut(Tied().to(dtype), (TIED_DATA[0].to(dtype), TIED_DATA[1]))
+    assert pruned.head.weight.dtype == dtype and (pruned.head.weight == 0).any()
+    assert pruned(TIED_DATA[0].to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, np.longdouble])
+def test_numbers_of_numpy_are_pythons_own(kind):
+    model = build_model("mlp128")
+    once, other = prune(model, kind(0.5), seed=np.int64(3)), prune(model, 0.5)
+    assert all(torch.equal(mask, masks_of(other)[name]) for name, mask in masks_of(once).items())
+    assert torch.equal(random_mask(HAND, kind(0.5), np.uint8(3)), random_mask(HAND, 0.5, 3))
+    assert torch.equal(n_m_mask(HAND, np.int8(1), np.uint8(2)), n_m_mask(HAND, 1, 2))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:prune")
+def test_every_kind_of_layer_is_masked(name, importance):
+    model, images = own_network(name)
+    before = copy.deepcopy(model.state_dict())
+    if name == "in place" and "gradient" in importance:  # which plain torch can't differentiate either
+        with pytest.raises(ParameterError, match=r"no gradient can be computed .* inplace operation"):
+            prune(model, 0.4, importance, data=(images, torch.arange(7)))
+        return
+    pruned = prune(model, 0.4, importance, "per_layer", data=(images, torch.arange(7)))
+    for weight in weights(pruned).values():
+        mask = weight.parametrization(Mask).mask
+        assert (~mask).sum() == round(0.4 * mask.numel()) and not weight.value[~mask].any()
+    assert torch.equal(predict(pruned, images), predict(make_permanent(pruned), images))
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda model: prune(model, 0.5), prune_n_m, lambda model: prune_layer_adaptive(model, 0.5)]
+)
+def test_weights_that_stay_whole_are_named(cut):
+    with pytest.warns(UserWarning, match=r"^prune\w*\(\): layer.weight_ih_l0 \(GRU\).* stay whole"):
+        cut(own_network("GRU")[0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:prune")
+def test_of_every_four_inputs_of_every_output_two_stay(name):
+    for weight in weights(prune_n_m(own_network(name)[0])).values():
+        rows = weight.parametrization(Mask).mask
+        if isinstance(weight.module, nn.ConvTranspose2d):  # of two groups, each with 2 inputs and 3 outputs
+            rows = torch.stack([rows[2 * group :][:2, output] for group in range(2) for output in range(3)])
+        elif weight.output_axis == 1:
+            rows = rows.transpose(0, 1)
+        for start in range(0, rows[0].numel(), 4):
+            some = rows.flatten(1)[:, start : start + 4]
+            assert (some.sum(1) == min(2, some.shape[1])).all()
+
+
+class Detached(Tied):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def test_a_network_without_gradients_is_named():
+    with pytest.raises(ParameterError, match=r"^prune\(\): no gradient can be computed through the model: "):
+        prune(Detached(), 0.5, "gradient", data=TIED_DATA)
+
+
+def test_groups_of_m_run_along_the_inputs_of_a_transposed_convolution():
+    for groups in (1, 2):
+        layer = nn.ConvTranspose2d(8, 6, 3, groups=groups, bias=False)
+        mask = masks_of(prune_n_m(nn.Sequential(layer)))["0"]
+        for group in range(groups):
+            inputs = slice(group * 8 // groups, (group + 1) * 8 // groups)
+            for output in range(6 // groups):
+                row = layer.weight.detach()[inputs, output]
+                assert torch.equal(mask[inputs, output], n_m_mask(row.reshape(1, -1)).view_as(row))
+
+
+def test_a_wrong_mask_is_named_by_its_shape():
+    with pytest.raises(ParameterError, match=r"Got torch.float32, \(2, 2\)\."):
+        set_masks(build_model("mlp128"), {"fc1": HAND})
+
+
 def test_layer_adaptive_pruning_spares_what_a_global_threshold_empties():
     model = build_model("lenet300")
     model[5].weight.data *= 0.01  # the whole last layer is smaller than the threshold
@@ -240,5 +413,5 @@ def test_pruning_layer_adaptively_again_gives_the_same():
     once = prune_layer_adaptive(build_model("mlp128"), 0.9)
     twice = prune_layer_adaptive(once, 0.9)
     assert torch.equal(once[1].weight, twice[1].weight)
-    with pytest.raises(ParameterError, match=r"prune_layer_adaptive\(\): 'sparsity' must be a number in \[0, 1\)"):
+    with pytest.raises(ParameterError, match=r"prune_layer_adaptive\(\): 'sparsity' must be below 1"):
         prune_layer_adaptive(once, 1)

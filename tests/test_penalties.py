@@ -1,12 +1,15 @@
 """Penalties are those of their formulas, and pull as their derivatives say, towards zero or towards a teacher."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from own_networks import NETWORKS, own_network
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
+from kd_lab.networks import layers as network_layers
 from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty, match_parameters, used_parameters
@@ -207,3 +210,57 @@ def test_layers_that_are_not_there_are_named():
         match_parameters("mlp128", 1)
     with pytest.raises(ParameterError, match=r"used_parameters\(\): 'model' must be a network"):
         used_parameters("mlp128")
+
+
+class Halves(nn.Module):
+    """An autoencoder's two halves with one weight, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.decoder.weight = self.encoder.weight
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_tied_weight_counts_once(masked):
+    model = prune(Halves(), 0.5) if masked else Halves()
+    own = [model.encoder.weight, model.head.weight]
+    assert torch.isclose(l1_penalty(model), sum(weight.abs().sum() for weight in own))
+    assert torch.isclose(l2_penalty(model), sum(weight.square().sum() for weight in own))
+    assert list(used_parameters(model)).count("encoder.weight") == 1 and "decoder.weight" not in used_parameters(model)
+    other, biases = Halves(), ("encoder.bias", "decoder.bias", "head.bias")
+    apart = [(a - b).abs().sum() for a, b in zip(own, (other.encoder.weight, other.head.weight), strict=True)]
+    apart += [(model.get_parameter(name) - other.get_parameter(name)).abs().sum() for name in biases]
+    assert torch.isclose(match_parameters(other, np.float64(2))(model), 2 * sum(apart))
+    with pytest.raises(ParameterError, match=r"one of encoder, head\. Got 'decoder'"):
+        group_lasso_penalty(model, ["decoder"])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_group_is_what_an_output_of_a_transposed_convolution_reads(groups):
+    layer = nn.ConvTranspose1d(4, 6, 3, groups=groups)
+    expected = sum(
+        (12 / groups) ** 0.5 * layer.weight[4 // groups * group :][: 4 // groups, output].norm()
+        for group in range(groups)
+        for output in range(6 // groups)
+    )
+    assert torch.isclose(group_lasso_penalty(nn.Sequential(layer), ["0"]), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_penalty_is_of_every_kind_of_weight(name):
+    model, _images = own_network(name)
+    values = [weight.value for weight in network_layers.weights(model).values()]
+    assert torch.isclose(l1_penalty(model), sum(value.abs().sum() for value in values))
+    l2_penalty(model).backward()
+    assert all(torch.allclose(value.grad, 2 * value) for value in values)
+    counts = [sum(map(torch.numel, found)) for found in (used_parameters(model).values(), model.parameters())]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda model: group_lasso_penalty(["fc1"], model), lambda model: match_parameters(0.5, model)]
+)
+def test_swapped_arguments_are_named_by_the_model(call):
+    with pytest.raises(ParameterError, match=r"'model' must be a network \(an nn\.Module\)\. Got (list|float)"):
+        call(build_model("mlp128"))

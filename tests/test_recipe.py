@@ -21,7 +21,7 @@ from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.kdz import load_packed, pack
-from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.layers import make_permanent, predict, weighted_layers
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import remove_layers
 
@@ -403,3 +403,56 @@ def test_bad_stages_are_named_when_they_are_written(call, part):
     with pytest.raises(ParameterError) as error:
         call()
     assert part in str(error.value), str(error.value)
+
+
+class Lost:
+    """A stage that gives back what it should not."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __call__(self, model, fine_tune):
+        return self.made
+
+    def __repr__(self):
+        return "Lost()"
+
+
+@pytest.mark.parametrize("made, told", [(None, "NoneType. Is the line missing"), ((1, 2), "tuple. Did you mean model")])
+def test_a_stage_that_gives_no_network_is_named(start, made, told):
+    with pytest.raises(ParameterError) as error:
+        compress(start, None, SMALL, [Lost(made)], **SETTINGS)
+    assert "compress(): 'stage Lost()' must return a network" in str(error.value) and told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stage, same",
+    [
+        (Prune(np.float64(0.9), np.int64(3), np.uint8(1)), Prune(0.9, 3, 1)),
+        (Prune({"fc1": np.float64(0.9)}), Prune({"fc1": 0.9})),
+        (PruneUnits(np.float64(0.5), np.int8(1)), PruneUnits(0.5, 1)),
+        (FineTune(np.int64(2)), FineTune(2)),
+        (Quantize({"fc1": np.uint8(4)}), Quantize({"fc1": 4})),
+        (Share(np.uint8(8), np.int16(1), np.uint8(8)), Share(8, 1, 8)),
+    ],
+)
+def test_a_stage_in_numbers_of_numpy_has_the_key_of_pythons(stage, same):
+    assert repr(stage) == repr(same) and stage == same
+
+
+def test_a_stage_is_kept_under_one_key_whatever_kind_its_numbers_have(start, tmp_path):
+    for number, real in ((int, float), (np.int64, np.float64)):
+        settings = dict(temperature=real(4), alpha=real(0.5), strength=real(0.0), folder=tmp_path)
+        compress(start, start, SMALL, [Prune(real(0.5), number(1), number(0))], **settings | SETTINGS)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_fine_tuning_that_loses_what_a_stage_pruned_is_refused(start):
+    def lose(model, _epochs):
+        settled = make_permanent(model)
+        with torch.no_grad():
+            settled[1].weight += 0.01
+        return settled
+
+    with pytest.raises(ParameterError, match=r"'fine_tune' must keep at zero what was pruned"):
+        Prune(0.9, 2, 1)(start, lose)

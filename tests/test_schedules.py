@@ -113,6 +113,99 @@ def test_a_step_that_empties_a_layer_is_taken_back_like_any_other(validation):
     assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached)) and outcome.reached >= 0.9
 
 
+def lose_masks(model):
+    settled = make_permanent(model)
+    with torch.no_grad():
+        settled[1].weight += 0.01  # as an optimizer would
+    return settled
+
+
+def lose_one(model):
+    tuned = make_permanent(model)
+    with torch.no_grad():
+        tuned[3].weight.view(-1)[(tuned[3].weight == 0).flatten().nonzero()[0]] = 1e-3
+    return tuned
+
+
+def permanent(model, sparsity):
+    return make_permanent(prune(model, sparsity))
+
+
+LOSING = [
+    (lose_masks, prune, r"'fine_tune' must keep at zero what was pruned\. Got [\d,]+ of [\d,]+ .* back in layer 'fc1'"),
+    (lose_one, prune, r"Got 1 of [\d,]+ weights back in layer 'fc2'"),
+    (lose_masks, permanent, "back in layer 'fc1'"),
+    (lambda model: make_permanent(prune(model, 0)), permanent, None),  # masked no more, but zero all the same
+    (lambda _model: None, prune, r"'fine_tune' must return a network .*NoneType\. Is the line missing"),
+    (lambda _model: build_model("lenet300"), prune, "'fine_tune' must return the network that it got"),
+    (lambda _model: torch.nn.Linear(784, 10), prune, "'fine_tune' must return the network that it got"),
+    (copy.deepcopy, lambda model, _sparsity: (model, 0), "'prune' must return a network .* Got tuple"),
+]
+
+
+@pytest.mark.parametrize("fine_tune, cut, told", LOSING)
+@pytest.mark.parametrize("gradually", [True, False])
+def test_what_a_learners_functions_give_is_measured(gradually, fine_tune, cut, told, validation):
+    model = load_trained("mlp128")
+    before = copy.deepcopy(model.state_dict())
+
+    def call():
+        if gradually:
+            return prune_gradually(model, 0.8, 2, fine_tune, prune=cut)
+        return prune_until(model, 0.5, validation[:100], fine_tune, step=0.5, tolerance=0.5, prune=cut)[0]
+
+    if told is None:
+        assert count_nonzeros(call()) <= 0.55 * count_nonzeros(model)
+    else:
+        with pytest.raises(ParameterError, match=rf"^prune_(gradually|until)\(\): .*{told}"):
+            call()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_functions_that_change_what_they_get_harm_no_earlier_network(validation):
+    def spoil(model, sparsity):
+        pruned = prune(model, sparsity)
+        torch.nn.init.zeros_(model[3].weight if not hasattr(model[3], "parametrizations") else model[3].bias)
+        return pruned
+
+    def tune(model):
+        with torch.no_grad():
+            model[3].bias += 1e-4
+        return model
+
+    dense = load_trained("mlp128")
+    best, outcome = prune_until(dense, 0.9, validation[:200], tune, tolerance=0, step=0.9, prune=spoil)
+    assert accuracy(best, validation[:200]).value >= accuracy(dense, validation[:200]).value
+    assert count_nonzeros(dense) == 101_770 and outcome.reached > 0
+
+
+def test_an_interrupt_keeps_the_steps_that_were_kept(validation, capsys):
+    dense, left = load_trained("mlp128"), iter(range(2))
+
+    def fine_tune(model):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return model
+
+    best, outcome = prune_until(dense, 0.9, validation[:200], fine_tune, tolerance=0.5)
+    assert outcome.reached == pytest.approx(0.36) and len(outcome.attempts) == 2
+    assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached))
+    assert "prune_until(): interrupted: the network of the last step" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        prune_until(dense, 0.9, validation[:200], fine_tune, tolerance=0.5)
+
+
+def test_zeros_are_measured_where_prune_means_something_else_by_sparsity(validation):
+    dense = load_trained("mlp128")
+    _, outcome = prune_until(
+        dense, 0.5, validation[:200], copy.deepcopy, tolerance=0.5, step=0.5, prune=lambda model, _sparsity: model
+    )
+    assert outcome.reached == 0.5 and outcome.attempts[0].zeros == 0
+    assert "reached 0.500 of 0.500; measured: 0.000 of all weights" in repr(outcome)
+    _, outcome = prune_until(dense, 0.5, validation[:200], copy.deepcopy, tolerance=0.5, step=0.5)
+    assert outcome.attempts[0].zeros == pytest.approx(0.5, abs=1e-5) and "measured" not in repr(outcome)
+
+
 def test_a_ticket_has_the_initial_weights_under_the_masks():
     initial = build_model("mlp128")
     pruned = prune(load_trained("mlp128"), 0.8)
@@ -157,6 +250,8 @@ def test_bad_input_is_refused_before_anything_is_pruned(validation):
         prune_until(model, 0.5, validation, lambda model: (model, None))
     with pytest.raises(ParameterError, match=r"rewind\(\): 'pruned' must have masks"):
         rewind(make_permanent(prune(model, 0.5)), model)
+    with pytest.raises(ParameterError, match=r"rewind\(\): 'pruned' must have masks.* swapped"):
+        rewind(model, prune(model, 0.5))
     with pytest.raises(ParameterError, match=r"^rewind\(\): the mask of layer 'fc1' must be .* shape \(300, 784\)"):
         rewind(prune(model, 0.5), build_model("lenet300"))
     with pytest.raises(ParameterError, match=r"^rewind\(\): 'model' must be a network"):

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -96,12 +97,15 @@ def test_among_those_alike_the_smaller_loss_wins():
 def test_what_gives_no_trial_is_named():
     for fit, validation, told in (
         ("fit", (IMAGES, LABELS), r"try_setting\(\): 'fit' must be a function"),
-        (lambda *_: (nn.ReLU(), 1), (IMAGES, LABELS), "Did you mean model, history"),
+        (lambda *_: (nn.ReLU(), 1), (IMAGES, LABELS), "'fit' must return a network .* Did you mean model, history"),
+        (lambda *_: None, (IMAGES, LABELS), r"'fit' must return a network .* NoneType\. Is the line missing"),
         (lambda *_: Guess(9), IMAGES, "the data must be a tuple"),
         (lambda *_: Guess(9), (IMAGES, LABELS + 1), "the labels must be 0 to 9"),
     ):
         with pytest.raises(ParameterError, match=told):
             try_setting(fit, 4, 0.1, validation)
+    with pytest.raises(ParameterError, match=r"search_settings\(\): 'fit' must be a function"):
+        search_settings((IMAGES, LABELS), Guess, runs=3)
     with pytest.raises(ParameterError, match=r"best_trial\(\): 'trials' must be one or more"):
         best_trial([])
 
@@ -116,6 +120,75 @@ def test_where_optuna_is_missing_it_is_named_before_any_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SetupError, match=r"optuna is not installed\. Run: pip install optuna"):
         search_settings(lambda *_: pytest.fail("no run was allowed"), (IMAGES, LABELS), runs=3)
+
+
+def fit_that_ends(after, error):
+    """Return a fit that raises an error at its next trial after so many."""
+    asked = []
+
+    def fit(*setting):
+        asked.append(setting)
+        if len(asked) > after:
+            raise error
+        return Guess(900 + len(asked))
+
+    return fit
+
+
+ENDS = [
+    (KeyboardInterrupt(), "Interrupted. 2 of 9 trials are done."),
+    (StorageError("1 MB is needed."), "1 MB is needed. 2 of 9 trials are done."),
+    (RuntimeError("size mismatch"), "RuntimeError: size mismatch. 2 of 9 trials are done."),
+    (KeyError("fc9"), "KeyError: 'fc9'. 2 of 9 trials are done."),
+    (ParameterError("'epochs' is missing.", "train"), "train(): 'epochs' is missing. 2 of 9 trials are done."),
+]
+
+
+@pytest.mark.parametrize("error, told", ENDS, ids=[told for _, told in ENDS])
+def test_a_search_that_ends_early_keeps_its_trials(error, told, capsys, caplog):
+    trials = search_settings(fit_that_ends(2, error), (IMAGES, LABELS), runs=9)
+    assert [trial.accuracy.correct for trial in trials] == [901, 902]
+    printed = capsys.readouterr()
+    assert told in printed.out and not printed.err and not caplog.records
+    with pytest.raises(type(error)):
+        search_settings(fit_that_ends(0, error), (IMAGES, LABELS), runs=9)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_second_interrupt_loses_no_trial_either(monkeypatch):
+    def interrupt(*_arguments, **_settings):
+        raise KeyboardInterrupt
+
+    for place in ("builtins.print", "kd_lab.compression.search.tqdm.__exit__", "optuna.study.Study.tell"):
+        with monkeypatch.context() as patch:
+            told = place.endswith("tell")  # of the first trial
+            fit = fit_that_ends(9 if told else 2, KeyboardInterrupt())
+            patch.setattr(place, interrupt)
+            trials = search_settings(fit, (IMAGES, LABELS), runs=9)
+        assert [trial.accuracy.correct for trial in trials] == [901] if told else [901, 902]
+
+
+def test_a_student_that_diverges_is_left_out_and_the_search_goes_on(capsys):
+    ends = iter([Guess(900), TrainingError("the loss became NaN"), Guess(800)])
+
+    def fit(*_setting):
+        student = next(ends)
+        if isinstance(student, TrainingError):
+            raise student
+        return student
+
+    assert len(search_settings(fit, (IMAGES, LABELS), runs=3)) == 2 and "became NaN" in capsys.readouterr().out
+
+
+def test_numbers_of_numpy_are_pythons_own():
+    settings = []
+    for number in (int, np.int64, np.uint8):
+        fit, asked = student_best_at(5, 0.3)
+        search_settings(fit, (IMAGES, LABELS), runs=number(3), seed=number(1))
+        settings.append(asked)
+    assert settings[0] == settings[1] == settings[2]
+    assert repr(Budget(np.int64(1000), None)) == repr(Budget(1000, None))
+    assert repr(Budget(None, np.float64(0.5))) == repr(Budget(None, 0.5))
 
 
 SMALL = Mnist(MNIST.train[:1000], MNIST.validation[:500], MNIST.test[:10])

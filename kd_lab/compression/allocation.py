@@ -8,8 +8,9 @@ from torch import nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
-from kd_lab.networks.layers import weights
-from kd_lab.pruning.masks import SPARSITY_RANGE, prune
+from kd_lab.networks.layers import copied, weights
+from kd_lab.pruning.masks import SPARSITY_RANGE, check_fraction, prune
+from kd_lab.pruning.schedules import check_returned
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
 from kd_lab.training import Data
 
@@ -24,14 +25,16 @@ def scan_layers(
 ) -> Scan:
     """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
 
-    `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole.
+    `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole. Of layers
+    whose weights are tied only the first is named.
     """
-    layers, data = list(weights(model)), check_scorable(model, data)
-    whole = mean_cross_entropy(change(model, {}), data)
-    return {
-        name: {setting: mean_cross_entropy(change(model, {name: setting}), data) - whole for setting in settings}
-        for name in layers
-    }
+    data = check_scorable(model, data)
+
+    def loss(chosen: dict[str, Any]) -> float:
+        return mean_cross_entropy(check_returned("change", change(copied(model), chosen)), data)
+
+    whole = loss({})
+    return {name: {setting: loss({name: setting}) - whole for setting in settings} for name in weights(model)}
 
 
 def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | None:
@@ -54,18 +57,27 @@ def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | 
     return {name: setting for (name, setting), chosen in zip(choices, solved.x, strict=True) if chosen > 0.5}
 
 
-def check_scan(scan: Scan, counts: dict[str, int], setting: str, scanner: str, check: Check, allowed: str) -> None:
-    """Raise a ParameterError unless `counts` holds the weights of each layer, and `scan` rises for the same layers."""
+def check_scan(
+    scan: Scan, counts: dict[str, int], setting: str, scanner: str, check: Check, allowed: str
+) -> tuple[Scan, dict[str, int]]:
+    """Return both in Python's own numbers.
+
+    Raises a ParameterError unless `counts` has the weights of each layer, and `scan` rises for the same layers.
+    """
     check_kind("counts", counts, dict, "a dict of how many weights each layer has")
-    for name, count in counts.items():
-        check_whole_number(f"counts[{name!r}]", count, "[1, 1e12]")
+    own = {name: check_whole_number(f"counts[{name!r}]", count, "[1, 1e12]") for name, count in counts.items()}
     fits = isinstance(scan, dict) and scan and all(isinstance(rises, dict) and rises for rises in scan.values())
     check_that("scan", scan, fits, f"{{layer: {{{setting}: rise}}}}, as {scanner}() gives it")
-    for name, rises in scan.items():
+    for name in scan:
         check_choice("layer of the scan", name, list(counts))
-        for value, rise in rises.items():
-            check_number("rise in the scan", rise, "(-inf, inf)")
-            check(f"{setting} in the scan", value, allowed)
+    checked = {
+        name: {
+            check(f"{setting} in the scan", value, allowed): check_number("rise in the scan", rise, "(-inf, inf)")
+            for value, rise in rises.items()
+        }
+        for name, rises in scan.items()
+    }
+    return checked, own
 
 
 def sensitivity_scan(model: nn.Module, data: Data, sparsities: list[float]) -> Scan:
@@ -75,8 +87,7 @@ def sensitivity_scan(model: nn.Module, data: Data, sparsities: list[float]) -> S
     are lifted first, as by prune.
     """
     check_kind("sparsities", sparsities, LISTS, "a list of fractions, as in [0.5, 0.9]")
-    for sparsity in sparsities:
-        check_number("sparsities", sparsity, SPARSITY_RANGE)
+    sparsities = [check_fraction("sparsities", sparsity) for sparsity in sparsities]
     scan = scan_layers(model, data, sparsities, lambda model, chosen: prune(model, chosen, scope="per_layer"))
     return {name: {0.0: 0.0} | rises for name, rises in scan.items()}
 
@@ -86,8 +97,8 @@ def allocate(scan: Scan, counts: dict[str, int], sparsity: float) -> dict[str, f
 
     `counts` are the weights of each layer; together at least the fraction `sparsity` of them goes (choose_settings).
     """
-    check_number("sparsity", sparsity, SPARSITY_RANGE)
-    check_scan(scan, counts, "sparsity", "sensitivity_scan", check_number, SPARSITY_RANGE)
+    sparsity = check_fraction("sparsity", sparsity)
+    scan, counts = check_scan(scan, counts, "sparsity", "sensitivity_scan", check_number, SPARSITY_RANGE)
     stays = {name: {pruned: counts[name] * (1 - pruned) for pruned in rises} for name, rises in scan.items()}
     total = sum(counts.values())
     chosen = choose_settings(scan, stays, sum(counts[name] for name in scan) - sparsity * total + 1e-6)
@@ -108,8 +119,7 @@ def bit_scan(model: nn.Module, data: Data, bits: list[int]) -> Scan:
     """
     fits = isinstance(bits, LISTS) and len(bits) > 0
     check_that("bits", bits, fits, "a list of whole numbers, at least one, as in [2, 4, 8]")
-    for num_bits in bits:
-        check_whole_number("bits", num_bits, WEIGHT_BITS_RANGE)
+    bits = [check_whole_number("bits", num_bits, WEIGHT_BITS_RANGE) for num_bits in bits]
     return scan_layers(model, data, bits, quantize_weights)
 
 
@@ -118,8 +128,8 @@ def choose_bits(scan: Scan, counts: dict[str, int], budget: int) -> dict[str, in
 
     `counts` are the weights of each layer, and `budget` is how many bytes their packed codes may take together.
     """
-    check_whole_number("budget", budget, "[1, 1e12]")
-    check_scan(scan, counts, "bits", "bit_scan", check_whole_number, WEIGHT_BITS_RANGE)
+    budget = check_whole_number("budget", budget, "[1, 1e12]")
+    scan, counts = check_scan(scan, counts, "bits", "bit_scan", check_whole_number, WEIGHT_BITS_RANGE)
     taken = {name: {bits: -(-counts[name] * bits // 8) for bits in rises} for name, rises in scan.items()}
     chosen = choose_settings(scan, taken, budget)
     if chosen is None:

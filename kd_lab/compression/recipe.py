@@ -26,6 +26,7 @@ from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
+from kd_lab.pruning.schedules import check_returned
 from kd_lab.scorecard import Scorecard, Table, scorecard
 from kd_lab.storage import cache_key, set_aside, writable
 from kd_lab.training import Settings, train
@@ -88,7 +89,7 @@ def compress(
     """
     teaching = check_recipe(model, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
-    check_number("strength", strength, "[0, 100]")
+    strength = check_number("strength", strength, "[0, 100]")
     models = {"start": make_permanent(model).eval()}
     try:
         for stage, finished in run_stages(model, teaching, stages, temperature, alpha, strength):
@@ -110,7 +111,8 @@ def check_recipe(
     form_of(make_permanent(model))
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
-    Settings(**settings)  # refuses what is not allowed
+    checked = Settings(**settings)  # which refuses what is not allowed, and gives Python's own numbers
+    settings = {setting: getattr(checked, setting) for setting in settings}
     teaching = Teaching(teacher, check_data(data.train), check_data(data.validation), settings, folder)
     if teacher is not None:
         check_kind("teacher", teacher, nn.Module, "a network, or None")
@@ -192,12 +194,13 @@ def run_stages(
     model: nn.Module, teaching: Teaching, stages: Sequence[Stage], temperature: float, alpha: float, strength: float
 ) -> Iterator[tuple[Stage, nn.Module]]:
     """Yield each stage with the network that it made, from the folder where that was finished before."""
-    how = temperature, alpha, strength
-    fine_tune, paths = teaching.fine_tuning(*how), teaching.paths(model, stages, *how)
+    fine_tune = teaching.fine_tuning(temperature, alpha, strength)
+    paths = teaching.paths(model, stages, *map(float, (temperature, alpha, strength)))
     for stage, path in zip(stages, paths, strict=True):
         finished = path and _kept(path)
         if not finished:
-            finished = make_permanent(stage(with_masks(make_permanent(model)), fine_tune)).eval()
+            made = check_returned(f"stage {stage!r:.60}", stage(with_masks(make_permanent(model)), fine_tune))
+            finished = make_permanent(made).eval()
             if path:
                 save_packed(path, finished)
         model = finished

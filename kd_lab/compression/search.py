@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +21,20 @@ from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError, StorageError, TrainingError, check_kind, check_number, check_whole_number
-from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, check_data, correct_answers, mean_cross_entropy
+from kd_lab.errors import KdLabError, ParameterError, TrainingError, check_kind, check_number, check_whole_number
+from kd_lab.evaluation import (
+    Accuracy,
+    PairedDifference,
+    accuracy,
+    check_data,
+    check_scorable,
+    correct_answers,
+    mean_cross_entropy,
+)
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
+from kd_lab.pruning.schedules import check_returned
 from kd_lab.training import Data
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
@@ -52,29 +61,100 @@ class SettingTrial(NamedTuple):
 def try_setting(fit: Fit, temperature: float, alpha: float, validation: Data) -> SettingTrial:
     """Return the trial of the student that `fit(temperature, alpha)` trains."""
     check_kind("fit", fit, Callable, "a function of temperature and alpha")
-    student = fit(temperature, alpha)
-    found = accuracy(student, validation)  # says what is wrong with either
-    return SettingTrial(temperature, alpha, found, mean_cross_entropy(student, validation))
+    student = check_returned("fit", fit(temperature, alpha))
+    validation = check_scorable(student, validation)
+    return SettingTrial(temperature, alpha, accuracy(student, validation), mean_cross_entropy(student, validation))
 
 
 def search_settings(fit: Fit, validation: Data, *, runs: int, seed: int = 0) -> list[SettingTrial]:
     """Return the trials of `runs` settings; `best_trial` says which to take.
 
     After a few at random, each next one is where a Gaussian process, fitted to the runs so far, expects the largest
-    improvement in accuracy (Jones et al. 1998; Optuna's GPSampler).
+    improvement in accuracy (Jones et al. 1998; Optuna's GPSampler). An interrupt or an error keeps the trials that are
+    done; an interrupt while `fit` is in `train` only ends that training. One that diverges is left out.
     """
-    check_whole_number("runs", runs, "[1, 1000]")
-    check_whole_number("seed", seed, "[0, 1000000]")
+    check_kind("fit", fit, Callable, "a function of temperature and alpha")
+    runs = check_whole_number("runs", runs, "[1, 1000]")
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
     validation = check_data(validation)
-    trials = []
 
-    def objective(asked) -> float:
-        trials.append(try_setting(fit, validation=validation, **_suggest(asked, TEACHING)))
-        return trials[-1].accuracy.value
+    def attempt(asked) -> tuple[SettingTrial, float]:
+        trial = try_setting(fit, validation=validation, **_suggest(asked, TEACHING))
+        return trial, trial.accuracy.value
 
-    with _study(seed, "maximize") as study:
-        study.optimize(objective, n_trials=runs)
+    return _search(attempt, runs, seed, "maximize")
+
+
+Trial = TypeVar("Trial", "SettingTrial", "RecipeTrial")
+
+
+def _search(
+    attempt: Callable[[Any], tuple[Trial, float]],
+    runs: int,
+    seed: int,
+    direction: str,
+    *,
+    first: dict[str, float] | None = None,
+    seconds: float = math.inf,
+    progress: bool = False,
+) -> list[Trial]:
+    """Return the trials that `attempt(asked)` makes; it gives each with the value that the sampler is told.
+
+    Ends when there are enough, or the next would not end in time if it took as long as the longest so far. Whatever
+    ends it earlier, even a second interrupt, keeps the trials that are done, and is raised where there are none.
+    """
+    trials: list[Trial] = []
+    try:
+        with (
+            _study(seed, direction) as study,
+            tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar,
+        ):
+            if first:
+                study.enqueue_trial(first)
+            for _ in _in_time(runs, seconds):
+                _attempt(study, attempt, trials)
+                bar.update()
+    except (Exception, KeyboardInterrupt) as error:
+        with suppress(KeyboardInterrupt):
+            print(f"{_said(error)} {len(trials)} of {runs} trials are done.")
+        if not trials:
+            raise
+    if not trials:
+        raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
     return trials
+
+
+def _attempt(study: Any, attempt: Callable[[Any], tuple[Trial, float]], trials: list[Trial]) -> None:
+    """Add the next trial, if its training does not diverge, and tell the study of it.
+
+    Optuna's own loop would lose an interrupt that comes while it books another one.
+    """
+    asked = study.ask()
+    try:
+        trial, value = attempt(asked)
+    except TrainingError as error:
+        print(error)
+        study.tell(asked, state=optional("optuna", "optuna").trial.TrialState.FAIL)
+    else:
+        trials.append(trial)
+        study.tell(asked, value)
+
+
+def _in_time(runs: int, seconds: float) -> Iterator[int]:
+    """Yield the numbers of the runs until the next would not end in time."""
+    ends, longest = [time.perf_counter()], 0.0
+    for run in range(runs):
+        if ends[-1] - ends[0] + longest > seconds and run:
+            return
+        yield run
+        ends.append(time.perf_counter())
+        longest = max(end - start for start, end in pairwise(ends))
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
+    return str(error) if isinstance(error, KdLabError) else f"{type(error).__name__}: {error}."
 
 
 @contextmanager
@@ -92,9 +172,6 @@ def _study(seed: int, direction: str) -> Iterator[Any]:
 
 def _suggest(asked, ranges: Ranges) -> dict[str, float]:
     return {name: asked.suggest_float(name, low, high, log=low > 0) for name, (low, high) in ranges.items()}
-
-
-Trial = TypeVar("Trial", "SettingTrial", "RecipeTrial")
 
 
 def best_trial(trials: list[Trial]) -> Trial:
@@ -150,9 +227,10 @@ class Budget:
                 f"each other. Got {self.most_bytes!r} and {self.most_lost!r}."
             )
         if self.most_bytes is None:
-            check_number("most_lost", self.most_lost, "[0, 100]")
+            object.__setattr__(self, "most_lost", check_number("most_lost", self.most_lost, "[0, 100]"))
         else:
-            check_whole_number("most_bytes", self.most_bytes, "[1, 1000000000]")
+            most_bytes = check_whole_number("most_bytes", self.most_bytes, "[1, 1000000000]")
+            object.__setattr__(self, "most_bytes", most_bytes)
 
     def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""
@@ -264,39 +342,27 @@ def search_recipe(
     that are done, and a training that diverges counts as a trial and is left out. With a `folder` a call with the same
     arguments goes on where it was stopped.
     """
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
     settings = {"seed": seed, **settings}
     teaching = check_recipe(model, teacher, data, settings, folder)
     budget = Budget(most_bytes, most_lost)
-    check_whole_number("runs", runs, "[1, 1000]")
-    check_number("minutes", minutes, "(0, 10000]")
-    check_whole_number("epochs", epochs, "[1, 1000]")
+    runs = check_whole_number("runs", runs, "[1, 1000]")
+    minutes = check_number("minutes", minutes, "(0, 10000]")
+    epochs = check_whole_number("epochs", epochs, "[1, 1000]")
     least = {layer: _least_kept(weight.value.numel()) for layer, weight in weights(model).items()}
     _check_least(model, least, budget)
-    teaching.settings = settings | {"progress": False}  # one bar is enough
+    progress = teaching.settings.get("progress", True)
+    teaching.settings = teaching.settings | {"progress": False}  # one bar is enough
     before = correct_answers(model, teaching.validation)
     ranges = {} if teacher is None else TEACHING
-    trials: list[RecipeTrial] = []
 
-    def objective(asked) -> float:
-        try:
-            trial = _try(model, teaching, before, _suggest_stages(asked, least, epochs), _suggest(asked, ranges))
-        except TrainingError as error:
-            print(error)
-            raise
-        trials.append(trial)
+    def attempt(asked) -> tuple[RecipeTrial, float]:
+        trial = _try(model, teaching, before, _suggest_stages(asked, least, epochs), _suggest(asked, ranges))
         asked.set_constraint("over", budget.over(trial))
-        return budget.value(trial)
+        return trial, budget.value(trial)
 
-    try:
-        with _study(seed, "minimize") as study:
-            study.enqueue_trial(_set_by_hand(least, ranges))
-            _optimize(study, objective, runs, 60 * minutes, settings.get("progress", True))
-    except (KeyboardInterrupt, StorageError) as error:  # as where the disk is full
-        print(f"{str(error) or 'Interrupted.'} {len(trials)} of {runs} trials are done.")
-        if not trials:
-            raise
-    if not trials:
-        raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
+    by_hand, seconds = _set_by_hand(least, ranges), 60 * minutes
+    trials = _search(attempt, runs, seed, "minimize", first=by_hand, seconds=seconds, progress=progress)
     return Search(trials, budget, FLOAT32_BYTES * count_parameters(model))
 
 
@@ -343,19 +409,3 @@ def _suggest_stages(asked, least: dict[str, float], epochs: int) -> Stages:
     kept = {layer: asked.suggest_float(f"kept {layer}", share, MAX_KEPT, log=True) for layer, share in least.items()}
     bits = {layer: asked.suggest_int(f"bits {layer}", MIN_BITS, MAX_BITS) for layer in least}
     return _stages(kept, bits, epochs)
-
-
-def _optimize(study: Any, objective: Callable[..., float], runs: int, seconds: float, progress: bool) -> None:
-    """Run trials until there are enough, or the next would not end in time if it took as long as the longest so far."""
-
-    ends = [time.perf_counter()]  # of the trials, after the beginning of the first
-
-    def stop_in_time(study, _trial) -> None:
-        bar.update()
-        ends.append(time.perf_counter())
-        longest = max(end - start for start, end in pairwise(ends))
-        if ends[-1] - ends[0] + longest > seconds:
-            study.stop()
-
-    with tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar:
-        study.optimize(objective, n_trials=runs, catch=TrainingError, callbacks=[stop_in_time])

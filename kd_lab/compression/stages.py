@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class FineTune:
     epochs: int
 
     def __post_init__(self):
-        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
+        _set(self, "epochs", check_whole_number, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(model, self.epochs)
@@ -40,9 +41,9 @@ class Prune:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_each("sparsity", self.sparsity, check_number, "(0, 1)")
-        check_whole_number("steps", self.steps, "[1, 1000]")
-        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
+        _set(self, "sparsity", check_number, "(0, 1)")
+        _set(self, "steps", check_whole_number, "[1, 1000]")
+        _set(self, "epochs", check_whole_number, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: weight.value != 0 for name, weight in weights(model).items()}
@@ -74,8 +75,8 @@ class PruneUnits:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_each("ratio", self.ratio, check_number, "[0, 1)")
-        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
+        _set(self, "ratio", check_number, "[0, 1)")
+        _set(self, "epochs", check_whole_number, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return hard_prune(fine_tune(with_masks(hard_prune(prune_channels(model, self.ratio))), self.epochs))
@@ -92,8 +93,8 @@ class Quantize:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_each("num_bits", self.num_bits, check_whole_number, "[1, 8]")
-        check_whole_number("epochs", self.epochs, EPOCHS_RANGE)
+        _set(self, "num_bits", check_whole_number, "[1, 8]")
+        _set(self, "epochs", check_whole_number, EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(quantize_weights(model, self.num_bits, "per_tensor"), self.epochs)
@@ -111,7 +112,7 @@ class Share(Quantize):
 
     def __post_init__(self):
         super().__post_init__()
-        check_whole_number("bias_bits", self.bias_bits, "[1, 8]")
+        _set(self, "bias_bits", check_whole_number, "[1, 8]")
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         shared = share_weights(model, self.num_bits)
@@ -133,7 +134,8 @@ def with_masks(model: nn.Module) -> nn.Module:
 
 def _without_others(model: nn.Module, kept: dict[str, Tensor]) -> nn.Module:
     """Return the model with all weights masked but those that are kept and are not zero now."""
-    set_masks(model, {name: mask & (weights(model)[name].value != 0) for name, mask in kept.items() if not mask.all()})
+    present = weights(model)
+    set_masks(model, {name: mask & (present[name].value != 0) for name, mask in kept.items() if not mask.all()})
     return model
 
 
@@ -145,9 +147,11 @@ def _halve(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _check_each(argument: str, value: object, check: Callable, allowed: str) -> None:
-    """Check one number, or those for each layer by name."""
-    if not isinstance(value, dict) or not value:
-        return check(argument, value, allowed)
-    for layer, number in value.items():
-        check(f"{argument} of layer {layer}", number, allowed)
+def _set(stage: Any, argument: str, check: Callable[[str, Any, str], Any], allowed: str) -> None:
+    """Check a stage's number, or those for each layer by name, and keep it as Python's own: its repr makes keys."""
+    value = getattr(stage, argument)
+    if isinstance(value, dict) and value:
+        checked = {layer: check(f"{argument} of layer {layer}", number, allowed) for layer, number in value.items()}
+    else:
+        checked = check(argument, value, allowed)
+    object.__setattr__(stage, argument, checked)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_whole_number, reason
 from kd_lab.evaluation import check_scorable
 from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weights
 
@@ -16,7 +16,7 @@ IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss 
     "magnitude": lambda weight, _gradient, _generator: weight.abs(),  # Han et al. 2015
     "gradient": lambda _weight, gradient, _generator: gradient.abs(),
     "weight_gradient": lambda weight, gradient, _generator: (weight * gradient).abs(),  # Molchanov et al. 2017
-    "random": lambda weight, _gradient, generator: torch.rand(weight.shape, generator=generator),
+    "random": lambda weight, _gradient, generator: torch.rand(weight.shape, generator=generator, dtype=torch.float32),
 }
 MIN_SUM = torch.finfo(torch.float64).tiny
 NEED_DATA = ("gradient", "weight_gradient")
@@ -25,13 +25,13 @@ NEED_DATA = ("gradient", "weight_gradient")
 def importances(
     model: nn.Module, importance: str, data: tuple[Tensor, Tensor] | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return the importance of every weight of the Linear layers and convolutions, by the name of the layer.
+    """Return the importance of every weight of a model (`weights`), by the name of the layer.
 
     `data`, (images, labels) from the training part, is what the gradients are averaged over; `seed` is for "random".
     """
     present = weights(model)
     check_choice("importance", importance, list(IMPORTANCES))
-    check_whole_number("seed", seed, "[0, 1000000]")
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
     if importance in NEED_DATA and data is None:
         raise ParameterError(
             f"importance {importance!r} needs 'data', training images and labels to "
@@ -62,19 +62,28 @@ def layer_adaptive(importance: Tensor) -> Tensor:
     return scores.view(importance.shape)
 
 
+@torch.inference_mode(False)
 def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """Return the gradient of the mean cross-entropy over all of the data for each layer's weight, by layer.
 
     It is that of the weight as it is used, in evaluation mode; the model and its own gradients stay as they were.
+    Raises a ParameterError where no gradient can be computed.
     """
-    images, labels, *_ = check_scorable(model, data)
+    images, labels, *_ = (part.clone() if part.is_inference() else part for part in check_scorable(model, data))
     plain = make_permanent(model).eval().requires_grad_(True)
     used = {name: weight.value for name, weight in weights(plain).items()}
     total = {name: torch.zeros_like(weight) for name, weight in used.items()}
-    with torch.enable_grad():
-        for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
-            loss = F.cross_entropy(plain(x), y, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(used.values()), allow_unused=True, materialize_grads=True)
-            for name, gradient in zip(used, gradients, strict=True):
-                total[name] += gradient
+    for x, y in zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
+        for name, gradient in zip(used, _gradients(plain, x, y, list(used.values())), strict=True):
+            total[name] += gradient
     return {name: gradient / len(images) for name, gradient in total.items()}
+
+
+def _gradients(model: nn.Module, x: Tensor, y: Tensor, used: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of the cross-entropy, added up over a batch, for these weights."""
+    try:
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(x), y, reduction="sum")
+            return torch.autograd.grad(loss, used, allow_unused=True, materialize_grads=True)
+    except RuntimeError as error:
+        raise ParameterError(f"no gradient can be computed through the model: {reason(error)}") from error

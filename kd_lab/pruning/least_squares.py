@@ -5,12 +5,27 @@ Optimal Brain Surgeon (Hassibi & Stork 1993), for each output of a layer by itse
 """
 
 import itertools
+import sys
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from kd_lab.errors import ParameterError, check_choice
-from kd_lab.networks.layers import check_shapes, check_tensors, make_permanent, predict, record, weighted_layers
+from kd_lab.errors import ParameterError, called_function, check_choice
+from kd_lab.networks.layers import (
+    TOLERANCE,
+    Weight,
+    check_shapes,
+    check_tensors,
+    describe,
+    make_permanent,
+    predict,
+    record,
+    warn_of_whole_weights,
+    weights,
+)
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
 
@@ -19,56 +34,148 @@ MAX_INVERSES = 2**24  # numbers in the inverses of the rows that are worked on s
 STEPS = 128  # removals between two changes of the inverses, chosen for speed
 MIN_DIAGONAL_MEAN = 1e-9  # the least mean of a diagonal
 TIE_BREAK = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
+KINDS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
+MIN_MINUTES = 0.5  # of work that is announced
+COST = 4  # multiplications or additions of a matrix product that take as long as one weight's share of the work
+PROBE = 512  # rows and columns of the product that is timed
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
+@torch.inference_mode(False)  # in which nothing can be made that is trained later
 @torch.no_grad()
 def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) -> nn.Module:
     """Return a new model with masks (soft pruning) whose kept weights are refitted to make up for the pruned ones.
 
     `sparsity` is the fraction in [0, 1) of each layer's weights that become zero, or one for each layer by name; a
-    layer that it leaves out stays as it is. `images` (N, 1, 28, 28), a thousand or more of the training part, are what
-    the layers' outputs are compared on. Layer after layer, each reads what the pruned ones below it give, and aims at
-    what it gave in the dense network. Weights that an earlier mask had pruned are the first to go.
+    layer that it leaves out stays as it is. `images` (N, …), a thousand or more of the training part, are what the
+    layers' outputs are compared on. Layer after layer, each reads what the pruned ones below it give, and aims at what
+    it gave in the dense network. Weights that an earlier mask had pruned are the first to go. The work grows with the
+    cube of a layer's inputs: where it takes long it is announced, and an interrupt keeps the layers that are done.
+    Raises a ParameterError for a layer that computes something else than its weight times its inputs.
     """
     dense, pruned, masks = make_permanent(model), make_permanent(model), {}
     cut = _check(dense, sparsity, images)
-    for name, fraction in cut.items():
-        layer = weighted_layers(pruned)[name]
-        inputs = layer_inputs(pruned, name, images)
-        hessian = damped_hessian(inputs)
-        # as if the layer had been trained for these inputs: without it, errors add up in a deep network
-        lost = (layer_inputs(dense, name, images) - inputs).double() @ layer.weight.flatten(1).double().T
-        refit = torch.linalg.solve(hessian, inputs.double().T @ lost / len(inputs)).T
-        weight = layer.weight.flatten(1) + refit
-        mask = rank({name: least_squares_importance(weight, hessian)}, "per_layer").masks(fraction)[name]
-        layer.weight.copy_(compensated_weight(weight, mask, hessian).view_as(layer.weight))
-        masks[name] = mask.view_as(layer.weight)
+    present, work = weights(pruned), {name: _work(weight) for name, weight in weights(dense).items() if name in cut}
+    quick = _announce(work)
+    try:
+        with tqdm(None, "least squares", sum(work.values()), file=sys.stdout, bar_format=BAR, disable=quick) as bar:
+            for name, fraction in cut.items():
+                inputs, before = (_inputs(each, name, images) for each in (pruned, dense))
+                masks[name] = _prune_layer(name, present[name].value, fraction, inputs, before, bar.update)
+    except KeyboardInterrupt:
+        if not masks:
+            raise
+        print(
+            f"{called_function()}(): interrupted after {len(masks)} of {len(cut)} layers: {', '.join(masks)} are "
+            "pruned, the others are whole."
+        )
     set_masks(pruned, masks)
     return pruned
+
+
+def _prune_layer(
+    name: str, weight: Tensor, fraction: float, inputs: Tensor, before: Tensor, tick: Callable[[float], object]
+) -> Tensor:
+    """Prune a layer's weight and refit what is kept, in place; return the mask.
+
+    It reads `inputs` and read those `before` in the dense network, both (groups, N, n).
+    """
+    check_shapes(f"layer {name!r} must run as often once layers below it are pruned", tuple.__eq__, inputs, before)
+    aims, hessians = [], []
+    for rows, x, dense in zip(weight.flatten(1).unflatten(0, (len(inputs), -1)), inputs, before, strict=True):
+        hessians.append(damped_hessian(x))
+        # as if the layer had been trained for these inputs: without it, errors add up in a deep network
+        lost = (dense - x).double() @ rows.double().T
+        aims.append(rows + torch.linalg.solve(hessians[-1], x.double().T @ lost / len(x)).T)
+    costs = [_importance(*_checked(aim, hessian), tick) for aim, hessian in zip(aims, hessians, strict=True)]
+    mask = rank({name: torch.cat(costs)}, "per_layer").masks(fraction)[name]
+    parts = zip(aims, mask.tensor_split(len(aims)), hessians, strict=True)
+    weight.copy_(torch.cat([compensated_weight(*part) for part in parts]).view_as(weight))
+    return mask.view_as(weight)
+
+
+def _work(weight: Weight) -> int:
+    """Return how much there is to do for a layer: for each of its rows the cube of its inputs."""
+    return len(weight.value) * weight.value[0].numel() ** 3
+
+
+def _announce(work: dict[str, int]) -> bool:
+    """Say how long it will take, measured by a product of matrices; return whether it is too short to say so."""
+    probe, seconds = torch.ones(PROBE, PROBE, dtype=torch.float64), []
+    for _ in range(3):
+        start = time.perf_counter()
+        probe @ probe
+        seconds.append(time.perf_counter() - start)
+    minutes = COST * sum(work.values()) * min(seconds) / (2 * PROBE**3) / 60
+    if minutes >= MIN_MINUTES:
+        longest = max(work, key=lambda name: work[name])
+        print(
+            f"{called_function()}(): about {minutes:,.2g} minutes, most for layer {longest!r}. "
+            "An interrupt keeps the layers that are done."
+        )
+    return minutes < MIN_MINUTES
 
 
 def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """Return what a layer reads when the model reads the images, in evaluation mode: (N, inputs) for a Linear layer.
 
-    For a convolution they are its patches, (N · positions, channels · height · width), as its weight.flatten(1) is laid
-    out. Raises a ParameterError for a grouped one: its outputs read different patches.
+    For a convolution they are its patches, (N · positions, channels · window), as its weight.flatten(1) is laid out.
+    Raises a ParameterError for a grouped one, whose outputs read different patches, and for a layer that computes
+    something else than its weight times its inputs.
     """
-    layers = weighted_layers(model)
-    check_choice("layer", layer, list(layers))
-    _check_groups(layer, layers[layer])
-    found = record(model, [layer], images, lambda inputs, _output: _patches(layers[layer], inputs[0]))
+    present = weights(model)
+    check_choice("layer", layer, list(present))
+    groups = getattr(present[layer].module, "groups", 1)
+    if groups > 1:
+        raise ParameterError(f"a grouped convolution reads other inputs in each group. Layer {layer!r} has {groups}.")
+    return _inputs(model, layer, images)[0]
+
+
+@torch.no_grad()
+def _inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    """Return what a layer reads, (groups, N, n), where a layer that is no grouped convolution is one group."""
+    weight = weights(model)[name]
+    _check_kind(name, weight)
+    found = record(model, [name], images, lambda inputs, output: _read(weight, inputs, output))
     if not found:
-        raise ParameterError(f"the model doesn't use its layer {layer!r}.")
-    return torch.cat(found[layer])
+        raise ParameterError(f"the model doesn't use its layer {name!r}.")
+    if any(each is None for each in found[name]):
+        raise ParameterError(
+            f"layer {name!r} can't be pruned by least squares: it computes something else than its weight times its "
+            "inputs, by a forward or a hook of its own. Leave it out."
+        )
+    return torch.cat(found[name], 1)
 
 
-def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+def _read(weight: Weight, inputs: tuple, output: Tensor) -> Tensor | None:
+    """Return what a layer reads in one call, (groups, N, n), None where that and its weight don't give the output."""
+    layer, rows = weight.module, weight.value.flatten(1)
+    if len(inputs) != 1 or not isinstance(output, Tensor):  # an input that was given by its name is not seen here
+        return None
+    x = _patches(layer, inputs[0], rows.shape[1])
+    expected = (x @ rows.unflatten(0, (len(x), -1)).mT).movedim(0, 1).flatten(1)  # (N, outputs)
+    expected = expected if layer.bias is None else expected + layer.bias
+    found = _flat(layer, output)
+    largest = max(TOLERANCE, 4 * torch.finfo(found.dtype).eps) * float(found.abs().max())
+    return x if found.shape == expected.shape and torch.allclose(found, expected, 0, largest) else None
+
+
+def _patches(layer: nn.Module, x: Tensor, size: int) -> Tensor:
     if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)
-    size = layer.weight[0].numel()
+        return x.reshape(1, -1, size)
     # a convolution whose filters pick one input each: F.unfold knows no padding by "same" or by reflection
-    picked = layer._conv_forward(x, torch.eye(size).view(size, *layer.weight.shape[1:]), None)
-    return picked.flatten(2).mT.flatten(0, 1)
+    picking = torch.eye(size, dtype=x.dtype).view(size, *layer.weight.shape[1:])
+    kind = next(kind for kind in KINDS if isinstance(layer, kind))
+    picked = kind._conv_forward(layer, x, picking.repeat(layer.groups, *[1] * (picking.dim() - 1)), None)
+    return torch.stack([_flat(layer, each) for each in picked.chunk(layer.groups, -layer.weight.dim() + 1)])
+
+
+def _flat(layer: nn.Module, outputs: Tensor) -> Tensor:
+    """Return a layer's outputs for each row of its inputs, (N, outputs)."""
+    if isinstance(layer, nn.Linear):
+        return outputs.flatten(0, -2) if outputs.dim() > 1 else outputs[None]
+    outputs = outputs if outputs.dim() == layer.weight.dim() else outputs[None]  # of one image
+    return outputs.flatten(2).mT.flatten(0, 1)
 
 
 def damped_hessian(inputs: Tensor) -> Tensor:
@@ -80,7 +187,9 @@ def damped_hessian(inputs: Tensor) -> Tensor:
     """
     check_tensors(2, inputs=inputs)
     moments = sum(part.double().T @ part.double() for part in inputs.split(10_000)) / len(inputs)
-    return moments + DAMPING * moments.diagonal().mean().clamp(min=MIN_DIAGONAL_MEAN) * torch.eye(len(moments))
+    return moments + DAMPING * moments.diagonal().mean().clamp(min=MIN_DIAGONAL_MEAN) * torch.eye(
+        len(moments), dtype=torch.float32
+    )
 
 
 def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
@@ -89,15 +198,18 @@ def least_squares_importance(weight: Tensor, hessian: Tensor) -> Tensor:
     In each row the weight with the smallest w² / [H⁻¹]ₚₚ goes first, and the others make up for it; so on with those
     that are left. In each row importance never falls along this order, so whatever is cut is a beginning of it.
     """
-    weight, hessian, inverse = _checked(weight, hessian)
-    parts = [_removals(rows, inverse) for rows in weight.split(max(1, MAX_INVERSES // hessian.numel()))]
+    return _importance(*_checked(weight, hessian), lambda _work: None)
+
+
+def _importance(weight: Tensor, hessian: Tensor, inverse: Tensor, tick: Callable[[float], object]) -> Tensor:
+    parts = [_removals(rows, inverse, tick) for rows in weight.split(max(1, MAX_INVERSES // hessian.numel()))]
     order, growth = (torch.cat(part) for part in zip(*parts, strict=True))
     growing = growth.cummax(dim=1).values * (1 + TIE_BREAK * torch.arange(len(hessian), dtype=torch.float64))
     return torch.empty_like(growing).scatter_(1, order, growing)
 
 
-def _removals(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the order in which each row's weights go, and what each costs, both (rows, n)."""
+def _removals(weight: Tensor, inverse: Tensor, tick: Callable[[float], object]) -> tuple[Tensor, Tensor]:
+    """Return the order in which each row's weights go, and what each costs, both (rows, n); tell `tick` of the work."""
     left = torch.arange(len(inverse)).repeat(len(weight), 1)  # (rows, m), the weights that are left
     spaces = itertools.cycle(weight.new_empty(2, len(weight) * inverse.numel()))  # new memory each time is slower
     weight, inverse, orders, growths = weight.clone(), inverse.expand(len(weight), -1, -1), [], []
@@ -106,6 +218,7 @@ def _removals(weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         orders.append(left.gather(1, order))
         growths.append(growth)
         stay = torch.ones_like(left).scatter_(1, order, 0).nonzero()[:, 1].view(len(left), -1)
+        tick(len(left) * (left.shape[1] ** 3 - stay.shape[1] ** 3))
         weight, left = weight.gather(1, stay), left.gather(1, stay)
         inverse = _shrink(inverse, updates, stay, next(spaces))
     return torch.cat(orders, 1), torch.cat(growths, 1)
@@ -166,24 +279,26 @@ def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, float]:
     """Return the sparsity of each layer to prune, in the order of the layers; refuse before the long work begins."""
-    layers = weighted_layers(model)
-    check_sparsity("sparsity", sparsity, list(layers))
+    present = weights(model)
+    warn_of_whole_weights(model)
+    cut = check_sparsity("sparsity", sparsity, list(present))
     importances(model, "magnitude")  # says so where weights are no numbers
-    check_tensors(4, images=images)
+    check_tensors(images=images)
     predict(model, images[:2])
-    cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(layers, sparsity)
     for name, fraction in cut.items():
-        _check_groups(name, layers[name])
-        if round(fraction * (count := layers[name].weight.numel())) == count:
+        _inputs(model, name, images[:2])
+        if round(fraction * (count := present[name].value.numel())) == count:
             raise ParameterError(f"sparsity {fraction} leaves no weight in layer {name!r}. Lower it.")
-    return {name: cut[name] for name in layers if name in cut}
+    return {name: cut[name] for name in present if name in cut}
 
 
-def _check_groups(name: str, layer: nn.Module) -> None:
-    if getattr(layer, "groups", 1) > 1:
+def _check_kind(name: str, weight: Weight) -> None:
+    """Raise a ParameterError for a layer that has no least-squares problem of its own."""
+    problem = "other layers share its weight" if weight.tied else f"it is {describe(weight.module)}"
+    if weight.tied or not isinstance(weight.module, KINDS):
         raise ParameterError(
-            f"a grouped convolution can't be pruned by least squares here, and layer "
-            f"{name!r} has {layer.groups} groups. Leave it out."
+            f"layer {name!r} can't be pruned by least squares: {problem}, and only Linear layers and convolutions with "
+            "a weight of their own can. Leave it out."
         )
 
 

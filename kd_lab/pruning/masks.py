@@ -1,13 +1,14 @@
 """Rank the weights by importance, cut at any sparsity, and apply the cut to a model as masks."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
-from kd_lab.networks.layers import check_shapes, check_tensors, copied, weights
+from kd_lab.networks.layers import Weight, check_shapes, check_tensors, copied, warn_of_whole_weights, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")
@@ -38,7 +39,7 @@ def weight_gradient_mask(weight: Tensor, gradient: Tensor, sparsity: float) -> T
 
 def random_mask(weight: Tensor, sparsity: float, seed: int = 0) -> Tensor:
     """Return the mask that prunes the given fraction of the weights by chance; the same seed gives the same mask."""
-    check_whole_number("seed", seed, "[0, 1000000]")
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
     return _mask("random", sparsity, torch.Generator().manual_seed(seed), weight=weight)
 
 
@@ -54,8 +55,7 @@ class Ranking:
 
     def masks(self, sparsity: Sparsity) -> dict[str, Tensor]:
         """Return the mask (bool, True keeps) of every layer; a layer that `sparsity` leaves out stays whole."""
-        check_sparsity("sparsity", sparsity, list(self.places))
-        cut = sparsity if isinstance(sparsity, dict) else dict.fromkeys(self.places, sparsity)
+        cut = check_sparsity("sparsity", sparsity, list(self.places))
         return {name: places >= round(cut.get(name, 0) * self.counts[name]) for name, places in self.places.items()}
 
 
@@ -101,21 +101,30 @@ def set_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
         check_choice("name of a layer", name, list(present))
         check_mask(f"the mask of layer {name!r}", mask, present[name].value)
     for name, mask in masks.items():
-        if earlier := present[name].parametrization(Mask):
-            earlier.mask = mask.clone()  # whatever the caller does with it
-        else:
-            present[name].parametrize(Mask(mask.clone()))
+        _set_mask(present[name], mask)
+
+
+def _set_mask(weight: Weight, mask: Tensor) -> None:
+    with torch.inference_mode(False):  # in which nothing can be made that is trained later
+        own = mask.clone()  # whatever the caller does with it
+    if earlier := weight.parametrization(Mask):
+        earlier.mask = own
+    else:
+        weight.parametrize(Mask(own))
 
 
 def check_mask(title: str, mask: object, weight: Tensor) -> None:
     """Raise a ParameterError unless this is a bool tensor in the weight's shape; `title` says what it is."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ParameterError(f"{title} must be a bool tensor of shape {tuple(weight.shape)}. Got {mask!r:.60}.")
+        got = f"{mask.dtype}, {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"{mask!r:.60}"
+        raise ParameterError(f"{title} must be a bool tensor of shape {tuple(weight.shape)}. Got {got}.")
 
 
+@torch.inference_mode(False)  # in which no copy could be trained later
 def lift_masks(model: nn.Module) -> nn.Module:
-    """Return a new model whose masks, where it has any, let everything through."""
+    """Return a new model whose masks, where it has any, let everything through; warn of weights that can have none."""
     weights(model)  # names a model that can't be copied
+    warn_of_whole_weights(model)
     lifted = copied(model)
     for weight in weights(lifted).values():
         if mask := weight.parametrization(Mask):
@@ -149,8 +158,8 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     A convolution's row is flattened; of an incomplete last group, at most n stay. Mishra et al. 2021, arXiv 2104.08378.
     """
     check_tensors(weight=weight)
-    check_whole_number("m", m, "[2, 1000]")
-    check_whole_number("n", n, f"[1, {m - 1}]")
+    m = check_whole_number("m", m, "[2, 1000]")
+    n = check_whole_number("n", n, f"[1, {m - 1}]")
     check_shapes("'weight' must be (outputs, inputs, …)", lambda shape: len(shape) > 1, weight)
     rows = weight.detach().abs().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % m), value=-1).unflatten(1, (-1, m))  # (outputs, groups, m)
@@ -163,8 +172,20 @@ def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> nn.Module:
     """Return a new model with masks that keep n of every m consecutive weights; earlier masks are lifted first."""
     pruned = lift_masks(model)
     sizes = importances(pruned, "magnitude")
-    set_masks(pruned, {name: n_m_mask(size, n, m) for name, size in sizes.items()})
+    set_masks(pruned, {name: _n_m_mask(weight, sizes[name], n, m) for name, weight in weights(pruned).items()})
     return pruned
+
+
+def _n_m_mask(weight: Weight, size: Tensor, n: int, m: int) -> Tensor:
+    """Return the N:M mask for the sizes of a weight, along the inputs of each of its outputs."""
+    if weight.output_axis == 0:
+        return n_m_mask(size, n, m)
+    return _swap(n_m_mask(_swap(size, weight.module.groups), n, m), weight.module.groups)
+
+
+def _swap(weight: Tensor, groups: int) -> Tensor:
+    """Return (outputs, inputs / groups, …) of a transposed convolution's (inputs, outputs / groups, …), or back."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
@@ -172,7 +193,7 @@ def prune_layer_adaptive(model: nn.Module, sparsity: float) -> nn.Module:
 
     Earlier masks are lifted first. Where much is pruned this spares the small layers that a global threshold empties.
     """
-    check_number("sparsity", sparsity, SPARSITY_RANGE)
+    check_fraction("sparsity", sparsity)
     lifted = lift_masks(model)
     sizes = importances(lifted, "magnitude")
     return _prune_by({name: layer_adaptive(size) for name, size in sizes.items()}, lifted, sparsity, "global")
@@ -186,24 +207,32 @@ def _prune_by(importances: dict[str, Tensor], lifted: nn.Module, sparsity: Spars
     return lifted
 
 
+def check_fraction(argument: str, sparsity: float) -> float:
+    """Return a sparsity as Python's own number; raise a ParameterError unless it is in [0, 1)."""
+    if isinstance(sparsity, Real) and not isinstance(sparsity, bool) and sparsity == 1:
+        raise ParameterError(f"{argument!r} must be below 1, a number in {SPARSITY_RANGE}. Got {sparsity!r}.")
+    return check_number(argument, sparsity, SPARSITY_RANGE)
+
+
 def check_sparsity(
     argument: str, sparsity: Sparsity, names: list[str], scope: str = "per_layer", kind: str = "layer"
-) -> None:
-    """Raise a ParameterError unless `sparsity` is a fraction in [0, 1), or one for some of these by name.
+) -> dict[str, float]:
+    """Return the sparsity of each; raise a ParameterError unless it is a fraction in [0, 1), or one for some by name.
 
     Only with `scope` "per_layer", one of SCOPES, may it be one for each; `kind` says what the names are of.
     """
     check_choice("scope", scope, list(SCOPES))
     if not isinstance(sparsity, dict):
-        return check_number(argument, sparsity, SPARSITY_RANGE)
-    for name, value in sparsity.items():
+        return dict.fromkeys(names, check_fraction(argument, sparsity))
+    for name in sparsity:
         check_choice(argument, name, names)
-        check_number(f"{argument}[{name!r}]", value, SPARSITY_RANGE)
+    cut = {name: check_fraction(f"{argument}[{name!r}]", value) for name, value in sparsity.items()}
     if scope == "global":
         raise ParameterError(
             f"{argument!r} for each {kind} and 'scope' \"global\" exclude each other: "
             f'one threshold over all {kind}s leaves no choice for one. Use scope="per_layer".'
         )
+    return cut
 
 
 def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
@@ -215,8 +244,8 @@ def check_left(problem: str, masks: dict[str, Tensor], scope: str) -> None:
 
 
 def _mask(importance: str, sparsity: float, generator: torch.Generator | None = None, **tensors: Tensor) -> Tensor:
-    check_number("sparsity", sparsity, SPARSITY_RANGE)
-    check_tensors(**tensors)
+    check_tensors(**tensors)  # first: the two may be swapped
+    sparsity = check_fraction("sparsity", sparsity)
     check_shapes(f"{' and '.join(tensors)} must have one shape", lambda *shapes: len({*shapes}) == 1, *tensors.values())
     values = IMPORTANCES[importance](tensors.get("weight"), tensors.get("gradient"), generator)
     return rank({"": values}).masks(sparsity)[""]

@@ -3,18 +3,21 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.errors import EmptyLayerError, ParameterError, check_kind, check_number, check_whole_number
+from kd_lab.errors import EmptyLayerError, ParameterError, called_function, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
 from kd_lab.networks.layers import check_model, copied, weights
-from kd_lab.pruning.masks import SPARSITY_RANGE, Mask, prune, set_masks
+from kd_lab.pruning.masks import Mask, check_fraction, prune, set_masks
 
 PruneFunction = Callable[[nn.Module, float], nn.Module]
 FineTuneFunction = Callable[[nn.Module], nn.Module]
 MIN_STEP = 0.05
+SAME_SPARSITY = 0.005  # what is asked for and what is measured are told apart from this difference on
 
 
 def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[float]:
@@ -22,9 +25,9 @@ def cubic_sparsities(sparsity: float, steps: int, start: float = 0.0) -> list[fl
 
     After step t of n it is s + (start − s)·(1 − t/n)³: Zhu & Gupta 2017, arXiv 1710.01878, equation 1.
     """
-    check_number("sparsity", sparsity, SPARSITY_RANGE)
-    check_number("start", start, f"[0, {sparsity}]")
-    check_whole_number("steps", steps, "[1, 1000]")
+    sparsity = check_fraction("sparsity", sparsity)
+    start = check_number("start", start, f"[0, {sparsity}]")
+    steps = check_whole_number("steps", steps, "[1, 1000]")
     return [sparsity + (start - sparsity) * (1 - step / steps) ** 3 for step in range(1, steps + 1)]
 
 
@@ -39,26 +42,75 @@ def prune_gradually(
 ) -> nn.Module:
     """Return a new model that was pruned to a cubic row of sparsities, from `start` on, and fine-tuned after each.
 
-    `fine_tune(model)` and `prune(model, sparsity)` return new models. Between two prunings the masks are fixed; at each
-    one all weights are ranked again, so that a weight may come back.
+    `fine_tune(model)` and `prune(model, sparsity)` return models, and may change those that they get, which are copies.
+    Between two prunings the masks are fixed; at each one all weights are ranked again, so that a weight may come back.
+    Raises a ParameterError where fine-tuning brings back a weight that was pruned.
     """
     _check_functions(fine_tune, prune)
     for step in cubic_sparsities(sparsity, steps, start):
-        model = fine_tune(prune(model, step))
-        check_model(model)
+        model = _fine_tuned(model, check_returned("prune", prune(copied(model), step)), fine_tune)
     return model
+
+
+def _fine_tuned(model: nn.Module, pruned: nn.Module, fine_tune: FineTuneFunction) -> nn.Module:
+    """Return the pruned network fine-tuned; raise a ParameterError unless all that was pruned is still zero."""
+    gone = _gone(model, pruned)
+    tuned = check_returned("fine_tune", fine_tune(pruned))
+    found = {name: weight.value for name, weight in weights(tuned).items()}
+    for name, places in gone.items():
+        if name not in found or found[name].shape != places.shape:
+            raise ParameterError(f"'fine_tune' must return the network that it got. Got another layer {name!r}.")
+        if back := int((found[name][places] != 0).sum()):
+            raise ParameterError(
+                f"'fine_tune' must keep at zero what was pruned. Got {back:,} of {int(places.sum()):,} weights back in "
+                f"layer {name!r}. Did make_permanent() take the masks away before the training?"
+            )
+    return tuned
+
+
+def _gone(model: nn.Module, pruned: nn.Module) -> dict[str, Tensor]:
+    """Return where the weights of each layer are pruned: masked or, in a layer without a mask, zero unlike before."""
+    before, places = weights(model), {}
+    for name, weight in weights(pruned).items():
+        places[name] = weight.value == 0
+        if mask := weight.parametrization(Mask):
+            places[name] = ~mask.mask
+        elif name in before and before[name].value.shape == weight.value.shape:
+            places[name] &= before[name].value != 0
+    return places
+
+
+def check_returned(argument: str, network: Any) -> nn.Module:
+    """Return what a learner's function gave; raise a ParameterError that names it unless that is a network."""
+    try:
+        check_model(network)
+    except ParameterError as error:
+        hint = " Is the line missing that returns it?" if network is None else ""
+        raise ParameterError(error.problem.replace("'model' must be", f"{argument!r} must return") + hint) from None
+    return network
+
+
+def _zero_share(model: nn.Module, dense: nn.Module) -> float:
+    """Return the share of a network's weights that are zero in another made from it, or not there any more."""
+    left, all_ = (
+        sum(int(count(weight.value)) for weight in weights(each).values())
+        for each, count in ((model, torch.count_nonzero), (dense, torch.numel))
+    )
+    return 1 - left / all_
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One step: how far it pruned, what that changed against the first model, and whether it was kept.
+    """One step: the sparsity asked for, what that changed against the first model, and whether it was kept.
 
-    `difference` is None where a layer would have been emptied.
+    `zeros` is measured: the share of the first model's weights that are zero or removed. It and `difference` are None
+    where a layer would have been emptied.
     """
 
     sparsity: float
     difference: PairedDifference | None
     kept: bool
+    zeros: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,8 +122,12 @@ class Attempts:
 
     @property
     def reached(self) -> float:
-        """Return the sparsity of the model that was returned, 0 if no step was kept."""
-        return max((attempt.sparsity for attempt in self.attempts if attempt.kept), default=0.0)
+        """Return the sparsity that `prune` was asked for where it made the model that was returned, 0 if none was."""
+        return self._last.sparsity if self._last else 0.0
+
+    @property
+    def _last(self) -> Attempt | None:
+        return next((attempt for attempt in reversed(self.attempts) if attempt.kept), None)
 
     def __repr__(self) -> str:
         rows = []
@@ -79,7 +135,9 @@ class Attempts:
             points = f"{100 * attempt.difference.value:+.2f}" if attempt.difference else "a layer emptied"
             rows.append([f"{attempt.sparsity:.3f}", points, "kept" if attempt.kept else "restored"])
         table = tabulate(rows, ["sparsity", "points", ""], disable_numparse=True)
-        return f"{table}\nreached {self.reached:.3f} of {self.target:.3f}"
+        measured = (self._last and self._last.zeros) or 0.0
+        apart = "" if abs(measured - self.reached) < SAME_SPARSITY else f"; measured: {measured:.3f} of all weights"
+        return f"{table}\nreached {self.reached:.3f} of {self.target:.3f}{apart}"
 
 
 def prune_until(
@@ -96,24 +154,31 @@ def prune_until(
 
     `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. A step prunes
     that share of what is left; after a restoration it is halved. Ends at `target`, or when a step would be less than
-    a twentieth, and returns the best model and how far it got.
+    a twentieth, or by an interrupt, and returns the best model and how far it got. The functions are as in
+    `prune_gradually`.
     """
-    check_number("target", target, "(0, 1)")
-    check_number("tolerance", tolerance, "[0, 0.5]")
-    check_number("step", step, f"[{MIN_STEP}, 1)")
+    check_fraction("target", target)
+    target = check_number("target", target, "(0, 1)")
+    tolerance = check_number("tolerance", tolerance, "[0, 0.5]")
+    step = check_number("step", step, f"[{MIN_STEP}, 1)")
     _check_functions(fine_tune, prune)
     data = check_scorable(model, data)
     right = correct_answers(model, data)
     best, outcome = copied(model), Attempts(target, [])
-    while outcome.reached < target and step >= MIN_STEP:
-        sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
-        difference = None
-        with suppress(EmptyLayerError):
-            tried = fine_tune(prune(best, sparsity))
-            difference = PairedDifference.of(correct_answers(tried, data), right)
-        kept = difference is not None and difference.value >= -tolerance
-        outcome.attempts.append(Attempt(sparsity, difference, kept))
-        best, step = (tried, step) if kept else (best, step / 2)
+    try:
+        while outcome.reached < target and step >= MIN_STEP:
+            sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
+            difference = zeros = None
+            with suppress(EmptyLayerError):
+                tried = _fine_tuned(best, check_returned("prune", prune(copied(best), sparsity)), fine_tune)
+                difference, zeros = PairedDifference.of(correct_answers(tried, data), right), _zero_share(tried, model)
+            kept = difference is not None and difference.value >= -tolerance
+            best, step = (tried, step) if kept else (best, step / 2)
+            outcome.attempts.append(Attempt(sparsity, difference, kept, zeros))
+    except KeyboardInterrupt:
+        if not outcome.reached:
+            raise
+        print(f"{called_function()}(): interrupted: the network of the last step that was kept is returned.")
     return best, outcome
 
 
@@ -123,9 +188,12 @@ def rewind(pruned: nn.Module, initial: nn.Module) -> nn.Module:
     Frankle & Carbin 2019, arXiv 1803.03635: train, prune, rewind, and train again. With another initial model it is
     their control, the random re-initialisation.
     """
+    check_model(initial)
     masks = {name: mask.mask for name, weight in weights(pruned).items() if (mask := weight.parametrization(Mask))}
     if not masks:
-        raise ParameterError("'pruned' must have masks. Got a model without; did make_permanent settle them?")
+        swapped = any(weight.parametrization(Mask) for weight in weights(initial).values())
+        hint = "are the two networks swapped?" if swapped else "did make_permanent settle them?"
+        raise ParameterError(f"'pruned' must have masks. Got a model without; {hint}")
     ticket = copied(initial)
     set_masks(ticket, masks)
     return ticket
