@@ -1,9 +1,13 @@
 """Folding changes nothing, inputs lie on their grids, and a whole model of few bits still reads digits."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes
@@ -62,6 +66,153 @@ def test_a_norm_that_stands_alone_is_left():
     assert isinstance(fold_batch_norm(model)[0], nn.BatchNorm2d)
 
 
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Norms(nn.Module):
+    """Layers and BatchNorm layers, which a function puts together."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def once(model, x):
+    return model.norm(model.layer(x))
+
+
+def listed(model, x):
+    """The BatchNorm stands behind the layer in the list, but reads what a ReLU gave."""
+    for layer in model.list:
+        x = layer(x).relu()
+    return x
+
+
+def read_twice(model, x):
+    y = model.layer(x)
+    return model.norm(y) + y
+
+
+def norm_twice(model, x):
+    return model.norm(model.layer(x)) + model.norm(x)
+
+
+def layer_twice(model, x):
+    return model.norm(model.layer(model.layer(x)))
+
+
+def in_place(model, x):
+    x = x * 1.0
+    x += model.norm(model.layer(x))
+    return torch.relu_(x)
+
+
+def tied(model, x):
+    return model.norm(model.layer(x)) @ model.layer.weight
+
+
+def hooked():
+    layer = nn.Linear(6, 6)
+    layer.register_forward_hook(lambda _layer, _taken, given: given.relu())
+    return layer
+
+
+FLAT, ROWS, PLANES, VOLUMES = (4, 6), (4, 6, 6), (4, 6, 5, 5), (4, 6, 3, 3, 3)
+FOLDED = {  # the modules, how they are run, the shape of the input
+    "a Linear layer": (once, {"layer": nn.Linear(6, 5), "norm": nn.BatchNorm1d(5)}, FLAT),
+    "no affine part": (once, {"layer": nn.Linear(6, 5), "norm": nn.BatchNorm1d(5, affine=False)}, FLAT),
+    "one dimension": (once, {"layer": nn.Conv1d(6, 8, 3), "norm": nn.BatchNorm1d(8)}, ROWS),
+    "groups": (once, {"layer": nn.Conv2d(6, 8, 3, groups=2, bias=False), "norm": nn.BatchNorm2d(8)}, PLANES),
+    "depthwise": (once, {"layer": nn.Conv2d(6, 6, 3, groups=6), "norm": nn.BatchNorm2d(6)}, PLANES),
+    "three dimensions": (once, {"layer": nn.Conv3d(6, 4, 2), "norm": nn.BatchNorm3d(4)}, VOLUMES),
+    "transposed": (once, {"layer": nn.ConvTranspose2d(6, 4, 3), "norm": nn.BatchNorm2d(4)}, PLANES),
+    "transposed, square": (once, {"layer": nn.ConvTranspose1d(6, 6, 3), "norm": nn.BatchNorm1d(6)}, ROWS),
+    "a sum in place": (in_place, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, FLAT),
+}
+LEFT = {
+    "behind a ReLU": (listed, {"list": nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))}, FLAT),
+    "a subclass": (once, {"layer": Scaled(6, 6), "norm": nn.BatchNorm1d(6)}, FLAT),
+    "a hook": (once, {"layer": hooked(), "norm": nn.BatchNorm1d(6)}, FLAT),
+    "another axis": (once, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, ROWS),
+    "an output read twice": (read_twice, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, FLAT),
+    "a norm used twice": (norm_twice, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, FLAT),
+    "a layer used twice": (layer_twice, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, FLAT),
+    "a weight read elsewhere": (tied, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)}, FLAT),
+    "transposed groups": (once, {"layer": nn.ConvTranspose2d(6, 6, 3, groups=2), "norm": nn.BatchNorm2d(6)}, PLANES),
+    "no statistics": (once, {"layer": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6, track_running_stats=False)}, FLAT),
+}
+
+
+def with_norms(run, modules, shape):
+    """The network, its BatchNorm layers trained, and images."""
+    torch.manual_seed(0)
+    model = Norms(run, **copy.deepcopy(modules))
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine:
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+    return model.eval(), torch.randn(shape)
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_any_layer_is_folded_as_torch_folds_it(name, recwarn):
+    model, images = with_norms(*FOLDED[name])
+    folded = fold_batch_norm(model, images)
+    assert isinstance(folded.norm, nn.Identity) and not recwarn
+    torch.testing.assert_close(predict(folded, images), predict(model, images))
+    if "Conv" in type(model.layer).__name__:
+        expected = fuse_conv_bn_eval(model.layer, model.norm, model.layer.transposed)
+    elif model.norm.affine:
+        expected = fuse_linear_bn_eval(model.layer, model.norm)
+    else:
+        return
+    torch.testing.assert_close(folded.layer.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_norm_that_does_not_read_a_layer_alone_is_left_and_named(name):
+    model, images = with_norms(*LEFT[name])
+    with pytest.warns(UserWarning, match=r"^fold_batch_norm\(\): left '(norm|list\.1)' as before: it is not"):
+        folded = fold_batch_norm(model, images)
+    assert torch.equal(predict(folded, images), predict(model, images))
+
+
+def test_a_network_that_torch_cannot_follow_is_left_as_it_is():
+    def branches(model, x):
+        return model.norm(model.layer(x)) if x.sum() > 0 else x
+
+    model, images = with_norms(branches, *FOLDED["a sum in place"][1:])
+    for wanted in (images.abs(), None):
+        with pytest.warns(UserWarning, match=r"^fold_batch_norm\(\): left 'norm' as before: .*(follow|read)"):
+            folded = fold_batch_norm(model, wanted)
+        assert torch.equal(predict(folded, images.abs()), predict(model, images.abs()))
+    with pytest.raises(ParameterError, match="can't read images"):
+        fold_batch_norm(model, torch.ones(2, 3))
+
+
+def test_norms_under_two_names_and_of_a_functional_forward():
+    def functional(model, x):
+        x = F.max_pool2d(F.relu(model.bn1(model.conv1(x))), 2)
+        return model.fc(x.view(-1, 4 * 13 * 13))
+
+    norm = nn.BatchNorm2d(4)
+    modules = {"conv1": nn.Conv2d(1, 4, 3), "bn1": norm, "fc": nn.Linear(676, 10), "all": nn.ModuleList([norm])}
+    model, images = with_norms(functional, modules, (8, 1, 28, 28))
+    folded = fold_batch_norm(model)
+    assert isinstance(folded.bn1, nn.Identity) and folded.all[0] is folded.bn1
+    torch.testing.assert_close(predict(folded, images), predict(model, images))
+
+
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 @pytest.mark.parametrize("num_bits", [1, 2, 4, 8])
 def test_a_layer_takes_only_numbers_on_its_grid(num_bits, calibration, few):
@@ -101,6 +252,55 @@ def test_grids_are_those_of_what_the_layer_took(name, few):
     assert torch.equal(quantizer.scale, scale) and torch.equal(quantizer.zero_point, zero_point)
     for layer in list(weighted_layers(quantized).values())[1:]:
         assert layer.input_quantizer.zero_point == integer_range(5)[0]  # behind a ReLU there is nothing below 0
+
+
+def residual(model, x):
+    x = x * 1.0
+    x += model.first(x)
+    return model.last(F.relu(model.second(x), inplace=True))
+
+
+def test_what_changes_in_place_after_a_layer_changes_no_grid_and_no_error():
+    torch.manual_seed(0)
+    layers = {"first": nn.Linear(6, 6), "second": nn.Linear(6, 8), "last": nn.Linear(8, 3)}
+    model, images = Norms(residual, **layers), torch.randn(40, 6)
+    taken = {"first": images, "second": images + layers["first"](images)}
+    given = {"first": layers["first"](images), "second": layers["second"](taken["second"])}
+    quantized = quantize_activations(model, images, 5, "min_max")
+    for name, values in taken.items():
+        scale, zero_point = find_grid(values.reshape(1, -1), 5)
+        torch.testing.assert_close(quantized.get_submodule(name).input_quantizer.scale, scale)
+        assert torch.equal(quantized.get_submodule(name).input_quantizer.zero_point, zero_point)
+    changed = copy.deepcopy(model)
+    changed.second.bias.data -= 1
+    error = output_errors(changed, model, images)
+    assert error["first"] == 0
+    assert error["second"] == pytest.approx(given["second"].numel() / given["second"].square().sum().item(), rel=1e-3)
+
+
+def test_a_layer_that_reads_two_sizes_and_one_that_reads_words():
+    def sizes(model, x):
+        return model.conv(x).mean((2, 3)) + model.conv(x[:, :, :4]).mean((2, 3))
+
+    def words(model, x):
+        return model.fc(model.table(x).mean(1))
+
+    torch.manual_seed(0)
+    model, images = Norms(sizes, conv=nn.Conv2d(1, 3, 3)), torch.randn(5, 1, 8, 8)
+    quantized = quantize_model(model, images)
+    torch.testing.assert_close(predict(quantized, images), predict(model, images), atol=0.05, rtol=0.05)
+    assert 0 < output_errors(quantized, model, images)["conv"] < 0.01
+    text, codes = Norms(words, table=nn.Embedding(20, 6), fc=nn.Linear(6, 3)), torch.randint(0, 20, (30, 7))
+    torch.testing.assert_close(predict(quantize_model(text, codes), codes), predict(text, codes), atol=0.05, rtol=0.05)
+
+
+def test_bits_as_a_number_of_numpy(few):
+    dense, images = load_trained("lenet300"), few.images[:50]
+    for found in (quantize_activations(dense, images, np.uint8(8)), quantize_activations(dense, images, np.int64(8))):
+        assert torch.equal(predict(found, images), predict(quantize_activations(dense, images, 8), images))
+        assert type(found[1].input_quantizer.num_bits) is int
+    both = quantize_model(dense, images, 8, np.uint8(8))
+    assert torch.equal(predict(both, images), predict(quantize_model(dense, images), images))
 
 
 def test_a_model_of_one_layer_by_hand(few):

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -30,6 +31,7 @@ from kd_lab.quantization import (
     quantize_weights,
     to_integer,
 )
+from kd_lab.quantization.activations import set_input_quantizer
 from kd_lab.scorecard import scorecard
 
 LAYERS = {
@@ -96,7 +98,7 @@ def oracle(layer, simple, x):
 def test_sums_are_exact_and_the_output_is_the_simulated_one(name, granularity, symmetric):
     for x_bits, w_bits in [(8, 8), (8, 2), (2, 8), (1, 3), *((bits, bits) for bits in range(3, 8))]:
         simple, x = simulated(name, x_bits, w_bits, granularity, symmetric)
-        layer = to_integer(nn.Sequential(simple))[0]
+        layer = to_integer(nn.Sequential(simple), x)[0]
         sums = layer.accumulate(layer.input(x))
         assert layer.weight.dtype == torch.int8 and sums.dtype == torch.int32
         assert np.array_equal(sums.numpy(), oracle(layer, simple, x))
@@ -164,15 +166,26 @@ def test_extremes_are_exact():
     assert layer.accumulate(torch.full_like(x, 127)).tolist() == [[0, 5000]]  # it stands for 0
 
 
+class Both(nn.ModuleList):
+    """Adds what two layers give, of which the first takes ten numbers."""
+
+    def forward(self, x):
+        return self[0](x[:, :10]) + self[1](x)
+
+
 def test_what_could_leave_32_bits_stays_in_float():
     for too_much in (
         layer_of(-128, 66_000, [0.0, 0.0]),
         layer_of(1, 10, [0.0, 1e8]),
         layer_of(1, 10, [1.0, 1.0], weight_scale=1e-30),
     ):
-        whole = to_integer(nn.Sequential(layer_of(1, 10, [0.0, 0.0]), too_much))
+        x = torch.rand(3, too_much.in_features)
+        for layer in (small := layer_of(1, 10, [0.0, 0.0]), too_much):
+            set_input_quantizer(layer, layer.input_quantizer)
+        whole = to_integer(Both([small, too_much]), x)
         assert whole.left_in_float == {
-            "1": f"Linear {too_much.in_features}-2, whose numbers need more than 8 bits or sums more than 32"
+            "model": "Both",
+            "1": f"Linear {too_much.in_features}-2, whose numbers need more than 8 bits or sums more than 32",
         }
 
 
@@ -282,7 +295,7 @@ def test_layers_used_twice_and_outside_a_sequential():
     whole = to_integer(simple)
     assert whole.left_in_float == {"model": "Twice"}
     assert torch.allclose(whole(x), simple(x), atol=0.05)
-    assert isinstance(whole.chain[0].output, Requantize) and isinstance(whole.layer.input, QuantizeInput)
+    assert whole.chain[0] is whole.chain[2] is whole.layer and isinstance(whole.layer.input, QuantizeInput)
     alone = to_integer(quantize_model(nn.Linear(6, 2), x))
     assert isinstance(alone, IntegerLinear) and alone.left_in_float == {}
 
@@ -295,6 +308,127 @@ def test_other_convolutions_stay_in_float(options):
     simple = quantize_model(dense, x)
     whole = to_integer(simple)
     assert list(whole.left_in_float) == ["0"] and torch.allclose(whole(x), simple(x), atol=0.01)
+
+
+class Looped(nn.Module):
+    """A learner's network, which reads its Sequential as a list."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 20), nn.Identity(), nn.Linear(20, 5))
+        self.activation = activation
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class LowRank(nn.Linear):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Linear(inputs, 2, bias=False), nn.Linear(2, outputs, bias=False)
+
+    def forward(self, x):
+        return super().forward(x) + self.up(self.down(x))
+
+
+class ReadElsewhere(nn.Module):
+    """Adds what its first layer gives before its ReLU, in place."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.block, self.last = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 30)), last
+
+    def forward(self, x):
+        x = x * 1.0
+        x += self.block(x)
+        y = self.block[0](x)
+        return self.last(self.block[1](y)) + y[:, :5]
+
+
+def hooked():
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 5))
+    model[1].register_forward_hook(lambda _module, _taken, given: given + 1)
+    model[2].register_forward_hook(lambda _module, _taken, given: -given)
+    return model
+
+
+def tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.decode = nn.Linear(30, 5), nn.Linear(5, 30)
+
+        def forward(self, x):
+            return self.decode(self.encode(x)) @ self.decode.weight
+
+    return Tied()
+
+
+BROUGHT = {
+    "a functional relu": lambda: Looped(F.relu),
+    "a relu used thrice": lambda: Looped(nn.ReLU()),
+    "an in-place relu": lambda: Looped(nn.ReLU(inplace=True)),
+    "a negation": lambda: Looped(torch.neg),
+    "a scaled subclass": lambda: nn.Sequential(
+        nn.Linear(30, 20), nn.ReLU(), Scaled(20, 20), nn.ReLU(), nn.Linear(20, 5)
+    ),
+    "a standardised subclass": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 5, 6)), Standardised(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)
+    ),
+    "LoRA": lambda: nn.Sequential(nn.Linear(30, 20), nn.ReLU(), LowRank(20, 20), nn.ReLU(), nn.Linear(20, 5)),
+    "hooks": hooked,
+    "an output read twice": lambda: ReadElsewhere(nn.Linear(30, 5)),
+    "a weight read elsewhere": tied,
+    "a permutation": lambda: nn.Sequential(nn.Unflatten(1, (5, 6)), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5)),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", BROUGHT)
+def test_a_network_that_a_learner_brings_gives_the_simulated_answers_or_is_refused(name, bits):
+    torch.manual_seed(0)
+    dense, images = BROUGHT[name](), torch.randn(200, 30)
+    expected = predict(dense, images)
+    simple = quantize_model(dense, images, bits, bits)
+    assert torch.equal(predict(dense, images), expected)
+    try:
+        whole = to_integer(simple)
+    except ParameterError:
+        assert name == "a weight read elsewhere"
+        return
+    logits, expected = predict(whole, images), predict(simple, images)
+    assert (logits - expected).square().mean() < (1e-4 if bits == 8 else 1e-2) * expected.square().mean()
+
+
+def test_a_layer_that_is_a_subclass_or_has_a_hook_is_named():
+    for name, layer in (("a scaled subclass", "2"), ("a standardised subclass", "1"), ("LoRA", "2"), ("hooks", "2")):
+        whole = to_integer(quantize_model(BROUGHT[name](), torch.randn(50, 30)))
+        assert whole.left_in_float[layer].endswith("with a forward or a hook of its own")
+
+
+def test_a_forward_that_asks_for_the_class_of_its_layers_is_refused():
+    class Asks(Looped):
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x).relu() - 1 if isinstance(layer, nn.Linear) else layer(x)
+            return x
+
+    simple = quantize_model(Asks(None), torch.randn(50, 30))
+    with pytest.raises(ParameterError, match=r"^to_integer\(\): 'model' must be a network whose"):
+        to_integer(simple)
 
 
 def test_pruned_models_convert(validation, mnist):

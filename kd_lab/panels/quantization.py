@@ -65,7 +65,7 @@ class QuantizationPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        self._dense = fold_batch_norm(dense_network(model, data))
+        self._dense = fold_batch_norm(dense_network(model, data), data.validation.images)
         self._layers = weighted_layers(self._dense)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)

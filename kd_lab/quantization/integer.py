@@ -4,20 +4,25 @@ On a grid the integer q stands for x = scale · (q - zero_point). So a layer's o
 times a sum of integers, and only the factors between the grids are no integers (Jacob et al. 2018, arXiv 1712.05877).
 """
 
-import itertools
+import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import Weight, check_model, copied, describe
-from kd_lab.quantization.grids import integer_range, quantize
+from kd_lab.networks.layers import Weight, check_model, copied, describe, example_images, predict
+from kd_lab.networks.tracing import is_plain, trace
+from kd_lab.quantization.activations import EXAMPLES, called_once, computes_as, replace
+from kd_lab.quantization.grids import MIN_SCALE, integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 
 MAX_INT32 = torch.iinfo(torch.int32).max
 HANDED_ON = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)  # mean for integers what they do for numbers
+SHAPES = (torch.flatten, "flatten", "view", "reshape")  # as a function or a method, which computes nothing
+WHOLE_BITS = 7  # of the integers of weights, 8 where they have 8: ONNX Runtime may add two products in 16 bits
+MAX_ERROR = 0.5  # of the squared logits: numbers that lie between two steps of a coarse grid
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -78,19 +83,21 @@ class IntegerLayer(nn.Module):
     """Compute a layer whose weight and input lie on grids: int8 times int8 into int32.
 
     Takes and gives float32 until `to_integer` lets layers hand int8 to each other. The bias is int32, in units of
-    scale_x · scale_w.
+    scale_x · scale_w; since those of a weight of few bits are coarse, its integers are multiplied by a power of 2 and
+    its scale is divided by it, which leaves the weight as it is.
     """
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        taken, weights, unit = layer.input_quantizer, _weight_grid(layer), _unit(layer)
-        codes = quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
+        taken, weights, power = layer.input_quantizer, _weight_grid(layer), _power(layer)
+        codes = power * quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
+        unit = _unit(layer) / power
         self.weight, self.bias = nn.Parameter(codes, requires_grad=False), None
         if layer.bias is not None:
             self.bias = nn.Parameter((layer.bias.detach() / unit).round().int(), requires_grad=False)
-        for name, grid in (("input", taken), ("weight", weights)):
-            self.register_buffer(f"{name}_scale", grid.scale.clone())
-            self.register_buffer(f"{name}_zero_point", grid.zero_point.to(torch.int8))
+        for name, grid, factor in (("input", taken, 1), ("weight", weights, power)):
+            self.register_buffer(f"{name}_scale", grid.scale / factor)
+            self.register_buffer(f"{name}_zero_point", (factor * grid.zero_point).to(torch.int8))
         self.input = QuantizeInput(taken.scale, taken.zero_point, taken.num_bits)
         self.output = Dequantize(unit.view(-1, *[1] * (codes.dim() - 2)))  # broadcasts to the sums
 
@@ -121,40 +128,99 @@ class IntegerConv2d(IntegerLayer):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
 
 
-def to_integer(model: nn.Module) -> nn.Module:
+def to_integer(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a new model, in evaluation mode, whose layers run on integers where quantize_model gave them grids.
 
-    Layers of a Sequential hand int8 to each other through ReLU, MaxPool2d, Flatten, Identity and Dropout; the last one
-    gives float32. The attribute `left_in_float` of the new model, a dict, names what stays in fp32 and says why.
+    Layers hand int8 to each other where nothing but ReLU, MaxPool2d, Flatten, Identity and Dropout lies between; the
+    last one gives float32. The attribute `left_in_float` of the new model, a dict, names what stays in fp32 and says
+    why. Both models are compared on `images`, by default on some of those that gave the grids. Raises a ParameterError
+    where their answers differ by more than rounding.
     """
     check_model(model)
     if any(isinstance(module, IntegerLayer) for module in model.modules()):
         raise ParameterError("'model' must be one that quantize_model() gave. Got one that runs on integers already.")
     left: dict[str, str] = {}
-    integer = _convert(copied(model).eval(), "", left)
+    integer = _with_own_steps(copied(model).eval())
+    images = example_images(getattr(model, "calibration_images", None) if images is None else images, EXAMPLES)
+    joints = _joints(integer, images)
+    integer = _convert(integer, "", left, {})
     if not any(isinstance(module, IntegerLayer) for module in integer.modules()):
         why = "; ".join(f"{name}: {why}" for name, why in left.items()) or "no layers"
         raise ParameterError(
             "'model' must have a layer whose weight, of 2 to 8 bits, and input lie on grids; quantize_model(model, "
             f"images) gives them. Got {why}."
         )
-    for module in integer.modules():
-        if type(module) is nn.Sequential:
-            _chain(module)
+    for giver, *between, taker in joints:
+        _join(integer, giver, between, taker)
+    _check_same_integers(integer, model, images)
     integer.left_in_float = left
     return integer
 
 
-def _convert(module: nn.Module, name: str, left: dict[str, str]) -> nn.Module:
-    """Convert each layer that can be, and enter under its name in `left` what stays in fp32."""
+def _with_own_steps(model: nn.Module) -> nn.Module:
+    """Give each place of a Sequential a step of its own where one, a ReLU perhaps, has several, in place."""
+    seen = set()
+    for block in model.modules():
+        for place, step in enumerate(block if type(block) is nn.Sequential else []):
+            if step in seen and type(step) in HANDED_ON:
+                block[place] = copy.copy(step)
+            seen.add(step)
+    return model
+
+
+def _joints(model: nn.Module, images: Tensor) -> list[list[str]]:
+    """Return the names from a layer to the next, both on integers, that nothing else reads from; none if unknown."""
+    try:
+        graph = trace(model, images).graph
+    except ParameterError:
+        return []
+    calls = called_once(graph)
+    layers = {node for name, node in calls.items() if not _obstacle(model.get_submodule(name))}
+    steps = {
+        node for name, node in calls.items() if any(is_plain(model.get_submodule(name), kind) for kind in HANDED_ON)
+    }
+    steps |= {node for node in graph.nodes if node.target in SHAPES}
+    paths = [_path(node, layers, steps) for node in graph.nodes if node in layers]
+    return [[node.target for node in path if node.op == "call_module"] for path in paths if path]
+
+
+def _is_handed_on(module: nn.Module) -> bool:
+    return any(is_plain(module, kind) for kind in HANDED_ON)
+
+
+def _path(giver: fx.Node, layers: set[fx.Node], steps: set[fx.Node]) -> list[fx.Node]:
+    """Return the calls from one layer to the next, an empty list where something else reads on the way."""
+    path = [giver]
+    while len(path[-1].users) == 1:
+        path.append(next(iter(path[-1].users)))
+        if path[-1] in layers:
+            return path
+        if path[-1] not in steps:
+            break
+    return []
+
+
+def _check_same_integers(integer: nn.Module, model: nn.Module, images: Tensor) -> None:
+    expected, found = (predict(each, images) for each in (model, integer))
+    error = (found - expected).square().sum() / expected.square().sum().clamp(min=MIN_SCALE)
+    if not error <= MAX_ERROR:
+        raise ParameterError(
+            "'model' must be a network whose layers do what their classes say. Got one whose answers on integers err "
+            f"by {100 * error:.0f} %."
+        )
+
+
+def _convert(module: nn.Module, name: str, left: dict[str, str], done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Convert each layer that can be, once, and enter under its name in `left` what stays in fp32."""
     why = _obstacle(module)
     if not why:
-        return IntegerLinear(module) if isinstance(module, nn.Linear) else IntegerConv2d(module)
+        kind = IntegerLinear if isinstance(module, nn.Linear) else IntegerConv2d
+        return done.setdefault(module, done.get(module) or kind(module))
     if type(module) not in (*HANDED_ON, *CONTAINERS):
         left[name or "model"] = why
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
-            module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left)
+            module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left, done)
     return module
 
 
@@ -162,6 +228,8 @@ def _obstacle(module: Any) -> str:
     """Return why a module can't run on integers, an empty text where it can."""
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         return type(module).__name__
+    if not computes_as(module, nn.Linear) and not computes_as(module, nn.Conv2d):
+        return f"{describe(module)}, with a forward or a hook of its own"
     weights, taken = _weight_grid(module), getattr(module, "input_quantizer", None)
     if weights is None or taken is None or not torch.equal(weights(module.weight), module.weight):
         return f"{describe(module)}, whose {'input' if weights and not taken else 'weight'} lies on no grid"
@@ -170,6 +238,14 @@ def _obstacle(module: Any) -> str:
     if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or module.dilation != (1, 1)):
         return f"{describe(module)}, with dilation, or padded with other numbers than 0"
     return ""
+
+
+def _power(layer: nn.Module) -> int:
+    """Return the power of 2 by which the integers of a weight of few bits can be multiplied."""
+    power = 2 ** max(WHOLE_BITS - _weight_grid(layer).num_bits, 0)
+    while power > 1 and power * _largest_sum(layer) > MAX_INT32:
+        power //= 2
+    return power
 
 
 def _largest_sum(layer: nn.Module) -> float:
@@ -189,23 +265,16 @@ def _weight_grid(layer: nn.Module) -> Any:
     return Weight(layer).parametrization(FakeQuantizer)
 
 
-def _chain(sequential: nn.Sequential) -> None:
-    """Connect integer layers by int8 wherever nothing between them needs float32."""
-    places = [place for place, module in enumerate(sequential) if type(module) not in HANDED_ON]
-    for first, last in itertools.pairwise(places):
-        if isinstance(sequential[first], IntegerLayer) and isinstance(sequential[last], IntegerLayer):
-            _join(sequential, first, last)
-
-
-def _join(sequential: nn.Sequential, first: int, last: int) -> None:
-    giver, *between, taker = sequential[first : last + 1]
-    relu = any(isinstance(module, nn.ReLU) for module in between)
+def _join(model: nn.Module, giver_name: str, between: list[str], taker_name: str) -> None:
+    """Let a layer hand int8 to the next, in place."""
+    giver, taker = (model.get_submodule(name) for name in (giver_name, taker_name))
+    steps = [model.get_submodule(name) for name in between]
+    relu = any(isinstance(step, nn.ReLU) for step in steps)
     giver.output = Requantize(giver.output.factor / taker.input.scale, taker.input, relu)
     taker.input = nn.Identity()
-    for place, module in enumerate(between, first + 1):
-        if isinstance(module, nn.MaxPool2d):
-            sequential[place] = IntegerMaxPool2d(
-                module.kernel_size, module.stride, module.padding, module.dilation, ceil_mode=module.ceil_mode
-            )
-        elif isinstance(module, (nn.ReLU, nn.Dropout)):
-            sequential[place] = nn.Identity()
+    for step in steps:
+        if isinstance(step, nn.MaxPool2d):
+            window = step.kernel_size, step.stride, step.padding, step.dilation
+            replace(model, step, IntegerMaxPool2d(*window, ceil_mode=step.ceil_mode))
+        elif isinstance(step, (nn.ReLU, nn.Dropout)):
+            replace(model, step, nn.Identity())
