@@ -35,6 +35,235 @@ def assert_same_answers(one, other, images=IMAGES):
     assert torch.allclose(predict(one, images), predict(other, images), rtol=1e-5, atol=1e-5)
 
 
+class Own(nn.Module):
+    """Layers as a learner names them, and a forward of the learner's own."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.own = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        return self.own(self, x)
+
+
+def between(*layers, first=None, last=None):
+    """Return a network with these layers between a convolution of 6 channels and another one."""
+    first, last = first or nn.Conv2d(1, 6, 3), last or nn.Conv2d(6, 4, 3)
+    return nn.Sequential(first, *layers, last, nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+
+
+def own(forward, **more):
+    layers = {"one": nn.Conv2d(1, 6, 3, padding=1), "two": nn.Conv2d(6, 6, 3, padding=1), "fc": nn.LazyLinear(10)}
+    return Own(forward, **(layers | more))
+
+
+def added_in_place(self, x):
+    x = F.relu(self.one(x), inplace=True)
+    x += self.two(x)
+    return self.fc(x.view(x.size(0), -1))
+
+
+def with_head(self, x):
+    x = F.max_pool2d(self.one(x).relu(), 2)
+    y = self.fc(self.two(x).mean((2, 3)))
+    return (y, self.head(x.flatten(1))) if self.training else y
+
+
+def gated(x, layer):
+    return x.mul(layer(x).amax((2, 3), True).sigmoid())
+
+
+def words():
+    def forward(self, x):
+        return self.fc(F.relu(self.one(self.words(x).transpose(1, 2))).amax(2))
+
+    return Own(forward, words=nn.Embedding(12, 6), one=nn.Conv1d(6, 8, 3), fc=nn.Linear(8, 10))
+
+
+SQUARE = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+LINE, CUBE, WORDS = (
+    SQUARE.flatten(2),
+    SQUARE[..., :6].unflatten(3, (2, 3)),
+    SQUARE.flatten(1)[:, :9].abs().mul(4).long(),
+)
+OWN = {  # the network, its images, and how many channels of each group can be removed
+    "Conv1d": (lambda: between(nn.BatchNorm1d(6), first=nn.Conv1d(1, 6, 3), last=nn.Conv1d(6, 4, 3)), LINE, [6, 4]),
+    "Conv3d": (lambda: between(nn.BatchNorm3d(6), first=nn.Conv3d(1, 6, 2), last=nn.Conv3d(6, 4, 1)), CUBE, [6, 4]),
+    "ConvTranspose2d": (
+        lambda: between(nn.ConvTranspose2d(6, 8, 3, bias=False), last=nn.Conv2d(8, 4, 3)),
+        SQUARE,
+        [6, 8, 4],
+    ),
+    "depthwise": (lambda: between(nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.ReLU6()), SQUARE, [6, 4]),
+    "depthwise, twice as many": (
+        lambda: between(nn.Conv2d(6, 12, 3, groups=6), nn.Hardswish(), last=nn.Conv2d(12, 4, 3)),
+        SQUARE,
+        [6, 4],
+    ),
+    "grouped": (lambda: between(nn.Conv2d(6, 9, 3, groups=3), last=nn.Conv2d(9, 4, 3)), SQUARE, [3, 4]),
+    "grouped, transposed": (
+        lambda: between(nn.ConvTranspose2d(6, 9, 3, groups=3), last=nn.Conv2d(9, 4, 3)),
+        SQUARE,
+        [3, 4],
+    ),
+    "GroupNorm": (lambda: between(nn.GroupNorm(3, 6)), SQUARE, [3, 4]),
+    "GroupNorm behind a grouped convolution": (
+        lambda: between(
+            nn.Conv2d(12, 12, 3, groups=6), nn.GroupNorm(4, 12), first=nn.Conv2d(1, 12, 3), last=nn.Conv2d(12, 4, 3)
+        ),
+        SQUARE,
+        [2, 4],
+    ),
+    "InstanceNorm": (lambda: between(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), SQUARE, [6, 4]),
+    "pooled": (lambda: between(nn.Dropout2d(), nn.AvgPool2d(2), last=nn.AdaptiveAvgPool2d((1, 1))), SQUARE, [6]),
+    "words": (words, WORDS, [6, 8]),
+    "added in place": (lambda: own(added_in_place), SQUARE, [6]),
+    "view": (lambda: own(lambda self, x: self.fc(self.two(self.one(x)).view(x.shape[0], -1))), SQUARE, [6, 6]),
+    "view of several axes": (
+        lambda: own(lambda self, x: self.fc((y := self.two(self.one(x))).view(-1, y.size(1) * y.size(2) * y.size(3)))),
+        SQUARE,
+        [6, 6],
+    ),
+    "mean": (lambda: own(lambda self, x: self.fc((self.two(self.one(x)) / 2 - 1).mean([2, 3]))), SQUARE, [6, 6]),
+    "gate": (lambda: own(lambda self, x: self.fc(gated(self.one(x), self.two).flatten(1))), SQUARE, [6]),
+    "units added to features": (
+        lambda: own(lambda self, x: self.fc(self.one(x).flatten(1) + self.two(x.flatten(1))), two=nn.Linear(144, 864)),
+        SQUARE,
+        [6],
+    ),
+    "a head for training": (lambda: own(with_head, head=nn.LazyLinear(10)), SQUARE, [6, 6]),
+}
+
+
+def own_network(name):
+    """Build one of these networks with its lazy layers made, and everything that is random from one seed."""
+    build, images, sizes = OWN[name]
+    torch.manual_seed(0)
+    model = build()
+    model.train()(images)
+    for key, tensor in model.state_dict().items():
+        if "running" in key:
+            tensor.uniform_(0.5, 1.5)
+    return model.eval(), images, sizes
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_channels_of_a_learners_own_network_are_removed(name):
+    model, images, sizes = own_network(name)
+    groups = channel_groups(model, images)
+    assert [group.size for group in groups.values()] == sizes
+    data = images, torch.zeros(len(images), dtype=torch.int64)
+    masked = prune_channels(model, 0.5, "random", data=data)
+    removed = hard_prune(masked, images)
+    kept = {key: _rows_kept(masked.get_submodule(key), group.size) for key, group in groups.items()}
+    assert [int(mask.sum()) for mask in kept.values()] == [size - round(size / 2) for size in sizes]
+    for narrow in (removed, remove_channels(model, kept, images)):
+        for key, mask in kept.items():
+            weight, narrower = model.get_submodule(key).weight, narrow.get_submodule(key).weight
+            assert narrower.numel() <= weight.numel() * mask.float().mean()
+        assert_same_answers(narrow, masked, images)
+        assert_same_answers(narrow, masked, images[:1])
+        narrow.train()(images)  # a head that only training runs got narrower, too
+
+
+def _rows_kept(layer, size):
+    """Return which channels of a masked layer some weight computes."""
+    axis = int(isinstance(layer, (nn.Embedding, nn.ConvTranspose2d)))
+    return Weight(layer).parametrization(Mask).mask.movedim(axis, 0).reshape(size, -1).any(1)
+
+
+@pytest.mark.parametrize("last", [torch.contiguous_format, torch.channels_last])
+def test_every_tensor_keeps_its_memory_format(last):
+    model, images, _ = own_network("mean")
+    model = model.to(memory_format=last)
+    smaller = remove_channels(model, {"one": torch.arange(3)}, images)
+    for key in ("one", "two"):
+        weight = smaller.get_submodule(key).weight
+        assert weight.stride() == torch.empty_like(weight, memory_format=last).stride()
+
+
+def test_channels_go_where_all_of_a_group_of_a_convolution_go():
+    model, images, _ = own_network("grouped")
+    smaller = remove_channels(model, {"0": torch.tensor([0, 2])}, images)
+    assert [smaller[0].out_channels, smaller[1].groups, smaller[2].in_channels] == [4, 2, 6]
+    assert torch.equal(smaller[0].weight, model[0].weight[[0, 1, 4, 5]])
+    assert torch.equal(smaller[1].weight, model[1].weight[[0, 1, 2, 6, 7, 8]])
+
+
+def averaged(self, x):
+    y = self.two(self.one(x))
+    return self.fc(y.flatten(1) / y.size(1))
+
+
+def asserted(self, x):
+    y = self.one(x)
+    torch._assert(y.size(1) == 6, "six channels are expected")
+    return self.fc(self.two(y).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "build, part",
+    [
+        (lambda: own(averaged), "the network can't be made narrower: its answers would not be the same, but differ"),
+        (lambda: own(asserted), "what is left of the network could not run: six channels are expected"),
+    ],
+)
+def test_a_network_that_would_not_run_or_answer_otherwise_is_refused(build, part):
+    model = build()
+    model(SQUARE)
+    masked = prune_channels(model, 0.5, data=(SQUARE, torch.zeros(3).long()))
+    kept = {name: torch.arange(3) for name in channel_groups(model, SQUARE)}
+    for call in (lambda: hard_prune(masked, SQUARE), lambda: remove_channels(model, kept, SQUARE)):
+        with pytest.raises(ParameterError) as error:
+            call()
+        assert part in str(error.value)
+
+
+def test_a_network_that_would_not_run_without_a_layer_is_refused():
+    model = Own(
+        lambda self, x: self.fc(self.body(x).mean(1)),
+        body=nn.TransformerEncoderLayer(12, 2, 16, batch_first=True),
+        fc=nn.Linear(12, 10),
+    )
+    with pytest.raises(ParameterError, match=r"remove_layers\(\): what is left of the network could not run: .*'eps'"):
+        remove_layers(model, ["body.norm1"], SQUARE.squeeze(1))
+
+
+def torchvision_network(name):
+    """Build a network for images of one channel, with BatchNorm statistics and biases that are random, too."""
+    import torchvision  # takes seconds
+
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None, num_classes=10)
+    first, key = (model, "conv1") if name == "resnet18" else (model.features[0], "0")
+    old = first.get_submodule(key)
+    first.add_module(key, nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, count", [("resnet18", 12), ("mobilenet_v2", 25)])
+def test_published_networks_are_cut_as_torch_pruning_does(name, count):
+    model, images = torchvision_network(name), torch.randn(2, 1, 32, 32)
+    theirs, groups = copy.deepcopy(model), channel_groups(model, images)
+    assert len(groups) == count
+    kept = {key: torch.randperm(group.size)[: group.size // 3] for key, group in groups.items()}
+    for key, stay in kept.items():
+        graph = torch_pruning.DependencyGraph().build_dependency(theirs, images)
+        go = sorted({*range(groups[key].size)} - {*stay.tolist()})
+        graph.get_pruning_group(theirs.get_submodule(key), torch_pruning.prune_conv_out_channels, go).prune()
+    ours = remove_channels(model, kept, images)
+    assert str(ours) == str(theirs)
+    assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in ours.state_dict().items())
+    assert torch.equal(predict(ours, images), predict(theirs, images))
+
+
 def random_choice(model, seed):
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -134,42 +134,70 @@ class Recurrent(nn.Module):
         return self.last(self.cells(self.first(x.squeeze(1)))[0][:, -1])
 
 
-def grouped():
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 4, 24), nn.Flatten(), nn.Linear(4, 10)
-    )
+class Scaled(nn.Linear):
+    """A layer with a forward of its own."""
+
+    def forward(self, x):
+        return 3 * super().forward(x)
 
 
-def uneven():
-    """Add the features of 4 channels to 16 units: the widths agree, the channels don't."""
-
-    class Uneven(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.units, self.last = nn.Conv2d(1, 4, 27), nn.Linear(784, 16), nn.Linear(16, 10)
-
-        def forward(self, x):
-            return self.last(self.first(x).flatten(1) + self.units(x.flatten(1)))
-
-    return Uneven()
+def hooked(kind):
+    """Return a network whose layer of this kind has a hook that changes what it gives."""
+    model = Call(nn.ReLU())
+    next(each for each in model.modules() if isinstance(each, kind)).register_forward_hook(lambda _, __, y: 2 * y)
+    return model
 
 
+def patched():
+    model = Call(nn.ReLU())
+    model.second.forward = lambda x: F.linear(x, model.second.weight[:, :4])
+    return model
+
+
+class Drifting(Twice):
+    """Take another way in training mode than in evaluation mode."""
+
+    def forward(self, x):
+        first = self.first(x.flatten(1))
+        return self.again(first) if self.training else self.last(first)
+
+
+class Stochastic(Twice):
+    def forward(self, x):
+        first = self.first(x.flatten(1))
+        return self.last(self.again(first) if self.training and first.sum() > 0 else first)
+
+
+VIEW = ", whatever is removed: write x.flatten(1) or x.view(x.size(0), -1) in the forward"
+HOOK = ", which has a hook or a forward of its own"
 UNSAFE = [
+    (lambda: Call(nn.ReLU(), nn.Conv2d(1, 4, 28), Scaled(4, 10)), "first", "they reach 'second' (Scaled)", {}),
+    (lambda: Sequences(Scaled(12, 12)), "first", "they reach 'middle' (Scaled)", {}),
+    (lambda: Sequences(Scaled(12, 12)), "middle", "they reach 'middle' (Scaled)", {}),
+    (lambda: hooked(nn.Conv2d), "first", f"they reach 'first' (Conv2d){HOOK}", {}),
+    (lambda: hooked(nn.Linear), "first", f"they reach 'second' (Linear){HOOK}", {}),
+    (lambda: hooked(nn.ReLU), "first", f"they reach 'function' (ReLU){HOOK}", {}),
+    (patched, "first", f"they reach 'second' (Linear){HOOK}", {}),
+    (lambda: Call(lambda x: x.view(-1, 4)), "first", f"the function 'view', which asks for 4 numbers{VIEW}", {}),
+    (lambda: Call(lambda x: x.reshape((-1, 4))), "first", f"'reshape', which asks for 4 numbers{VIEW}", {}),
+    (lambda: Call(lambda x: torch.reshape(x, (-1, 4))), "first", f"which asks for 4 numbers{VIEW}", {}),
+    (lambda: Call(lambda x: torch.cat([x, x], 1), second=nn.Linear(8, 10)), "first", "the function 'cat'", {}),
+    (lambda: Call(lambda x: x[:, :3], second=nn.Linear(3, 10)), "first", "the function 'getitem'", {}),
+    (lambda: Call(lambda x: x.mean(1), second=nn.Linear(1, 10)), "first", "the function 'mean'", {}),
+    (lambda: Call(nn.GroupNorm(1, 4)), "first", "'function' (GroupNorm), which takes all channels together", {}),
+    (lambda: Call(lambda x: x.flatten(0).unsqueeze(1), second=nn.Linear(1, 10)), "first", "the function 'flatten'", {}),
+    (Drifting, "first", "in training mode they take another way", {}),
+    (Stochastic, "first", "torch.fx can't follow the network in training mode: ", {}),
     (Recurrent, "first", "they reach 'cells' (LSTM)", {}),
-    (grouped, "0", "they reach '1' (Conv2d)", {"3"}),
-    (grouped, "1", "they reach '1' (Conv2d)", {"3"}),
     (Twice, "first", "they reach 'again' (Linear), whose weights are used twice", {}),
     (Twice, "again", "they reach 'again' (Linear), whose weights are used twice", {}),
     (Tied, "first", "they reach 'again' (Linear), whose weights are used twice", {}),
     (Branching, "first", "torch.fx can't follow the network: symbolically traced variables", {}),
-    (uneven, "first", "they reach the function 'add'", {}),
-    (uneven, "units", "they reach the function 'add'", {}),
     (lambda: Sequences(nn.LayerNorm(12)), "first", "they reach 'middle' (LayerNorm)", {}),
     (lambda: Sequences(nn.BatchNorm1d(28)), "first", "they reach 'middle' (BatchNorm1d)", {}),
     (lambda: Sequences(nn.ReLU()), "second", "they reach the function 'flatten'", {"first"}),
     (lambda: Sequences(nn.ReLU()), "last", "they are the network's answers", {"first"}),
     (lambda: Call(lambda x: x.softmax(1)), "first", "they reach the function 'softmax'", {}),
-    (lambda: Call(lambda x: x.view(-1, 4)), "first", "they reach the function 'view'", {}),
     (lambda: Call(lambda x: x * torch.ones(4, 1, 1)), "first", "they reach the function 'mul'", {}),
     (lambda: Call(nn.PReLU(4)), "first", "they reach 'function' (PReLU)", {}),
     (lambda: Call(nn.Linear(28, 1), nn.Conv2d(1, 4, (28, 1))), "first", "they reach 'function' (Linear)", {}),

@@ -5,7 +5,7 @@ import threading
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, reason
-from kd_lab.networks.layers import WEIGHTED, check_same_answers
+from kd_lab.networks.layers import WEIGHTED, check_same_answers, evaluation_mode
 
 _tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it traces
 
@@ -16,12 +16,30 @@ def trace(model: nn.Module, images: Tensor) -> fx.GraphModule:
     Raises a ParameterError where torch.fx can't follow the network, or another way than these images take.
     """
     try:
-        with _tracing:
-            traced = fx.GraphModule(model, _Tracer().trace(model))
-        check_same_answers(traced, model, images, "followed")
+        with evaluation_mode(model):
+            traced = _graph(model)
+            check_same_answers(traced, model, images, "followed")
     except Exception as error:
         raise ParameterError(f"torch.fx can't follow the network: {reason(error)}") from error
     return traced
+
+
+def trace_training(model: nn.Module) -> fx.GraphModule:
+    """Return the graph of a network in training mode, in which it may run other layers; the model keeps its mode.
+
+    Raises a ParameterError where torch.fx can't follow the network.
+    """
+    try:
+        with evaluation_mode(model):  # which restores the mode of every module
+            model.train()
+            return _graph(model)
+    except Exception as error:
+        raise ParameterError(f"torch.fx can't follow the network in training mode: {reason(error)}") from error
+
+
+def _graph(model: nn.Module) -> fx.GraphModule:
+    with _tracing:
+        return fx.GraphModule(model, _Tracer().trace(model))
 
 
 class _Tracer(fx.Tracer):
@@ -42,6 +60,5 @@ class _Tracer(fx.Tracer):
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module is exactly of this class, with no hook: it computes what its class says and no more."""
-    return type(module) is kind and not any(
-        getattr(module, hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    )
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, each) for each in hooks)

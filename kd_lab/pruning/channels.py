@@ -2,7 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,24 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
 from kd_lab.evaluation import check_data
-from kd_lab.networks.layers import copied, example_images, make_permanent, record, weighted_layers
+from kd_lab.networks.layers import (
+    check_same_answers,
+    copied,
+    example_images,
+    make_permanent,
+    predict,
+    record,
+    weighted_layers,
+)
 from kd_lab.networks.zoo import architecture_of, build_architecture
-from kd_lab.pruning.groups import Group, channel_groups, find_groups
+from kd_lab.pruning.groups import Group, channel_groups, find_groups, input_axis, output_axis
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_left, check_sparsity, lift_masks, rank, set_masks
+
+# how many channels a layer computes, passes on or reads
+OUTPUTS = {"out_features", "out_channels", "embedding_dim"}
+PASSED_ON = {"num_features", "num_channels", "num_groups", "in_channels", "out_channels", "groups"}
+INPUTS = {"in_features", "in_channels"}
 
 
 def prune_channels(
@@ -52,11 +66,16 @@ def channel_importances(
     """
     found = importances(model, importance, data, seed)
     rows = {
-        name: torch.cat([found[producer].flatten(1) for producer in group.producers], 1)
+        name: torch.cat([_rows(model, group, producer, found[producer]) for producer in group.producers], 1)
         for name, group in groups.items()
     }
     # one chance a channel: the mean of many is always near a half, and layers with few weights would go first
     return {name: values[:, 0] if importance == "random" else values.mean(1) for name, values in rows.items()}
+
+
+def _rows(model: nn.Module, group: Group, producer: str, values: Tensor) -> Tensor:
+    """Return what belongs to the weights that compute each channel, (size, …)."""
+    return values.movedim(output_axis(model.get_submodule(producer)), 0).reshape(group.size, -1)
 
 
 def features_kept(kept: Tensor, features: int) -> Tensor:
@@ -68,33 +87,44 @@ def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Te
     """Return the masks of the weights that compute or read these channels, by layer."""
     masks: dict[str, Tensor] = {}
     for name, group in groups.items():
-        for dim, layers in enumerate((group.producers, group.consumers)):
+        for layers, axis_of in _parts(group):
             for layer in layers:
-                weight = model.get_submodule(layer).weight
-                mask = masks.setdefault(layer, torch.ones_like(weight, dtype=torch.bool))
-                mask.transpose(0, dim)[~features_kept(kept[name], weight.shape[dim])] = False
+                module = model.get_submodule(layer)
+                mask, axis = masks.setdefault(layer, torch.ones_like(module.weight, dtype=torch.bool)), axis_of(module)
+                mask.transpose(0, axis)[~features_kept(kept[name], mask.shape[axis])] = False
     return masks
+
+
+def _parts(group: Group) -> list[tuple[tuple[str, ...], Callable[[nn.Module], int]]]:
+    """Return the layers whose weights compute, pass on and read these channels, with the axis where they lie."""
+    return [(group.producers, output_axis), (group.grouped, lambda _: 0), (group.consumers, input_axis)]
 
 
 def remove_channels(model: nn.Module, kept: dict[str, Tensor], images: Tensor | None = None) -> nn.Module:
     """Return a new, ordinary model that has only these channels of each group; groups left out stay whole.
 
     `kept` holds by the name of a group a bool tensor (size,), True keeps, or the indices of the channels that stay.
-    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28): its answers to them are compared
+    with those of the model where no layer reads the others, and a network that would answer otherwise is refused.
     """
     check_kind("kept", kept, dict, "a dict of the channels that stay, by group")
     groups = find_groups(model, list(kept), images)
     masks = {name: _as_mask(name, group.size, kept[name]) for name, group in groups.items()}
-    plain = make_permanent(model)
-    _cut(plain, groups, masks)
-    return plain
+    whole = make_permanent(model)
+    narrow = copied(whole)
+    _cut(narrow, groups, masks)
+    for name, mask in masks.items():
+        _silence(whole, groups[name], mask)
+    _check_answers(narrow, whole, images)
+    return narrow
 
 
 def hard_prune(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a new, ordinary model without the channels that no layer reads: all weights that read them are zero.
 
     Its answers in evaluation mode are those of `model`. A layer that would lose every channel is named in a
-    ParameterError. `images`, a few, are needed for a network that reads others than (N, 1, 28, 28).
+    ParameterError. `images`, a few, are needed for a network that reads others than (N, 1, 28, 28); a network that
+    would answer them otherwise is refused.
     """
     groups, plain = channel_groups(model, images), make_permanent(model)
     # without the readers, what only they read goes, too
@@ -105,6 +135,8 @@ def hard_prune(model: nn.Module, images: Tensor | None = None) -> nn.Module:
                     f"no layer reads any channel of layer {name!r}, so nothing would be left of it. Prune less."
                 )
         _cut(plain, groups, masks)
+        groups |= {name: replace(groups[name], size=int(mask.sum())) for name, mask in masks.items()}
+    _check_answers(plain, model, images)
     return plain
 
 
@@ -121,6 +153,7 @@ def remove_layers(model: nn.Module, names: Sequence[str], images: Tensor | None 
         _check_removable(plain, name, images)
     for name in sorted(names, reverse=True):  # what lies inside another goes first
         fewer.set_submodule(name, nn.Identity())
+    _check_runs(fewer, images)
     return fewer
 
 
@@ -225,29 +258,61 @@ def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
 def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -> None:
     """Remove the channels that the masks leave out, in place."""
     for name, mask in masks.items():
-        for dim, layers in enumerate((groups[name].producers + groups[name].norms, groups[name].consumers)):
-            for layer in layers:
-                _select(model.get_submodule(layer), mask, dim)
-    model.to(memory_format=torch.channels_last)  # for convolutions; others stay as they are
+        group = groups[name]
+        for layer in map(model.get_submodule, group.producers):
+            _select(layer, mask, {"weight": output_axis(layer), "bias": 0}, OUTPUTS)
+        for layer in map(model.get_submodule, group.norms + group.grouped):
+            tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+            _select(layer, mask, {key: 0 for key, tensor in tensors if tensor.dim()}, PASSED_ON)
+        for layer in map(model.get_submodule, group.consumers):
+            _select(layer, mask, {"weight": input_axis(layer)}, INPUTS)
 
 
-def _select(layer: nn.Module, mask: Tensor, dim: int) -> None:
-    """Select a part of a layer's tensors: their rows (dim 0), or the columns of the weight (dim 1)."""
-    attributes = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
-    attribute = attributes.get(type(layer), ("num_features",))[dim]
-    stay = features_kept(mask, getattr(layer, attribute)).nonzero().flatten()
-    for tensor in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]:
-        if tensor.dim() > dim:
-            tensor.data = tensor.detach().index_select(dim, stay)
-    setattr(layer, attribute, len(stay))
+def _select(layer: nn.Module, mask: Tensor, axes: dict[str, int], numbers: set[str]) -> None:
+    """Select a part of a layer's tensors, each along its axis, and lower those of its numbers that count channels."""
+    for key, axis in axes.items():
+        if (tensor := getattr(layer, key, None)) is not None:
+            stay = features_kept(mask, tensor.shape[axis]).nonzero().flatten().to(tensor.device)
+            tensor.data = _laid_out_as(tensor, tensor.detach().index_select(axis, stay))
+    for number in numbers & {*vars(layer)}:
+        setattr(layer, number, getattr(layer, number) * int(mask.sum()) // len(mask))
+
+
+def _laid_out_as(tensor: Tensor, part: Tensor) -> Tensor:
+    """Return a part of a tensor in its memory format: for another, a learner's `view` may be impossible."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if last is None or tensor.stride() != torch.empty_like(tensor, memory_format=last).stride():
+        return part.contiguous()
+    return torch.empty_like(part, memory_format=last).copy_(part)
+
+
+def _silence(model: nn.Module, group: Group, mask: Tensor) -> None:
+    """Make the channels that a mask leaves out unread, in place: all weights that read them become zero."""
+    for layer in map(model.get_submodule, group.consumers):
+        columns = layer.weight.detach().transpose(0, input_axis(layer))
+        columns[~features_kept(mask, len(columns))] = 0
 
 
 def _read(model: nn.Module, group: Group) -> Tensor:
     """Return which channels some layer reads, (size,) bool."""
-    size = len(model.get_submodule(group.producers[0]).weight)
-    columns = [model.get_submodule(key).weight.detach().transpose(0, 1) for key in group.consumers]
+    layers = map(model.get_submodule, group.consumers)
+    columns = [layer.weight.detach().transpose(0, input_axis(layer)) for layer in layers]
     # (inputs, outputs, …): the features of a flattened channel lie side by side
-    return torch.cat([column.reshape(size, -1) for column in columns], 1).any(1)
+    return torch.cat([column.reshape(group.size, -1) for column in columns], 1).any(1)
+
+
+def _check_answers(narrow: nn.Module, whole: nn.Module, images: Tensor | None) -> None:
+    """Raise a ParameterError unless a narrower network runs and gives the answers of the whole one."""
+    _check_runs(narrow, images)
+    check_same_answers(narrow, whole, example_images(images), "made narrower")
+
+
+def _check_runs(changed: nn.Module, images: Tensor | None) -> None:
+    try:
+        predict(changed, example_images(images))
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ParameterError(f"what is left of the network could not run: {reason(cause)}") from error
 
 
 def _check_removable(model: nn.Module, name: str, images: Tensor | None) -> None:

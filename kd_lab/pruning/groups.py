@@ -1,46 +1,102 @@
 """Find the channels that go together: to remove one, all layers that compute or read it must be changed."""
 
+import math
 import operator
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, check_choice, reason
-from kd_lab.networks.layers import Weight, example_images, make_permanent, predict, weights
-from kd_lab.networks.tracing import trace
+from kd_lab.networks.layers import (
+    CONVOLUTIONS,
+    EMBEDDINGS,
+    TRANSPOSED,
+    Weight,
+    evaluation_mode,
+    example_images,
+    make_permanent,
+    predict,
+    weights,
+)
+from kd_lab.networks.tracing import is_plain, trace, trace_training
 
-COPIES = {nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous"}
-ACTIVATION_LAYERS = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid}
-ACTIVATION_FUNCTIONS = {F.relu, F.leaky_relu, F.gelu, F.silu, torch.relu, torch.tanh, torch.sigmoid}
-ELEMENTWISE = COPIES | ACTIVATION_LAYERS | ACTIVATION_FUNCTIONS | {"relu", "tanh", "sigmoid"}
-POOL_LAYERS = {nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d}
-POOLS = POOL_LAYERS | {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
-LAYERS = {nn.Linear, nn.Conv2d}  # whose weight is (channels made, channels read, …)
-NORMS = {nn.BatchNorm1d, nn.BatchNorm2d}
-FLATTENS = {nn.Flatten, torch.flatten, "flatten"}
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add"}
+COPIES = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d}
+COPIES |= {"contiguous", "clone", "detach", "float", torch.clone}
+ACTIVATION_LAYERS = {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh}
+ACTIVATION_LAYERS |= {nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish}
+ACTIVATION_FUNCTIONS = {F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.tanh}
+ACTIVATION_FUNCTIONS |= {F.sigmoid, F.hardtanh, F.hardsigmoid, F.hardswish}
+ACTIVATION_FUNCTIONS |= {torch.relu, torch.relu_, torch.tanh, torch.sigmoid}
+ACTIVATION_METHODS = {"relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"}
+ELEMENTWISE = COPIES | ACTIVATION_LAYERS | ACTIVATION_FUNCTIONS | ACTIVATION_METHODS
+POOL_LAYERS = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
+POOL_LAYERS |= {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
+POOL_LAYERS |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
+POOLS = POOL_LAYERS | {F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
+POOLS |= {F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool2d}
+LAYERS = {nn.Linear, *CONVOLUTIONS, *EMBEDDINGS}
+NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm}
+NORMS |= {nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d}
+ARITHMETIC = {operator.add, operator.iadd, torch.add, "add", "add_", operator.sub, operator.isub, torch.sub, "sub"}
+ARITHMETIC |= {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
+VIEWS = {"view", "reshape", torch.reshape}  # to sizes that may stand in the forward as numbers
+MOVES = VIEWS | {nn.Flatten, torch.flatten, "flatten", "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze}
+MOVES |= {"permute", torch.permute, "transpose", torch.transpose, operator.getitem}
+MOVES |= {"mean", torch.mean, "amax", torch.amax}  # over other axes than that of the channels
+NO_TENSOR = int, float, str, torch.Size, torch.dtype, torch.device, type(None)
 
 
 @dataclass
 class Group:
     """The layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
 
-    `producers` are the Linear layers and convolutions that compute them, `norms` the BatchNorm layers on their way,
-    `consumers` the Linear layers and convolutions that read them; `obstacle` says why none can be removed, if so.
+    `producers` are the Linear layers, convolutions and embeddings that compute them, `norms` the normalization layers
+    on their way, `consumers` the Linear layers and convolutions that read them, `grouped` the depthwise and grouped
+    convolutions that pass them on; `obstacle` says why none can be removed, if so. `size` is how many can be removed
+    apart from each other: where a convolution or a GroupNorm has fewer groups than channels, that of its groups.
     """
 
     size: int = 0
     producers: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
+    grouped: tuple[str, ...] = ()
     obstacle: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Return the layers whose channels these are."""
+        return self.producers + self.grouped
+
+    def covers(self, other: "Group") -> bool:
+        """Return whether every layer of another group is in the same part of this one."""
+        return all({*getattr(other, part)} <= {*getattr(self, part)} for part in PARTS)
 
     def block(self, obstacle: str) -> None:
         """Name what stands in the way, unless something did before."""
         self.obstacle = self.obstacle or obstacle
+
+    def coarsen(self, count: int, obstacle: str) -> None:
+        """Make one of several channels that must go together, so that `count` is a multiple of what is left."""
+        if self.size > 1 and math.gcd(self.size, count) == 1:
+            self.block(obstacle)
+        self.size = math.gcd(self.size, count)
+
+
+PARTS = "producers", "norms", "consumers", "grouped"
+
+
+def output_axis(layer: nn.Module) -> int:
+    """Return the axis of a layer's weight on which the channels lie that it computes."""
+    return int(isinstance(layer, (*TRANSPOSED, *EMBEDDINGS)))
+
+
+def input_axis(layer: nn.Module) -> int:
+    """Return the axis of a layer's weight on which the channels lie that it reads."""
+    return 1 - output_axis(layer)
 
 
 def channel_groups(model: nn.Module, images: Tensor | None = None) -> dict[str, Group]:
@@ -57,8 +113,8 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
 
     Raises a ParameterError that says what stands in the way of one, or of every one.
     """
-    by_layer = {layer: group for group in _all_groups(model, images) for layer in group.producers}
-    groups = {name: group for name, group in by_layer.items() if not group.obstacle and name == group.producers[0]}
+    by_layer = {layer: group for group in _all_groups(model, images) for layer in group.layers}
+    groups = {name: group for name, group in by_layer.items() if not group.obstacle and name in group.producers[:1]}
     for name in names or ([] if groups else list(by_layer)[:1]):
         group = by_layer.get(name)
         if group and group.obstacle:
@@ -76,26 +132,49 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
 
 def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
     """Return the groups of all layers, those that can't be pruned with their obstacle."""
-    layers = list(weights(model))
-    plain, images = make_permanent(model).eval(), example_images(images)
+    layers, images = weights(model), example_images(images)
+    plain = make_permanent(model)
     predict(plain, images)  # names a model that can't read them
     try:
-        traced = trace(plain, images)
+        running, training = trace(plain, images), trace_training(plain)
     except ParameterError as error:
-        return _closed(layers, reason(error))
-    follower = _Follower(traced, weights(plain))
-    with torch.no_grad():
-        follower.run(images)
-    used = [group for group in follower.made if group.producers]
-    for group in used:
-        if not group.consumers:
-            group.block("no layer reads them")
-    found = {name for group in used for name in group.producers}
-    return used + _closed([name for name in layers if name not in found], "the network doesn't use it")
+        return _closed(list(layers), reason(error))
+    groups = _follow(running, plain, images)
+    if str(training.graph) != str(running.graph):
+        groups = _with_training(groups, _follow(training, plain, images))
+    found = {name for group in groups for name in group.layers}
+    return groups + _closed([name for name in layers if name not in found], "the network doesn't use it")
 
 
 def _closed(layers: list[str], obstacle: str) -> list[Group]:
     return [Group(producers=(name,), obstacle=obstacle) for name in layers]
+
+
+def _follow(traced: fx.GraphModule, plain: nn.Module, images: Tensor) -> list[Group]:
+    """Return the groups of the layers that a traced network runs."""
+    follower = _Follower(traced, weights(plain))
+    with evaluation_mode(traced), torch.no_grad():
+        follower.run(images.clone())
+    used = [group for group in follower.made if group.layers]
+    for group in used:
+        if not group.consumers:
+            group.block("no layer reads them")
+    return used
+
+
+def _with_training(groups: list[Group], training: list[Group]) -> list[Group]:
+    """Return the groups of a network that runs other layers, such as an auxiliary head, while it is trained."""
+    trained = {layer: group for group in training for layer in group.layers}
+    found = {layer for group in groups for layer in group.layers}
+    both = [_wider(group, trained.get(group.layers[0], group)) for group in groups]
+    return both + [group for group in training if not found & {*group.layers}]
+
+
+def _wider(group: Group, trained: Group) -> Group:
+    """Return the one of two groups that has all layers of the other."""
+    if trained.covers(group):
+        return trained
+    return group if group.covers(trained) else replace(group, obstacle="in training mode they take another way")
 
 
 class _Follower(fx.Interpreter):
@@ -107,8 +186,9 @@ class _Follower(fx.Interpreter):
         self.made: list[Group] = []
         self._at: dict[fx.Node, tuple[Group, int]] = {}
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
-        called = [self._module(node) for node in traced.graph.nodes]
-        uses = [parameter for module in called if module for parameter in module.parameters()]
+        called = [module for node in traced.graph.nodes if (module := self._module(node))]
+        uses = [tensor for module in called for tensor in _tensors(module)]
+        uses += [module for module in called if type(module) in LAYERS | NORMS]
         uses += [self.fetch_attr(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
         self._uses = Counter(map(id, uses))
 
@@ -118,72 +198,139 @@ class _Follower(fx.Interpreter):
     def run_node(self, node: fx.Node):
         result = super().run_node(node)
         self._shapes[node] = tuple(getattr(result, "shape", ()))
-        self._at[node] = self._follow(node)
+        if not isinstance(result, NO_TENSOR):
+            self._at[node] = self._follow(node)
         return result
 
     def _follow(self, node: fx.Node) -> tuple[Group, int]:
         """Return the group of the node's channels and their axis."""
-        module = self._module(node)
-        kind, inputs = type(module) if module else node.target, node.all_input_nodes
-        if module and any(self._uses[id(parameter)] > 1 for parameter in module.parameters()):
-            return self._block(node, f"they reach '{node.target}' ({kind.__name__}), whose weights are used twice")
+        module, sources = self._module(node), self._sources(node)
+        kind = type(module) if module else node.target
+        if module and (obstacle := self._obstacle(module)):
+            return self._block(node, f"{_reason(node, module)}, {obstacle}")
         if kind in LAYERS and getattr(module, "groups", 1) == 1:
             return self._layer(node, module)
-        if len(inputs) == 1 and self._keeps(kind, inputs[0], node):
-            group, axis = self._at[inputs[0]]
-            group.norms += (node.target,) if kind in NORMS else ()
-            return group, axis
-        if len(inputs) == 2 and kind in ADDITIONS and self._agree(*inputs):
-            return self._unite(*(self._at[each] for each in inputs))
+        if len(sources) == 1 and (axis := self._axis(kind, sources[0], node)) is not None:
+            return self._pass(node, module, self._at[sources[0]][0], axis)
+        if len(sources) == 2 and kind in ARITHMETIC and self._agree(*sources):
+            return self._unite(self._at[sources[0]], self._at[sources[1]], _reason(node, module))
         return self._block(node, _reason(node, module))
 
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        return [each for each in node.all_input_nodes if each in self._at]
+
+    def _obstacle(self, module: nn.Module) -> str:
+        """Return why a module may not be changed, "" where it may."""
+        if any(self._uses[id(each)] > 1 for each in (module, *_tensors(module))):
+            return "whose weights are used twice"
+        return "" if is_plain(module, type(module)) else "which has a hook or a forward of its own"
+
     def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[Group, int]:
-        """Begin a group at a Linear layer or convolution, which reads the one before."""
-        (source,) = node.all_input_nodes
+        """Begin a group at a Linear layer, convolution or embedding, which reads the one before."""
+        (source,) = self._sources(node)
         read, axis = self._at[source]
-        own_axis = len(self._shapes[node]) - 1 if isinstance(layer, nn.Linear) else 1
-        if axis == own_axis:
+        own_axis = 1 if isinstance(layer, CONVOLUTIONS) else len(self._shapes[node]) - 1
+        if axis == own_axis and not isinstance(layer, EMBEDDINGS):
             read.consumers += (node.target,)
         else:
             read.block(_reason(node, layer))
-        self.made.append(Group(len(layer.weight), (node.target,)))
+        self.made.append(Group(layer.weight.shape[output_axis(layer)], (node.target,)))
+        if node.target not in self._weights:
+            self.made[-1].block("another layer has the same weights")
+        if getattr(layer, "max_norm", None) is not None:
+            self.made[-1].block(f"'{node.target}' normalizes all of them together (max_norm)")
         return self.made[-1], own_axis
 
-    def _keeps(self, kind: object, source: fx.Node, node: fx.Node) -> bool:
-        """Return whether this operation leaves every channel where it is, apart from the others."""
-        if kind in FLATTENS:
-            before, after = self._shapes[source], self._shapes[node]
-            return self._at[source][1] == 1 and len(after) == 2 and after[0] == before[0]
-        return kind in ELEMENTWISE or (kind in POOLS | NORMS and self._at[source][1] == 1)
+    def _axis(self, kind: object, source: fx.Node, node: fx.Node) -> int | None:
+        """Return the axis of the channels behind an operation that keeps them apart, None behind another."""
+        axis = self._at[source][1]
+        if kind in MOVES:
+            return self._moved_axis(source, node)
+        apart = kind in ELEMENTWISE | ARITHMETIC or (kind in POOLS | NORMS | {*CONVOLUTIONS} and axis == 1)
+        return axis if apart else None
+
+    def _moved_axis(self, source: fx.Node, node: fx.Node) -> int | None:
+        """Return where the channels lie behind an operation that moves them: each is marked by its number."""
+        (group, axis), shape = self._at[source], self._shapes[source]
+        if group.size < 2:
+            return None
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        marks = _marks(group.size, shape, axis).expand(shape).contiguous()
+        rest = args[1:] if args else ()
+        moved = getattr(self, node.op)(node.target, (marks, *rest), kwargs)
+        for place in sorted(range(moved.dim()), key=lambda place: abs(place - axis)):
+            fits = moved.shape[place] % group.size == 0
+            if fits and torch.allclose(moved, _marks(group.size, moved.shape, place).expand_as(moved)):
+                return place
+        return None
+
+    def _pass(self, node: fx.Node, module: nn.Module | None, group: Group, axis: int) -> tuple[Group, int]:
+        """Go on with a group behind an operation that keeps its channels apart."""
+        if node.target in VIEWS and (number := _fixed_size(node, axis)):
+            group.block(
+                f"{_reason(node, module)}, which asks for {number} numbers, whatever is removed: write x.flatten(1) or "
+                "x.view(x.size(0), -1) in the forward"
+            )
+        if type(module) in NORMS:
+            group.norms += (node.target,)
+        if type(module) in CONVOLUTIONS:
+            group.grouped += (node.target,)
+        if groups := getattr(module, "num_groups", getattr(module, "groups", 0)):
+            group.coarsen(groups, f"{_reason(node, module)}, which takes all channels together")
+        return group, axis
 
     def _agree(self, one: fx.Node, other: fx.Node) -> bool:
-        (a, axis), (b, other_axis) = self._at[one], self._at[other]
-        return self._shapes[one] == self._shapes[other] and a.size == b.size and axis == other_axis
+        """Return whether channels lie on the same axis of two results, as many features on it."""
+        (_, axis), (_, other_axis) = self._at[one], self._at[other]
+        a, b = self._shapes[one], self._shapes[other]
+        return len(a) == len(b) and axis == other_axis and a[axis] == b[axis]
 
-    def _unite(self, one: tuple[Group, int], other: tuple[Group, int]) -> tuple[Group, int]:
+    def _unite(self, one: tuple[Group, int], other: tuple[Group, int], reason: str) -> tuple[Group, int]:
         """Make one group of two whose channels are added to each other; the first one made gives it the name."""
         if one[0] is other[0]:
             return one
         first, second = (group for group in self.made if group is one[0] or group is other[0])
-        for part in ("producers", "norms", "consumers"):
+        for part in PARTS:
             setattr(first, part, getattr(first, part) + getattr(second, part))
         first.block(second.obstacle)
-        second.producers = ()  # they are the first one's now
+        first.coarsen(second.size, reason)
+        second.producers = second.grouped = ()  # they are the first one's now
         self._at |= {node: (first, axis) for node, (group, axis) in self._at.items() if group is second}
         return first, one[1]
 
     def _block(self, node: fx.Node, reason: str) -> tuple[Group, int]:
         """Close the groups that this node reads, and begin one that is closed from the start."""
-        for source in node.all_input_nodes:
+        for source in self._sources(node):
             self._at[source][0].block(reason)
-        layers = tuple(name for name, weight in self._weights.items() if weight.module is self._module(node))
+        inside = {*module.modules()} if (module := self._module(node)) else set()
+        layers = tuple(name for name, weight in self._weights.items() if weight.module in inside)
         self.made.append(Group(producers=layers, obstacle=reason))
         return self.made[-1], 1
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _marks(size: int, shape: tuple[int, ...], axis: int) -> Tensor:
+    """Return the number of the channel to which each feature on an axis belongs, as wide as `shape` there."""
+    numbers = torch.arange(size, dtype=torch.float64).repeat_interleave(shape[axis] // size)
+    return numbers.view([-1 if place == axis else 1 for place in range(len(shape))])
+
+
+def _fixed_size(node: fx.Node, axis: int) -> int:
+    """Return the size on an axis that a view has in the learner's code as a number, 0 where it has none."""
+    sizes = node.args[1:] or tuple(node.kwargs.values())
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    size = sizes[axis] if len(sizes) > axis else -1
+    return size if isinstance(size, int) and size != -1 else 0
 
 
 def _reason(node: fx.Node, module: nn.Module | None) -> str:
     if node.op == "output":
         return "they are the network's answers"
+    if node.op == "placeholder":
+        return "they are those of the images"
     if module:
         return f"they reach '{node.target}' ({type(module).__name__})"
     return f"they reach the function {getattr(node.target, '__name__', node.target)!r}"
