@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
-from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_whole_number
+from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_choice, check_whole_number
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.network_file import load_network
 from kd_lab.networks.layers import predict
@@ -47,8 +47,10 @@ def load_trained(name: str, seed: int = SEED) -> nn.Module:
     Loads the checkpoint that ships with the kit (seed 0) or one made before; else trains it, which takes a minute or a
     few, while other processes that want the same one wait. A damaged file is set aside and named in a DamagedFileError.
     """
-    shipped, cached = SHIPPED / f"{name}.safetensors", cached_path(name, seed)
-    path = shipped if seed == SEED and shipped.exists() else cached
+    check_choice("name", name, list(RECIPES))
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
+    shipped = SHIPPED / f"{name}.safetensors"
+    path = shipped if seed == SEED and shipped.exists() else cached_path(name, seed)
     if not path.exists():
         _train_once(path, name, seed)
     try:

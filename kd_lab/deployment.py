@@ -1,6 +1,5 @@
 """Write a network as an ONNX file, and run such a file in ONNX Runtime. Needs the extra `onnx`."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,15 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.environment import optional
-from kd_lab.errors import DamagedFileError, ParameterError
-from kd_lab.networks.layers import example_images, make_permanent, predict
+from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError, reason
+from kd_lab.networks.layers import TOLERANCE, example_images, make_permanent, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
-from kd_lab.storage import read_file, write_safely
+from kd_lab.storage import file_path, read_file, write_safely
 
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
 FLOAT = 1  # onnx.TensorProto.FLOAT
+COUNTS = 1, 3, 130  # of images for which a file is tried before it is written
+MEAN_TOLERANCE = 1e-2  # of the largest logit, for what is rounded on the way
+TYPES = {  # of ONNX Runtime's inputs, as torch has them
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(float16)": torch.float16,
+    "tensor(uint8)": torch.uint8,
+    "tensor(int8)": torch.int8,
+    "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64,
+}
 PADDING = {"same": {"auto_pad": "SAME_UPPER"}, "valid": {}}  # where torch has a word for it
 
 
@@ -27,44 +37,133 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None) -> N
     """Write an ONNX file, whole or not at all, that takes images and gives logits, of any number at a time.
 
     What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32. `images`, a
-    few, are needed for a network that reads others than (N, 1, 28, 28). Raises a SetupError where the packages are
-    missing, and a ParameterError for a model that ONNX can't hold.
+    few, are needed for a network that reads others than (N, 1, 28, 28). Before anything is written, ONNX Runtime must
+    give the model's logits. Raises a SetupError where the packages are missing, and a ParameterError for a model that
+    ONNX can't hold.
     """
-    images = example_images(images)
-    predict(model, images)
-    _package("onnx")
+    path = file_path(path)
+    few = example_images(images)
+    predict(model, few)
+    _package("onnx"), _package("onnxruntime")
     integer = any(isinstance(module, IntegerLayer) for module in model.modules())
-    content = (_integer_graph if integer else _float_graph)(model, images).SerializeToString()
-    write_safely(Path(path), content)
+    with torch.inference_mode(False):  # torch.export can't follow what inference_mode made
+        content = (_integer_graph if integer else _float_graph)(model, few.clone()).SerializeToString()
+    for count in COUNTS:
+        some = example_images(images, count)
+        _check_logits(content, model, some[torch.arange(count) % len(some)], integer)
+    write_safely(path, content)
 
 
-class OnnxModel(nn.Module):
-    """Run an ONNX file in ONNX Runtime, on one thread, as if it were a network: model(images) gives the logits.
+def _check_logits(content: bytes, model: nn.Module, images: Tensor, integer: bool) -> None:
+    """Raise a ParameterError unless ONNX Runtime gives the model's logits for these images.
 
-    What is in the file shows only as its bytes: weights and MACs are not counted.
+    Of integers a few are rounded to their other neighbour, so the mean must be right.
     """
+    expected = predict(model, images)
+    try:
+        found = predict(_Runtime(content, "the file"), images)
+    except KdLabError as error:
+        raise ParameterError(
+            f"'model' must give logits for any number of images in ONNX Runtime. For {len(images)}: {reason(error)}"
+        ) from error
+    same = (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    wrong = (found.double() - expected.double()).abs() if same else torch.tensor(torch.inf)
+    far, allowed = (wrong.mean(), MEAN_TOLERANCE) if integer else (wrong.max(), TOLERANCE)
+    if not far <= allowed * expected.abs().max():
+        raise ParameterError(
+            f"'model' must be one that ONNX Runtime computes alike. In a batch of {len(images)} its logits, "
+            f"{tuple(found.shape)} of {found.dtype}, differ by up to {wrong.max():.3g}."
+        )
 
-    def __init__(self, path: Path):
+
+class _Runtime(nn.Module):
+    """Run the bytes of an ONNX file; `name` is that of the file."""
+
+    def __init__(self, content: bytes, name: str):
         super().__init__()
         runtime = _package("onnxruntime")
-        content = read_file(path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         try:
             self.session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except (state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.Fail) as error:
-            raise DamagedFileError(f"{path} is damaged, or no ONNX file: {error}") from error
+        except Exception as error:  # of the runtime's own kinds, which share no parent
+            raise StorageError(f"{name} can't be run by ONNX Runtime {runtime.__version__}: {_said(error)}") from error
+        taken, given = self.session.get_inputs(), self.session.get_outputs()
+        if (len(taken), len(given)) != (1, 1) or taken[0].type not in TYPES:
+            raise StorageError(
+                f"{name} must take one tensor of numbers and give one. It takes {_parts(taken)} and gives "
+                f"{_parts(given)}."
+            )
+        self._name, self._shape, self._dtype = taken[0].name, taken[0].shape, TYPES[taken[0].type]
         self.register_buffer("file", torch.frombuffer(bytearray(content), dtype=torch.uint8))
 
-    def __deepcopy__(self, _memo: dict) -> "OnnxModel":
+    def __deepcopy__(self, _memo: dict) -> "_Runtime":
         return self  # nothing in it changes, and a session can't be copied
 
     def forward(self, images: Tensor) -> Tensor:
-        taken = self.session.get_inputs()[0]
-        if images.dtype != torch.float32 or list(images.shape[1:]) != taken.shape[1:]:
-            raise ValueError(f"expected (N, {', '.join(map(str, taken.shape[1:]))}) and torch.float32.")
-        return torch.from_numpy(self.session.run(None, {taken.name: images.contiguous().numpy()})[0])
+        if not self._fits(images):
+            raise ParameterError(f"expected (N, {', '.join(map(str, self._shape[1:]))}) and {self._dtype}.")
+        if isinstance(batch := self._shape[0], int):  # it takes so many at a time, no more and no fewer
+            return torch.cat([self._run(_filled(part, batch))[: len(part)] for part in images.split(batch)])
+        return self._run(images)
+
+    def _fits(self, images: Tensor) -> bool:
+        sizes = zip(self._shape[1:], images.shape[1:], strict=False)
+        same = all(size == known or not isinstance(known, int) for known, size in sizes)  # the others are names
+        return images.dtype == self._dtype and images.dim() == len(self._shape) and same
+
+    def _run(self, images: Tensor) -> Tensor:
+        try:
+            (given,) = self.session.run(None, {self._name: images.detach().contiguous().numpy()})
+        except Exception as error:  # see above
+            raise ParameterError(f"ONNX Runtime can't read {len(images)} images: {_said(error)}") from error
+        if len(given) != len(images):
+            raise ParameterError(f"the file gives {len(given)} answers to {len(images)} images.")
+        return torch.from_numpy(given)
+
+
+def _filled(images: Tensor, count: int) -> Tensor:
+    return torch.cat([images, images.new_zeros(count - len(images), *images.shape[1:])])
+
+
+def _parts(parts: list) -> str:
+    return ", ".join(f"{part.name!r} ({part.type})" for part in parts) or "none"
+
+
+def _said(error: Exception) -> str:
+    """Return the last part of what ONNX Runtime says, "[ONNXRuntimeError] : 1 : FAIL : …"."""
+    return f"{str(error).strip().rsplit(' : ', 1)[-1]:.200}"
+
+
+class OnnxModel(_Runtime):
+    """Run an ONNX file in ONNX Runtime, on one thread, as if it were a network: model(images) gives the logits.
+
+    What is in the file shows only as its bytes: weights and MACs are not counted. Weights that lie in files beside it
+    belong to it. A file that takes so many images at a time is given as many, filled up with zeros.
+    """
+
+    def __init__(self, path: Path):
+        _package("onnxruntime")
+        super().__init__(_whole(file_path(path)), str(path))
+
+
+def _whole(path: Path) -> bytes:
+    """Return the bytes of an ONNX file with the weights that lie in files beside it."""
+    onnx, outside = _package("onnx"), _package("onnx.external_data_helper")
+    content = read_file(path)
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # of protobuf, which need not be imported for its name
+        raise DamagedFileError(f"{path} is damaged, or no ONNX file: {error}") from error
+    if not model.graph.node:
+        raise DamagedFileError(f"{path} is damaged, or no ONNX file: nothing is computed in it.")
+    if not any(map(outside.uses_external_data, model.graph.initializer)):
+        return content
+    try:
+        outside.load_external_data_for_model(model, str(path.parent))
+        return model.SerializeToString()
+    except Exception as error:  # of onnx, protobuf or the system
+        raise StorageError(f"{path} needs weights from a file beside it that can't be read: {error!s:.200}") from error
 
 
 def _package(name: str) -> ModuleType:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kd_lab.errors import DamagedFileError, StorageError
+from kd_lab.errors import DamagedFileError, StorageError, check_kind, reason
 
 SCHEMA = 2  # raised when a file's meaning changes, so that an older kd_lab says so instead of guessing
 READABLE = "1", "2"  # 1 is version 0.1, whose layers were named by their places
@@ -29,8 +29,29 @@ NO_DIGEST = "0" * 64
 
 
 def cache_folder() -> Path:
-    """Return the user's folder for what kd_lab makes: $KD_LAB_CACHE, or the system's usual place."""
-    return Path(os.environ.get("KD_LAB_CACHE") or pooch.os_cache("kd_lab")).expanduser()
+    """Return the user's folder for what kd_lab makes: $KD_LAB_CACHE, or the system's usual place.
+
+    A user without a home gets it with its `~`: nothing lies there, and only what must write there fails.
+    """
+    given = os.environ.get("KD_LAB_CACHE")
+    with suppress(RuntimeError):
+        return Path(given or pooch.os_cache("kd_lab")).expanduser()
+    return Path(given or "~/.cache/kd_lab")
+
+
+def file_path(path: str | os.PathLike) -> Path:
+    """Return the path of a file, its `~` replaced by the user's home.
+
+    Raises a ParameterError for what is no path, such as a number, and a StorageError where there is no home.
+    """
+    check_kind("path", path, (str, os.PathLike), "the path of a file")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise StorageError(
+            f"{path} can't be found, since there is no home for its '~'. Set HOME to a folder of yours, or "
+            "KD_LAB_CACHE if you gave no path."
+        ) from error
 
 
 def cache_key(settings: dict) -> str:
@@ -43,6 +64,7 @@ def write_safely(path: Path, content: bytes) -> None:
 
     A StorageError says how much room is missing where the disk is full; the old file is then untouched.
     """
+    path = file_path(path)
     if not path.name or "\0" in str(path):
         raise StorageError(f"{str(path)!r:.80} can't be the path of a file.")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -116,6 +138,7 @@ def lock(path: Path):
 
     What a killed holder left half-written is swept. Raises a StorageError where the folder can't be written.
     """
+    path = file_path(path)
     file_lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,11 +162,18 @@ def _acquire(file_lock: FileLock, path: Path) -> AbstractContextManager:
 
 def read_file(path: Path, most: int = -1) -> bytes:
     """Return the bytes of a file, `most` of them at most; raise a StorageError that says why it can't be read."""
+    with _opened(path) as file:
+        return file.read(most)
+
+
+@contextmanager
+def _opened(path: Path):
     try:
-        with open(Path(path), "rb") as file:  # of a whole number, open() would read what the system calls so
-            return file.read(most)
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+        with open(file_path(path), "rb") as file:
+            yield file
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or reason(error)
+        raise StorageError(f"{path} can't be read: {said.removesuffix('.')}.") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
@@ -173,13 +203,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     Raises a DamagedFileError if one bit differs from what was saved, and a StorageError for a pickle, a newer
     schema, or NaN weights. Nothing in the file is ever executed.
     """
-    try:
-        with open(path, "rb") as file:  # once: another process may replace it meanwhile
-            header = _read_header(file, path)
-            file.seek(0)
-            content = file.read()
-    except OSError as error:
-        raise StorageError(f"{path} can't be read: {error.strerror}.") from error
+    with _opened(path) as file:  # once: another process may replace it meanwhile
+        header = _read_header(file, path)
+        file.seek(0)
+        content = file.read()
     _check_digest(content, header["sha256"], path)  # first, since its rule is the same in every schema
     _check_schema(header, path)
     try:

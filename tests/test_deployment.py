@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kd_lab import deployment
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes, latency
 from kd_lab.deployment import OnnxModel, export_onnx
@@ -216,3 +217,104 @@ def test_files_that_can_not_be_read_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DamagedFileError, match=r"model\.onnx is damaged, or no ONNX file"):
             OnnxModel(path)
+
+
+def made_elsewhere(path, kind="Flatten", batch="N", takes=1, given=1, **settings):
+    """Write a file as other tools do: flattened images times weights, from nodes of this kind on."""
+    weight = onnx.numpy_helper.from_array(WEIGHT.numpy(), "weight")
+    dtype = settings.get("dtype", onnx.TensorProto.FLOAT)
+    images = [onnx.helper.make_tensor_value_info(f"x{place}", dtype, [batch, 1, 4, 4]) for place in range(takes)]
+    logits = [onnx.helper.make_tensor_value_info(f"y{place}", 1, None) for place in range(given)]
+    nodes = [onnx.helper.make_node(kind, ["x0"], ["flat"], domain=settings.get("domain", ""))]
+    if dtype != 1:
+        nodes.append(onnx.helper.make_node("Cast", [nodes[-1].output[0]], ["float"], to=1))
+    nodes += [onnx.helper.make_node("MatMul", [nodes[-1].output[0], "weight"], [each.name]) for each in logits]
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("elsewhere", 1)]
+    graph = onnx.helper.make_graph(nodes, "elsewhere", images, logits, [weight])
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opsets)
+    onnx.save(model, path, save_as_external_data=settings.get("outside", False), location="weights", size_threshold=0)
+    return path
+
+
+WEIGHT = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch": 1},
+        {"batch": 7},
+        {"batch": 64, "outside": True},
+        {"outside": True},
+        {"dtype": onnx.TensorProto.UINT8},
+        {"dtype": onnx.TensorProto.DOUBLE, "batch": 2},
+    ],
+)
+@pytest.mark.parametrize("count", [1, 7, 130])
+def test_a_file_made_elsewhere_gives_the_logits_that_torch_gives(settings, count, tmp_path):
+    model = OnnxModel(made_elsewhere(tmp_path / "model.onnx", **settings))
+    images = (100 * torch.rand(count, 1, 4, 4)).to(model._dtype)
+    assert torch.allclose(predict(model, images), images.float().flatten(1) @ WEIGHT, rtol=1e-4, atol=1e-3)
+    assert file_bytes(model) > 4 * WEIGHT.numel()  # wherever they lie
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"kind": "Sharpen"}, "can't be run by ONNX Runtime .*: .*No Op registered for Sharpen"),
+        ({"kind": "Sharpen", "domain": "elsewhere"}, "can't be run by ONNX Runtime .*: .*elsewhere:Sharpen"),
+        ({"takes": 2}, r"It takes 'x0' \(tensor\(float\)\), 'x1' \(tensor\(float\)\) and gives 'y0'"),
+        ({"given": 2}, r"It takes 'x0' .* and gives 'y0' \(tensor\(float\)\), 'y1' "),
+        ({"dtype": onnx.TensorProto.BFLOAT16}, r"one tensor of numbers and give one\. It takes .x0. \(tensor"),
+    ],
+)
+def test_a_file_that_can_not_be_run_is_named(settings, said, tmp_path):
+    with pytest.raises(StorageError, match=rf"model\.onnx .*{said}") as error:
+        OnnxModel(made_elsewhere(tmp_path / "model.onnx", **settings))
+    assert not isinstance(error.value, DamagedFileError) and "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_beside_the_file_are_named(tmp_path):
+    path = made_elsewhere(tmp_path / "model.onnx", outside=True)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(StorageError, match=r"model\.onnx needs weights from a file beside it that can't be read"):
+        OnnxModel(path)
+
+
+class OneIsAnother(nn.Module):
+    """Answer twice as loud to an image alone, which an export for any number of images does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(784, 10)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) * (2 if len(x) == 1 else 1)
+
+
+def test_what_onnx_runtime_would_compute_otherwise_is_not_written(tmp_path):
+    refused(OneIsAnother(), tmp_path, r"ONNX Runtime computes alike\. In a batch of 1 its logits, .* differ by up to ")
+
+
+@pytest.mark.parametrize("count", [3, 130])
+def test_every_number_of_images_is_tried(count, tmp_path, monkeypatch):
+    run = deployment._Runtime.forward
+    monkeypatch.setattr(deployment._Runtime, "forward", lambda self, x: run(self, x) + 0.1 * (len(x) in (count, 125)))
+    refused(build_model("mlp128"), tmp_path, f"In a batch of {count} its logits")
+
+
+def test_a_path_is_looked_at_first_and_a_tilde_is_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = build_model("mlp128")
+    with pytest.raises(ParameterError, match=r"^export_onnx\(\): 'path' must be the path of a file\. Got 3\.$"):
+        export_onnx(model, 3)
+    export_onnx(model, "~/model.onnx")
+    assert predict(OnnxModel("~/model.onnx"), torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_what_surrounds_an_export_changes_nothing(tmp_path):
+    model, images = build_model("mlp128"), torch.rand(3, 1, 28, 28)
+    with torch.inference_mode():
+        export_onnx(model, tmp_path / "model.onnx", images.clone())
+    assert torch.allclose(predict(OnnxModel(tmp_path / "model.onnx"), images), predict(model, images), atol=1e-4)

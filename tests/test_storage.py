@@ -16,8 +16,21 @@ import torch
 
 from benchmarks.faults import fork, kill_during_saves
 from kd_lab import storage
-from kd_lab.errors import DamagedFileError, StorageError
-from kd_lab.storage import NO_DIGEST, cache_key, load_tensors, lock, save_tensors, set_aside, writable, write_safely
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import load_mnist
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError
+from kd_lab.results import load_results
+from kd_lab.storage import (
+    NO_DIGEST,
+    cache_key,
+    load_tensors,
+    lock,
+    read_file,
+    save_tensors,
+    set_aside,
+    writable,
+    write_safely,
+)
 
 TENSORS = {"weight": torch.randn(20, 30), "steps": torch.tensor(7)}
 
@@ -280,6 +293,57 @@ def test_the_cache_may_be_given_from_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KD_LAB_CACHE", "~/kd")
     assert storage.cache_folder() == tmp_path / "kd"
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """Leave the user without HOME, without an entry in the password database and without a cache folder."""
+    pwd = pytest.importorskip("pwd")
+    for name in ("HOME", "KD_LAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _number: {}["no such user"])
+
+
+def test_what_ships_is_loaded_without_a_home(no_home):
+    assert isinstance(load_trained("mlp128"), torch.nn.Module)
+    assert len(load_mnist().test.labels) == 10_000
+    assert load_results("hinton").seeds
+
+
+def test_what_needs_a_home_says_so(no_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for need in (
+        lambda: load_trained("mlp128", seed=5),
+        lambda: write_safely("~/model", b""),
+        lambda: load_tensors("~/model"),
+    ):
+        with pytest.raises(StorageError, match=r"there is no home for its '~'\. Set HOME"):
+            need()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_means_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_tensors("~/folder/model", TENSORS, {"seed": 3})
+    assert (tmp_path / "folder" / "model").exists() and load_tensors("~/folder/model")[1] == {"seed": 3}
+    assert read_file("~/folder/model", 8) == (tmp_path / "folder" / "model").read_bytes()[:8]
+    with lock("~/locked"):
+        assert (tmp_path / "locked.lock").exists()
+
+
+@pytest.mark.parametrize("path", [None, 3, 2.5, b"model", ["model"]])
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(ParameterError, match=r"'path' must be the path of a file\. Got "):
+        write_safely(path, b"")
+    for read in (read_file, load_tensors):
+        with pytest.raises(StorageError, match=r"can't be read: 'path' must be the path of a file\. Got "):
+            read(path)
+
+
+def test_a_folder_is_named(tmp_path):
+    for use in (lambda: write_safely(tmp_path, b""), lambda: read_file(tmp_path), lambda: load_tensors("a\0b")):
+        with pytest.raises(StorageError, match=r"Is a directory\.|embedded null byte\."):
+            use()
 
 
 def test_a_damaged_file_is_set_aside_not_deleted(path):

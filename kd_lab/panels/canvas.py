@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,11 +24,12 @@ from kd_lab.panels.measurement import Comparison, CurveAnswer
 WIDTH = 800  # of every picture; all sizes are in pixels
 COLOR, GREY, FAINT, PALE, DARK = "#c2410c", "#9ca3af", "#c3c8d0", "#d1d5db", "#1f2937"
 COLORS = 256
+SIDE = 28  # pixels of a digit, in which others are drawn, too
 SIX_BITS = 0b11111100
 NO_INSET = np.empty((0, 0, 3))
 DIGITS, CELL, CAPTION = 10, 64, 18  # of a strip: how many, how wide, and how high the line above each, in pixels
 LINE_HEIGHT, LETTER_WIDTH, LINE_SIZE = 30, 8, 10  # of a title: in pixels, at most on average, and in points
-STRIP_WIDTH, STRIP_HEIGHT = DIGITS * CELL, CAPTION + 2 * 28
+STRIP_WIDTH, STRIP_HEIGHT = DIGITS * CELL, CAPTION + 2 * SIDE
 
 
 def new_figure(height: int, width: int = WIDTH) -> Figure:
@@ -112,11 +115,16 @@ def _curve_points(answer: CurveAnswer) -> list[tuple]:
     return [(x, y), (2 * place, accuracy.interval), (place, [accuracy.value])]
 
 
-def new_accuracy_curve(axes: Axes, places: Sequence[int] = (), **texts: str) -> AccuracyCurve:
-    """Return the accuracy over a fraction or, where `places` names them, over whole numbers."""
+def new_accuracy_curve(axes: Axes, by_chance: float, places: Sequence[int] = (), **texts: str) -> AccuracyCurve:
+    """Return the accuracy over a fraction or, where `places` names them, over whole numbers.
+
+    `by_chance` is the accuracy of guessing.
+    """
     axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), ylabel="accuracy", **texts)
-    axes.axhline(0.1, color="grey", linestyle=":", linewidth=1)
-    axes.text(0.02, 0.08, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform())
+    axes.axhline(by_chance, color="grey", linestyle=":", linewidth=1)
+    axes.text(
+        0.02, by_chance - 0.02, "guessing", fontsize=8, color="grey", va="top", transform=axes.get_yaxis_transform()
+    )
     curve = AccuracyCurve(axes)
     if places:
         axes.set_xticks(places, places)
@@ -158,7 +166,7 @@ def text_image(text: str, width: int, height: int, size: float) -> np.ndarray:
 def digit_strip(images: Tensor, labels: Tensor, answers: Tensor, chosen: Tensor) -> np.ndarray:
     """Return the first ten of the chosen digits side by side, each under its label and its answer.
 
-    `images` are (N, 1, 28, 28), `chosen` indices of them; the strip is an image (height, width, 3) of uint8.
+    `images` are (N, …), `chosen` indices of them; the strip is an image (height, width, 3) of uint8.
     """
     strip = np.full((STRIP_HEIGHT, STRIP_WIDTH, 3), 255, dtype=np.uint8)
     if not len(chosen):
@@ -186,9 +194,15 @@ class LostDigits:
 
 
 def digit_picture(image: Tensor, size: int) -> np.ndarray:
-    """Return a digit (1, 28, 28) in black on white, each pixel so many wide: (28·size, 28·size, 3) of uint8."""
-    black_on_white = (255 * (1 - image * STD - MEAN)).clamp(0, 255).byte()
-    return black_on_white.numpy().repeat(size, axis=1).repeat(size, axis=2).transpose(1, 2, 0).repeat(3, axis=2)
+    """Return an image in black on white, each of 28×28 pixels so many wide: (28·size, 28·size, 3) of uint8.
+
+    One of another size is stretched, several channels are averaged, and what is no image is drawn as a row.
+    """
+    rows = torch.atleast_2d(image.float())
+    grey = rows.reshape(1, -1, *rows.shape[-2:]).mean(1, keepdim=True)
+    stretched = F.interpolate(grey, (SIDE * size, SIDE * size))[0, 0]
+    black_on_white = (255 * (1 - stretched * STD - MEAN)).clamp(0, 255).byte()
+    return black_on_white.numpy()[..., None].repeat(3, axis=2)
 
 
 def with_title(png: bytes, title: str) -> bytes:

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from kd_lab.checkpoints import student_recipe
-from kd_lab.data import Mnist
+from kd_lab.data import Mnist, Split
 from kd_lab.distillation import DistillationLoss, soft_targets, with_answers
 from kd_lab.distillation.answers import check_teacher
+from kd_lab.errors import ParameterError
 from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import small_student
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, digit_picture, new_figure
@@ -25,6 +26,7 @@ from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.training import train_live
 
 IMAGES = (500, 1000, 2000, 5000, 10_000, 20_000)  # and all that there are
+PIXELS, CLASSES = 784, 10  # of the students
 CHUNK = 5000  # images that the teacher is asked about at a time, in a tenth of a second
 CACHED_STUDENTS = 20  # one of 300 units takes up to 5 MB until it is trained
 VIEWS = TRAIN, SOFT_TARGETS = "train a student", "soft targets only"
@@ -90,9 +92,10 @@ class DistillationPanel(Panel):
     """
 
     def __init__(self, teacher: nn.Module, data: Mnist):
-        self._teacher = dense_network(teacher, data)
+        self._teacher, data = dense_network(teacher, data)
+        _check_student_fits(self._teacher, data.validation)
         check_teacher(small_student(), self._teacher, data.validation)
-        self._data, self._costs = data, counted_costs(self._teacher)
+        self._data, self._costs = data, counted_costs(self._teacher, data.validation.images)
         self._validation = with_answers(self._teacher, data.validation)
         answers = self._validation[2].argmax(1)
         self._measured = Comparison(answers, answers, data.validation.labels)
@@ -101,13 +104,14 @@ class DistillationPanel(Panel):
         self._drawing = DistillationPicture(*self._validation, self._measured.accuracy.value)
         most = len(data.train.labels)
         counts = [f"{count:,}" for count in (*(count for count in IMAGES if count < most), most)]
+        digits = [*map(str, data.validation.labels.unique().tolist())]  # those that there are
         small = {"layout": {"width": "240px"}}
         controls = {
             "temperature": Slider(label="temperature", min=0.5, max=20, step=0.5, value=4),
             "alpha": Slider(label="alpha", step=0.05, value=0.1, **small),
             "width": WholeSlider(label="width", min=5, max=300, value=30, **small),
             "images": dropdown("images", counts, counts[min(2, len(counts) - 1)]),
-            "digit": dropdown("digit", map(str, range(10)), "4"),
+            "digit": dropdown("digit", digits, "4" if "4" in digits else None),
             "view": dropdown("view", VIEWS),
         }
         super().__init__(controls, (WIDTH, HEIGHT), TABLES_HEIGHT, data.test)
@@ -166,6 +170,17 @@ class DistillationPanel(Panel):
         rows = [[name, f"{self._costs[name]:,}", *2 * [f"{cost:,}"]] for name, cost in student.items()]
         table = self.scores(answer, baseline="teacher", reference=LABELLED, costs=rows)
         return Shown(self._drawing.title(answer), self._drawing.png(answer, self.pinned), side_by_side(table))
+
+
+def _check_student_fits(teacher: nn.Module, validation: Split) -> None:
+    """Raise a ParameterError unless a student 784-width-10 reads the same images and gives the same classes."""
+    images, classes = validation.images[:1], predict(teacher, validation.images[:1]).shape[1]
+    if images.numel() != PIXELS or images.dtype != torch.float32 or classes != CLASSES:
+        raise ParameterError(
+            f"the student of this panel reads {PIXELS} numbers of torch.float32 and gives {CLASSES} classes. The data "
+            f"have images {tuple(images.shape[1:])} of {images.dtype}, and the teacher gives {classes} classes; "
+            "distil() teaches a student of your own."
+        )
 
 
 class Student:

@@ -1,6 +1,5 @@
 """Prune one layer live by magnitude and by least squares, side by side."""
 
-import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import describe, weighted_layers
+from kd_lab.networks.layers import copied, describe, weighted_layers
 from kd_lab.panels.canvas import PALE, WIDTH, AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.controls import FractionSlider
 from kd_lab.panels.measurement import FIRST, Comparison, CurveAnswer, Measurement, dense_network
@@ -65,7 +64,8 @@ class LeastSquaresPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist, layer: str):
-        self._dense = dense = dense_network(model, data)
+        dense, data = dense_network(model, data)
+        self._dense = dense
         calibration = layer_inputs(dense, layer, data.train.images[:CALIBRATION_IMAGES])
         self._hessian = damped_hessian(calibration)
         inputs = layer_inputs(dense, layer, data.validation.images[:FIRST]).double()
@@ -108,7 +108,7 @@ class LeastSquaresPanel(Panel):
         """Yield what a method gives on the first 1,000 images and on all."""
         pruned = self._pruned(method, setting.sparsity)
         weight = pruned.get_submodule(self._layer).weight.detach().flatten(1).double()
-        error = self._size(self._weight - weight) / self._size(self._weight)
+        error = self._size(self._weight - weight) / (self._size(self._weight) or 1.0)
         for comparison in self._validation.compare(pruned):
             yield MethodAnswer(setting, comparison, self._curves[method], setting.sparsity, weight, error)
 
@@ -118,7 +118,7 @@ class LeastSquaresPanel(Panel):
         weight = self._weight * mask
         if method == LEAST_SQUARES:
             weight = compensated_weight(self._weight, mask, self._hessian)
-        pruned = copy.deepcopy(self._dense)
+        pruned = copied(self._dense)
         with torch.no_grad():
             place = pruned.get_submodule(self._layer).weight
             place.copy_(weight.view_as(place))
@@ -188,7 +188,7 @@ class LeastSquaresPicture:
         axes.legend(handles=[curve.point for curve in self._curves.values()], loc="lower left", fontsize=9)
 
     def _add_outputs(self, axes: Axes, name: str) -> None:
-        limit = 1.2 * self._outputs.abs().max().item()
+        limit = 1.2 * self._outputs.abs().max().item() or 1.0
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="dense output", ylabel="pruned output")
         axes.set_title(f"outputs of {name} (line: unchanged)", fontsize=9)
         axes.grid(alpha=0.3)
@@ -197,7 +197,7 @@ class LeastSquaresPicture:
 
     def _add_weights(self, axes: Axes, weights: Tensor) -> None:
         axes.set_yscale("function", functions=(lambda y: np.sign(y) * np.sqrt(np.abs(y)), lambda r: r * np.abs(r)))
-        largest = weights.abs().max().item()
+        largest = weights.abs().max().item() or 1.0
         limit = 4 * largest  # compensation can make a weight larger than any that was there
         axes.set(xlim=(-0.7, len(weights) - 0.3), ylim=(-limit, limit), ylabel="weight (root scale)")
         ordered = f"{len(weights)} weights of output {self._row}, from the largest to the smallest"

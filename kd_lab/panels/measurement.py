@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.data import Mnist, Split
-from kd_lab.errors import check_kind
-from kd_lab.evaluation import Accuracy, PairedDifference, correct_answers, predict_classes
-from kd_lab.networks.layers import BATCH_SIZE, make_permanent, weighted_layers
+from kd_lab.errors import ParameterError
+from kd_lab.evaluation import Accuracy, PairedDifference, check_scorable, correct_answers, predict_classes
+from kd_lab.networks.layers import BATCH_SIZE, make_permanent, predict, weighted_layers
 from kd_lab.pruning import importances
 
 Tests = dict[tuple, list[Accuracy]]  # of the networks of a setting, on the test part
@@ -21,14 +21,44 @@ Rows = Iterable[list[str]]
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn
 
 
-def dense_network(model: nn.Module, data: Mnist) -> nn.Module:
-    """Return an ordinary copy of a panel's network; refuse what can't be measured."""
+def dense_network(model: nn.Module, data: Mnist) -> tuple[nn.Module, Mnist]:
+    """Return an ordinary copy of a panel's network, and the data as the network can be scored on them.
+
+    Raises a ParameterError for what can't be measured.
+    """
+    if isinstance(data, nn.Module):
+        raise ParameterError("'data' must be what load_mnist() gives. Got a network. Did you swap 'model' and 'data'?")
     weighted_layers(model)
-    check_kind("data", data, Mnist, "what load_mnist() gives")
+    _check_parts(data)
     dense = make_permanent(model)
-    correct_answers(dense, data.validation[:10])  # which hold every label
-    importances(dense, "magnitude")  # says so where weights are no numbers
-    return dense
+    checked = [check_scorable(dense, part) for part in data]
+    parts = Mnist(*(Split(_trainable(images), _trainable(labels.long())) for images, labels, *_ in checked))
+    correct_answers(dense, parts.validation[:10])  # says so where answers are no numbers
+    importances(dense, "magnitude")  # and where weights are none
+    return dense, parts
+
+
+def _trainable(tensor: Tensor) -> Tensor:
+    """Return the tensor, or an ordinary copy of one that was made in inference_mode, with which nothing can learn."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def guessing(dense: nn.Module, data: Mnist) -> float:
+    """Return the accuracy of an answer by chance: 1 / classes."""
+    return 1 / predict(dense, data.validation.images[:1]).shape[1]
+
+
+def _check_parts(data: object) -> None:
+    """Raise a ParameterError, in which no tensor is printed, unless the data are three parts."""
+    parts = list(data) if isinstance(data, (tuple, list)) else []
+    if len(parts) == len(Mnist._fields) and not any(isinstance(part, Tensor) for part in parts):
+        return
+    got = f"{type(data).__name__} of {', '.join(type(part).__name__ for part in parts)}" if parts else f"{data!r:.80}"
+    hint = " Is that one part of it?" if any(isinstance(part, Tensor) for part in parts) else ""
+    raise ParameterError(
+        "'data' must be what load_mnist() gives, or parts of your own to train, to validate and to test, each (images, "
+        f"labels). Got {got}.{hint}"
+    )
 
 
 @dataclass(frozen=True)
@@ -172,12 +202,12 @@ def scores(
     return table(rows, [f"{count:,} validation images", *networks])
 
 
-def counted_costs(model: nn.Module) -> dict[str, int]:
-    """Return what a network costs, by the name of the cost."""
+def counted_costs(model: nn.Module, images: Tensor | None = None) -> dict[str, int]:
+    """Return what a network that reads such images costs, by the name of the cost."""
     return {
         "parameters": count_parameters(model),
         "bytes of the file": file_bytes(model),
-        "MACs of an image": count_macs(model),
+        "MACs of an image": count_macs(model, images),
     }
 
 

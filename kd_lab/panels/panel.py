@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
+import torch
 from IPython import get_ipython
 from torch import nn
 
@@ -74,6 +75,11 @@ class Panel:
         _replace_earlier(self)
         for control in controls.values():
             control.observe(lambda _change: self.refresh() if self._begun else None, names="value")
+
+    def __init_subclass__(cls, **settings: Any):
+        """Make a panel outside of inference_mode: the worker could neither change nor train what that made."""
+        super().__init_subclass__(**settings)
+        cls.__init__ = torch.inference_mode(False)(cls.__init__)  # type: ignore[method-assign]
 
     def _lay_out(self, size: tuple[int, int], tables_height: int) -> None:
         width, height = map(str, size)

@@ -1,6 +1,5 @@
 """Prune a network live: what a sparsity costs in accuracy and saves in bytes."""
 
-import copy
 import functools
 import math
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import describe, weighted_layers
+from kd_lab.networks.layers import copied, describe, weighted_layers, weights
 from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
@@ -58,16 +57,16 @@ class PruningPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        self._dense = dense_network(model, data)
-        self._scratch = copy.deepcopy(self._dense)
-        self._layers = weighted_layers(self._dense)
+        self._dense, data = dense_network(model, data)
+        self._scratch = copied(self._dense)
+        self._layers, self._weights = weighted_layers(self._dense), weights(self._dense)
         self._data = data
         self._validation = Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
         self._ranking = functools.cache(self._rank)
         self._curves: dict[tuple[str, str], dict[float, float]] = {}
-        weights = torch.cat([layer.weight.detach().flatten() for layer in self._layers.values()])
-        self._drawing = PruningPicture(weights, data.validation.images)
+        every = torch.cat([weight.value.detach().flatten() for weight in self._weights.values()])
+        self._drawing = PruningPicture(every.float(), data.validation.images, guessing(self._dense, data))
         controls = {
             "sparsity": FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.5),
             "importance": dropdown("importance", IMPORTANCES),
@@ -98,15 +97,15 @@ class PruningPanel(Panel):
 
     def _masked(self, masks: dict[str, Tensor]) -> nn.Module:
         """Return the dense network under these masks; the next call writes others into the same one."""
-        pruned = weighted_layers(self._scratch)
+        pruned = weights(self._scratch)
         with torch.no_grad():
             for name, mask in masks.items():
-                torch.mul(self._layers[name].weight, mask, out=pruned[name].weight)
+                torch.mul(self._weights[name].value, mask, out=pruned[name].value)
         return self._scratch
 
     def _thresholds(self, masks: dict[str, Tensor], scope: str) -> list[float]:
         """Return the smallest |w| that is kept, of all layers or of each that keeps one."""
-        sizes = {name: self._layers[name].weight.abs().masked_fill(~mask, math.inf) for name, mask in masks.items()}
+        sizes = {name: self._weights[name].value.abs().masked_fill(~mask, math.inf) for name, mask in masks.items()}
         kept = [size.min().item() for name, size in sizes.items() if masks[name].any()]
         return [min(kept)] if scope == "global" else kept
 
@@ -133,14 +132,17 @@ class PruningPanel(Panel):
 
 
 class PruningPicture:
-    """Accuracy over sparsity, the weights (count,) that are left, in the order of the masks, and the lost digits."""
+    """Accuracy over sparsity, the weights (count,) that are left, in the order of the masks, and the lost digits.
 
-    def __init__(self, weights: Tensor, images: Tensor):
+    `by_chance` is the accuracy of guessing.
+    """
+
+    def __init__(self, weights: Tensor, images: Tensor, by_chance: float):
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "pruned")
         title = f"here (orange), and elsewhere on {FIRST:,} images (grey)"
         axes = figure.add_axes((0.095, 0.425, 0.39, 0.5))
-        self._curve = new_accuracy_curve(axes, xlabel="sparsity", title=title)
+        self._curve = new_accuracy_curve(axes, by_chance, xlabel="sparsity", title=title)
         self._add_weights(figure.add_axes((0.575, 0.425, 0.41, 0.5)), weights)
         self._canvas = Canvas(figure, [*self._curve.moving, self._kept, self._thresholds])
 
@@ -154,7 +156,7 @@ class PruningPicture:
         return self._canvas.png(*self._digits.inset(answer.comparison))
 
     def _add_weights(self, axes: Axes, weights: Tensor) -> None:
-        limit = float(np.quantile(weights.abs().numpy(), 0.9995))
+        limit = float(np.quantile(weights.abs().numpy(), 0.9995)) or 1.0
         edges = np.linspace(-limit, limit, BINS + 1)
         self._bins = np.digitize(weights.numpy(), edges[1:-1])  # the outermost have what lies beyond, too
         counts = np.bincount(self._bins, minlength=BINS)

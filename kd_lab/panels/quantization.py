@@ -1,6 +1,7 @@
 """Quantize a network live: what few bits cost in accuracy and save in bytes."""
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -13,12 +14,19 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
-from kd_lab.networks.layers import Weight, describe, make_permanent, weighted_layers
+from kd_lab.networks.layers import describe, make_permanent, weighted_layers, weights
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
-from kd_lab.quantization import CALIBRATIONS, GRANULARITIES, fold_batch_norm, output_errors, quantize_activations
+from kd_lab.quantization import (
+    CALIBRATIONS,
+    GRANULARITIES,
+    fold_batch_norm,
+    output_errors,
+    quantize_activations,
+    quantize_model,
+)
 from kd_lab.quantization.weights import Quantizer, quantize_weights
 
 BITS = range(1, 9)
@@ -65,15 +73,18 @@ class QuantizationPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        self._dense = fold_batch_norm(dense_network(model, data), data.validation.images)
-        self._layers = weighted_layers(self._dense)
+        dense, data = dense_network(model, data)
+        self._dense = fold_batch_norm(dense, data.validation.images)
+        quantize_model(self._dense, data.train.images[:2])  # says so where that can't be
+        self._layers, self._weights = weighted_layers(self._dense), weights(self._dense)
+        self._guessing = guessing(self._dense, data)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
         self._network = functools.lru_cache(CACHED_NETWORKS)(self._quantize)
         self._reports: dict[Quantization, dict[str, Any]] = {}
         self._curves: dict[tuple[str, ...], dict[int, float]] = {}
         self._pictures: dict[str, QuantizationPicture] = {}
-        largest = max(self._layers, key=lambda name: self._layers[name].weight.numel())
+        largest = max(self._layers, key=lambda name: self._weights[name].value.numel())
         controls = {
             "weight_bits": BitSlider(label="weight_bits", value=4),
             "activation_bits": dropdown("activation_bits", ["fp32", *map(str, reversed(BITS))]),
@@ -91,7 +102,7 @@ class QuantizationPanel(Panel):
         """Yield what this setting gives on 1,000 images, on all, and with bytes, errors and curve."""
         setting = Quantization(weight_bits, activation_bits, granularity, grid, calibration)
         curve, network = self._curves.setdefault(setting[1:], {}), self._network(*setting)
-        quantizer: Any = Weight(network.get_submodule(layer)).parametrization(Quantizer)
+        quantizer: Any = weights(network)[layer].parametrization(Quantizer)
         report = self._reports.get(setting, {})
         for comparison in self._validation.compare(make_permanent(network)):
             answer = QuantizationAnswer(setting, comparison, curve, weight_bits, layer, quantizer, **report)
@@ -117,21 +128,21 @@ class QuantizationPanel(Panel):
     def _report(self, network: nn.Module) -> dict[str, Any]:
         """Return the bytes of the file, and the different weights and the error of each layer."""
         errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
-        layers = weighted_layers(network).items()
-        found = {name: (len(layer.weight.unique()), errors[name]) for name, layer in layers}
+        present = weights(network).items()
+        found = {name: (len(weight.value.unique()), errors.get(name, math.nan)) for name, weight in present}
         return {"packed": network_file_bytes(network), "layers": found}
 
     def draw(self, answer: QuantizationAnswer) -> Shown:
         """Draw the picture and write the tables."""
-        weights, activations, *_ = answer.setting
+        bits, activations, *_ = answer.setting
         activations = activations if activations == "fp32" else f"{activations}-bit"
-        name, layer = answer.layer, self._layers[answer.layer]
+        name = answer.layer
         if name not in self._pictures:
-            what, images = f"{name}, {describe(layer)}", self._data.validation.images
-            self._pictures[name] = QuantizationPicture(what, layer.weight.detach(), images)
+            what, weight = f"{name}, {describe(self._layers[name])}", self._weights[name].value.detach()
+            self._pictures[name] = QuantizationPicture(what, weight, self._data.validation.images, self._guessing)
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
         costs = [["file, dense", f"{self._bytes:,} bytes"], ["file, quantized, factor", packed]]
-        title = title_of(f"{weights}-bit weights, {activations} activations", answer.comparison)
+        title = title_of(f"{bits}-bit weights, {activations} activations", answer.comparison)
         tables = side_by_side(self.scores(answer, costs=costs), self._layer_table(answer))
         return Shown(title, self._pictures[name].png(answer, self.pinned), tables)
 
@@ -140,7 +151,8 @@ class QuantizationPanel(Panel):
         rows = []
         for name, layer in self._layers.items():
             values, error = answer.layers.get(name, (0, 0.0))
-            measured = [f"{values:,}", f"{100 * error:.1f}\u00a0%"] if values else ["…", "…"]
+            wrong = "never\u00a0run" if math.isnan(error) else f"{100 * error:.1f}\u00a0%"
+            measured = [f"{values:,}", wrong] if values else ["…", "…"]
             kind = describe(layer).replace(" ", "\u00a0")  # a line for each layer
             rows.append([name, kind, answer.setting.weight_bits, *measured])
         note = f"<div class='kd-lab-note'>{SIGN if answer.setting.weight_bits == 1 else ''}</div>"
@@ -148,16 +160,19 @@ class QuantizationPanel(Panel):
 
 
 class QuantizationPicture:
-    """Accuracy over bits, a layer's weights and their grids, and the lost digits; `name` says which layer it is."""
+    """Accuracy over bits, a layer's weights and their grids, and the lost digits; `name` says which layer it is.
 
-    def __init__(self, name: str, weight: Tensor, images: Tensor):
+    `by_chance` is the accuracy of guessing.
+    """
+
+    def __init__(self, name: str, weight: Tensor, images: Tensor, by_chance: float):
         self._weight = weight
         self._limit = MARGIN * (weight.abs().max().item() or 1.0)
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "quantized")
         title = f"here (orange); other bits on {FIRST:,} images (grey)"
         axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
-        self._curve = new_accuracy_curve(axes, BITS, xlabel="bits of a weight", title=title)
+        self._curve = new_accuracy_curve(axes, by_chance, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
         self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])
@@ -171,7 +186,7 @@ class QuantizationPicture:
 
     def _count(self, weight: Tensor) -> np.ndarray:
         """Return how many weights lie in each bin, (BINS,)."""
-        return torch.histc(weight, BINS, -self._limit, self._limit).numpy()
+        return torch.histc(weight.float(), BINS, -self._limit, self._limit).numpy()
 
     def _add_weights(self, axes: Axes, name: str) -> None:
         edges, counts = np.linspace(-self._limit, self._limit, BINS + 1), self._count(self._weight)
@@ -191,7 +206,7 @@ class QuantizationPicture:
         """Draw each grid, of many some, as a row of ticks; `grids` (rows, levels)."""
         rows, count = grids.shape
         shown = grids[torch.linspace(0, rows - 1, min(rows, MAX_GRIDS)).long()]
-        x, top = shown.flatten().numpy(), (np.arange(len(shown)).repeat(count) + 0.1) / len(shown)
+        x, top = shown.flatten().float().numpy(), (np.arange(len(shown)).repeat(count) + 0.1) / len(shown)
         self._ticks.set_segments(np.stack([x, top, x, top + 0.8 / len(shown)], axis=1).reshape(-1, 2, 2))
         self._ticks.set_linewidth(1.5 if count <= 16 else 0.5)
         each = f"each channel ({len(shown)} of {rows})" if granularity == "per_channel" else "the whole layer"

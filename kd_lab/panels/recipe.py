@@ -100,8 +100,8 @@ class RecipePanel(Panel):
     """
 
     def __init__(self, model: nn.Module, teacher: nn.Module, data: Mnist):
+        self._dense, data = dense_network(model, data)
         check_recipe(model, teacher, data, {})
-        self._dense = dense_network(model, data)
         self._validation = Measurement(self._dense, data.validation, iter)  # too quick to be stopped
         self._taught = [with_answers(teacher, part) for part in (data.train[:IMAGES], data.validation)]
         self._start = self._step(self._dense)

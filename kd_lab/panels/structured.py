@@ -15,10 +15,19 @@ from torch import Tensor, nn
 
 from kd_lab.cost import latency
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import describe, weighted_layers
+from kd_lab.networks.layers import describe, weighted_layers, weights
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
+from kd_lab.panels.measurement import (
+    FIRST,
+    CurveAnswer,
+    Measurement,
+    counted_costs,
+    dense_network,
+    guessing,
+    table,
+    title_of,
+)
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank, remove_channels
 from kd_lab.pruning.channels import channel_importances
@@ -64,13 +73,14 @@ class StructuredPruningPanel(Panel):
     """
 
     def __init__(self, model: nn.Module, data: Mnist):
-        self._dense = dense_network(model, data)
-        self._groups = find_groups(self._dense)
+        self._dense, data = dense_network(model, data)
+        self._images = data.validation.images[:2]  # of the size that the network reads
+        self._groups = find_groups(self._dense, images=self._images)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
-        self._costs = counted_costs(self._dense)
+        self._costs = counted_costs(self._dense, self._images)
         self._ranking = functools.cache(self._rank)
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
-        self._drawing = StructuredPicture(self._dense, self._groups)
+        self._drawing = StructuredPicture(self._dense, self._groups, guessing(self._dense, data))
         self._ratios = dict.fromkeys(self._groups, 0.5)
         self._names = {
             f"{' + '.join(group.producers)}: {describe(self._dense.get_submodule(name))}": name
@@ -106,21 +116,24 @@ class StructuredPruningPanel(Panel):
     def measure(self, ratios: dict[str, float], importance: str) -> Iterator[StructuredAnswer]:
         """Yield what this setting gives on 1,000 images, on all, with the curve, and with the latency."""
         masks, curve = self._masks(ratios, importance), self._curves[importance]
-        smaller = remove_channels(self._dense, masks)
-        known = masks, counted_costs(smaller)
+        smaller = self._removed(masks)
+        known = masks, counted_costs(smaller, self._images)
         for comparison in self._validation.compare(smaller):
             answer = StructuredAnswer(Structured(ratios, importance), comparison, curve, share_removed(masks), *known)
             yield answer
         masked = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
         alike = {share_removed(each): each for each in masked}
-        for _ in self._validation.complete(curve, alike, lambda place: remove_channels(self._dense, alike[place])):
+        for _ in self._validation.complete(curve, alike, lambda place: self._removed(alike[place])):
             yield answer
         for batch_size in BATCH_SIZES:
             in_turn = self.steps((self._dense, smaller) * 2)  # so that a busy neighbour slows both
-            turns = [latency(network, batch_size) for network in in_turn]
+            turns = [latency(network, batch_size, self._images) for network in in_turn]
             seconds = min(turns[::2]), min(turns[1::2])
             answer = replace(answer, seconds=answer.seconds | {batch_size: seconds})
             yield answer
+
+    def _removed(self, masks: dict[str, Tensor]) -> nn.Module:
+        return remove_channels(self._dense, masks, self._images)
 
     def _masks(self, ratios: dict[str, float], importance: str) -> dict[str, Tensor]:
         """Return which channels stay, at least one of each group."""
@@ -167,12 +180,15 @@ def share_removed(masks: dict[str, Tensor]) -> float:
 
 
 class StructuredPicture:
-    """The widths of a network beside the dense ones, and accuracy over the channels removed."""
+    """The widths of a network beside the dense ones, and accuracy over the channels removed.
 
-    def __init__(self, dense: nn.Module, groups: dict[str, Group]):
-        layers = weighted_layers(dense)
+    `by_chance` is the accuracy of guessing.
+    """
+
+    def __init__(self, dense: nn.Module, groups: dict[str, Group], by_chance: float):
+        layers, values = weighted_layers(dense), [weight.value for weight in weights(dense).values()]
         first = next(iter(layers.values()))
-        self._dense = [first.weight.shape[1], *(len(layer.weight) for layer in layers.values())]
+        self._dense = [values[0].shape[1], *map(len, values)]
         self._units = ["units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values()]
         self._units.insert(0, "pixels" if isinstance(first, nn.Linear) else "channels")
         group_of = {layer: name for name, group in groups.items() for layer in group.producers}
@@ -181,7 +197,7 @@ class StructuredPicture:
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
         title = f"here (orange); all layers alike,\non {FIRST:,} images (grey)"
         axes = figure.add_axes((0.69, 0.16, 0.285, 0.71))
-        self._curve = new_accuracy_curve(axes, xlabel="channels and units removed", title=title)
+        self._curve = new_accuracy_curve(axes, by_chance, xlabel="channels and units removed", title=title)
         self._canvas = Canvas(figure, [*network, *self._curve.moving])
 
     def png(self, answer: StructuredAnswer, pinned: StructuredAnswer | None) -> bytes:

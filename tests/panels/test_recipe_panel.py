@@ -257,7 +257,7 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
     "change, expected",
     [
         (dict(model="mlp128"), "Did you mean load_trained(name)?"),
-        (dict(data=(1, 2)), "what load_mnist() returns"),
+        (dict(data=(1, 2)), "Got tuple of int, int."),
         (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
         (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "RecipePanel()"),
     ],
