@@ -4,17 +4,19 @@ Whatever goes wrong with such a network, its text is the smallest program that s
 asked of `choose(options)`: that of a random.Random, or of hypothesis, which then makes a failing network smaller.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import indent
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Choose = Callable[[Sequence[Any]], Any]
-COUNT = 40  # images
+COUNT = 24  # images
 VOCABULARY = 7  # words, of the networks that read text
 IMAGES = (1, 28, 28), (1, 8, 8), (2, 7, 5), (3, 9, 9)
 SHAPES = *IMAGES, (17,), (3, 12), (2, 5, 6, 7), "words"  # the simplest first: it is what hypothesis looks for
@@ -32,7 +34,9 @@ CHOICES = {
     "pool": ("«nn.MaxPool{d}d(2)»", "«nn.AvgPool{d}d(2)»", "F.max_pool{d}d", "«nn.AdaptiveAvgPool{d}d(2)»"),
     "flat": ("x.flatten(1)", "x.view(-1, {n})", "x.view(len(x), -1)", "x.reshape(-1, {n})", "«nn.Flatten()»(x)"),
 }
-# By what is special about them, lines of a forward; what stands in «» is made in the constructor.
+# Lines of a forward, by what is special about them; what stands in «» is made in the constructor.
+PLAIN_MAPS = {"convolution": "x = {relu}(«nn.Conv{d}d({c}, {out}, {size}, {stride}, {padding}, bias={bias})»(x))"}
+PLAIN_VECTORS = {"Linear": "x = {relu}(«nn.Linear({n}, {out}, bias={bias})»(x))"}
 ANYWHERE = {
     "activation": "x = {relu}(x)",
     "smooth activation": "x = {smooth}(x)",
@@ -46,7 +50,6 @@ ANYWHERE = {
     "lock": "x = «Locked()»(x)",
 }
 VECTORS = {
-    "Linear": "x = «nn.Linear({n}, {out}, bias={bias})»(x)",
     "BatchNorm1d": "x = «nn.BatchNorm1d({n})»(x)",
     "residual Linear": "{add}«nn.Linear({n}, {n})»(x)",
     "shared Linear": "linear = «nn.Linear({n}, {n})»\nx = linear({relu}(linear(x)))",
@@ -64,7 +67,6 @@ VECTORS = {
     "folded Sequential": "x = «nn.Sequential(nn.Linear({n}, {out}), nn.BatchNorm1d({out}), nn.ReLU())»(x)",
 }
 MAPS = {
-    "convolution": "x = «nn.Conv{d}d({c}, {out}, {size}, {stride}, {padding}, bias={bias})»(x)",
     "pool": "x = {pool}(x)",
     "BatchNorm": "x = «nn.BatchNorm{d}d({c})»(x)",
     "GroupNorm": "x = «nn.GroupNorm(1, {c})»(x)",
@@ -207,8 +209,8 @@ class Network:
         """Build it, always with the same weights for the same seed."""
         namespace = {"__name__": "written"}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            exec(self.source, namespace)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes as long as all the rest
+            exec(_compiled(self.source), namespace)
         return namespace["model"]
 
     def data(self, seed: int = 0, count: int = COUNT) -> tuple[Tensor, Tensor]:
@@ -221,17 +223,22 @@ class Network:
         return inputs, torch.arange(count) % self.classes
 
 
+@functools.lru_cache(maxsize=2)
+def _compiled(source: str) -> CodeType:
+    return compile(source, "written", "exec")
+
+
 def random_network(choose: Choose) -> Network:
     """Write a network of up to eight pieces that `choose` takes one after another."""
     author = Author(choose, choose(SHAPES))
     for _ in range(choose(range(8))):
-        author.add_one_of(author.layers_that_fit())
+        author.add_one_of(author.pieces(special=choose((False, True))))
     if len(author.shape) > 1:
         author.add_one_of(ENDS)
     if len(author.shape) > 1:  # that was struck out
         author.add_one_of({"": "x = x.flatten(1)"})
     for _ in range(choose(range(3))):
-        author.add_one_of(VECTORS | ANYWHERE)
+        author.add_one_of(author.pieces(special=choose((False, True))))
     author.add_one_of(LAST)
     author.set_state(choose(list(STATES)))
     return author.network()
@@ -249,9 +256,13 @@ class Author:
         if self.reads_words:
             self.add_one_of({"Embedding": f"x = «nn.Embedding({VOCABULARY}, {{out}})»(x)"})
 
-    def layers_that_fit(self) -> dict[str, str]:
+    def pieces(self, special: bool) -> dict[str, str]:
         """Return the pieces that are made for data of as many dimensions."""
-        return ANYWHERE | (VECTORS if len(self.shape) == 1 else MAPS | SEQUENCES if len(self.shape) == 2 else MAPS)
+        if len(self.shape) == 1:
+            return VECTORS | ANYWHERE if special else PLAIN_VECTORS
+        if len(self.shape) == 2 and self.reads_words:
+            return SEQUENCES | MAPS | ANYWHERE if special else SEQUENCES | PLAIN_MAPS
+        return MAPS | ANYWHERE if special else PLAIN_MAPS
 
     def add_one_of(self, pieces: dict[str, str]) -> None:
         """Write a piece, unless torch can't run the network with it."""
@@ -287,11 +298,11 @@ class Author:
         """Return whether torch runs the network as far as it is written, in both modes; note its kind and its shape."""
         network = self.network()
         try:
-            for mode in (True, False):
-                outputs = network.build().train(mode)(network.data()[0][:3])
+            for training, count in ((True, 3), (False, 5)):
+                outputs = network.build().train(training)(network.data()[0][:count])
+                if len(outputs) != count or outputs.dim() < 2:  # it took the images for channels
+                    return False
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-            return False
-        if len(outputs) != 3 or outputs.dim() < 2:
             return False
         self.shape = tuple(outputs.shape[1:])
         self.kinds += [kind] if kind and kind not in self.kinds else []
