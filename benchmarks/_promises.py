@@ -1,7 +1,7 @@
-"""What each public function promises for any network: the right answer, by plain torch, or a KdLabError.
+"""What each public function promises for any network, by plain torch.
 
-A promise takes a network, calls one function with it and raises a `Difference` where plain torch says something else.
-Plain torch always works on a network built from its text again: nothing of the kit has touched that one.
+A promise takes a case, calls one function with its network, and raises a Difference where plain torch says something
+else.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,176 +30,69 @@ import kd_lab.panels as panels
 import kd_lab.penalties as penalties
 import kd_lab.pruning as pruning
 import kd_lab.quantization as quantization
-from benchmarks._networks import Network
+from benchmarks._judge import (
+    Case,
+    Difference,
+    Values,
+    close,
+    computes_with_its_weights,
+    holds,
+    logits,
+    own_weights,
+    parameter_of,
+    plain,
+    same,
+    same_answers,
+    seen,
+    snapshot,
+    unchanged,
+    used,
+    with_weights,
+)
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import KdLabError
 from kd_lab.scorecard import scorecard
 from kd_lab.training import train
 
-TOLERANCE = 1e-3  # of the largest logit
 PANEL_IMAGES, FEW_INPUTS = 200, 300  # least squares takes a minute for thousands of inputs
 SPARSITY, RATIO, TEMPERATURE, ALPHA, LEARNING_RATE = 0.5, 0.3, 2.0, 0.5, 1e-3
 QUIET = {"progress": False, "epochs": 1, "batch_size": 64, "learning_rate": LEARNING_RATE, "schedule": "constant"}
-Values = dict[str, Tensor]
 
 
-class Difference(Exception):
-    """The kit's answer is not that of plain torch."""
+# networks, cost
 
 
-class Case:
-    """A network before a call: the argument, what plain torch says of it, and how the argument looked."""
-
-    def __init__(self, network: Network):
-        self.source, self.build, self.data = network.source, network.build, network.data
-        self.model, self.plain = network.build(), plain(network)
-        self.part = self.images, self.labels = network.data()
-        self.logits = logits(self.plain, network)
-
-    @property
-    def found_weights(self) -> Values:
-        """Return the plain parameters of the layers that the kit compresses, one that several share only once."""
-        return own_weights(self.plain, networks.weights(self.build()))
-
-
-# ---------------------------------------------------------------------------------------------------- plain torch
-
-
-def logits(model: nn.Module, network: Case | Network, seed: int = 0) -> Tensor:
-    """Return a model's answers in evaluation mode, as anybody would compute them."""
-    model.eval()
-    with torch.no_grad():
-        return model(network.data(seed)[0])
-
-
-def plain(network: Case | Network, seed: int = 0) -> nn.Module:
-    """Build the network in evaluation mode, its parametrized weights as plain ones."""
-    model = network.build(seed).eval()
-    for module in list(model.modules()):
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name)
-    return model
-
-
-def own_weights(model: nn.Module, names: Any) -> Values:
-    """Return the parameters of these layers by name, one that several share only once."""
-    found: Values = {}
-    for name in names:
-        parameter = parameter_of(model, name)
-        if not any(parameter is other for other in found.values()):
-            found[name] = parameter
-    return found
-
-
-def parameter_of(model: nn.Module, name: str) -> Tensor:
-    """Return the weight that the kit calls by this name: that of a layer, or "layer.weight_hh_l0"."""
-    known = dict(model.named_parameters(remove_duplicate=False))
-    weight = f"{name}.weight".lstrip(".")
-    return known[weight if weight in known else name]
-
-
-def with_weights(network: Case, values: Values) -> nn.Module:
-    """Return the plain network with these weights put in."""
-    model = plain(network)
-    with torch.no_grad():
-        for name, value in values.items():
-            parameter_of(model, name).copy_(value)
-    return model
-
-
-def seen(model: nn.Module, names: Any, network: Case, given: bool = False) -> dict[str, list[Tensor]]:
-    """Return copies of what these modules take, or give, at each call, as it was at that moment."""
-    found: dict[str, list[Tensor]] = {}
-    hooks = []
-    for name in names:
-        if given:
-            keep = lambda _m, _i, output, name=name: found.setdefault(name, []).append(output.clone())
-            hooks.append(model.get_submodule(name).register_forward_hook(keep))
-        else:
-            keep = lambda _m, inputs, name=name: found.setdefault(name, []).append(inputs[0].clone())
-            hooks.append(model.get_submodule(name).register_forward_pre_hook(keep))
-    logits(model, network)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------- comparisons
-
-
-def used(model: nn.Module) -> Values:
-    """Return the weights that a model of the kit computes with in evaluation mode."""
-    return {name: weight.value.detach().clone() for name, weight in networks.weights(model.eval()).items()}
-
-
-def same(what: str, found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
-    """Raise a Difference unless two numbers or tensors are the same up to a part of the largest."""
-    found, expected = (torch.as_tensor(each).detach().double() for each in (found, expected))
-    if found.shape != expected.shape:
-        raise Difference(f"{what} have shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    largest = max(float(expected.abs().max()), 1e-6) if expected.numel() else 1.0
-    if not torch.allclose(found, expected, tolerance, tolerance * largest, equal_nan=True):
-        off = float((found - expected).abs().max())
-        raise Difference(f"{what} differ by {off:.3g}, where they reach {largest:.3g}")
-
-
-def holds(what: str, truth: Any) -> None:
-    """Raise a Difference unless it is true."""
-    if not truth:
-        raise Difference(what)
-
-
-def close(what: str, found: Tensor, expected: Tensor, slack: float) -> None:
-    """Raise a Difference where the mean error of rounded answers is above this part of the answers' size."""
-    holds(f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}", found.shape == expected.shape)
-    error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-9))
-    holds(f"{what} differ by {error:.1%}, where {slack:.1%} may be rounding", error <= slack)
-
-
-def same_answers(what: str, model: nn.Module, expected: nn.Module, network: Case) -> None:
-    """Raise a Difference unless both give the same logits."""
-    same(f"the logits of {what}", logits(model, network), logits(expected, network))
-
-
-def computes_with_its_weights(what: str, model: nn.Module, network: Case) -> None:
-    """Raise a Difference unless a model answers as the plain network with its weights put in."""
-    same_answers(what, model, with_weights(network, used(model)), network)
-
-
-# ---------------------------------------------------------------------------------------------------- networks, cost
-
-
-def finds_every_layer(network: Case) -> None:
+def finds_every_layer(case: Case) -> None:
     """Every Linear layer and convolution is found, with the weight that it uses."""
-    networks.weights(network.model)
-    found = used(network.build())
-    for name, module in network.plain.named_modules():
+    networks.weights(case.model)
+    found = used(case.build())
+    for name, module in case.plain.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             holds(
                 f"{name}, a {type(module).__name__}, is missing",
-                name in found or any(parameter_of(network.plain, other) is module.weight for other in found),
+                name in found or any(parameter_of(case.plain, other) is module.weight for other in found),
             )
     for name, value in found.items():
-        same(f"the weights of {name}", value, parameter_of(network.plain, name))
+        same(f"the weights of {name}", value, parameter_of(case.plain, name))
 
 
-def predicts(network: Case) -> None:
+def predicts(case: Case) -> None:
     """The answers are those of evaluation mode."""
-    same("the logits", networks.predict(network.model, network.images), network.logits)
+    same("the logits", networks.predict(case.model, case.images), case.logits)
 
 
-def settles(network: Case) -> None:
+def settles(case: Case) -> None:
     """A permanent network has no parametrization, and the same answers."""
-    permanent = networks.make_permanent(network.model)
+    permanent = networks.make_permanent(case.model)
     holds("it still has parametrizations", not any(map(parametrize.is_parametrized, permanent.modules())))
-    same_answers("the permanent network", permanent, network.plain, network)
+    same_answers("the permanent network", permanent, case.plain, case)
 
 
-def settles_masks(network: Case) -> None:
+def settles_masks(case: Case) -> None:
     """Masks and quantizers made permanent change no answer."""
-    pruned = pruned_and_quantized(network.model)
-    answers = logits(pruned, network)
-    same("the logits", logits(networks.make_permanent(pruned), network), answers)
+    pruned = pruned_and_quantized(case.model)
+    answers = logits(pruned, case)
+    same("the logits", logits(networks.make_permanent(pruned), case), answers)
 
 
 def pruned_and_quantized(model: nn.Module) -> nn.Module:
@@ -206,88 +100,88 @@ def pruned_and_quantized(model: nn.Module) -> nn.Module:
     return quantization.quantize_weights(pruning.prune(model, SPARSITY, scope="per_layer"), 4)
 
 
-def scores(network: Case) -> None:
+def scores(case: Case) -> None:
     """The accuracy is the share of largest logits that are the label's."""
-    right = int((network.logits.argmax(1) == network.labels).sum())
-    found = evaluation.accuracy(network.model, network.part)
-    holds(f"{found.correct} are correct, not {right}", (found.correct, found.count) == (right, len(network.labels)))
+    right = int((case.logits.argmax(1) == case.labels).sum())
+    found = evaluation.accuracy(case.model, case.part)
+    holds(f"{found.correct} are correct, not {right}", (found.correct, found.count) == (right, len(case.labels)))
 
 
-def compares(network: Case) -> None:
+def compares(case: Case) -> None:
     """The paired difference counts on which images only one of two is right."""
-    right, other = (logits(plain(network, seed), network).argmax(1) == network.labels for seed in (0, 1))
-    found = evaluation.paired_difference(network.model, network.build(1), network.part)
+    right, other = (logits(plain(case, seed), case).argmax(1) == case.labels for seed in (0, 1))
+    found = evaluation.paired_difference(case.model, case.build(1), case.part)
     counts = int((right & ~other).sum()), int((other & ~right).sum())
     holds(f"{found.gained}, {found.lost} are not {counts}", (found.gained, found.lost) == counts)
 
 
-def counts_parameters(network: Case) -> None:
+def counts_parameters(case: Case) -> None:
     """Every number that the network computes with counts once."""
-    expected = sum(parameter.numel() for parameter in network.plain.parameters())
-    same("parameters", cost.count_parameters(network.model), expected, 0)
+    expected = sum(parameter.numel() for parameter in case.plain.parameters())
+    same("parameters", cost.count_parameters(case.model), expected, 0)
 
 
-def counts_nonzeros(network: Case) -> None:
+def counts_nonzeros(case: Case) -> None:
     """Every parameter that is not zero counts once; a pruned network has no more than parameters."""
-    expected = sum(int(parameter.count_nonzero()) for parameter in network.plain.parameters())
-    same("non-zeros", cost.count_nonzeros(network.model), expected, 0)
+    expected = sum(int(parameter.count_nonzero()) for parameter in case.plain.parameters())
+    same("non-zeros", cost.count_nonzeros(case.model), expected, 0)
 
 
-def counts_macs(network: Case) -> None:
+def counts_macs(case: Case) -> None:
     """They are half of what torch's counter finds where nothing is fused."""
-    found = cost.count_macs(network.model, network.images)
+    found = cost.count_macs(case.model, case.images)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network.plain(network.images[:1])
+            case.plain(case.images[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     same("MACs", found, counter.get_total_flops() // 2, 0)
 
 
-def counts_bytes(network: Case) -> None:
+def counts_bytes(case: Case) -> None:
     """A file has room for every tensor, once or twice, and little more."""
-    tensors = network.build().state_dict().values()
+    tensors = case.build().state_dict().values()
     every = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     once = sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
-    found = cost.file_bytes(network.model)
+    found = cost.file_bytes(case.model)
     holds(f"a file of {found} bytes for tensors of {every}", once <= found <= every + 200 * (len(tensors) + 1))
-    holds("zipped it is larger", 0 < cost.zipped_bytes(network.model) <= found + 500)
+    holds("zipped it is larger", 0 < cost.zipped_bytes(case.model) <= found + 500)
 
 
-def takes_time(network: Case) -> None:
+def takes_time(case: Case) -> None:
     """A pass takes some time, but no second."""
-    holds("no time", 0 < cost.latency(network.model, 2, network.images) < 10)
+    holds("no time", 0 < cost.latency(case.model, 2, case.images) < 10)
 
 
-def fills_a_scorecard(network: Case) -> None:
+def fills_a_scorecard(case: Case) -> None:
     """A scorecard has the same figures as its functions."""
-    card = scorecard({"dense": network.model, "other": network.build(1)}, network.part)
-    right = int((network.logits.argmax(1) == network.labels).sum())
+    card = scorecard({"dense": case.model, "other": case.build(1)}, case.part)
+    right = int((case.logits.argmax(1) == case.labels).sum())
     same("correct answers", card["dense"].accuracy.correct, right, 0)
-    same("parameters", card["dense"].parameters, sum(each.numel() for each in network.plain.parameters()), 0)
+    same("parameters", card["dense"].parameters, sum(each.numel() for each in case.plain.parameters()), 0)
     holds("it can't be shown", "accuracy" in repr(card))
 
 
-def sums_up_penalties(network: Case) -> None:
+def sums_up_penalties(case: Case) -> None:
     """Penalties are sums over the weights that are used."""
-    expected = [parameter.detach() for parameter in network.found_weights.values()]
-    model = network.build().eval()  # a weight with spectral norm changes when it is read in training mode
+    expected = [parameter.detach() for parameter in case.found_weights.values()]
+    model = case.build().eval()  # a weight with spectral norm changes when it is read in training mode
     same("Σ|w|", penalties.l1_penalty(model), sum(weight.abs().sum() for weight in expected))
     same("Σw²", penalties.l2_penalty(model), sum(weight.square().sum() for weight in expected))
-    holds("it is far from itself", penalties.match_parameters(network.model, 1.0)(model) < 1e-3)
+    holds("it is far from itself", penalties.match_parameters(case.model, 1.0)(model) < 1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------- pruning
+# pruning
 
 
-def own_importances(network: Case, importance: str) -> Values:
+def own_importances(case: Case, importance: str) -> Values:
     """Return |w|, |g| or |w·g| of every weight that the kit prunes, by plain torch."""
-    weights = network.found_weights
+    weights = case.found_weights
     if importance in ("magnitude", "random"):
         return {name: weight.detach().abs() for name, weight in weights.items()}
-    loss = F.cross_entropy(network.plain.requires_grad_(True)(network.images), network.labels)
+    loss = F.cross_entropy(case.plain.requires_grad_(True)(case.images), case.labels)
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
     by_name = dict(zip(weights, gradients, strict=True))
     if importance == "gradient":
@@ -295,9 +189,9 @@ def own_importances(network: Case, importance: str) -> Values:
     return {name: (weights[name].detach() * gradient).abs() for name, gradient in by_name.items()}
 
 
-def cuts(pruned: nn.Module, network: Case, groups: list[Values], sparsity: float) -> None:
+def cuts(pruned: nn.Module, case: Case, groups: list[Values], sparsity: float) -> None:
     """Raise a Difference unless the least important weights of each group are zero, the others as they were."""
-    before, after = network.found_weights, used(pruned)
+    before, after = case.found_weights, used(pruned)
     for sizes in groups:
         old, new = (torch.cat([table[name].flatten() for name in sizes]).detach() for table in (before, after))
         size, gone = torch.cat([sizes[name].flatten() for name in sizes]), (new == 0) & (old != 0)
@@ -308,58 +202,59 @@ def cuts(pruned: nn.Module, network: Case, groups: list[Values], sparsity: float
         if gone.any() and kept.any():
             rounding = 1e-4 * size.max() + 1e-7  # all gradients may be noise
             holds("more important weights are pruned", size[gone].max() <= size[kept].min() + rounding)
-    computes_with_its_weights("the pruned network", pruned, network)
+    computes_with_its_weights("the pruned network", pruned, case)
 
 
-def prunes(network: Case, importance: str, scope: str) -> None:
+def prunes(case: Case, importance: str, scope: str) -> None:
     """The least important weights of all, or of each layer, are zero."""
-    data = network.part if "gradient" in importance else None
-    pruned = pruning.prune(network.model, SPARSITY, importance, scope, data=data)
-    sizes = own_importances(network, importance)
+    data = case.part if "gradient" in importance else None
+    pruned = pruning.prune(case.model, SPARSITY, importance, scope, data=data)
+    sizes = own_importances(case, importance)
     if importance == "random":
         sizes = {name: torch.zeros_like(size) for name, size in sizes.items()}
-    cuts(pruned, network, [sizes] if scope == "global" else [{name: size} for name, size in sizes.items()], SPARSITY)
-    holds("more non-zeros than parameters", cost.count_nonzeros(pruned) <= cost.count_parameters(network.model))
+    cuts(pruned, case, [sizes] if scope == "global" else [{name: size} for name, size in sizes.items()], SPARSITY)
+    holds("more non-zeros than parameters", cost.count_nonzeros(pruned) <= cost.count_parameters(case.model))
 
 
-def prunes_layer_adaptively(network: Case) -> None:
+def prunes_layer_adaptively(case: Case) -> None:
     """The weights whose square is smallest beside those of their layer that are no smaller are zero."""
     sizes = {}
-    for name, weight in network.found_weights.items():
+    for name, weight in case.found_weights.items():
         squares, order = weight.detach().double().square().flatten().sort()
         left = squares.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
         sizes[name] = torch.empty_like(squares).index_copy_(0, order, squares / left).view(weight.shape)
-    cuts(pruning.prune_layer_adaptive(network.model, SPARSITY), network, [sizes], SPARSITY)
+    cuts(pruning.prune_layer_adaptive(case.model, SPARSITY), case, [sizes], SPARSITY)
 
 
-def prunes_n_of_m(network: Case) -> None:
+def prunes_n_of_m(case: Case) -> None:
     """Of four consecutive weights of a row the two smallest are zero."""
-    pruned = pruning.prune_n_m(network.model)
-    for name, weight in network.found_weights.items():
-        rows, found = weight.detach().flatten(1), used(pruned)[name].flatten(1)
+    pruned = pruning.prune_n_m(case.model)
+    for name, weight in case.found_weights.items():
+        outputs = 1 if isinstance(case.plain.get_submodule(name), _ConvTransposeNd) else 0
+        rows, found = (each.transpose(0, outputs).flatten(1) for each in (weight.detach(), used(pruned)[name]))
         for start in range(0, rows.shape[1], 4):
             part, kept = rows[:, start : start + 4], found[:, start : start + 4] != 0
             smallest = part.abs().masked_fill(~kept, math.inf).amin(1)
             largest = part.abs().masked_fill(kept, 0).amax(1)
             holds("more than two of four are kept", (kept.sum(1) <= 2).all())
             holds("larger ones are pruned", (largest <= smallest).all())
-    computes_with_its_weights("the pruned network", pruned, network)
+    computes_with_its_weights("the pruned network", pruned, case)
 
 
-def prunes_with_compensation(network: Case) -> None:
+def prunes_with_compensation(case: Case) -> None:
     """The first layer's kept weights are those that its output misses least; other layers stay as they are."""
-    names = list(network.found_weights)
+    names = list(case.found_weights)
     first, last = names[0], names[-1]
-    chosen = {name: SPARSITY for name in (first, last) if network.found_weights[name][0].numel() <= FEW_INPUTS}
-    pruned = pruning.prune_least_squares(network.model, chosen, network.images)
-    before, after = network.found_weights, used(pruned)
+    chosen = {name: SPARSITY for name in (first, last) if case.found_weights[name][0].numel() <= FEW_INPUTS}
+    pruned = pruning.prune_least_squares(case.model, chosen, case.images)
+    before, after = case.found_weights, used(pruned)
     for name in names:
         gone = int(((after[name] == 0) & (before[name] != 0)).sum())
         wanted = round(SPARSITY * before[name].numel()) if name in chosen else 0
         holds(f"{gone} weights of {name} are pruned, not {wanted}", gone == wanted)
-    computes_with_its_weights("the pruned network", pruned, network)
-    module = network.plain.get_submodule(first)
-    if first in chosen and type(module) is nn.Linear and (taken := seen(network.plain, [first], network).get(first)):
+    computes_with_its_weights("the pruned network", pruned, case)
+    module = case.plain.get_submodule(first)
+    if first in chosen and type(module) is nn.Linear and (taken := seen(case.plain, [first], case).get(first)):
         x = torch.cat([each.flatten(0, -2) for each in taken]).double()
         hessian = x.T @ x / len(x)
         hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
@@ -369,108 +264,106 @@ def prunes_with_compensation(network: Case) -> None:
                 same("refitted weights", row[kept], torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ dense))
 
 
-def prunes_gradually(network: Case, keeps: bool) -> None:
+def prunes_gradually(case: Case, keeps: bool) -> None:
     """It ends at the sparsity; where the callback loses the masks, that is said."""
-    fine_tune = (lambda model: model) if keeps else (lambda model: network.build())
+    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        pruned = pruning.prune_gradually(network.model, SPARSITY, 2, fine_tune)
+        pruned = pruning.prune_gradually(case.model, SPARSITY, 2, fine_tune)
     if not said:
-        cuts(pruned, network, [own_importances(network, "magnitude")], SPARSITY)
+        cuts(pruned, case, [own_importances(case, "magnitude")], SPARSITY)
 
 
-def prunes_until(network: Case, keeps: bool) -> None:
+def prunes_until(case: Case, keeps: bool) -> None:
     """What it says it reached is what the returned network has."""
-    fine_tune = (lambda model: model) if keeps else (lambda model: network.build())
-    pruned, attempts = pruning.prune_until(network.model, SPARSITY, network.part, fine_tune, tolerance=0.5)
-    weights = torch.cat([used(pruned)[name].flatten() for name in network.found_weights])
+    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
+    pruned, attempts = pruning.prune_until(case.model, SPARSITY, case.part, fine_tune, tolerance=0.5)
+    weights = torch.cat([used(pruned)[name].flatten() for name in case.found_weights])
     zeros, rounding = float((weights == 0).float().mean()), 0.01 + 0.5 / len(weights)
     holds(f"says {attempts.reached:.2f}, and has {zeros:.2f} zeros", abs(attempts.reached - zeros) <= rounding)
-    computes_with_its_weights("the pruned network", pruned, network)
+    computes_with_its_weights("the pruned network", pruned, case)
 
 
-def rewinds(network: Case) -> None:
+def rewinds(case: Case) -> None:
     """A ticket has the masks of one network and the weights of another."""
-    pruned = pruning.prune(network.model, SPARSITY, scope="per_layer")
-    ticket, masks = pruning.rewind(pruned, network.build(1)), used(pruned)
-    initial = own_weights(plain(network, 1), network.found_weights)
+    pruned = pruning.prune(case.model, SPARSITY, scope="per_layer")
+    ticket, masks = pruning.rewind(pruned, case.build(1)), used(pruned)
+    initial = own_weights(plain(case, 1), case.found_weights)
     for name, value in initial.items():
         same(f"the weights of {name}", used(ticket)[name], value * (masks[name] != 0))
 
 
-def prunes_channels(network: Case) -> None:
+def prunes_channels(case: Case) -> None:
     """Masked channels are removed for good without a change of the answers."""
-    data = network.part
-    pruned = pruning.prune_channels(network.model, RATIO, data=data)
-    computes_with_its_weights("the masked network", pruned, network)
-    holds("nothing is masked", cost.count_nonzeros(pruned) <= cost.count_nonzeros(network.model))
-    groups = pruning.channel_groups(network.model, network.images)
+    data = case.part
+    pruned = pruning.prune_channels(case.model, RATIO, data=data)
+    computes_with_its_weights("the masked network", pruned, case)
+    holds("nothing is masked", cost.count_nonzeros(pruned) <= cost.count_nonzeros(case.model))
+    groups = pruning.channel_groups(case.model, case.images)
     kept = {name: used(pruned)[name].flatten(1).any(1) for name in groups}
-    narrow = pruning.remove_channels(network.model, kept, network.images)
-    same_answers("the narrow network", narrow, pruned, network)
-    narrow(network.images[:1])
+    narrow = pruning.remove_channels(case.model, kept, case.images)
+    same_answers("the narrow network", narrow, pruned, case)
+    narrow(case.images[:1])
 
 
-def prunes_hard(network: Case) -> None:
+def prunes_hard(case: Case) -> None:
     """What no layer reads goes for good; the answers stay."""
-    pruned = pruning.prune_channels(network.model, RATIO, data=network.part)
-    expected = logits(pruned, network)
-    narrow = pruning.hard_prune(pruned, network.images)
-    same("the logits", logits(narrow, network), expected)
+    pruned = pruning.prune_channels(case.model, RATIO, data=case.part)
+    expected = logits(pruned, case)
+    narrow = pruning.hard_prune(pruned, case.images)
+    same("the logits", logits(narrow, case), expected)
     holds(
         "it has more weights", cost.count_parameters(narrow) <= cost.count_parameters(networks.make_permanent(pruned))
     )
 
 
-def prunes_zeros_hard(network: Case) -> None:
+def prunes_zeros_hard(case: Case) -> None:
     """A network that was pruned weight by weight keeps its answers, too."""
-    pruned = pruning.prune(network.model, 0.8, scope="per_layer")
-    expected = logits(pruned, network)
-    same("the logits", logits(pruning.hard_prune(pruned, network.images), network), expected)
+    pruned = pruning.prune(case.model, 0.8, scope="per_layer")
+    expected = logits(pruned, case)
+    same("the logits", logits(pruning.hard_prune(pruned, case.images), case), expected)
 
 
-def removes_layers(network: Case) -> None:
+def removes_layers(case: Case) -> None:
     """A removed module hands on what it takes."""
-    names = [name for name, module in network.plain.named_modules() if name and not list(module.children())]
-    refusals = [_refuses_or_removes(network, name) for name in names]
+    names = [name for name, module in case.plain.named_modules() if name and not list(module.children())]
+    refusals = [_refuses_or_removes(case, name) for name in names]
     if refusals and all(refusals):
         raise refusals[0]
 
 
-def _refuses_or_removes(network: Case, name: str) -> KdLabError | None:
+def _refuses_or_removes(case: Case, name: str) -> KdLabError | None:
     try:
-        fewer = pruning.remove_layers(network.model, [name], network.images)
+        fewer = pruning.remove_layers(case.model, [name], case.images)
     except KdLabError as error:
         return error
-    expected = plain(network)
+    expected = plain(case)
     expected.set_submodule(name, nn.Identity())
-    same_answers(f"the network without {name}", fewer, expected, network)
+    same_answers(f"the network without {name}", fewer, expected, case)
     return None
 
 
-def scans(network: Case) -> None:
+def scans(case: Case) -> None:
     """The rise of the loss where one layer is pruned alone is that of plain torch."""
-    found = compression.sensitivity_scan(network.model, network.part, [SPARSITY])
-    whole = F.cross_entropy(network.logits, network.labels)
-    for name, weight in network.found_weights.items():
+    found = compression.sensitivity_scan(case.model, case.part, [SPARSITY])
+    whole = F.cross_entropy(case.logits, case.labels)
+    for name, weight in case.found_weights.items():
         cut = weight.detach().clone().flatten()
         cut[cut.abs().argsort(stable=True)[: round(SPARSITY * len(cut))]] = 0
-        answers = logits(with_weights(network, {name: cut.view(weight.shape)}), network)
-        loss = float(F.cross_entropy(answers, network.labels))
+        answers = logits(with_weights(case, {name: cut.view(weight.shape)}), case)
+        loss = float(F.cross_entropy(answers, case.labels))
         holds(f"the rise at {name} differs", abs(found[name][SPARSITY] - loss + float(whole)) < 1e-3 * (1 + loss))
 
 
-def reads_inputs(network: Case) -> None:
+def reads_inputs(case: Case) -> None:
     """The inputs of the first layer are those that it took when it was called."""
-    name = next(iter(network.found_weights))
-    found = pruning.layer_inputs(network.model, name, network.images)
-    if isinstance(network.plain.get_submodule(name), nn.Linear):
-        same(
-            "the inputs", found, torch.cat([each.flatten(0, -2) for each in seen(network.plain, [name], network)[name]])
-        )
+    name = next(iter(case.found_weights))
+    found = pruning.layer_inputs(case.model, name, case.images)
+    if isinstance(case.plain.get_submodule(name), nn.Linear):
+        same("the inputs", found, torch.cat([each.flatten(0, -2) for each in seen(case.plain, [name], case)[name]]))
 
 
-# ---------------------------------------------------------------------------------------------------- quantization
+# quantization
 
 
 def own_grid(x: Tensor, num_bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -488,40 +381,40 @@ def own_rounded(x: Tensor, num_bits: int, grid: tuple[Tensor, Tensor]) -> Tensor
     return (((x * (1 / scale)).round() + zero_point).clamp(-levels, levels - 1) - zero_point) * scale
 
 
-def quantizes_weights(network: Case, num_bits: int) -> None:
+def quantizes_weights(case: Case, num_bits: int) -> None:
     """Every weight is rounded to its layer's grid, or keeps its sign where it has one bit."""
-    rounded = quantization.quantize_weights(network.model, num_bits, "per_tensor", True, "min_max")
-    for name, weight in network.found_weights.items():
+    rounded = quantization.quantize_weights(case.model, num_bits, "per_tensor", True, "min_max")
+    for name, weight in case.found_weights.items():
         weight = weight.detach()
         signs = weight.sign() * weight.abs()[weight != 0].mean()
         expected = signs if num_bits == 1 else own_rounded(weight, num_bits, own_grid(weight, num_bits, True))
         same(f"the weights of {name}", used(rounded)[name], expected)
-    computes_with_its_weights("the quantized network", rounded, network)
+    computes_with_its_weights("the quantized network", rounded, case)
 
 
-def quantizes_channels(network: Case) -> None:
+def quantizes_channels(case: Case) -> None:
     """With a grid for each output no weight moves by more than half a step of its layer's."""
-    rounded = quantization.quantize_weights(network.model, 4, "per_channel", True, "min_max")
-    for name, weight in network.found_weights.items():
+    rounded = quantization.quantize_weights(case.model, 4, "per_channel", True, "min_max")
+    for name, weight in case.found_weights.items():
         step = weight.detach().abs().max() / 7
         holds("a weight moves too far", (used(rounded)[name] - weight).abs().max() <= 0.5001 * step)
-    computes_with_its_weights("the quantized network", rounded, network)
+    computes_with_its_weights("the quantized network", rounded, case)
 
 
-def ternarizes(network: Case) -> None:
+def ternarizes(case: Case) -> None:
     """Every weight becomes zero or its sign times the mean of the large ones."""
-    ternary = quantization.ternarize_weights(network.model, "per_tensor")
-    for name, weight in network.found_weights.items():
+    ternary = quantization.ternarize_weights(case.model, "per_tensor")
+    for name, weight in case.found_weights.items():
         weight = weight.detach()
         large = weight.abs() > 0.7 * weight.abs().mean()
         same(f"the weights of {name}", used(ternary)[name], weight.sign() * large * weight.abs()[large].mean())
-    computes_with_its_weights("the ternary network", ternary, network)
+    computes_with_its_weights("the ternary network", ternary, case)
 
 
-def shares_weights(network: Case) -> None:
+def shares_weights(case: Case) -> None:
     """A layer's weights become the mean of those that are nearest to the same one of four."""
-    shared = quantization.share_weights(network.model, 2)
-    for name, weight in network.found_weights.items():
+    shared = quantization.share_weights(case.model, 2)
+    for name, weight in case.found_weights.items():
         weight, found = weight.detach(), used(shared)[name]
         values = found[weight != 0].unique()
         holds(f"{len(values)} values", len(values) <= 4)
@@ -529,108 +422,108 @@ def shares_weights(network: Case) -> None:
             same("a value", value, weight[(found == value) & (weight != 0)].mean())
         nearest = (weight.flatten()[:, None] - values).abs().amin(1)
         same("distances", (found - weight).abs().flatten()[weight.flatten() != 0], nearest[weight.flatten() != 0])
-    computes_with_its_weights("the network with shared weights", shared, network)
+    computes_with_its_weights("the network with shared weights", shared, case)
 
 
-def folds(network: Case) -> None:
+def folds(case: Case) -> None:
     """Folding changes no answer, and no network gets slower by it."""
-    same_answers("the folded network", given_images(quantization.fold_batch_norm, network), network.plain, network)
+    same_answers("the folded network", given_images(quantization.fold_batch_norm, case), case.plain, case)
 
 
-def given_images(function: Callable, network: Case, model: nn.Module | None = None) -> nn.Module:
+def given_images(function: Callable, case: Case, model: nn.Module | None = None) -> nn.Module:
     """Call a function with images, if it takes any: networks may read others than MNIST's."""
     takes = "images" in function.__code__.co_varnames[: function.__code__.co_argcount]
-    return function(model or network.model, *([network.images] if takes else []))
+    return function(model or case.model, *([case.images] if takes else []))
 
 
-def own_activations(network: Case, model: nn.Module, num_bits: int) -> Tensor:
+def own_activations(case: Case, model: nn.Module, num_bits: int) -> Tensor:
     """Return the logits where the input of each layer is rounded to the grid of what it read on the images."""
     grids = {
         name: own_grid(torch.cat([each.flatten() for each in taken]), num_bits, False)
-        for name, taken in seen(model, module_names(network, model), network).items()
+        for name, taken in seen(model, module_names(case, model), case).items()
         if taken[0].is_floating_point()
     }
     for name, grid in grids.items():
         model.get_submodule(name).register_forward_pre_hook(
             lambda _module, inputs, grid=grid: (own_rounded(inputs[0], num_bits, grid), *inputs[1:])
         )
-    return logits(model, network)
+    return logits(model, case)
 
 
-def module_names(network: Case, model: nn.Module) -> list[str]:
+def module_names(case: Case, model: nn.Module) -> list[str]:
     """Return the names of the modules whose weights the kit compresses."""
     known = dict(model.named_modules())
-    return [name for name in networks.weighted_layers(network.model) if name in known]
+    return [name for name in networks.weighted_layers(case.model) if name in known]
 
 
-def quantizes_activations(network: Case) -> None:
+def quantizes_activations(case: Case) -> None:
     """Every layer reads numbers of its grid: the range of what it read at the moment that it was called."""
-    found = quantization.quantize_activations(network.model, network.images, 8, "min_max")
-    expected = own_activations(network, plain(network), 8)
-    effect = float((expected - network.logits).square().mean().sqrt() / network.logits.square().mean().sqrt())
-    close("the logits", logits(found, network), expected, max(0.3 * effect, 1e-3))
+    found = quantization.quantize_activations(case.model, case.images, 8, "min_max")
+    expected = own_activations(case, plain(case), 8)
+    effect = float((expected - case.logits).square().mean().sqrt() / case.logits.square().mean().sqrt())
+    close("the logits", logits(found, case), expected, max(0.3 * effect, 1e-3))
 
 
-def quantizes_models(network: Case, num_bits: int, calibration: str) -> None:
+def quantizes_models(case: Case, num_bits: int, calibration: str) -> None:
     """At 8 bits the answers are nearly those of floating point; integers answer as the simulation does."""
-    simulated = quantization.quantize_model(network.model, network.images, num_bits, num_bits, calibration=calibration)
-    expected = logits(simulated, network)
+    simulated = quantization.quantize_model(case.model, case.images, num_bits, num_bits, calibration=calibration)
+    expected = logits(simulated, case)
     if num_bits == 8:
-        own = own_activations(network, plain(network), 8)
-        noise = float((own - network.logits).square().mean().sqrt() / network.logits.square().mean().sqrt())
-        close("simulated and whole answers", expected, network.logits, max(0.1, 5 * noise))
-    integer = given_images(quantization.to_integer, network, simulated)
-    found = logits(integer, network)
+        own = own_activations(case, plain(case), 8)
+        noise = float((own - case.logits).square().mean().sqrt() / case.logits.square().mean().sqrt())
+        close("simulated and whole answers", expected, case.logits, max(0.1, 5 * noise))
+    integer = given_images(quantization.to_integer, case, simulated)
+    found = logits(integer, case)
     largest = expected.abs().max().clamp(min=1e-6)
     agree = float(((found - expected).abs().amax(1) <= 0.02 * largest).float().mean())
     holds(f"integers agree on {agree:.0%} of the images", agree >= 0.9)
 
 
-def measures_output_errors(network: Case) -> None:
+def measures_output_errors(case: Case) -> None:
     """The error of each layer is that of its output as it was when the layer gave it."""
-    rounded = quantization.quantize_weights(network.model, 3)
-    found = quantization.output_errors(rounded, network.build(), network.images)
-    names = module_names(network, network.plain)
-    right = seen(plain(network), names, network, given=True)
-    wrong = seen(with_weights(network, used(rounded)), names, network, given=True)
+    rounded = quantization.quantize_weights(case.model, 3)
+    found = quantization.output_errors(rounded, case.build(), case.images)
+    names = module_names(case, case.plain)
+    right = seen(plain(case), names, case, given=True)
+    wrong = seen(with_weights(case, used(rounded)), names, case, given=True)
     for name in found:
         a, b = (torch.cat(each[name]) for each in (wrong, right))
         same(f"the error of {name}", found[name], (a - b).square().sum() / b.square().sum().clamp(min=1e-30), 1e-2)
 
 
-# ---------------------------------------------------------------------------------------------------- files
+# files
 
 
-def round_trips(network: Case, change: Callable[[nn.Module], nn.Module]) -> None:
+def round_trips(case: Case, change: Callable[[nn.Module], nn.Module]) -> None:
     """A file reads back to the same predictions."""
-    changed = change(network.model)
+    changed = change(case.model)
     with tempfile.TemporaryDirectory() as folder:
         formats.save_network(Path(folder) / "file", changed)
-        loaded = formats.load_network(Path(folder) / "file", network.build(1))
-    same("the logits", logits(loaded, network), logits(changed, network), 1e-6)
+        loaded = formats.load_network(Path(folder) / "file", case.build(1))
+    same("the logits", logits(loaded, case), logits(changed, case), 1e-6)
 
 
-def packs_only_its_own(network: Case) -> None:
+def packs_only_its_own(case: Case) -> None:
     """A network that is none of the kit's is refused."""
-    formats.pack(network.model)
+    formats.pack(case.model)
     raise Difference("a network that isn't the kit's was packed")
 
 
-def exports(network: Case) -> None:
+def exports(case: Case) -> None:
     """ONNX Runtime answers as torch does, whatever the number of images."""
     with tempfile.TemporaryDirectory() as folder:
-        deployment.export_onnx(network.model, Path(folder) / "file.onnx", network.images)
+        deployment.export_onnx(case.model, Path(folder) / "file.onnx", case.images)
         run = deployment.OnnxModel(Path(folder) / "file.onnx")
-    for count in (1, 3, len(network.images)):
-        same(f"the logits of {count}", run(network.images[:count]), network.plain(network.images[:count]))
+    for count in (1, 3, len(case.images)):
+        same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count]))
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# training
 
 
-def mean_loss(model: nn.Module, network: Case, loss: Callable[..., Tensor], seed: int) -> float:
+def mean_loss(model: nn.Module, case: Case, loss: Callable[..., Tensor], seed: int) -> float:
     """Return a loss of a model in evaluation mode on one part of the data."""
-    return float(loss(logits(model, network, seed), network.data(seed)[1], logits(plain(network, 1), network, seed)))
+    return float(loss(logits(model, case, seed), case.data(seed)[1], logits(plain(case, 1), case, seed)))
 
 
 def own_distillation_loss(student: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
@@ -641,50 +534,50 @@ def own_distillation_loss(student: Tensor, labels: Tensor, teacher: Tensor) -> T
     return ALPHA * F.cross_entropy(student, labels) + (1 - ALPHA) * TEMPERATURE**2 * divergence
 
 
-def has_learned(trained: nn.Module, history: Any, network: Case, loss: Callable[..., Tensor]) -> None:
+def has_learned(trained: nn.Module, history: Any, case: Case, loss: Callable[..., Tensor]) -> None:
     """Raise a Difference unless the history tells the truth, frozen weights stay, and no step is too long."""
-    again = network.build()
+    again = case.build()
     holds("it is in training mode", not any(module.training for module in trained.modules()))
-    expected = mean_loss(trained, network, loss, 1)
+    expected = mean_loss(trained, case, loss, 1)
     holds("the validation loss is another", abs(history.validation_loss[0] - expected) <= 1e-3 * (1 + abs(expected)))
     for name, parameter in again.named_parameters():
         moved = float((dict(trained.named_parameters())[name] - parameter).detach().abs().max())
         holds(f"{name}, frozen, was trained", parameter.requires_grad or moved == 0)
         holds(f"{name} moved by {moved}", moved <= 1.01 * LEARNING_RATE)
-    first = network.build().train()
-    teacher = logits(plain(network, 1), network)
-    losses = [float(loss(first(network.images), network.labels, teacher).detach()) for _ in range(2)]
-    if not history.train_loss or "ropout" in network.source or "Moody" in network.source or "running" in network.source:
+    first = case.build().train()
+    teacher = logits(plain(case, 1), case)
+    losses = [float(loss(first(case.images), case.labels, teacher).detach()) for _ in range(2)]
+    if not history.train_loss or "ropout" in case.source or "Moody" in case.source or "running" in case.source:
         return
     holds("the training loss is another", abs(history.train_loss[0] - losses[0]) <= 1e-3 * (1 + abs(losses[0])))
 
 
-def trains(network: Case) -> None:
+def trains(case: Case) -> None:
     """One step of training tells the true losses, moves what may move, and leaves what is frozen."""
     loss = lambda student, labels, _teacher: F.cross_entropy(student, labels)
-    trained, history = train(network.model, network.part, F.cross_entropy, validation=network.data(1), **QUIET)
-    has_learned(trained, history, network, loss)
+    trained, history = train(case.model, case.part, F.cross_entropy, validation=case.data(1), **QUIET)
+    has_learned(trained, history, case, loss)
 
 
-def distils(network: Case) -> None:
+def distils(case: Case) -> None:
     """One step of distillation, the teacher being the same network with other weights."""
-    teacher = network.build(1)
+    teacher = case.build(1)
     before = snapshot(teacher)
     trained, history = distillation.distil(
-        network.model, teacher, network.part, validation=network.data(1), temperature=TEMPERATURE, alpha=ALPHA, **QUIET
+        case.model, teacher, case.part, validation=case.data(1), temperature=TEMPERATURE, alpha=ALPHA, **QUIET
     )
-    has_learned(trained, history, network, own_distillation_loss)
+    has_learned(trained, history, case, own_distillation_loss)
     unchanged("the teacher", teacher, before)
 
 
-def distils_features(network: Case, kind: str) -> None:
+def distils_features(case: Case, kind: str) -> None:
     """Features are read as the layer gave them; the validation loss is that of plain torch."""
-    layer = next(iter(module_names(network, network.plain)))
+    layer = next(iter(module_names(case, case.plain)))
     trained, history = distillation.distil_features(
-        network.model,
-        network.build(1),
-        network.part,
-        validation=network.data(1),
+        case.model,
+        case.build(1),
+        case.part,
+        validation=case.data(1),
         student_layer=layer,
         teacher_layer=layer,
         kind=kind,
@@ -692,10 +585,10 @@ def distils_features(network: Case, kind: str) -> None:
         alpha=ALPHA,
         **QUIET,
     )
-    features = [_features(model, layer, network.data(1)[0]) for model in (trained, plain(network, 1))]
+    features = [_features(model, layer, case.data(1)[0]) for model in (trained, plain(case, 1))]
     if kind == "similarity":
         features = [F.normalize(each.flatten(1) @ each.flatten(1).T, dim=1) for each in features]
-    expected = mean_loss(trained, network, own_distillation_loss, 1) + float(F.mse_loss(*features))
+    expected = mean_loss(trained, case, own_distillation_loss, 1) + float(F.mse_loss(*features))
     holds("the validation loss is another", abs(history.validation_loss[0] - expected) <= 1e-3 * (1 + abs(expected)))
 
 
@@ -708,37 +601,35 @@ def _features(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     return output
 
 
-def reads_features(network: Case) -> None:
+def reads_features(case: Case) -> None:
     """The outputs of a layer are those that it gave when it was called."""
-    name = next(iter(module_names(network, network.plain)))
-    found = distillation.layer_outputs(network.model, name, network.images)
-    same("the outputs", found, torch.cat(seen(network.plain, [name], network, given=True)[name]))
+    name = next(iter(module_names(case, case.plain)))
+    found = distillation.layer_outputs(case.model, name, case.images)
+    same("the outputs", found, torch.cat(seen(case.plain, [name], case, given=True)[name]))
 
 
-# ---------------------------------------------------------------------------------------------------- panels
+# panels
 
 
-def shows(network: Case, panel: Callable[..., panels.panel.Panel], **arguments: str) -> None:
+def shows(case: Case, panel: Callable[..., panels.panel.Panel], **arguments: str) -> None:
     """A panel's dense network is the learner's own, and what it shows is drawn."""
-    parts = [Split(*network.data(seed, PANEL_IMAGES)) for seed in range(3)]
-    shown = panel(network.model, Mnist(*parts), **arguments)
+    parts = [Split(*case.data(seed, PANEL_IMAGES)) for seed in range(3)]
+    shown = panel(case.model, Mnist(*parts), **arguments)
     try:
         holds("it shows nothing", shown.flush().png)
         for comparison in shown._answer.comparisons.values():
             with torch.no_grad():
-                expected = network.plain(parts[1].images).argmax(1)
+                expected = case.plain(parts[1].images).argmax(1)
             if panel is not panels.DistillationPanel:  # whose baseline is a student
                 holds("its baseline answers otherwise", torch.equal(comparison.dense_answers, expected))
     finally:
         shown.close()
 
 
-def shows_least_squares(network: Case) -> None:
+def shows_least_squares(case: Case) -> None:
     """The panel of one layer shows the last one."""
-    shows(network, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(network.model))[-1])
+    shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
 
-
-# ---------------------------------------------------------------------------------------------------- the table
 
 PROMISES: dict[str, dict[str, Callable[[Any], None]]] = {
     "networks": {
@@ -813,59 +704,3 @@ SLOW = {  # a second or more each
     "LeastSquaresPanel": shows_least_squares,
     "DistillationPanel": partial(shows, panel=panels.DistillationPanel),
 }
-
-
-# ---------------------------------------------------------------------------------------------------- the judge
-
-
-def judge(network: Network, promise: Callable[[Any], None]) -> tuple[str, str]:
-    """Return "worked", "refused", "silent" or "raw", and what was said."""
-    case = Case(network)
-    before = snapshot(case.model)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outcome = _outcome(case, promise)
-        unchanged("the argument", case.model, before)
-        holds("the images were changed", torch.equal(case.images, network.data()[0]))
-    except Difference as difference:
-        return "silent", str(difference)
-    return outcome
-
-
-def _outcome(case: Case, promise: Callable[[Any], None]) -> tuple[str, str]:
-    try:
-        promise(case)
-    except KdLabError as error:
-        return "refused", str(error)
-    except Difference:
-        raise
-    except Exception as error:  # noqa: BLE001 a raw error of any class is what is looked for
-        return "raw", f"{type(error).__name__}: {error}"
-    return "worked", ""
-
-
-def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Return all that a call must leave as it was."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    state = {f"tensor {name}": tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, module in model.named_modules():
-        state[f"mode of {name}"] = module.training
-        state[f"class of {name}"] = type(module)
-        state[f"hooks of {name}"] = [list(getattr(module, kind).values()) for kind in hooks]
-    for name, parameter in model.named_parameters():
-        state[f"requires_grad of {name}"] = parameter.requires_grad
-        state[f"layout of {name}"] = parameter.stride()
-        state[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
-    return state
-
-
-def unchanged(what: str, model: nn.Module, before: dict[str, Any]) -> None:
-    """Raise a Difference that names the first thing which is not as it was."""
-    after = snapshot(model)
-    for name in before | after:
-        old, new = before.get(name), after.get(name)
-        alike = (
-            torch.equal(old, new) if isinstance(old, Tensor) and isinstance(new, Tensor) else old is new or old == new
-        )
-        holds(f"{what} was changed: {name}", alike)

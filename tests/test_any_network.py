@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks._judge import Case, Difference, judge
 from benchmarks._networks import NAMED, Network, random_network
-from benchmarks._promises import PROMISES, Case, Difference, judge
+from benchmarks._promises import PROMISES
 from kd_lab.errors import ParameterError
 
 NEVER = "raw", "silent"
-FEW, MANY = 30, 100
+FEW, MANY = 25, 100
 
 
 @st.composite
