@@ -1,0 +1,706 @@
+"""What each public function promises for any network, by plain torch.
+
+A promise takes a case, calls one function with its network, and raises a Difference where plain torch says something
+else.
+"""
+
+import math
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+import kd_lab.compression as compression
+import kd_lab.cost as cost
+import kd_lab.deployment as deployment
+import kd_lab.distillation as distillation
+import kd_lab.evaluation as evaluation
+import kd_lab.formats as formats
+import kd_lab.networks as networks
+import kd_lab.panels as panels
+import kd_lab.penalties as penalties
+import kd_lab.pruning as pruning
+import kd_lab.quantization as quantization
+from benchmarks._judge import (
+    Case,
+    Difference,
+    Values,
+    close,
+    computes_with_its_weights,
+    holds,
+    logits,
+    own_weights,
+    parameter_of,
+    plain,
+    same,
+    same_answers,
+    seen,
+    snapshot,
+    unchanged,
+    used,
+    with_weights,
+)
+from kd_lab.data import Mnist, Split
+from kd_lab.errors import KdLabError
+from kd_lab.scorecard import scorecard
+from kd_lab.training import train
+
+PANEL_IMAGES, FEW_INPUTS = 200, 300  # least squares takes a minute for thousands of inputs
+SPARSITY, RATIO, TEMPERATURE, ALPHA, LEARNING_RATE = 0.5, 0.3, 2.0, 0.5, 1e-3
+QUIET = {"progress": False, "epochs": 1, "batch_size": 64, "learning_rate": LEARNING_RATE, "schedule": "constant"}
+
+
+# networks, cost
+
+
+def finds_every_layer(case: Case) -> None:
+    """Every Linear layer and convolution is found, with the weight that it uses."""
+    networks.weights(case.model)
+    found = used(case.build())
+    for name, module in case.plain.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            holds(
+                f"{name}, a {type(module).__name__}, is missing",
+                name in found or any(parameter_of(case.plain, other) is module.weight for other in found),
+            )
+    for name, value in found.items():
+        same(f"the weights of {name}", value, parameter_of(case.plain, name))
+
+
+def predicts(case: Case) -> None:
+    """The answers are those of evaluation mode."""
+    same("the logits", networks.predict(case.model, case.images), case.logits)
+
+
+def settles(case: Case) -> None:
+    """A permanent network has no parametrization, and the same answers."""
+    permanent = networks.make_permanent(case.model)
+    holds("it still has parametrizations", not any(map(parametrize.is_parametrized, permanent.modules())))
+    same_answers("the permanent network", permanent, case.plain, case)
+
+
+def settles_masks(case: Case) -> None:
+    """Masks and quantizers made permanent change no answer."""
+    pruned = pruned_and_quantized(case.model)
+    answers = logits(pruned, case)
+    same("the logits", logits(networks.make_permanent(pruned), case), answers)
+
+
+def pruned_and_quantized(model: nn.Module) -> nn.Module:
+    """Return a network with masks and quantizers."""
+    return quantization.quantize_weights(pruning.prune(model, SPARSITY, scope="per_layer"), 4)
+
+
+def scores(case: Case) -> None:
+    """The accuracy is the share of largest logits that are the label's."""
+    right = int((case.logits.argmax(1) == case.labels).sum())
+    found = evaluation.accuracy(case.model, case.part)
+    holds(f"{found.correct} are correct, not {right}", (found.correct, found.count) == (right, len(case.labels)))
+
+
+def compares(case: Case) -> None:
+    """The paired difference counts on which images only one of two is right."""
+    right, other = (logits(plain(case, seed), case).argmax(1) == case.labels for seed in (0, 1))
+    found = evaluation.paired_difference(case.model, case.build(1), case.part)
+    counts = int((right & ~other).sum()), int((other & ~right).sum())
+    holds(f"{found.gained}, {found.lost} are not {counts}", (found.gained, found.lost) == counts)
+
+
+def counts_parameters(case: Case) -> None:
+    """Every number that the network computes with counts once."""
+    expected = sum(parameter.numel() for parameter in case.plain.parameters())
+    same("parameters", cost.count_parameters(case.model), expected, 0)
+
+
+def counts_nonzeros(case: Case) -> None:
+    """Every parameter that is not zero counts once; a pruned network has no more than parameters."""
+    expected = sum(int(parameter.count_nonzero()) for parameter in case.plain.parameters())
+    same("non-zeros", cost.count_nonzeros(case.model), expected, 0)
+
+
+def counts_macs(case: Case) -> None:
+    """They are half of what torch's counter finds where nothing is fused."""
+    found = cost.count_macs(case.model, case.images)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.backends.mkldnn.flags(enabled=False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            case.plain(case.images[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    same("MACs", found, counter.get_total_flops() // 2, 0)
+
+
+def counts_bytes(case: Case) -> None:
+    """A file has room for every tensor, once or twice, and little more."""
+    tensors = case.build().state_dict().values()
+    every = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    once = sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+    found = cost.file_bytes(case.model)
+    holds(f"a file of {found} bytes for tensors of {every}", once <= found <= every + 200 * (len(tensors) + 1))
+    holds("zipped it is larger", 0 < cost.zipped_bytes(case.model) <= found + 500)
+
+
+def takes_time(case: Case) -> None:
+    """A pass takes some time, but no second."""
+    holds("no time", 0 < cost.latency(case.model, 2, case.images) < 10)
+
+
+def fills_a_scorecard(case: Case) -> None:
+    """A scorecard has the same figures as its functions."""
+    card = scorecard({"dense": case.model, "other": case.build(1)}, case.part)
+    right = int((case.logits.argmax(1) == case.labels).sum())
+    same("correct answers", card["dense"].accuracy.correct, right, 0)
+    same("parameters", card["dense"].parameters, sum(each.numel() for each in case.plain.parameters()), 0)
+    holds("it can't be shown", "accuracy" in repr(card))
+
+
+def sums_up_penalties(case: Case) -> None:
+    """Penalties are sums over the weights that are used."""
+    expected = [parameter.detach() for parameter in case.found_weights.values()]
+    model = case.build().eval()  # a weight with spectral norm changes when it is read in training mode
+    same("Σ|w|", penalties.l1_penalty(model), sum(weight.abs().sum() for weight in expected))
+    same("Σw²", penalties.l2_penalty(model), sum(weight.square().sum() for weight in expected))
+    holds("it is far from itself", penalties.match_parameters(case.model, 1.0)(model) < 1e-3)
+
+
+# pruning
+
+
+def own_importances(case: Case, importance: str) -> Values:
+    """Return |w|, |g| or |w·g| of every weight that the kit prunes, by plain torch."""
+    weights = case.found_weights
+    if importance in ("magnitude", "random"):
+        return {name: weight.detach().abs() for name, weight in weights.items()}
+    loss = F.cross_entropy(case.plain.requires_grad_(True)(case.images), case.labels)
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+    by_name = dict(zip(weights, gradients, strict=True))
+    if importance == "gradient":
+        return {name: gradient.abs() for name, gradient in by_name.items()}
+    return {name: (weights[name].detach() * gradient).abs() for name, gradient in by_name.items()}
+
+
+def cuts(pruned: nn.Module, case: Case, groups: list[Values], sparsity: float) -> None:
+    """Raise a Difference unless the least important weights of each group are zero, the others as they were."""
+    before, after = case.found_weights, used(pruned)
+    for sizes in groups:
+        old, new = (torch.cat([table[name].flatten() for name in sizes]).detach() for table in (before, after))
+        size, gone = torch.cat([sizes[name].flatten() for name in sizes]), (new == 0) & (old != 0)
+        same("kept weights", new[~gone], old[~gone])
+        wanted, zeros = round(sparsity * len(old)), int((old == 0).sum())
+        holds(f"{int(gone.sum())} weights are pruned, not {wanted}", wanted - zeros <= gone.sum() <= wanted)
+        kept = ~gone & (old != 0)
+        if gone.any() and kept.any():
+            rounding = 1e-4 * size.max() + 1e-7  # all gradients may be noise
+            holds("more important weights are pruned", size[gone].max() <= size[kept].min() + rounding)
+    computes_with_its_weights("the pruned network", pruned, case)
+
+
+def prunes(case: Case, importance: str, scope: str) -> None:
+    """The least important weights of all, or of each layer, are zero."""
+    data = case.part if "gradient" in importance else None
+    pruned = pruning.prune(case.model, SPARSITY, importance, scope, data=data)
+    sizes = own_importances(case, importance)
+    if importance == "random":
+        sizes = {name: torch.zeros_like(size) for name, size in sizes.items()}
+    cuts(pruned, case, [sizes] if scope == "global" else [{name: size} for name, size in sizes.items()], SPARSITY)
+    holds("more non-zeros than parameters", cost.count_nonzeros(pruned) <= cost.count_parameters(case.model))
+
+
+def prunes_layer_adaptively(case: Case) -> None:
+    """The weights whose square is smallest beside those of their layer that are no smaller are zero."""
+    sizes = {}
+    for name, weight in case.found_weights.items():
+        squares, order = weight.detach().double().square().flatten().sort()
+        left = squares.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
+        sizes[name] = torch.empty_like(squares).index_copy_(0, order, squares / left).view(weight.shape)
+    cuts(pruning.prune_layer_adaptive(case.model, SPARSITY), case, [sizes], SPARSITY)
+
+
+def prunes_n_of_m(case: Case) -> None:
+    """Of four consecutive weights of a row the two smallest are zero."""
+    pruned = pruning.prune_n_m(case.model)
+    for name, weight in case.found_weights.items():
+        outputs = 1 if isinstance(case.plain.get_submodule(name), _ConvTransposeNd) else 0
+        rows, found = (each.transpose(0, outputs).flatten(1) for each in (weight.detach(), used(pruned)[name]))
+        for start in range(0, rows.shape[1], 4):
+            part, kept = rows[:, start : start + 4], found[:, start : start + 4] != 0
+            smallest = part.abs().masked_fill(~kept, math.inf).amin(1)
+            largest = part.abs().masked_fill(kept, 0).amax(1)
+            holds("more than two of four are kept", (kept.sum(1) <= 2).all())
+            holds("larger ones are pruned", (largest <= smallest).all())
+    computes_with_its_weights("the pruned network", pruned, case)
+
+
+def prunes_with_compensation(case: Case) -> None:
+    """The first layer's kept weights are those that its output misses least; other layers stay as they are."""
+    names = list(case.found_weights)
+    first, last = names[0], names[-1]
+    chosen = {name: SPARSITY for name in (first, last) if case.found_weights[name][0].numel() <= FEW_INPUTS}
+    pruned = pruning.prune_least_squares(case.model, chosen, case.images)
+    before, after = case.found_weights, used(pruned)
+    for name in names:
+        gone = int(((after[name] == 0) & (before[name] != 0)).sum())
+        wanted = round(SPARSITY * before[name].numel()) if name in chosen else 0
+        holds(f"{gone} weights of {name} are pruned, not {wanted}", gone == wanted)
+    computes_with_its_weights("the pruned network", pruned, case)
+    module = case.plain.get_submodule(first)
+    if first in chosen and type(module) is nn.Linear and (taken := seen(case.plain, [first], case).get(first)):
+        x = torch.cat([each.flatten(0, -2) for each in taken]).double()
+        hessian = x.T @ x / len(x)
+        hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+        for dense, row in zip(before[first].detach().double(), after[first], strict=True):
+            kept = row != 0
+            if kept.any():
+                same("refitted weights", row[kept], torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ dense))
+
+
+def prunes_gradually(case: Case, keeps: bool) -> None:
+    """It ends at the sparsity; where the callback loses the masks, that is said."""
+    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pruned = pruning.prune_gradually(case.model, SPARSITY, 2, fine_tune)
+    if not said:
+        cuts(pruned, case, [own_importances(case, "magnitude")], SPARSITY)
+
+
+def prunes_until(case: Case, keeps: bool) -> None:
+    """What it says it reached is what the returned network has."""
+    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
+    pruned, attempts = pruning.prune_until(case.model, SPARSITY, case.part, fine_tune, tolerance=0.5)
+    weights = torch.cat([used(pruned)[name].flatten() for name in case.found_weights])
+    zeros, rounding = float((weights == 0).float().mean()), 0.01 + 0.5 / len(weights)
+    holds(f"says {attempts.reached:.2f}, and has {zeros:.2f} zeros", abs(attempts.reached - zeros) <= rounding)
+    computes_with_its_weights("the pruned network", pruned, case)
+
+
+def rewinds(case: Case) -> None:
+    """A ticket has the masks of one network and the weights of another."""
+    pruned = pruning.prune(case.model, SPARSITY, scope="per_layer")
+    ticket, masks = pruning.rewind(pruned, case.build(1)), used(pruned)
+    initial = own_weights(plain(case, 1), case.found_weights)
+    for name, value in initial.items():
+        same(f"the weights of {name}", used(ticket)[name], value * (masks[name] != 0))
+
+
+def prunes_channels(case: Case) -> None:
+    """Masked channels are removed for good without a change of the answers."""
+    data = case.part
+    pruned = pruning.prune_channels(case.model, RATIO, data=data)
+    computes_with_its_weights("the masked network", pruned, case)
+    holds("nothing is masked", cost.count_nonzeros(pruned) <= cost.count_nonzeros(case.model))
+    groups = pruning.channel_groups(case.model, case.images)
+    kept = {name: used(pruned)[name].flatten(1).any(1) for name in groups}
+    narrow = pruning.remove_channels(case.model, kept, case.images)
+    same_answers("the narrow network", narrow, pruned, case)
+    narrow(case.images[:1])
+
+
+def prunes_hard(case: Case) -> None:
+    """What no layer reads goes for good; the answers stay."""
+    pruned = pruning.prune_channels(case.model, RATIO, data=case.part)
+    expected = logits(pruned, case)
+    narrow = pruning.hard_prune(pruned, case.images)
+    same("the logits", logits(narrow, case), expected)
+    holds(
+        "it has more weights", cost.count_parameters(narrow) <= cost.count_parameters(networks.make_permanent(pruned))
+    )
+
+
+def prunes_zeros_hard(case: Case) -> None:
+    """A network that was pruned weight by weight keeps its answers, too."""
+    pruned = pruning.prune(case.model, 0.8, scope="per_layer")
+    expected = logits(pruned, case)
+    same("the logits", logits(pruning.hard_prune(pruned, case.images), case), expected)
+
+
+def removes_layers(case: Case) -> None:
+    """A removed module hands on what it takes."""
+    names = [name for name, module in case.plain.named_modules() if name and not list(module.children())]
+    refusals = [_refuses_or_removes(case, name) for name in names]
+    if refusals and all(refusals):
+        raise refusals[0]
+
+
+def _refuses_or_removes(case: Case, name: str) -> KdLabError | None:
+    try:
+        fewer = pruning.remove_layers(case.model, [name], case.images)
+    except KdLabError as error:
+        return error
+    expected = plain(case)
+    expected.set_submodule(name, nn.Identity())
+    same_answers(f"the network without {name}", fewer, expected, case)
+    return None
+
+
+def scans(case: Case) -> None:
+    """The rise of the loss where one layer is pruned alone is that of plain torch."""
+    found = compression.sensitivity_scan(case.model, case.part, [SPARSITY])
+    whole = F.cross_entropy(case.logits, case.labels)
+    for name, weight in case.found_weights.items():
+        cut = weight.detach().clone().flatten()
+        cut[cut.abs().argsort(stable=True)[: round(SPARSITY * len(cut))]] = 0
+        answers = logits(with_weights(case, {name: cut.view(weight.shape)}), case)
+        loss = float(F.cross_entropy(answers, case.labels))
+        holds(f"the rise at {name} differs", abs(found[name][SPARSITY] - loss + float(whole)) < 1e-3 * (1 + loss))
+
+
+def reads_inputs(case: Case) -> None:
+    """The inputs of the first layer are those that it took when it was called."""
+    name = next(iter(case.found_weights))
+    found = pruning.layer_inputs(case.model, name, case.images)
+    if isinstance(case.plain.get_submodule(name), nn.Linear):
+        same("the inputs", found, torch.cat([each.flatten(0, -2) for each in seen(case.plain, [name], case)[name]]))
+
+
+# quantization
+
+
+def own_grid(x: Tensor, num_bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point from the smallest to the largest number, by the textbook."""
+    low, high, levels = x.min().clamp(max=0), x.max().clamp(min=0), 2**num_bits
+    scale = torch.maximum(-low, high) / (levels // 2 - 1) if symmetric else (high - low) / (levels - 1)
+    scale = scale if scale > 0 else torch.tensor(1.0)
+    return scale, torch.tensor(0.0) if symmetric else -(levels // 2) - (low / scale).round()
+
+
+def own_rounded(x: Tensor, num_bits: int, grid: tuple[Tensor, Tensor]) -> Tensor:
+    """Return x rounded to a grid."""
+    scale, zero_point = grid
+    levels = 2 ** (num_bits - 1)
+    return (((x * (1 / scale)).round() + zero_point).clamp(-levels, levels - 1) - zero_point) * scale
+
+
+def quantizes_weights(case: Case, num_bits: int) -> None:
+    """Every weight is rounded to its layer's grid, or keeps its sign where it has one bit."""
+    rounded = quantization.quantize_weights(case.model, num_bits, "per_tensor", True, "min_max")
+    for name, weight in case.found_weights.items():
+        weight = weight.detach()
+        signs = weight.sign() * weight.abs()[weight != 0].mean()
+        expected = signs if num_bits == 1 else own_rounded(weight, num_bits, own_grid(weight, num_bits, True))
+        same(f"the weights of {name}", used(rounded)[name], expected)
+    computes_with_its_weights("the quantized network", rounded, case)
+
+
+def quantizes_channels(case: Case) -> None:
+    """With a grid for each output no weight moves by more than half a step of its layer's."""
+    rounded = quantization.quantize_weights(case.model, 4, "per_channel", True, "min_max")
+    for name, weight in case.found_weights.items():
+        step = weight.detach().abs().max() / 7
+        holds("a weight moves too far", (used(rounded)[name] - weight).abs().max() <= 0.5001 * step)
+    computes_with_its_weights("the quantized network", rounded, case)
+
+
+def ternarizes(case: Case) -> None:
+    """Every weight becomes zero or its sign times the mean of the large ones."""
+    ternary = quantization.ternarize_weights(case.model, "per_tensor")
+    for name, weight in case.found_weights.items():
+        weight = weight.detach()
+        large = weight.abs() > 0.7 * weight.abs().mean()
+        same(f"the weights of {name}", used(ternary)[name], weight.sign() * large * weight.abs()[large].mean())
+    computes_with_its_weights("the ternary network", ternary, case)
+
+
+def shares_weights(case: Case) -> None:
+    """A layer's weights become the mean of those that are nearest to the same one of four."""
+    shared = quantization.share_weights(case.model, 2)
+    for name, weight in case.found_weights.items():
+        weight, found = weight.detach(), used(shared)[name]
+        values = found[weight != 0].unique()
+        holds(f"{len(values)} values", len(values) <= 4)
+        for value in values:
+            same("a value", value, weight[(found == value) & (weight != 0)].mean())
+        nearest = (weight.flatten()[:, None] - values).abs().amin(1)
+        same("distances", (found - weight).abs().flatten()[weight.flatten() != 0], nearest[weight.flatten() != 0])
+    computes_with_its_weights("the network with shared weights", shared, case)
+
+
+def folds(case: Case) -> None:
+    """Folding changes no answer, and no network gets slower by it."""
+    same_answers("the folded network", given_images(quantization.fold_batch_norm, case), case.plain, case)
+
+
+def given_images(function: Callable, case: Case, model: nn.Module | None = None) -> nn.Module:
+    """Call a function with images, if it takes any: networks may read others than MNIST's."""
+    takes = "images" in function.__code__.co_varnames[: function.__code__.co_argcount]
+    return function(model or case.model, *([case.images] if takes else []))
+
+
+def own_activations(case: Case, model: nn.Module, num_bits: int) -> Tensor:
+    """Return the logits where the input of each layer is rounded to the grid of what it read on the images."""
+    grids = {
+        name: own_grid(torch.cat([each.flatten() for each in taken]), num_bits, False)
+        for name, taken in seen(model, module_names(case, model), case).items()
+        if taken[0].is_floating_point()
+    }
+    for name, grid in grids.items():
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _module, inputs, grid=grid: (own_rounded(inputs[0], num_bits, grid), *inputs[1:])
+        )
+    return logits(model, case)
+
+
+def module_names(case: Case, model: nn.Module) -> list[str]:
+    """Return the names of the modules whose weights the kit compresses."""
+    known = dict(model.named_modules())
+    return [name for name in networks.weighted_layers(case.model) if name in known]
+
+
+def quantizes_activations(case: Case) -> None:
+    """Every layer reads numbers of its grid: the range of what it read at the moment that it was called."""
+    found = quantization.quantize_activations(case.model, case.images, 8, "min_max")
+    expected = own_activations(case, plain(case), 8)
+    effect = float((expected - case.logits).square().mean().sqrt() / case.logits.square().mean().sqrt())
+    close("the logits", logits(found, case), expected, max(0.3 * effect, 1e-3))
+
+
+def quantizes_models(case: Case, num_bits: int, calibration: str) -> None:
+    """At 8 bits the answers are nearly those of floating point; integers answer as the simulation does."""
+    simulated = quantization.quantize_model(case.model, case.images, num_bits, num_bits, calibration=calibration)
+    expected = logits(simulated, case)
+    if num_bits == 8:
+        own = own_activations(case, plain(case), 8)
+        noise = float((own - case.logits).square().mean().sqrt() / case.logits.square().mean().sqrt())
+        close("simulated and whole answers", expected, case.logits, max(0.1, 5 * noise))
+    integer = given_images(quantization.to_integer, case, simulated)
+    found = logits(integer, case)
+    largest = expected.abs().max().clamp(min=1e-6)
+    agree = float(((found - expected).abs().amax(1) <= 0.02 * largest).float().mean())
+    holds(f"integers agree on {agree:.0%} of the images", agree >= 0.9)
+
+
+def measures_output_errors(case: Case) -> None:
+    """The error of each layer is that of its output as it was when the layer gave it."""
+    rounded = quantization.quantize_weights(case.model, 3)
+    found = quantization.output_errors(rounded, case.build(), case.images)
+    names = module_names(case, case.plain)
+    right = seen(plain(case), names, case, given=True)
+    wrong = seen(with_weights(case, used(rounded)), names, case, given=True)
+    for name in found:
+        a, b = (torch.cat(each[name]) for each in (wrong, right))
+        same(f"the error of {name}", found[name], (a - b).square().sum() / b.square().sum().clamp(min=1e-30), 1e-2)
+
+
+# files
+
+
+def round_trips(case: Case, change: Callable[[nn.Module], nn.Module]) -> None:
+    """A file reads back to the same predictions."""
+    changed = change(case.model)
+    with tempfile.TemporaryDirectory() as folder:
+        formats.save_network(Path(folder) / "file", changed)
+        loaded = formats.load_network(Path(folder) / "file", case.build(1))
+    same("the logits", logits(loaded, case), logits(changed, case), 1e-6)
+
+
+def packs_only_its_own(case: Case) -> None:
+    """A network that is none of the kit's is refused."""
+    formats.pack(case.model)
+    raise Difference("a network that isn't the kit's was packed")
+
+
+def exports(case: Case) -> None:
+    """ONNX Runtime answers as torch does, whatever the number of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        deployment.export_onnx(case.model, Path(folder) / "file.onnx", case.images)
+        run = deployment.OnnxModel(Path(folder) / "file.onnx")
+    for count in (1, 3, len(case.images)):
+        same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count]))
+
+
+# training
+
+
+def mean_loss(model: nn.Module, case: Case, loss: Callable[..., Tensor], seed: int) -> float:
+    """Return a loss of a model in evaluation mode on one part of the data."""
+    return float(loss(logits(model, case, seed), case.data(seed)[1], logits(plain(case, 1), case, seed)))
+
+
+def own_distillation_loss(student: Tensor, labels: Tensor, teacher: Tensor) -> Tensor:
+    """Return Hinton's loss, written out."""
+    soft = (teacher / TEMPERATURE).softmax(1)
+    log = (student / TEMPERATURE).log_softmax(1)
+    divergence = (soft * ((teacher / TEMPERATURE).log_softmax(1) - log)).sum(1).mean()
+    return ALPHA * F.cross_entropy(student, labels) + (1 - ALPHA) * TEMPERATURE**2 * divergence
+
+
+def has_learned(trained: nn.Module, history: Any, case: Case, loss: Callable[..., Tensor]) -> None:
+    """Raise a Difference unless the history tells the truth, frozen weights stay, and no step is too long."""
+    again = case.build()
+    holds("it is in training mode", not any(module.training for module in trained.modules()))
+    expected = mean_loss(trained, case, loss, 1)
+    holds("the validation loss is another", abs(history.validation_loss[0] - expected) <= 1e-3 * (1 + abs(expected)))
+    for name, parameter in again.named_parameters():
+        moved = float((dict(trained.named_parameters())[name] - parameter).detach().abs().max())
+        holds(f"{name}, frozen, was trained", parameter.requires_grad or moved == 0)
+        holds(f"{name} moved by {moved}", moved <= 1.01 * LEARNING_RATE)
+    first = case.build().train()
+    teacher = logits(plain(case, 1), case)
+    losses = [float(loss(first(case.images), case.labels, teacher).detach()) for _ in range(2)]
+    if not history.train_loss or "ropout" in case.source or "Moody" in case.source or "running" in case.source:
+        return
+    holds("the training loss is another", abs(history.train_loss[0] - losses[0]) <= 1e-3 * (1 + abs(losses[0])))
+
+
+def trains(case: Case) -> None:
+    """One step of training tells the true losses, moves what may move, and leaves what is frozen."""
+    loss = lambda student, labels, _teacher: F.cross_entropy(student, labels)
+    trained, history = train(case.model, case.part, F.cross_entropy, validation=case.data(1), **QUIET)
+    has_learned(trained, history, case, loss)
+
+
+def distils(case: Case) -> None:
+    """One step of distillation, the teacher being the same network with other weights."""
+    teacher = case.build(1)
+    before = snapshot(teacher)
+    trained, history = distillation.distil(
+        case.model, teacher, case.part, validation=case.data(1), temperature=TEMPERATURE, alpha=ALPHA, **QUIET
+    )
+    has_learned(trained, history, case, own_distillation_loss)
+    unchanged("the teacher", teacher, before)
+
+
+def distils_features(case: Case, kind: str) -> None:
+    """Features are read as the layer gave them; the validation loss is that of plain torch."""
+    layer = next(iter(module_names(case, case.plain)))
+    trained, history = distillation.distil_features(
+        case.model,
+        case.build(1),
+        case.part,
+        validation=case.data(1),
+        student_layer=layer,
+        teacher_layer=layer,
+        kind=kind,
+        temperature=TEMPERATURE,
+        alpha=ALPHA,
+        **QUIET,
+    )
+    features = [_features(model, layer, case.data(1)[0]) for model in (trained, plain(case, 1))]
+    if kind == "similarity":
+        features = [F.normalize(each.flatten(1) @ each.flatten(1).T, dim=1) for each in features]
+    expected = mean_loss(trained, case, own_distillation_loss, 1) + float(F.mse_loss(*features))
+    holds("the validation loss is another", abs(history.validation_loss[0] - expected) <= 1e-3 * (1 + abs(expected)))
+
+
+def _features(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+    found = []
+    hook = model.eval().get_submodule(layer).register_forward_hook(lambda _m, _i, given: found.append(given.clone()))
+    with hook, torch.no_grad():
+        model(images)
+    (output,) = found
+    return output
+
+
+def reads_features(case: Case) -> None:
+    """The outputs of a layer are those that it gave when it was called."""
+    name = next(iter(module_names(case, case.plain)))
+    found = distillation.layer_outputs(case.model, name, case.images)
+    same("the outputs", found, torch.cat(seen(case.plain, [name], case, given=True)[name]))
+
+
+# panels
+
+
+def shows(case: Case, panel: Callable[..., panels.panel.Panel], **arguments: str) -> None:
+    """A panel's dense network is the learner's own, and what it shows is drawn."""
+    parts = [Split(*case.data(seed, PANEL_IMAGES)) for seed in range(3)]
+    shown = panel(case.model, Mnist(*parts), **arguments)
+    try:
+        holds("it shows nothing", shown.flush().png)
+        for comparison in shown._answer.comparisons.values():
+            with torch.no_grad():
+                expected = case.plain(parts[1].images).argmax(1)
+            if panel is not panels.DistillationPanel:  # whose baseline is a student
+                holds("its baseline answers otherwise", torch.equal(comparison.dense_answers, expected))
+    finally:
+        shown.close()
+
+
+def shows_least_squares(case: Case) -> None:
+    """The panel of one layer shows the last one."""
+    shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
+
+
+PROMISES: dict[str, dict[str, Callable[[Any], None]]] = {
+    "networks": {
+        "weights": finds_every_layer,
+        "predict": predicts,
+        "make_permanent": settles,
+        "make_permanent of masks": settles_masks,
+        "penalties": sums_up_penalties,
+    },
+    "scores": {
+        "accuracy": scores,
+        "paired_difference": compares,
+        "count_parameters": counts_parameters,
+        "count_nonzeros": counts_nonzeros,
+        "count_macs": counts_macs,
+        "file_bytes": counts_bytes,
+        "latency": takes_time,
+    },
+    "pruning": {
+        **{
+            f"prune by {importance}, {scope}": partial(prunes, importance=importance, scope=scope)
+            for importance in pruning.IMPORTANCES
+            for scope in pruning.SCOPES
+        },
+        "prune_layer_adaptive": prunes_layer_adaptively,
+        "prune_n_m": prunes_n_of_m,
+        "prune_least_squares": prunes_with_compensation,
+        "prune_gradually": partial(prunes_gradually, keeps=True),
+        "prune_gradually, masks lost": partial(prunes_gradually, keeps=False),
+        "prune_until": partial(prunes_until, keeps=True),
+        "prune_until, masks lost": partial(prunes_until, keeps=False),
+        "rewind": rewinds,
+        "layer_inputs": reads_inputs,
+        "sensitivity_scan": scans,
+    },
+    "channels": {
+        "prune_channels": prunes_channels,
+        "hard_prune": prunes_hard,
+        "hard_prune of single weights": prunes_zeros_hard,
+        "remove_layers": removes_layers,
+    },
+    "quantization": {
+        **{f"quantize_weights, {bits} bits": partial(quantizes_weights, num_bits=bits) for bits in (1, 2, 8)},
+        "quantize_weights by channel": quantizes_channels,
+        "ternarize_weights": ternarizes,
+        "share_weights": shares_weights,
+        "fold_batch_norm": folds,
+        "quantize_activations": quantizes_activations,
+        "quantize_model, to_integer, 8 bits": partial(quantizes_models, num_bits=8, calibration="min_max"),
+        "quantize_model, to_integer, 2 bits": partial(quantizes_models, num_bits=2, calibration="least_squares"),
+        "output_errors": measures_output_errors,
+    },
+    "files": {
+        "save_network": partial(round_trips, change=networks.make_permanent),
+        "save_network of bits": partial(round_trips, change=pruned_and_quantized),
+        "pack": packs_only_its_own,
+    },
+    "training": {
+        "train": trains,
+        "distil": distils,
+        "distil_features, similarity": partial(distils_features, kind="similarity"),
+        "distil_features, hint": partial(distils_features, kind="hint"),
+        "layer_outputs": reads_features,
+    },
+}
+SLOW = {  # a second or more each
+    "scorecard": fills_a_scorecard,
+    "export_onnx": exports,
+    "PruningPanel": partial(shows, panel=panels.PruningPanel),
+    "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),
+    "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),
+    "LeastSquaresPanel": shows_least_squares,
+    "DistillationPanel": partial(shows, panel=panels.DistillationPanel),
+}

@@ -1,0 +1,84 @@
+"""Any network works as plain torch says, or is refused in one sentence: networks that hypothesis writes as text.
+
+A failing network is printed as the smallest program that fails. `python -m benchmarks networks` tries 2,000.
+"""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks._judge import Case, Difference, judge
+from benchmarks._networks import NAMED, Network, random_network
+from benchmarks._promises import PROMISES
+from kd_lab.errors import ParameterError
+
+NEVER = "raw", "silent"
+FEW, MANY = 25, 100
+
+
+@st.composite
+def networks(draw) -> Network:
+    """Return a random network: hypothesis decides, and looks for the simplest one that fails."""
+    return random_network(lambda options: draw(st.sampled_from(options)))
+
+
+def hold(subject: str, network: Network) -> None:
+    """Fail with all that a network breaks of a subject's promises."""
+    judged = {function: judge(network, promise) for function, promise in PROMISES[subject].items()}
+    broken = {function: said for function, (outcome, *said) in judged.items() if outcome in NEVER}
+    assert not broken, f"{broken} by\n{network!r}"
+
+
+quietly = settings(
+    derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
+)
+
+
+@pytest.mark.parametrize("subject", PROMISES)
+@settings(quietly, max_examples=FEW)
+@given(network=networks())
+def test_a_network_works_or_is_refused(subject, network):
+    hold(subject, network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", PROMISES)
+@settings(quietly, max_examples=MANY)
+@given(network=networks())
+def test_many_networks_work_or_are_refused(subject, network):
+    hold(subject, network)
+
+
+@pytest.mark.parametrize("subject", PROMISES)
+@pytest.mark.parametrize("name", ["lenet", "text_classifier"])
+def test_a_network_that_people_know_works_or_is_refused(name, subject):
+    hold(subject, NAMED[name])
+
+
+def test_a_judge_tells_what_became_of_a_call():
+    network = random_network(random.Random(0).choice)
+
+    def refuse(_case: Case) -> None:
+        raise ParameterError("no")
+
+    def differ(_case: Case) -> None:
+        raise Difference("other logits")
+
+    def change(case: Case) -> None:
+        case.model.train(not case.model.training)
+
+    assert judge(network, refuse) == ("refused", "no")
+    assert judge(network, differ) == ("silent", "other logits")
+    assert judge(network, change) == ("silent", "the argument was changed: mode of ")
+    assert judge(network, lambda case: case.nothing)[0] == "raw"
+    assert judge(network, lambda case: None) == ("worked", "")
+
+
+def test_a_network_is_the_same_each_time_it_is_built():
+    for seed in range(20):
+        network = random_network(random.Random(seed).choice)
+        one, other = (network.build().eval()(network.data()[0]) for _ in range(2))
+        assert one.equal(other)
+        assert one.shape == (len(network.data()[1]), network.classes)
