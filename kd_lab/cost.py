@@ -24,6 +24,7 @@ from kd_lab.networks.layers import (
     computed_once,
     evaluation_mode,
     example_images,
+    identity,
     make_permanent,
     other_state,
     predict,
@@ -53,23 +54,36 @@ def count_parameters(model: nn.Module) -> int:
 
     Raises a ParameterError where they are no tensors, as in a network that torch quantized.
     """
-    return sum(parameter.numel() for parameter in _used(model).parameters())
+    _check_tensors(model)
+    parametrized = [module for module in model.modules() if parametrize.is_parametrized(module)]
+    behind = {each for module in parametrized for each in module.parametrizations.modules()}
+    plain = [module for module in model.modules() if module not in behind]
+    sizes: dict[tuple, int] = {
+        (id(each),): each.numel() for module in plain for each in module.parameters(recurse=False)
+    }
+    with torch.no_grad():
+        sizes |= {
+            identity(module, name): getattr(module, name).numel()
+            for module in parametrized
+            for name in module.parametrizations
+        }
+    return sum(sizes.values())
 
 
 def count_nonzeros(model: nn.Module) -> int:
     """Return how many of the weights and biases that the model computes with are not zero."""
-    return sum(int(parameter.count_nonzero()) for parameter in _used(model).parameters())
+    _check_tensors(model)
+    return sum(int(parameter.count_nonzero()) for parameter in make_permanent(model).parameters())
 
 
-def _used(model: nn.Module) -> nn.Module:
-    """Return the model as it computes, without parametrizations; raise where its weights are no tensors."""
+def _check_tensors(model: nn.Module) -> None:
+    """Raise a ParameterError where a model keeps weights that are no tensors."""
     check_model(model)
     packed = [name for name in other_state(model) if not name.endswith(EXTRA_STATE)]
     if packed:
         raise ParameterError(
             f"'model' must keep its weights in tensors. Got {', '.join(packed)}, as networks that torch quantized have."
         )
-    return make_permanent(model) if any(map(parametrize.is_parametrized, model.modules())) else model
 
 
 def count_macs(model: nn.Module, images: Tensor | None = None) -> int:

@@ -90,7 +90,7 @@ def weights(model: nn.Module) -> dict[str, Weight]:
     """
     tied: dict[tuple, list[tuple[str, Weight]]] = defaultdict(list)
     for title, weight in _all_weights(model).items():
-        tied[_identity(weight.module, weight.name)].append((title, weight))
+        tied[identity(weight.module, weight.name)].append((title, weight))
     return {title: Weight(*first[:2], tuple(each for _, each in others)) for (title, first), *others in tied.values()}
 
 
@@ -113,15 +113,18 @@ def _all_weights(model: nn.Module) -> dict[str, Weight]:
 
 
 def _weighted_tensors(module: nn.Module) -> tuple[str, ...]:
-    return next((tensors for kind, tensors in WEIGHTED.items() if isinstance(module, kind)), ())
+    if not isinstance(module, tuple(WEIGHTED)):  # which is quicker
+        return ()
+    return next(tensors for kind, tensors in WEIGHTED.items() if isinstance(module, kind))
 
 
-def _identity(module: nn.Module, name: str) -> tuple[int, ...]:
+def identity(module: nn.Module, name: str) -> tuple[int, ...]:
     """Return what two modules share that have one weight: the tensor and its parametrizations."""
     if not parametrize.is_parametrized(module, name):
         return (id(getattr(module, name)),)
     chain = module.parametrizations[name]
-    return tuple(map(id, (*chain, *chain.parameters(recurse=False), *chain.buffers(recurse=False))))
+    parts = *chain._modules.values(), *chain._parameters.values(), *chain._buffers.values()
+    return tuple(map(id, parts))
 
 
 def _check_weight(title: str, module: nn.Module, name: str) -> None:
@@ -210,9 +213,9 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 def check_model(model: object) -> None:
     """Raise a ParameterError unless `model` is a network whose weights have values: lazy layers must have run once."""
-    parameters = _network(model).named_parameters()
-    empty = [name for name, parameter in parameters if is_lazy(parameter) or parameter.is_meta]
-    if empty:
+    parameters = [each for module in _network(model).modules() for each in module._parameters.values()]
+    if any(is_lazy(each) or each.is_meta for each in parameters if each is not None):
+        empty = [name for name, each in _network(model).named_parameters() if is_lazy(each) or each.is_meta]
         raise ParameterError(
             f"the weights of 'model' must have values. Got {', '.join(empty)} without. Lazy layers get theirs when the "
             "model runs once: call predict(model, images[:2])."
@@ -317,7 +320,7 @@ def _remedy(model: nn.Module, images: Tensor) -> str:
     """Return the sentence that says how the model would read these images, "" where nothing known helps."""
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     changes: dict[str, Callable[[Tensor], Tensor]] = {
-        f"Give images.to({dtype}). ": lambda few: few.to(dtype),
+        f"Give images.to({dtype}). " * (dtype != images.dtype): lambda few: few.to(dtype),
         "Put nn.Flatten() in front of its layers. ": lambda few: few.flatten(1),
         "Give images.unsqueeze(1), which have a channel. ": lambda few: few.unsqueeze(1),
     }
@@ -476,10 +479,10 @@ def _settle(module: nn.Module, settled: dict[tuple, nn.Parameter]) -> None:
 
 def _settled(module: nn.Module, name: str, settled: dict[tuple, nn.Parameter]) -> nn.Parameter:
     """Return the value of a parametrized weight, the same parameter for modules that share it."""
-    identity = _identity(module, name)
-    if identity not in settled:
-        settled[identity] = nn.Parameter(getattr(module, name).detach(), Weight(module, name).trained)
-    return settled[identity]
+    key = identity(module, name)
+    if key not in settled:
+        settled[key] = nn.Parameter(getattr(module, name).detach(), Weight(module, name).trained)
+    return settled[key]
 
 
 @torch.inference_mode(False)
@@ -488,14 +491,14 @@ def without(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
     lifted = copied(model)
     parametrized = [module for module in lifted.modules() if parametrize.is_parametrized(module)]
     settled: dict[tuple, nn.Parameter] = {}
-    identity = nn.Identity()  # one for all: tied weights have the same parametrizations
+    placeholder = nn.Identity()  # one for all: tied weights have the same parametrizations
     for module in parametrized:
         chains = module.parametrizations.values()
         for chain in chains:
             others = [each for each in chain if not isinstance(each, kind)]
             if len(others) < len(chain):
                 del chain[:]
-                chain.extend(others or [identity])
+                chain.extend(others or [placeholder])
         # one that has another weight with parametrizations keeps the Identity
         if all(isinstance(each, nn.Identity) for chain in chains for each in chain):
             _settle(module, settled)
