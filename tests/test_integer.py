@@ -223,6 +223,56 @@ def test_whole_models_answer_as_the_simulated_ones(name, quantized, validation):
     assert not any(isinstance(module, IntegerLayer) for module in simple.modules())
 
 
+QUICK_BITS = (2, 8), (2, 2), (8, 1)
+BITS = [
+    pytest.param(weight, activation, marks=[] if (weight, activation) in QUICK_BITS else pytest.mark.slow)
+    for weight in range(2, 9)
+    for activation in range(1, 9)
+]
+
+
+@pytest.mark.parametrize("weight_bits, activation_bits", BITS)
+def test_few_bits_give_the_simulated_answers(weight_bits, activation_bits, mnist, validation):
+    images = validation.images[:1000]
+    simple = quantize_model(load_trained("cnn"), mnist.train.images[:256], weight_bits, activation_bits)
+    logits, expected = predict(to_integer(simple), images), predict(simple, images)
+    agreement = (logits.argmax(1) == expected.argmax(1)).sum()
+    assert agreement >= (998 if activation_bits == 8 else 980)  # inputs of few bits leave the bias a coarse unit
+    largest = (logits - expected).abs().max() / expected.abs().max()
+    assert largest < (0.01 if activation_bits == 8 else 0.4)
+    for name, layer in to_integer(simple).named_modules():  # all else is the same
+        if isinstance(layer, IntegerLayer):
+            simple.get_submodule(name).bias.data.copy_(layer.bias * layer.input_scale * layer.weight_scale.flatten())
+    assert (logits - predict(simple, images)).square().sum() < 1e-3 * expected.square().sum()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("num_bits", range(2, 9))
+def test_a_weight_of_few_bits_leaves_its_bias_a_fine_unit(num_bits, symmetric):
+    simple, _ = simulated("padded", 8, num_bits, symmetric=symmetric)
+    layer = IntegerConv2d(simple)
+    weight = (layer.weight.int() - layer.weight_zero_point) * layer.weight_scale
+    torch.testing.assert_close(weight, simple.weight)
+    fine = 2 ** max(7 - num_bits, 0)
+    assert torch.equal(layer.weight_scale * fine, simple.parametrizations.weight[0].scale)
+    unit = layer.output.factor.flatten()
+    assert ((layer.bias * unit - simple.bias).abs() <= 0.51 * unit).all()
+
+
+def test_the_unit_is_no_finer_than_sums_of_32_bits_allow():
+    wide = layer_of(1, 10, [1.0, 1.0])
+    wide.parametrizations.weight[0].num_bits = 2
+    sums = {bias: IntegerLinear(layer).bias for bias in (1.0, 1e5) for layer in [with_bias(wide, bias)]}
+    assert sums[1.0].tolist() == [32 * 5000] * 2
+    assert 5e8 < sums[1e5][0] < 2**31 - 1
+
+
+def with_bias(layer, value):
+    layer = copy.deepcopy(layer)
+    layer.bias.data.fill_(value)
+    return layer
+
+
 @pytest.mark.parametrize("name", ["lenet300", "cnn"])
 def test_an_integer_model_costs_what_it_says(name, quantized):
     whole, dense = to_integer(quantized[name]), load_trained(name)
@@ -427,7 +477,7 @@ def test_a_forward_that_asks_for_the_class_of_its_layers_is_refused():
             return x
 
     simple = quantize_model(Asks(None), torch.randn(50, 30))
-    with pytest.raises(ParameterError, match=r"^to_integer\(\): 'model' must be a network whose"):
+    with pytest.raises(ParameterError, match=r"^to_integer\(\): 'model' must be a network that runs"):
         to_integer(simple)
 
 

@@ -16,6 +16,7 @@ from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.networks.layers import predict
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.panels import QuantizationPanel
 from kd_lab.panels.quantization import HEIGHT
@@ -123,6 +124,32 @@ def test_batch_norm_is_folded_in_the_dense_network_too(mnist):
     shown = panel.draw(next(panel.measure(**panel.setting)))
     assert f"{file_bytes(fold_batch_norm(model)):,} bytes" in shown.tables
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in panel._dense.modules())
+    panel.close()
+
+
+class Looped(torch.nn.Module):
+    """A learner's network, whose BatchNorm stands behind a layer and reads what a ReLU gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(324, 10)
+        )
+        torch.nn.init.normal_(self.layers[1].running_mean)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x.relu())
+        return x
+
+
+def test_the_dense_network_answers_as_the_one_that_was_given(mnist):
+    torch.manual_seed(0)
+    model, few = Looped().eval(), Mnist(*(part[:100] for part in mnist))
+    with pytest.warns(UserWarning, match=r"^QuantizationPanel\(\): left 'layers\.1' as before"):
+        panel = QuantizationPanel(model, few)
+    comparison = next(panel.measure(**panel.setting)).comparison
+    assert torch.equal(comparison.dense_answers, predict(model, few.validation.images).argmax(1))
     panel.close()
 
 
