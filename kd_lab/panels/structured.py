@@ -29,9 +29,9 @@ from kd_lab.panels.measurement import (
     title_of,
 )
 from kd_lab.panels.panel import Panel, Shown, side_by_side
-from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank, remove_channels
-from kd_lab.pruning.channels import channel_importances
-from kd_lab.pruning.groups import find_groups
+from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank
+from kd_lab.pruning.channels import channel_importances, narrowed
+from kd_lab.pruning.groups import find_groups, output_axis
 
 MAX_RATIO = 0.95
 CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -116,14 +116,14 @@ class StructuredPruningPanel(Panel):
     def measure(self, ratios: dict[str, float], importance: str) -> Iterator[StructuredAnswer]:
         """Yield what this setting gives on 1,000 images, on all, with the curve, and with the latency."""
         masks, curve = self._masks(ratios, importance), self._curves[importance]
-        smaller = self._removed(masks)
+        smaller = self._narrowed(masks)
         known = masks, counted_costs(smaller, self._images)
         for comparison in self._validation.compare(smaller):
             answer = StructuredAnswer(Structured(ratios, importance), comparison, curve, share_removed(masks), *known)
             yield answer
         masked = [self._masks(dict.fromkeys(self._groups, ratio), importance) for ratio in CURVE]
         alike = {share_removed(each): each for each in masked}
-        for _ in self._validation.complete(curve, alike, lambda place: self._removed(alike[place])):
+        for _ in self._validation.complete(curve, alike, lambda place: self._narrowed(alike[place])):
             yield answer
         for batch_size in BATCH_SIZES:
             in_turn = self.steps((self._dense, smaller) * 2)  # so that a busy neighbour slows both
@@ -132,8 +132,8 @@ class StructuredPruningPanel(Panel):
             answer = replace(answer, seconds=answer.seconds | {batch_size: seconds})
             yield answer
 
-    def _removed(self, masks: dict[str, Tensor]) -> nn.Module:
-        return remove_channels(self._dense, masks, self._images)
+    def _narrowed(self, masks: dict[str, Tensor]) -> nn.Module:
+        return narrowed(self._dense, self._groups, masks, self._images)
 
     def _masks(self, ratios: dict[str, float], importance: str) -> dict[str, Tensor]:
         """Return which channels stay, at least one of each group."""
@@ -188,11 +188,13 @@ class StructuredPicture:
     def __init__(self, dense: nn.Module, groups: dict[str, Group], by_chance: float):
         layers, values = weighted_layers(dense), [weight.value for weight in weights(dense).values()]
         first = next(iter(layers.values()))
-        self._dense = [values[0].shape[1], *map(len, values)]
+        self._dense = [values[0].shape[1]]
+        self._dense += [value.shape[output_axis(layer)] for value, layer in zip(values, layers.values(), strict=True)]
         self._units = ["units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values()]
         self._units.insert(0, "pixels" if isinstance(first, nn.Linear) else "channels")
-        group_of = {layer: name for name, group in groups.items() for layer in group.producers}
+        group_of = {layer: name for name, group in groups.items() for layer in group.layers}
         self._groups = [None, *map(group_of.get, layers)]
+        self._passed_on = {1 + place for place, layer in enumerate(layers) if layer in _passed_on(groups)}
         figure = new_figure(HEIGHT)
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
         title = f"here (orange); all layers alike,\non {FIRST:,} images (grey)"
@@ -202,8 +204,9 @@ class StructuredPicture:
 
     def png(self, answer: StructuredAnswer, pinned: StructuredAnswer | None) -> bytes:
         """Return the picture of an answer."""
-        left = {group: int(mask.sum()) for group, mask in answer.masks.items()}
-        self._set_widths([left.get(group or "", width) for group, width in zip(self._groups, self._dense, strict=True)])
+        left = {group: mask.float().mean().item() for group, mask in answer.masks.items()}  # the share
+        widths = zip(self._groups, self._dense, strict=True)
+        self._set_widths([round(left.get(group or "", 1) * width) for group, width in widths])
         self._curve.show(answer, pinned)
         return self._canvas.png()
 
@@ -228,7 +231,9 @@ class StructuredPicture:
         """Draw an arc between layers whose outputs are added."""
         style = dict(arrowstyle="-", connectionstyle="arc3,rad=-0.25", color=TEXT, shrinkA=0, shrinkB=0)
         for group in dict.fromkeys(filter(None, self._groups)):
-            places = [place for place, each in enumerate(self._groups) if each == group]
+            places = [
+                place for place, each in enumerate(self._groups) if each == group and place not in self._passed_on
+            ]
             top = max(heights[places]) / 2 + 0.02
             for one, other in pairwise(places):
                 axes.annotate("", (other, top), (one, top), arrowprops=style)
@@ -246,6 +251,10 @@ class StructuredPicture:
         for label, dense, width, units in zip(self._labels, self._dense, widths, self._units, strict=True):
             count = f"{dense} → {width}" if width < dense else f"{dense}"
             label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")
+
+
+def _passed_on(groups: dict[str, Group]) -> set[str]:
+    return {layer for group in groups.values() for layer in group.grouped}
 
 
 def _flow(place: int, left: float, right: float) -> list[tuple[float, float]]:

@@ -110,6 +110,13 @@ def remove_channels(model: nn.Module, kept: dict[str, Tensor], images: Tensor | 
     check_kind("kept", kept, dict, "a dict of the channels that stay, by group")
     groups = find_groups(model, list(kept), images)
     masks = {name: _as_mask(name, group.size, kept[name]) for name, group in groups.items()}
+    return narrowed(model, groups, masks, images)
+
+
+def narrowed(
+    model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor], images: Tensor | None = None
+) -> nn.Module:
+    """Return a new, ordinary model without the channels that the masks leave out of these groups, found before."""
     whole = make_permanent(model)
     narrow = copied(whole)
     _cut(narrow, groups, masks)
@@ -308,6 +315,7 @@ def _check_answers(narrow: nn.Module, whole: nn.Module, images: Tensor | None) -
 
 
 def _check_runs(changed: nn.Module, images: Tensor | None) -> None:
+    """Raise a ParameterError unless a network can still read the images."""
     try:
         predict(changed, example_images(images))
     except Exception as error:
