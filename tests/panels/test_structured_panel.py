@@ -36,7 +36,7 @@ def part(mnist):
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Take a time, so that the tests need not."""
-    latency = lambda network, batch_size: 1e-8 * batch_size * count_parameters(network)
+    latency = lambda network, batch_size, _images: 1e-8 * batch_size * count_parameters(network)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kd_lab.panels.structured.latency", latency)
         yield
