@@ -314,13 +314,12 @@ class Author:
         network = NETWORK.format(layers=layers, steps=steps)
         definitions = [text for name, text in DEFINITIONS.items() if f"{name}(" in network]
         norms = TRAINED_NORMS if "BatchNorm" in network else ""
-        source = "\n\n".join([IMPORTS, *definitions, network]) + norms + self.state
+        imports = f"import threading\n\n{IMPORTS}" if "Locked(" in network else IMPORTS
+        source = "\n\n".join([imports, *definitions, network]) + norms + self.state
         return Network(source, self.input_shape, self.classes, tuple(self.kinds), self.reads_words)
 
 
 IMPORTS = """\
-import threading
-
 import torch
 import torch.nn.functional as F
 from torch import nn
