@@ -1,11 +1,12 @@
 """MNIST as tensors in memory: checked, split once and for all, from the repository, a cache or a mirror."""
 
 import gzip
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pooch
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lab.errors import DataError
+from kd_lab.errors import DataError, ParameterError, check_whole_number, described, reason
 from kd_lab.storage import cache_folder, lock, set_aside, sweep, writable, write_safely
 
 REPOSITORY_DATA = Path(__file__).resolve().parents[1] / "data"
@@ -25,7 +26,7 @@ SHA256 = {  # of the unpacked files; torchvision itself checks only the archives
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 MEAN, STD = 0.1307, 0.3081  # of the training pixels, as most MNIST tutorials round them
-VALIDATION_PER_DIGIT = 500
+VALIDATION = 5_000  # images, as many of each digit
 SPLIT_SEED = 0
 CONNECT_TIMEOUT, READ_TIMEOUT = 3, 10  # seconds
 OPTICAL_TEST, OPTICAL_VALIDATION = 500, 300  # of the 1,797 optical digits
@@ -68,12 +69,60 @@ def load_mnist() -> Mnist:
     return Mnist(train, validation, test)
 
 
-def split_indices(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices of the training and of the validation images among the 60,000 published ones."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    by_digit = [shuffled[labels[shuffled] == digit][:VALIDATION_PER_DIGIT] for digit in range(10)]
-    validation = torch.stack(by_digit, dim=1).flatten()  # (500, 10) read row by row: one of each digit in turn
-    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), validation)), validation
+def split_indices(labels: Tensor, count: int = VALIDATION, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+    """Return the indices of the images that stay and of `count` that are taken out, the same of each class.
+
+    Those come in the order 0, 1, … of their labels, again and again. Raises a ParameterError where a class has too few.
+    """
+    classes = int(labels.max()) + 1
+    per_class = math.ceil(count / classes)
+    fewest = int(torch.bincount(labels, minlength=classes).min())
+    if fewest <= per_class:
+        raise ParameterError(f"{count} images need more than {per_class} of each class. Got {fewest} of one.")
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = [shuffled[labels[shuffled] == label][:per_class] for label in range(classes)]
+    taken = torch.stack(by_class, dim=1).flatten()[:count]  # (per class, classes) read row by row: one of each in turn
+    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), taken)), taken
+
+
+def split_data(images: Any, labels: Any = None, *, validation: int, test: int, seed: int = SPLIT_SEED) -> Mnist:
+    """Return your own data in three parts, split as MNIST is: what is not taken out trains.
+
+    Images (N, …) and labels (N,), 0 to classes - 1, are tensors, NumPy arrays or lists; or the images alone are a data
+    set of (image, label), such as torchvision's with transform=ToTensor(). They become float32 and int64, and their
+    values stay: divide pixels of 0 to 255 by 255 first. In the two parts every class has as many images, up to one, and
+    so it is among their first n for every n. Raises a ParameterError for other data, or too few.
+    """
+    images, labels = _examples(images, labels)
+    count = f"[1, {len(labels)}]"
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
+    rest, tested = split_indices(labels, check_whole_number("test", test, count), seed)
+    kept, chosen = split_indices(labels[rest], check_whole_number("validation", validation, count), seed)
+    return Mnist(*(Split(images[part], labels[part]) for part in (rest[kept], rest[chosen], tested)))
+
+
+def _examples(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Return images in float32 and labels in int64; raise a ParameterError for what can't be turned into them."""
+    try:
+        if labels is None:
+            singles, labels = zip(*(images[index] for index in range(len(images))), strict=True)
+            images = torch.stack(singles)
+        images, labels = torch.as_tensor(images).detach().float(), torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        raise ParameterError(
+            "'images' and 'labels' must be tensors or arrays, or 'images' a data set of (image, label) whose images "
+            f"are tensors of one shape, as transform=ToTensor() makes them. Got {described(images)}: {reason(error)}"
+        ) from error
+    if labels.dim() != 1 or images.dim() < 2 or len(images) != len(labels):
+        problem = f"must be (N, …) and (N,). Got {described(images)} and {described(labels)}."
+        raise ParameterError(f"'images' and 'labels' {problem}" + (" Did you swap them?" if images.dim() == 1 else ""))
+    found = labels.unique().tolist()
+    if not bool(images.isfinite().all()) or found != list(range(len(found))):
+        raise ParameterError(
+            "'images' must be finite, and 'labels' 0 to classes - 1, each at least once; "
+            f"np.unique(labels, return_inverse=True)[1] numbers them. Got labels {found[:10]}."
+        )
+    return images, labels.long()
 
 
 def _read(raw: Path, part: str) -> Split:

@@ -1,6 +1,7 @@
 """Errors in one sentence: the function that was called, the argument, what is allowed and what came."""
 
 import difflib
+import itertools
 import sys
 from contextlib import suppress
 from numbers import Integral, Real
@@ -8,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 # the learner's code may stand behind a few frames of these, which call the kit back or run it
+MAX_DESCRIBED = 3  # parts of a tuple or a list; they are the parts of the data, most often
 PASSED_THROUGH = {"anywidget", "contextlib", "copy", "dataclasses", "functools", "threading", "torch", "traitlets"}
 
 
@@ -77,7 +79,26 @@ def called_function() -> str:
 
 def reason(error: Exception) -> str:
     """Return what an error says, without the function that it names: for the message of another error."""
-    return str(getattr(error, "problem", error))
+    said = str(getattr(error, "problem", error))
+    whole = said and not isinstance(error, (KeyError, AssertionError))  # "'k'" alone says nothing
+    return said if whole else f"{type(error).__name__} {said}".strip()
+
+
+def described(value: Any) -> str:
+    """Return in words what came: shape and dtype of a tensor or an array, and not its numbers."""
+    if _is_array(value):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    if isinstance(value, (tuple, list)) and any(isinstance(each, (tuple, list)) or _is_array(each) for each in value):
+        parts = itertools.islice(value, MAX_DESCRIBED)
+        return f"{type(value).__name__} of {len(value)}: {', '.join(map(described, parts))}"
+    said = f"{value!r:.80}"
+    unreadable = any(mark in said for mark in ("\n", " at 0x", "tensor(", "array("))
+    return type(value).__name__ if unreadable else said
+
+
+def _is_array(value: Any) -> bool:
+    numbers = isinstance(value, Real)  # those of NumPy have a shape, too
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not numbers
 
 
 def _public_name(frame: FrameType) -> str | None:
@@ -129,7 +150,7 @@ def check_that(argument: str, value: object, fits: Any, allowed: str) -> None:
 
 
 def _sentence(argument: str, allowed: str, value: object) -> str:
-    return f"{argument!r} must be {allowed}. Got {value!r:.80}."
+    return f"{argument!r} must be {allowed}. Got {described(value)}."
 
 
 def _contains(interval: str, value: Any) -> bool:

@@ -9,8 +9,9 @@ from statistics import mean, stdev
 import torch.nn.functional as F
 from scipy.special import ndtri, stdtrit
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from kd_lab.errors import ParameterError, check_whole_number
+from kd_lab.errors import ParameterError, check_whole_number, described
 from kd_lab.networks.layers import check_model, predict
 
 CONFIDENCE = 0.95
@@ -25,8 +26,8 @@ class Accuracy:
     count: int
 
     def __post_init__(self):
-        check_whole_number("count", self.count, "[1, 1e9]")
-        check_whole_number("correct", self.correct, f"[0, {self.count}]")
+        for name, allowed in {"count": "[1, 1e9]", "correct": f"[0, {self.count}]"}.items():
+            object.__setattr__(self, name, check_whole_number(name, getattr(self, name), allowed))
 
     @classmethod
     def of(cls, right: Tensor) -> "Accuracy":
@@ -101,7 +102,7 @@ class PairedDifference:
 
 def mean_cross_entropy(model: nn.Module, data: tuple[Tensor, ...]) -> float:
     """Return the mean cross-entropy of a model's answers to (images, labels, …)."""
-    images, labels, *_ = data
+    images, labels, *_ = check_data(data)
     return F.cross_entropy(predict(model, images), labels).item()
 
 
@@ -111,7 +112,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     Raises a ParameterError for fewer than two values or for one that is not finite.
     """
     if len(values) < 2 or not all(math.isfinite(value) for value in values):
-        raise ParameterError(f"'values' must be two or more finite numbers. Got {values!r:.60}.")
+        raise ParameterError(f"'values' must be two or more finite numbers. Got {described(values)}.")
+    values = [float(value) for value in values]  # those of NumPy would be rounded to their own precision
     center = mean(values)
     half = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * stdev(values) / len(values) ** 0.5
     return center, (center - float(half), center + float(half))
@@ -154,38 +156,73 @@ class Checked(tuple):
 
 def check_scorable(model: nn.Module, data: tuple[Tensor, ...]) -> Checked:
     """Return the data, (images, labels, …); raise a ParameterError unless the model can be scored on them."""
-    check_model(model)
     data = check_data(data)
+    check_model(model)
     check_labels(predict(model, data[0][:2]), data[1])
     return data
 
 
 def check_data(data: tuple[Tensor, ...]) -> Checked:
-    """Return the data; raise a ParameterError unless they are (x, *targets), finite tensors of one length."""
+    """Return the data, without history and with labels in int64.
+
+    Raises a ParameterError unless they are (x, *targets), finite tensors of one length.
+    """
     if isinstance(data, Checked):
         return data
     if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
-        raise ParameterError(f"the data must be a tuple of tensors, (images, labels). Got {type(data).__name__}.")
+        got = type(data).__name__ if isinstance(data, nn.Module) else described(data)
+        raise ParameterError(f"the data must be a tuple of tensors, (images, labels). Got {got}.{_hint(data)}")
+    first, second, *_ = data  # the number 0 of a Split is an image and its label
+    if first.dim() == 1 and second.dim() > 2:
+        raise ParameterError(f"the data must be (images, labels). Got {described(data)}. Did you swap the two?")
     lengths = [len(part) if part.dim() else 0 for part in data]
     if min(lengths) == 0 or len(set(lengths)) > 1:
         raise ParameterError(f"the data must be tensors of one length, not empty. Got lengths {lengths}.")
     for name, part in zip(("images", *["targets"] * len(data)), data, strict=False):
-        if part.is_floating_point() and not all(math.isfinite(end) for end in part.aminmax()):
+        if part.is_floating_point() and not all(math.isfinite(end) for end in part.detach().aminmax()):
             raise ParameterError(f"the {name} must be finite numbers. Got NaN or infinite values.")
-    return Checked(data)
+    # a second step could not go back through what made them
+    x, targets, *more = (part.detach() if part.requires_grad else part for part in data)
+    return Checked((x, _as_labels(targets), *more))
 
 
-def check_labels(logits: Tensor, labels: Tensor) -> None:
-    """Raise a ParameterError unless labels (N,) are whole numbers and logits (N, classes) have a place for each."""
+def _hint(data: object) -> str:
+    """Return the line that turns what came for the data into what is wanted, or "" for what can't be guessed."""
+    if isinstance(data, nn.Module):
+        return " Did you swap the model and the data?"
+    if hasattr(data, "validation"):
+        return " Give one part of it, as data.train or data.validation."
+    if isinstance(data, DataLoader):
+        return " Did you mean tuple(map(torch.cat, zip(*loader)))?"
+    if isinstance(data, (tuple, list)) and len(data) > 1:
+        return " Did you mean tuple(map(torch.as_tensor, data))?"
+    if isinstance(data, Dataset):
+        return " Did you mean split_data(data, …) of kd_lab.data?"
+    return ""
+
+
+def _as_labels(targets: Tensor) -> Tensor:
+    """Return whole numbers (N,), of whatever dtype, in int64, which losses take; other targets stay."""
+    return targets.long() if targets.dim() == 1 and not targets.is_floating_point() else targets
+
+
+def check_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the labels (N,) in int64.
+
+    Raises a ParameterError unless they are whole numbers and logits (N, classes) have a place for each.
+    """
     if logits.dim() != 2:
         raise ParameterError(f"the model must answer with logits (N, classes). Got shape {tuple(logits.shape)}.")
-    if labels.dim() != 1 or labels.is_floating_point():
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        hint = " Did you mean labels.long()?" if labels.dim() == 1 else ""
         raise ParameterError(
-            f"the labels must be whole numbers of shape (N,). Got shape {tuple(labels.shape)} and {labels.dtype}."
+            f"the labels must be whole numbers of shape (N,). Got shape {tuple(labels.shape)} and {labels.dtype}.{hint}"
         )
+    labels = _as_labels(labels)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise ParameterError(
             f"the labels must be 0 to {logits.shape[1] - 1}, since the model has "
             f"{logits.shape[1]} outputs. Got labels from {low} to {high}."
         )
+    return labels

@@ -9,18 +9,27 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, check_that
 
 
 def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:
-    """Draw images (N, 1, 28, 28) in one row, each under its title; return the N Axes."""
+    """Draw images (N, 1, 28, 28) or (N, 28, 28) in one row, each under its title; return the N Axes."""
     _check_lengths(images=images, titles=titles)
+    pictures = _pictures(images)
     _figure, row = plt.subplots(1, len(images), figsize=(len(images), 1.4), layout="constrained", squeeze=False)
-    for axes, image, title in zip(row[0], images, titles, strict=True):
-        axes.imshow(image[0].numpy(), cmap="gray_r")
+    for axes, picture, title in zip(row[0], pictures, titles, strict=True):
+        axes.imshow(picture, cmap="gray_r")
         axes.set_title(title, fontsize=9)
         axes.axis("off")
     return row[0]
+
+
+def _pictures(images: Tensor) -> np.ndarray:
+    """Return images as an array (N, height, width), with or without a channel and gradients, from tensors or arrays."""
+    fits = hasattr(images, "shape") and images.ndim in (3, 4) and (images.ndim == 3 or images.shape[1] == 1)
+    check_that("images", images, fits, "a tensor (N, 1, height, width) or (N, height, width)")
+    pictures = np.asarray(images.detach() if isinstance(images, Tensor) else images)
+    return pictures.reshape(len(pictures), *pictures.shape[-2:])
 
 
 def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> Axes:

@@ -1,5 +1,6 @@
 """Train any network on tensors in memory: the one training loop of the kit."""
 
+import copy
 import itertools
 import math
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -38,6 +39,14 @@ Data = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
 SCHEDULES = ("one_cycle", "constant")
 FINISHED = "finished"
+NUMBERS = {  # of the settings
+    "seed": (check_whole_number, "[0, 1000000]"),
+    "epochs": (check_whole_number, "[1, 1000]"),
+    "learning_rate": (check_number, "(0, 10]"),
+    "weight_decay": (check_number, "[0, 100]"),
+    "batch_size": (check_whole_number, "[1, 60000]"),
+    "steps_per_epoch": (check_whole_number, "[1, 1000000]"),
+}
 
 
 class Epoch(NamedTuple):
@@ -98,14 +107,11 @@ class Settings:
 
     def __post_init__(self):
         check_kind("progress", self.progress, bool, "True or False")
-        check_whole_number("seed", self.seed, "[0, 1000000]")
-        check_whole_number("epochs", self.epochs, "[1, 1000]")
-        check_number("learning_rate", self.learning_rate, "(0, 10]")
-        check_number("weight_decay", self.weight_decay, "[0, 100]")
-        check_whole_number("batch_size", self.batch_size, "[1, 60000]")
         check_choice("schedule", self.schedule, list(SCHEDULES))
-        if self.steps_per_epoch is not None:
-            check_whole_number("steps_per_epoch", self.steps_per_epoch, "[1, 1000000]")
+        for name, (check, allowed) in NUMBERS.items():
+            value = getattr(self, name)
+            if name != "steps_per_epoch" or value is not None:
+                object.__setattr__(self, name, check(name, value, allowed))
 
     def optimizer(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
         """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""
@@ -113,7 +119,7 @@ class Settings:
         optimizer = AdamW(trainable, self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "constant":
             return optimizer, ConstantLR(optimizer, factor=1)
-        return optimizer, OneCycleLR(optimizer, self.learning_rate, total_steps=int(steps))
+        return optimizer, OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
 
 
 def train(
@@ -143,8 +149,8 @@ def train(
     """
     settings = Settings(epochs, learning_rate, weight_decay, batch_size, seed, schedule, steps_per_epoch, progress)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        data, validation = _check_parts(model, data, validation, loss_fn, penalty)
-        torch.manual_seed(int(seed))  # for dropout; the batches have a generator of their own
+        model, data, validation = _prepare(model, data, validation, loss_fn, penalty, settings)
+        torch.manual_seed(settings.seed)  # for dropout; the batches have a generator of their own
         *_, trained = _fit(model, data, validation, loss_fn, penalty, settings)
     return trained
 
@@ -170,21 +176,22 @@ def train_live(
     settings = Settings(
         epochs, learning_rate, batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, progress=False
     )
-    data, validation = _check_parts(model, data, validation, loss_fn, None)
+    model, data, validation = _prepare(model, data, validation, loss_fn, None, settings)
     yield from _fit(model, data, validation, loss_fn, None, settings)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _fit(
     model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None, settings: Settings
 ) -> Iterator[tuple[nn.Module, History]]:
     """Run the training loop: yield the model as it is and the history after each epoch, and the trained model last."""
-    model = copied(model).to(memory_format=torch.channels_last)  # for convolutions; others stay
     steps = settings.steps_per_epoch or _count_batches(len(data[0]), settings.batch_size)
     total = settings.epochs * steps
     batches = _batches(len(data[0]), settings.batch_size, settings.seed)
     optimizer, schedule = settings.optimizer(model, total)
     history, start = History(), time.perf_counter()
-    best: dict[str, Tensor] = {}  # the weights of the epoch with the smallest validation loss
+    best: dict[str, Any] = {}  # the weights of the epoch with the smallest validation loss
     losses: list[float] = []  # of the batches of the epoch that has begun
     # plain text on standard output looks the same in Jupyter, in a terminal and in a saved notebook
     hidden = not settings.progress
@@ -218,11 +225,12 @@ def _fit(
     _report(history, settings)
     model.load_state_dict(best)
     history.seconds = time.perf_counter() - start
-    yield model.eval(), history
+    model.eval()
+    yield model, history
 
 
 def _end_epoch(
-    model: nn.Module, loss_fn: Loss, validation: Data, losses: list[float], history: History, best: dict[str, Tensor]
+    model: nn.Module, loss_fn: Loss, validation: Data, losses: list[float], history: History, best: dict[str, Any]
 ) -> None:
     """Record both losses, and keep the weights in `best` if the validation loss is the smallest so far.
 
@@ -233,7 +241,7 @@ def _end_epoch(
         history.stopped = "diverged"
         return
     if epoch.validation_loss < min(history.validation_loss, default=math.inf):
-        best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        best.update({name: copy.deepcopy(value) for name, value in model.state_dict().items()})
     history.epochs.append(epoch)
     losses.clear()
 
@@ -252,7 +260,7 @@ def _report(history: History, settings: Settings) -> None:
         )
         if not history.epochs:
             raise error
-        warnings.warn(f"{error} The weights of epoch {history.best_epoch} are kept.", stacklevel=4)
+        warnings.warn(f"{error} The weights of epoch {history.best_epoch} are kept.", stacklevel=5)
 
 
 def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
@@ -268,7 +276,7 @@ def _batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
     A single image left over joins the last batch, since it has no spread.
     """
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(count, generator=generator)
         yield from order.tensor_split([batch_size * batch for batch in range(1, _count_batches(count, batch_size))])
@@ -278,35 +286,80 @@ def _count_batches(count: int, batch_size: int) -> int:
     return max(1, math.ceil((count - 1) / batch_size))  # as if the single image were not there
 
 
-def _check_parts(
-    model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None
-) -> tuple[Data, Data]:
-    """Return both parts of the data; raise a ParameterError unless the model can be trained on them."""
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _prepare(
+    model: nn.Module, data: Data, validation: Data, loss_fn: Loss, penalty: Penalty | None, settings: Settings
+) -> tuple[nn.Module, Data, Data]:
+    """Return a copy of the model to be trained, and both parts of the data.
+
+    The copy has the memory layout in which convolutions are trained fastest, or the model's own where its code needs
+    that. Raises a ParameterError unless the model can be trained.
+    """
     data, validation = check_data(data), check_data(validation)
-    for images, targets, *_ in (data, validation):
+    _check_answers(model, data, validation)
+    _check_trainable(model)
+    count = min(2, settings.batch_size)  # a clone, since a tensor of inference mode has no gradients
+    batches = [tuple(part[:count].clone() for part in parts) for parts in (data, validation)]
+    if penalty is not None:
+        _check_loss("penalty", "judge the model", penalty, model)
+    with suppress(Exception):  # a learner's `view` can't read every layout, and a Conv3d has none
+        fast = copied(model).to(memory_format=torch.channels_last)
+        _check_step(fast, loss_fn, *batches)
+        return fast, data, validation
+    _check_step(model, loss_fn, *batches)
+    return copied(model), data, validation
+
+
+def _check_answers(model: nn.Module, *parts: Data) -> None:
+    for images, targets, *_ in parts:
         answers = predict(model, images[:2])
         if targets.dim() == 1 and not targets.is_floating_point():
             check_labels(answers, targets)
+
+
+def _check_trainable(model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ParameterError(
+            "'model' must be a network as its class builds it. Got one that torch.jit has compiled: train first."
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ParameterError("'model' must have a weight to train. Got one whose weights are all frozen.")
 
-    def loss_of(x: Tensor, *targets: Tensor) -> Tensor:
-        return loss_fn(copied(model).train()(x), *targets)  # a copy, so that batch statistics stay as they were
 
-    for part in (data, validation):
-        _check_loss("loss_fn", "compare the answers with the targets", loss_of, *(each[:2] for each in part))
-    if penalty is not None:
-        _check_loss("penalty", "judge the model", penalty, model)
-    return data, validation
+def _check_step(model: nn.Module, loss_fn: Loss, batch: Data, validation_batch: Data) -> None:
+    """Raise a ParameterError unless a model can learn from a batch and be judged by another; it stays as it is."""
+    probe = copied(model)  # so that batch statistics stay as they were
+    with evaluation_mode(probe):
+        _batch_loss(probe, loss_fn, *validation_batch)
+    probe.train()
+    loss = _batch_loss(probe, loss_fn, *batch)
+    _try("the loss can't be traced back to the weights", loss.backward)
+    if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in probe.parameters()):
+        raise ParameterError(
+            "'model' must have dense gradients. Got sparse ones. Did you set nn.Embedding's sparse=True?"
+        )
 
 
-def _check_loss(argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> None:
-    try:
-        loss = loss_of(*arguments)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ParameterError(f"{argument!r} can't {task}: {reason(error)}") from error
+def _batch_loss(model: nn.Module, loss_fn: Loss, x: Tensor, *targets: Tensor) -> Tensor:
+    mode = "trained on" if model.training else "judged by"
+    answers = _try(f"the model can't be {mode} a batch of {len(x)}", model, x)
+    return _check_loss("loss_fn", "compare the answers with the targets", loss_fn, answers, *targets)
+
+
+def _check_loss(argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> Tensor:
+    loss = _try(f"{argument!r} can't {task}", loss_of, *arguments)
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ParameterError(f"{argument!r} must return a tensor with one number. Got {got}.")
     if not loss.requires_grad:
         raise ParameterError(f"{argument!r} must return a loss that gradients flow through. Got a detached one.")
+    return loss
+
+
+def _try(problem: str, called: Callable[..., Any], *arguments: object) -> Any:
+    """Return what a learner's own code gives; raise a ParameterError that begins with the problem where it fails."""
+    try:
+        return called(*arguments)
+    except Exception as error:
+        raise ParameterError(f"{problem}: {reason(error)}") from error

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.data import Split
 from kd_lab.distillation import (
     DistillationLoss,
+    FeatureLoss,
     distil,
     distillation_loss,
     logit_loss,
@@ -271,3 +273,34 @@ def test_data_that_cannot_be_learned_from_are_named(few, validation):
             distil(build_model("mlp128"), teacher, wrong, validation=validation, epochs=1)
         with pytest.raises(ParameterError, match=r"^with_answers\(\): the data must be"):
             with_answers(teacher, wrong)
+
+
+def test_distil_needs_epochs_in_its_own_name(few, validation):
+    with pytest.raises(TypeError, match=r"^distil\(\) missing .* 'epochs'"):
+        distil(build_model("mlp128"), load_trained("mlp128"), few, validation=validation)
+
+
+@pytest.mark.filterwarnings("ignore:.*Did you swap them")
+@pytest.mark.parametrize("ends", ["student", "teacher"])
+def test_a_network_that_ends_in_a_softmax_is_named_where_it_is_distilled(ends, few, validation):
+    models = {"student": build_model("mlp128"), "teacher": load_trained("mlp128")}
+    settings = {"validation": validation[:50], "epochs": 1, "progress": False}
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        distil(models["student"], models["teacher"], few[:64], **settings)
+    models[ends] = nn.Sequential(models[ends], nn.Softmax(dim=1))
+    with pytest.warns(UserWarning, match=rf"^distil\(\): the {ends} answers with probabilities") as caught:
+        distil(models["student"], models["teacher"], few[:64], **settings)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_dtype_are_compared_alike(pair, dtype):
+    labels = torch.arange(7)
+    assert distillation_loss(*pair, labels.to(dtype), 4, 0.5) == distillation_loss(*pair, labels, 4, 0.5)
+
+
+def test_numbers_of_numpy_become_ordinary_ones():
+    assert {type(value) for value in vars(DistillationLoss(np.int64(4), np.float32(0.5))).values()} == {int, float}
+    assert {
+        type(value) for value in vars(FeatureLoss("hint", np.float32(1), np.int8(4), np.float64(0.5))).values()
+    } == {str, int, float}

@@ -10,16 +10,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import MNIST
+from torchvision.transforms import ToTensor
 
 from benchmarks.faults import damage_data, fork
 from kd_lab import data
 from kd_lab.checkpoints import load_trained
-from kd_lab.data import load_mnist, load_optical_digits, mnist_folder, split_indices
-from kd_lab.errors import DataError
+from kd_lab.data import load_mnist, load_optical_digits, mnist_folder, split_data, split_indices
+from kd_lab.errors import DataError, ParameterError
 from kd_lab.evaluation import accuracy
 
 ARCHIVES = data.REPOSITORY_DATA / "MNIST" / "raw"
@@ -331,3 +334,74 @@ def test_optical_digits_are_the_same_each_time_and_new_to_a_network_of_mnist(opt
     for one, two in zip(optical, load_optical_digits(), strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
     assert 0.6 < accuracy(load_trained("lenet5"), optical.test).value < 0.95
+
+
+# ---- data of one's own
+
+DIGITS, NUMBERS = load_digits(return_X_y=True)
+OWN = torch.tensor(DIGITS, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(NUMBERS)
+
+
+@pytest.mark.parametrize("counts", [(300, 500), (37, 11), (1, 1)])
+def test_own_data_are_split_and_balanced_as_mnist_is(counts):
+    parts = split_data(*OWN, validation=counts[0], test=counts[1])
+    assert [len(part.labels) for part in parts] == [1797 - sum(counts), *counts]
+    for part in parts:
+        assert part.images.dtype == torch.float32 and part.labels.dtype == torch.int64
+    for part in parts[1:]:
+        counted = torch.nn.functional.one_hot(part.labels, 10).cumsum(0)
+        assert (counted.amax(1) - counted.amin(1)).max() <= 1
+    rows = [torch.cat([images.flatten(1), labels[:, None]], 1) for images, labels in (*parts, OWN)]
+    assert sorted(torch.cat(rows[:3]).tolist()) == sorted(rows[3].tolist())  # each image once, beside its label
+
+
+def test_a_split_belongs_to_its_seed():
+    one, same, other = (split_data(*OWN, validation=100, test=100, seed=seed) for seed in (1, np.int64(1), 2))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(one, same, strict=True))
+    assert not torch.equal(one.test.images, other.test.images)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        (OWN[0].numpy(), OWN[1].numpy()),
+        (OWN[0].double().requires_grad_(), OWN[1].to(torch.uint8)),
+        (OWN[0].tolist(), OWN[1].tolist()),
+        (OWN[0], OWN[1].double()),
+        (TensorDataset(*OWN),),
+    ],
+    ids=["arrays", "history", "lists", "float labels", "data set"],
+)
+def test_own_data_of_any_kind_are_split_alike(own):
+    for found, expected in zip(*(split_data(*each, validation=30, test=50) for each in (own, OWN)), strict=True):
+        assert torch.equal(found.images, expected.images) and torch.equal(found.labels, expected.labels)
+        assert not found.images.requires_grad
+
+
+def test_a_data_set_of_torchvision_is_split():
+    published = Subset(MNIST(ARCHIVES.parents[1], train=False, transform=ToTensor()), range(1000))
+    parts = split_data(published, validation=100, test=200)
+    assert parts.train.images.shape == (700, 1, 28, 28) and parts.validation.labels[:10].tolist() == list(range(10))
+    raw = Subset(MNIST(ARCHIVES.parents[1], train=False), range(100))
+    with pytest.raises(ParameterError, match=r"^split_data\(\): .*transform=ToTensor\(\)"):
+        split_data(raw, validation=10, test=10)
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ((OWN[1], OWN[0]), "Did you swap them"),
+        ((OWN[0], OWN[1] + 1), r"0 to classes - 1.*Got labels \[1, 2"),
+        ((OWN[0], OWN[1] / 2), "0 to classes - 1"),
+        ((OWN[0] * float("nan"), OWN[1]), "must be finite"),
+        ((OWN[0][:5], OWN[1]), r"must be \(N, …\) and \(N,\)"),
+        ((OWN[0], None), "must be tensors or arrays"),
+        ((None, None), "must be tensors or arrays"),
+        ((OWN[0][:40], OWN[1][:40]), "need more than"),
+    ],
+)
+def test_own_data_that_cannot_be_split_are_named(own, told):
+    with pytest.raises(ParameterError, match=rf"^split_data\(\): .*{told}"):
+        split_data(*own, validation=30, test=30)
+    with pytest.raises(ParameterError, match=r"^split_data\(\): 'test' must be a whole number"):
+        split_data(*OWN, validation=30, test=0.2)

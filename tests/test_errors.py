@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import kd_lab
+from kd_lab.data import Split
 from kd_lab.distillation import DistillationLoss
-from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number, reason
+from kd_lab.errors import ParameterError, check_choice, check_number, check_that, check_whole_number, reason
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import PruningPanel
@@ -196,3 +197,27 @@ def test_a_whole_number_of_numpy_becomes_an_ordinary_one(value):
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), Fraction(1, 2), 0.5])
 def test_a_number_of_numpy_becomes_an_ordinary_one(value):
     assert type(found := check_number("sparsity", value, "[0, 1)")) is float and found == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.zeros(4, 2), "Tensor of shape (4, 2) and torch.float32"),
+        (np.zeros((4, 2)), "ndarray of shape (4, 2) and float64"),
+        ((np.zeros(4), [1, 2]), "tuple of 2: ndarray of shape (4,) and float64, [1, 2]"),
+        (
+            Split(*IMAGES[:1], torch.ones(2)),
+            "Split of 2: Tensor of shape (4, 1, 28, 28) and torch.float32, Tensor of shape (2,) and torch.float32",
+        ),
+        ({"a": torch.zeros(99)}, "dict"),
+        (nn.Sequential(nn.Flatten()), "Sequential"),
+        (object(), "object"),
+        ("text", "'text'"),
+        (np.float32(0.5), repr(np.float32(0.5))),
+        (None, "None"),
+    ],
+)
+def test_what_came_is_said_in_words(value, said):
+    with pytest.raises(ParameterError) as caught:
+        check_that("value", value, False, "another")
+    assert str(caught.value).endswith(f"'value' must be another. Got {said}.")

@@ -3,10 +3,12 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_1samp
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lab.compression import FineTune, compress, search_recipe, search_settings
 from kd_lab.data import Mnist, Split
@@ -262,3 +264,58 @@ def test_each_part_of_the_data_is_looked_at_once(call, monkeypatch):
     CALLS[call](data, {"validation": data.validation, "epochs": 2, **QUICK})
     assert looks["validation"] == 1 and looks["test"] == 0
     assert looks["train"] == (call not in ("search_settings", "scorecard", "paired_difference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool])
+def test_labels_of_any_whole_dtype_count_alike(dtype):
+    model, images = build_model("mlp128"), torch.randn(40, 1, 28, 28)
+    labels = torch.arange(40) % 2
+    for measure in (accuracy, mean_cross_entropy, lambda *each: paired_difference(model, *each)):
+        assert measure(model, (images, labels.to(dtype))) == measure(model, (images, labels))
+
+
+def test_labels_are_looked_at_to_the_last():
+    labels = torch.zeros(40, dtype=torch.uint8)
+    labels[-1] = 10
+    with pytest.raises(ParameterError, match="Got labels from 0 to 10"):
+        accuracy(build_model("mlp128"), (torch.zeros(40, 1, 28, 28), labels))
+
+
+LOADER = DataLoader(TensorDataset(*GOOD), batch_size=2)
+PARTS = Mnist(*[Split(*GOOD)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ((GOOD[0].numpy(), GOOD[1].numpy()), r"tuple of 2: ndarray of shape .*map\(torch\.as_tensor, data\)"),
+        ((GOOD[0].tolist(), GOOD[1].tolist()), r"map\(torch\.as_tensor, data\)"),
+        (LOADER, r"Got DataLoader.* Did you mean tuple\(map\(torch\.cat, zip\(\*loader\)\)\)"),
+        (LOADER.dataset, r"Got TensorDataset.* Did you mean split_data"),
+        (PARTS, r"Give one part of it, as data\.train or data\.validation"),
+        ((GOOD[1], GOOD[0]), "Did you swap the two"),
+        (GOOD[0], r"Got Tensor of shape \(4, 1, 28, 28\) and torch\.float32"),
+        (build_model("cnn"), "Did you swap the model and the data"),
+        ((GOOD[0], GOOD[1].double()), r"Did you mean labels\.long\(\)"),
+    ],
+)
+def test_what_came_for_the_data_is_said_in_words(data, told):
+    with pytest.raises(ParameterError, match=told) as caught:
+        accuracy(build_model("mlp128"), data)
+    assert "tensor(" not in str(caught.value) and "array(" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_lines_that_messages_give_work():
+    for line in ("tuple(map(torch.cat, zip(*loader)))", "tuple(map(torch.as_tensor, data))"):
+        found = eval(line, {"torch": torch, "loader": LOADER, "data": [part.numpy() for part in GOOD]})
+        assert all(map(torch.equal, found, GOOD))
+
+
+def test_intervals_hold_their_point():
+    counts = [(0, n) for n in range(1, 60)] + [(n, n) for n in range(1, 60)] + [(10**9 - 1, 10**9), (10**9, 10**9)]
+    found = [Accuracy(*each) for each in counts] + [PairedDifference(a, n - a, n) for a, n in counts]
+    assert all(each.interval[0] <= each.value <= each.interval[1] for each in found)
+    for value in (0.1, 1e-20, 0.7e20, np.float32(0.1)):
+        center, (low, high) = mean_interval([value] * 3)
+        assert low <= center <= high and type(center) is float
+    assert {type(value) for value in vars(Accuracy(np.int64(3), np.int32(4))).values()} == {int}

@@ -42,3 +42,21 @@ def test_lengths_that_differ_are_named():
         plot_digits(torch.rand(2, 1, 28, 28), ["one"])
     with pytest.raises(ParameterError, match=r"^plot_intervals\(\): "):
         plot_intervals([], [], [])
+
+
+IMAGES = torch.rand(3, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "images", [IMAGES[:, 0], IMAGES.numpy(), IMAGES.clone().requires_grad_(), IMAGES.double(), IMAGES.numpy()[:, 0]]
+)
+def test_images_of_any_kind_are_drawn_alike(images):
+    row = plot_digits(images, ["a", "b", "c"])
+    assert np.allclose(row[1].images[0].get_array(), IMAGES[1, 0])
+    plt.close("all")
+
+
+@pytest.mark.parametrize("images", [torch.rand(3, 784), torch.rand(3, 3, 28, 28), [1, 2, 3]])
+def test_what_is_no_picture_is_refused(images):
+    with pytest.raises(ParameterError, match=r"^plot_digits\(\): 'images' must be a tensor \(N, 1, height, width\)"):
+        plot_digits(images, ["a", "b", "c"])

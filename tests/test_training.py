@@ -5,6 +5,7 @@ import math
 import warnings
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.networks.layers import BATCH_SIZE, predict
 from kd_lab.networks.zoo import build_model
-from kd_lab.training import Epoch, History, _batches, train, train_live
+from kd_lab.training import Epoch, History, Settings, _batches, train, train_live
 
 
 def fit(model, data, validation, loss_fn=F.cross_entropy, **settings):
@@ -411,3 +412,147 @@ def test_a_live_training_checks_and_reports_in_its_own_name(few, validation):
     loss = lambda logits, labels: F.cross_entropy(logits, labels) / 0
     with pytest.raises(TrainingError, match=r"train_live\(\): the loss became NaN"):
         list(train_live(build_model("mlp128"), few, loss, **settings))
+
+
+class Viewing(nn.Module):
+    """A network as the tutorials write it: `view` behind a pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.fc = nn.Linear(16 * 7 * 7, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        return self.fc(F.max_pool2d(F.relu(self.conv2(x)), 2).view(-1, 16 * 7 * 7))
+
+
+class Depth(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 9, 9), stride=(1, 5, 5)), nn.Flatten())
+        self.append(nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("network", [Viewing, Depth])
+def test_a_network_that_needs_its_own_memory_layout_is_trained_as_by_hand(network, few, validation):
+    torch.manual_seed(0)
+    model = network()
+    trained, _ = fit(model, few[:128], validation[:50], epochs=1, batch_size=64, schedule="constant")
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0)
+    for index in torch.randperm(128, generator=torch.Generator().manual_seed(0)).split(64):
+        optimizer.zero_grad()
+        F.cross_entropy(model(few.images[index]), few.labels[index]).backward()
+        optimizer.step()
+    torch.testing.assert_close(trained.state_dict(), model.state_dict(), rtol=1e-3, atol=1e-5)
+    live = train_live(network(), few[:128], F.cross_entropy, validation=validation[:50], epochs=1, steps_per_epoch=1)
+    assert len(list(live)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.bool])
+def test_labels_of_any_whole_dtype_train_alike(dtype, few, validation):
+    two = [(part.images, part.labels % 2) for part in (few, validation)]
+    expected, _ = fit(build_model("mlp128"), *two, epochs=1)
+    found, _ = fit(build_model("mlp128"), *((images, labels.to(dtype)) for images, labels in two), epochs=1)
+    assert same_weights(found, expected)
+
+
+def test_numbers_of_numpy_train_as_ordinary_ones(few, validation):
+    ordinary = {"epochs": 1, "seed": 3, "batch_size": 100, "learning_rate": 0.0078125, "steps_per_epoch": 2}
+    kinds = {int: np.int64, float: np.float32}
+    expected, _ = fit(build_model("mlp128"), few, validation, **ordinary)
+    found, _ = fit(build_model("mlp128"), few, validation, **{k: kinds[type(v)](v) for k, v in ordinary.items()})
+    assert same_weights(found, expected)
+    settings = Settings(**{name: kinds[type(value)](value) for name, value in ordinary.items()})
+    assert {type(value) for value in vars(settings).values()} <= {int, float, str, bool}
+
+
+def test_targets_and_images_with_a_history_teach_without_it(few, validation):
+    teacher, scale = build_model("mlp128", seed=1), torch.ones((), requires_grad=True)
+    parts = [(part.images * scale, part.labels, teacher(part.images)) for part in (few, validation)]
+    kept = [tuple(each.detach() for each in part) for part in parts]
+    loss_fn = lambda logits, _labels, answers: F.mse_loss(logits, answers)
+    (found, _), (expected, _) = (fit(build_model("mlp128"), *each, loss_fn=loss_fn) for each in (parts, kept))
+    assert same_weights(found, expected)
+    assert scale.grad is None and all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode])
+def test_what_surrounds_a_training_does_not_change_it(surroundings, few, validation):
+    expected, _ = fit(build_model("mlp128"), few, validation)
+    with surroundings():
+        found, _ = fit(build_model("mlp128"), few, validation)
+        settings = {"validation": validation, "epochs": 1, "steps_per_epoch": 2}
+        for model, _ in train_live(build_model("mlp128"), (few.images + 0, few.labels), F.cross_entropy, **settings):
+            assert not torch.is_grad_enabled()
+            live = model
+    assert same_weights(found, expected)
+    F.cross_entropy(live(few.images), few.labels).backward()
+
+
+class Words(nn.Module):
+    def __init__(self, sparse):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 10, sparse=sparse)
+
+    def forward(self, x):
+        return self.embedding(x.flatten(1).long() % 5).mean(1)
+
+
+def test_sparse_gradients_are_named(few, validation):
+    fit(Words(False), few, validation, epochs=1)
+    with pytest.raises(ParameterError, match=r"^train\(\): 'model' must have dense gradients"):
+        fit(Words(True), few, validation)
+
+
+def test_a_batch_of_one_that_cannot_be_normalised_is_named(few, validation):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))
+    with pytest.raises(ParameterError, match=r"^train\(\): the model can't be trained on a batch of 1: Expected more"):
+        fit(model, few[:7], validation, batch_size=1)
+    assert fit(model, few[:8], validation[:1], batch_size=4)[1].stopped == "finished"  # one image to judge it is enough
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_network_is_named(few, validation):
+    with pytest.raises(ParameterError, match=r"^train\(\): 'model' must be .* torch\.jit has compiled"):
+        fit(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), few, validation)
+
+
+@pytest.mark.parametrize("error", [AssertionError("mine"), KeyError("mine"), AttributeError("mine"), OSError("mine")])
+def test_an_error_of_a_learners_own_loss_is_the_cause(error, few, validation):
+    def loss_fn(logits, labels):
+        raise error
+
+    with pytest.raises(ParameterError, match=r"^train\(\): 'loss_fn' can't compare .*mine") as caught:
+        fit(build_model("mlp128"), few, validation, loss_fn=loss_fn)
+    assert caught.value.__cause__ is error
+
+
+class Forgetful(nn.Module):
+    """A network whose own `train` and `eval` return nothing, with a state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.noisy, self.notes = build_model("mlp128"), True, ["note"]
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.noisy = mode
+
+    def eval(self):
+        self.train(False)
+
+    def forward(self, x):
+        return self.network(x) + (torch.full((), 5.0) if self.noisy else 0)
+
+    def get_extra_state(self):
+        return self.notes
+
+    def set_extra_state(self, state):
+        self.notes = state
+
+
+def test_a_class_with_modes_and_state_of_its_own_is_trained_and_judged_in_them(few, validation):
+    model, history = fit(Forgetful(), few, validation)
+    assert not model.noisy and model.notes == ["note"]
+    loss = F.cross_entropy(predict(model, validation.images), validation.labels).item()
+    assert loss == pytest.approx(min(history.validation_loss), rel=1e-4)

@@ -146,3 +146,26 @@ def test_bad_input_gets_one_clear_error(fitted, validation):
     }.items():
         with pytest.raises(ParameterError, match=match):
             call()
+
+
+def test_images_that_remember_their_gradients_are_drawn_alike(fitted, few):
+    images, tree = few.images[:20], SoftTree(2)
+    tracked = images.clone().requires_grad_()
+    draws = (
+        lambda each: draw_tree(fitted, each),
+        lambda each: draw_path(tree, each[0]),
+        lambda each: draw_soft_tree(tree, each[0]),
+    )
+    for draw in draws:
+        for found, expected in zip(pictures(draw(tracked)), pictures(draw(images)), strict=True):
+            assert np.array_equal(found, expected)
+
+
+def test_images_of_other_kinds_are_refused_in_words(fitted, few):
+    tree = SoftTree(2)
+    for wrong in (few.images[0, 0], few.images[0].numpy(), None):
+        with pytest.raises(ParameterError, match=r"^draw_path\(\): 'image' must be a tensor of 3 dimensions"):
+            draw_path(tree, wrong)
+    for wrong in (few.images[:, 0], few.images.numpy()):
+        with pytest.raises(ParameterError, match=r"^draw_tree\(\): 'images' must be a tensor of 4 dimensions"):
+            draw_tree(fitted, wrong)

@@ -345,3 +345,37 @@ def test_what_is_no_soft_tree_is_named():
     }.items():
         with pytest.raises(ParameterError, match=rf"{function}\(\): 'tree' must be a SoftTree\. Got Linear"):
             call()
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_another_default_dtype_changes_no_fitted_tree(lesson, double):
+    images, answers = lesson
+    found = fit_trees(images[:200], answers[:200], max_leaf_nodes=5)
+    torch.set_default_dtype(torch.float32)
+    expected = predict(fit_trees(images[:200], answers[:200], max_leaf_nodes=5), images)
+    torch.testing.assert_close(predict(found, images), expected)
+    assert torch.equal(predict(found, images.double()), expected)
+
+
+def test_images_that_remember_their_gradients_are_as_good(lesson):
+    images, answers = lesson[0][:200], lesson[1][:200]
+    tracked = images.clone().requires_grad_()
+    found, expected = (fit_trees(each, answers, max_leaf_nodes=5) for each in (tracked, images))
+    assert torch.equal(found(tracked), expected(images))
+    with pytest.raises(ParameterError, match=r"'images' must be a tensor of 4 dimensions"):
+        fit_trees(images.numpy(), answers, max_leaf_nodes=5)
+
+
+def test_numbers_of_numpy_make_the_same_trees(lesson):
+    images, answers = lesson[0][:200], lesson[1][:200]
+    tree, ordinary = SoftTree(np.int8(2), np.int64(3)), SoftTree(2, 3)
+    assert type(tree.depth) is int and all(map(torch.equal, tree.parameters(), ordinary.parameters()))
+    found = fit_trees(images, answers, max_leaf_nodes=np.int64(5), trees=np.int64(2), seed=np.int64(3))
+    expected = fit_trees(images, answers, max_leaf_nodes=5, trees=2, seed=3)
+    assert torch.equal(predict(found, images), predict(expected, images))

@@ -16,7 +16,7 @@ TEMPERATURE_RANGE, ALPHA_RANGE = "(0, 1000]", "[0, 1]"
 
 def soft_targets(logits: Tensor, temperature: float) -> Tensor:
     """Return softmax(logits / T), the softened answers (N, classes): the hotter, the more alike the classes."""
-    check_number("temperature", temperature, TEMPERATURE_RANGE)
+    temperature = check_number("temperature", temperature, TEMPERATURE_RANGE)
     check_tensors(logits=logits)
     return F.softmax(logits / temperature, dim=-1)
 
@@ -27,7 +27,7 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     T² makes up for the gradients, which shrink as 1/T² (section 2 of the paper). As T grows, the gradient comes to
     (z - v) / classes for each image, z and v being the logits of student and teacher minus their means (section 2.1).
     """
-    check_number("temperature", temperature, TEMPERATURE_RANGE)
+    temperature = check_number("temperature", temperature, TEMPERATURE_RANGE)
     _check_logits(student_logits, teacher_logits)
     student, teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (student_logits, teacher_logits))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -43,10 +43,10 @@ def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
 ) -> Tensor:
     """Return alpha·(cross-entropy with the labels) + (1 - alpha)·`soft_loss`; alpha is 0 to 1, labels are (N,)."""
-    check_number("alpha", alpha, ALPHA_RANGE)
+    alpha = check_number("alpha", alpha, ALPHA_RANGE)
     soft = soft_loss(student_logits, teacher_logits, temperature)
     check_shapes("'labels' must be (N,) for logits (N, classes)", lambda a, b: a == b[:1], labels, student_logits)
-    check_labels(student_logits, labels)
+    labels = check_labels(student_logits, labels)
     return alpha * F.cross_entropy(student_logits, labels) + (1 - alpha) * soft
 
 
@@ -58,8 +58,8 @@ class DistillationLoss:
     alpha: float
 
     def __post_init__(self):
-        check_number("temperature", self.temperature, TEMPERATURE_RANGE)
-        check_number("alpha", self.alpha, ALPHA_RANGE)
+        for name, allowed in {"temperature": TEMPERATURE_RANGE, "alpha": ALPHA_RANGE}.items():
+            object.__setattr__(self, name, check_number(name, getattr(self, name), allowed))
 
     def __call__(self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the `distillation_loss` of a batch."""
@@ -77,19 +77,22 @@ def distil(
     data: Data,
     *,
     validation: Data,
+    epochs: int,
     temperature: float = 4.0,
     alpha: float = 0.1,
     **settings,
 ) -> tuple[nn.Module, History]:
     """Return a new student, trained by the teacher's answers and the labels, and the history of its losses.
 
-    `settings` are those of `train`. Warns where the student knows more than the teacher before it begins; raises a
-    ParameterError where they have not the same classes.
+    `settings` are those of `train`; `student_recipe` of kd_lab.checkpoints gives epochs that suit a number of images.
+    Warns where the student knows more than the teacher before it begins, or where one of them answers with
+    probabilities; raises a ParameterError where they have not the same classes.
     """
     loss = DistillationLoss(temperature, alpha)
     data, validation = (check_scorable(student, part) for part in (data, validation))
     check_teacher(student, teacher, validation)
-    return train(student, _answered(teacher, data), loss, validation=_answered(teacher, validation), **settings)
+    parts = [_answered(teacher, part) for part in (data, validation)]
+    return train(student, parts[0], loss, validation=parts[1], epochs=epochs, **settings)
 
 
 def _answered(teacher: nn.Module, data: Checked) -> Checked:
@@ -98,15 +101,27 @@ def _answered(teacher: nn.Module, data: Checked) -> Checked:
 
 
 def check_teacher(student: nn.Module, teacher: nn.Module, validation: Data) -> None:
-    """Raise a ParameterError unless both answer in the same classes; warn where the student is the better one."""
+    """Raise a ParameterError unless both answer in the same classes; warn of a student that is better, of a softmax."""
     validation = check_data(validation)
-    _check_logits(*(predict(model, validation[0][:2]) for model in (student, teacher)))
+    answers = {name: predict(each, validation[0][:2]) for name, each in (("student", student), ("teacher", teacher))}
+    _check_logits(*answers.values())
+    for name, logits in answers.items():
+        _warn_of_softmax(name, logits)
     student_knows, teacher_knows = (accuracy(model, validation) for model in (student, teacher))
     if student_knows.correct > teacher_knows.correct:
         warnings.warn(
             f"{called_function()}(): the student reads {100 * student_knows.value:.2f} % of the validation images, "
             f"its teacher {100 * teacher_knows.value:.2f} %. Did you swap them?",
             stacklevel=3,
+        )
+
+
+def _warn_of_softmax(name: str, logits: Tensor) -> None:
+    if logits.min() >= 0 and (logits.sum(dim=1) - 1).abs().max() < 1e-3:
+        warnings.warn(
+            f"{called_function()}(): the {name} answers with probabilities. Distillation needs logits: leave out its "
+            "softmax.",
+            stacklevel=4,
         )
 
 

@@ -76,8 +76,10 @@ class FeatureLoss:
 
     def __post_init__(self):
         check_choice("kind", self.kind, list(LOSSES))
-        check_number("weight", self.weight, WEIGHT_RANGE)
-        DistillationLoss(self.temperature, self.alpha)  # refuses what it must
+        answers = DistillationLoss(self.temperature, self.alpha)  # refuses what it must
+        checked = {"weight": check_number("weight", self.weight, WEIGHT_RANGE), **vars(answers)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
         """Return the loss of a batch; `outputs` are (N, classes + features)."""
@@ -110,7 +112,7 @@ def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0
     For maps of one height and width it is a 1×1 convolution, else a Linear layer on the flattened output; where the
     shapes are the same, nothing stands between the two.
     """
-    check_whole_number("seed", seed, "[0, 1000000]")
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
     if tuple(shape) == tuple(hint_shape):
         return nn.Identity()
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were

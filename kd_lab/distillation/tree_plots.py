@@ -79,11 +79,12 @@ def draw_tree(trees: Trees, images: Tensor, levels: int = 3) -> Figure:
     answer of the leaves further down, and the picture says how many they are.
     """
     check_kind("trees", trees, Trees, "what fit_trees returns")
-    check_whole_number("levels", levels, f"[1, {MAX_DRAWN_DEPTH}]")
+    levels = check_whole_number("levels", levels, f"[1, {MAX_DRAWN_DEPTH}]")
     check_tensors(4, images=images)
     predict(trees, images[:1])  # names images that it can't read
     tree = trees.estimators[0]
     nodes = _nodes(tree, levels)
+    images = images.detach()
     reached = torch.tensor(tree.decision_path(images.flatten(1).numpy()).toarray(), dtype=torch.bool)  # (N, nodes)
     ends = [place for place in nodes if 2 * place + 1 not in nodes]
     cut = [place for place in ends if tree.tree_.children_left[nodes[place]] != NO_CHILD]
@@ -153,7 +154,7 @@ def _draw_edge(figure: Figure, parent: Axes, child: Axes, probability: float | N
 
 
 def _show_digit(axes: Axes, image: Tensor) -> None:
-    axes.imshow(image[0].numpy(), cmap="gray_r", interpolation="nearest")
+    axes.imshow(image[0].detach().numpy(), cmap="gray_r", interpolation="nearest")
     axes.axis("off")
 
 
@@ -162,7 +163,8 @@ def _show_filter(axes: Axes, weights: Tensor, image: Tensor | None) -> None:
     colors = plt.get_cmap("RdBu_r", 15)  # few, so that the picture takes half of the bytes in a notebook
     axes.imshow(weights.numpy(), cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
     if image is not None:  # its outline
-        axes.contour(image[0].numpy(), levels=[float(image.min() + image.max()) / 2], colors="black", linewidths=0.8)
+        ink = image[0].detach().numpy()
+        axes.contour(ink, levels=[float(ink.min() + ink.max()) / 2], colors="black", linewidths=0.8)
 
 
 def _show_question(axes: Axes, images: Tensor, pixel: int) -> None:

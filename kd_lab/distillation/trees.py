@@ -44,9 +44,8 @@ class SoftTree(nn.Module):
 
     def __init__(self, depth: int, seed: int = 0):
         super().__init__()
-        check_whole_number("depth", depth, "[1, 12]")
-        check_whole_number("seed", seed, "[0, 1000000]")
-        self.depth = depth
+        self.depth = depth = check_whole_number("depth", depth, "[1, 12]")
+        seed = check_whole_number("seed", seed, "[0, 1000000]")
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
             self.filters = nn.Linear(PIXELS, 2**depth - 1)
@@ -134,7 +133,7 @@ class Trees(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities (N, 10) of the mean of the leaves that images (N, 1, 28, 28) reach."""
-        pixels = x.flatten(1).contiguous().numpy()
+        pixels = x.detach().flatten(1).float().contiguous().numpy()  # scikit-learn's trees take float32
         answers = np.mean([tree.predict(pixels, check_input=False) for tree in self.estimators], axis=0)
         return torch.from_numpy(answers).float().clamp(min=MIN_PROBABILITY).log()
 
@@ -149,13 +148,13 @@ def fit_trees(images: Tensor, answers: Tensor, *, max_leaf_nodes: int, trees: in
     """
     from sklearn.ensemble import RandomForestRegressor  # takes seconds, and is needed only here
 
-    check_whole_number("max_leaf_nodes", max_leaf_nodes, "[2, 60000]")
-    check_whole_number("trees", trees, "[1, 1000]")
-    check_whole_number("seed", seed, "[0, 1000000]")
+    max_leaf_nodes = check_whole_number("max_leaf_nodes", max_leaf_nodes, "[2, 60000]")
+    trees = check_whole_number("trees", trees, "[1, 1000]")
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
     _check_examples(images, answers)
     sampled = {"bootstrap": True, "max_features": "sqrt"} if trees > 1 else {"bootstrap": False, "max_features": 1.0}
     forest = RandomForestRegressor(trees, max_leaf_nodes=max_leaf_nodes, random_state=seed, n_jobs=1, **sampled)
-    return Trees(forest.fit(images.flatten(1).numpy(), answers.detach().numpy()).estimators_)
+    return Trees(forest.fit(images.detach().flatten(1).numpy(), answers.detach().numpy()).estimators_)
 
 
 def _check_examples(images: Tensor, answers: Tensor) -> None:
@@ -163,7 +162,7 @@ def _check_examples(images: Tensor, answers: Tensor) -> None:
     check_tensors(2, answers=answers)
     if len(images) != len(answers):
         raise ParameterError(f"'images' and 'answers' must be equally many. Got {len(images)} and {len(answers)}.")
-    if answers.min() < 0 or not torch.allclose(answers.sum(dim=1).float(), torch.ones(len(answers)), atol=1e-3):
+    if answers.min() < 0 or (answers.sum(dim=1) - 1).abs().max() > 1e-3:
         raise ParameterError(
             "'answers' must be probabilities (N, classes), as soft_targets(logits, "
             "temperature) gives. Got rows that do not sum to 1."
