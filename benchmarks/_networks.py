@@ -21,7 +21,8 @@ VOCABULARY = 7  # words, of the networks that read text
 IMAGES = (1, 28, 28), (1, 8, 8), (2, 7, 5), (3, 9, 9)
 SHAPES = *IMAGES, (17,), (3, 12), (2, 5, 6, 7), "words"  # the simplest first: it is what hypothesis looks for
 
-# What a word in braces may become; c, d, n and last say what the data are by then: channels, dimensions, numbers.
+# What a word in braces may become. Others say what the data are by then: c, d, n, last and dims are their channels,
+# dimensions, numbers, last size, and the dimensions of a map.
 CHOICES = {
     "out": (4, 2, 3, 6),
     "size": (3, 1, 2, 5),
@@ -101,8 +102,8 @@ SEQUENCES = {
 }
 ENDS = {
     "flattened": "x = {flat}",
-    "averaged": "x = x.mean(tuple(range(2, x.dim())))",
-    "pooled and flattened": "x = {pool}(x)\nx = x.view(-1, x[0].numel())",
+    "averaged": "x = x.mean({dims})",
+    "pooled and flattened": "x = {pool}(x)\nx = x.view(x.size(0), -1)",
 }
 LAST = {
     "": "x = «nn.Linear({n}, {classes})»(x)",
@@ -282,7 +283,7 @@ class Author:
         """Choose for every word in braces, and make in the constructor what stands in «»."""
         shape = self.shape
         words = {"c": shape[0], "d": len(shape) - 1, "last": shape[-1], "n": torch.Size(shape).numel()}
-        words["classes"] = self.classes
+        words |= {"dims": tuple(range(2, len(shape) + 1)), "classes": self.classes}
         while open_words := re.findall(r"{(\w+)}", text):
             for word in open_words:
                 value = words[word] if word in words else words.setdefault(word, self.choose(CHOICES[word]))
