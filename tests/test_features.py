@@ -473,3 +473,10 @@ def test_other_slips_are_refused_at_once(some, choose):
         distil_features(thin_cnn(), load_trained("cnn"), Split(some.images, some.labels + 3), **layers)
     with pytest.raises(ParameterError, match="'temperature'"):
         distil_features(thin_cnn(), load_trained("cnn"), some, temperature=0, **layers)
+
+
+@pytest.mark.parametrize("function", [distil_features, train_on_hints])
+def test_epochs_are_asked_for_in_the_functions_own_name(function, few, validation):
+    layers = {"student_layer": "fc1", "teacher_layer": "fc1"}
+    with pytest.raises(TypeError, match=rf"^{function.__name__}\(\) missing .* 'epochs'"):
+        function(build_model("mlp128"), build_model("mlp128"), few, validation=validation, **layers)

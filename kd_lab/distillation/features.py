@@ -144,6 +144,7 @@ def distil_features(
     data: Data,
     *,
     validation: Data,
+    epochs: int,
     student_layer: str,
     teacher_layer: str,
     kind: str = "hint",
@@ -169,7 +170,8 @@ def distil_features(
         images, labels, *_ = part
         return Checked((images, labels, *predict(source, images).tensor_split([classes], dim=1)))
 
-    return _train_hinted(learner, with_hints(data), loss, validation=with_hints(validation), seed=seed, **settings)
+    settings |= {"validation": with_hints(validation), "epochs": epochs, "seed": seed}
+    return _train_hinted(learner, with_hints(data), loss, **settings)
 
 
 def train_on_hints(
@@ -178,6 +180,7 @@ def train_on_hints(
     data: Data,
     *,
     validation: Data,
+    epochs: int,
     student_layer: str,
     teacher_layer: str,
     kind: str = "hint",
@@ -195,7 +198,8 @@ def train_on_hints(
     learner, source = _hinted(kind, student, teacher, (student_layer, teacher_layer), validation[0][:2], seed)
     learner.answers = source.answers = False
     parts = [Checked((images, predict(source, images))) for images, *_ in (data, validation)]
-    return _train_hinted(learner, parts[0], LOSSES[kind], validation=parts[1], seed=seed, **settings)
+    settings |= {"validation": parts[1], "epochs": epochs, "seed": seed}
+    return _train_hinted(learner, parts[0], LOSSES[kind], **settings)
 
 
 def _hinted(
