@@ -61,7 +61,7 @@ def count_parameters(model: nn.Module) -> int:
     sizes: dict[tuple, int] = {
         (id(each),): each.numel() for module in plain for each in module.parameters(recurse=False)
     }
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(model):
         sizes |= {
             identity(module, name): getattr(module, name).numel()
             for module in parametrized

@@ -262,6 +262,10 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
     if isinstance(layer.input, QuantizeInput):
         graph.node("QuantizeLinear", *taken)
         _clip(graph, *integer_range(layer.input.num_bits))
+    if layer.spread > 1:  # the same numbers on a finer grid, whose unit rounds the bias less
+        graph.node("DequantizeLinear", *taken)
+        taken = _grid(layer.input_scale / layer.spread, layer.input_zero_point.int() * layer.spread)
+        graph.node("QuantizeLinear", *taken)
     weight = [layer.weight, layer.weight_scale.squeeze(), layer.weight_zero_point.squeeze()]
     bias = torch.zeros(len(layer.weight)).int() if layer.bias is None else layer.bias
     if isinstance(layer, IntegerConv2d):

@@ -81,7 +81,7 @@ def reason(error: Exception) -> str:
     """Return what an error says, without the function that it names: for the message of another error."""
     said = str(getattr(error, "problem", error))
     whole = said and not isinstance(error, (KeyError, AssertionError))  # "'k'" alone says nothing
-    return said if whole else f"{type(error).__name__} {said}".strip()
+    return said if whole else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 def described(value: Any) -> str:

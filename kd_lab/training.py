@@ -267,7 +267,8 @@ def _mean_loss(model: nn.Module, data: Data, loss_fn: Loss) -> float:
     """Return the mean of `loss_fn` over all of the data, in evaluation mode."""
     with evaluation_mode(model), torch.inference_mode():
         model = computed_once(model)
-        batches = zip(*(part.split(BATCH_SIZE) for part in data), strict=True)
+        # clones: a network may change in place what it reads
+        batches = zip(*((part.clone() for part in each.split(BATCH_SIZE)) for each in data), strict=True)
         return sum(loss_fn(model(x), *targets).item() * len(x) for x, *targets in batches) / len(data[0])
 
 

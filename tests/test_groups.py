@@ -185,7 +185,6 @@ UNSAFE = [
     (lambda: Call(lambda x: x[:, :3], second=nn.Linear(3, 10)), "first", "the function 'getitem'", {}),
     (lambda: Call(lambda x: x.mean(1), second=nn.Linear(1, 10)), "first", "the function 'mean'", {}),
     (lambda: Call(nn.GroupNorm(1, 4)), "first", "'function' (GroupNorm), which takes all channels together", {}),
-    (lambda: Call(lambda x: x.flatten(0).unsqueeze(1), second=nn.Linear(1, 10)), "first", "the function 'flatten'", {}),
     (Drifting, "first", "in training mode they take another way", {}),
     (Stochastic, "first", "torch.fx can't follow the network in training mode: ", {}),
     (Recurrent, "first", "they reach 'cells' (LSTM)", {}),

@@ -84,13 +84,14 @@ def oracle(layer, simple, x):
     zero_x, zero_w = int(layer.input_zero_point), layer.weight_zero_point.numpy().astype(np.int64)
     bias = np.zeros(len(w), np.int64) if layer.bias is None else layer.bias.numpy().astype(np.int64)
     if isinstance(simple, nn.Linear):
-        return (q - zero_x) @ (w - zero_w).T + bias
+        return layer.spread * (q - zero_x) @ (w - zero_w).T + bias
     words = {"valid": (0, 0), "same": [(size - 1) / 2 for size in w.shape[2:]]}  # one more behind where it is odd
     padding = [(0, 0)] * 2 + [(math.floor(size), math.ceil(size)) for size in words.get(layer.padding, layer.padding)]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(q, padding, constant_values=zero_x), w.shape[2:], (2, 3))
     windows = windows[:, :, :: simple.stride[0], :: simple.stride[1]] - zero_x
     groups = zip(np.split(windows, simple.groups, 1), np.split(w - zero_w, simple.groups), strict=True)
-    return np.concatenate([np.einsum("nchwij,ocij->nohw", *group) for group in groups], 1) + bias[:, None, None]
+    sums = np.concatenate([np.einsum("nchwij,ocij->nohw", *group) for group in groups], 1)
+    return layer.spread * sums + bias[:, None, None]
 
 
 @pytest.mark.parametrize("granularity, symmetric", GRIDS)
@@ -120,9 +121,7 @@ def test_what_layers_hand_on_is_the_simulated_to_one_step(between, granularity, 
         simple = quantize_model(dense, x, bits, bits, granularity=granularity, symmetric=symmetric)
         whole, grid = to_integer(simple), simple[-1].input_quantizer
         assert (steps_apart(simple, whole, x) <= 1).all()
-        unit = (whole[0].weight_scale * whole[0].input_scale).flatten()
-        simple[0].bias.data.copy_(whole[0].bias * unit)  # few bits make large units, and so round the bias a lot
-        assert (steps_apart(simple, whole, x) > 0).float().mean() < 0.001
+        assert (steps_apart(simple, whole, x) > 0).float().mean() < 0.005  # where the rounded bias decides a tie
         assert whole[:-1](x).min() >= max(-(2 ** (bits - 1)), grid.zero_point.item() if between else -128)
         assert isinstance(whole[0].output, Requantize) and isinstance(whole[-1].input, nn.Identity)
 
@@ -236,14 +235,9 @@ def test_few_bits_give_the_simulated_answers(weight_bits, activation_bits, mnist
     images = validation.images[:1000]
     simple = quantize_model(load_trained("cnn"), mnist.train.images[:256], weight_bits, activation_bits)
     logits, expected = predict(to_integer(simple), images), predict(simple, images)
-    agreement = (logits.argmax(1) == expected.argmax(1)).sum()
-    assert agreement >= (998 if activation_bits == 8 else 980)  # inputs of few bits leave the bias a coarse unit
-    largest = (logits - expected).abs().max() / expected.abs().max()
-    assert largest < (0.01 if activation_bits == 8 else 0.4)
-    for name, layer in to_integer(simple).named_modules():  # all else is the same
-        if isinstance(layer, IntegerLayer):
-            simple.get_submodule(name).bias.data.copy_(layer.bias * layer.input_scale * layer.weight_scale.flatten())
-    assert (logits - predict(simple, images)).square().sum() < 1e-3 * expected.square().sum()
+    assert (logits.argmax(1) == expected.argmax(1)).sum() >= 998
+    assert (logits - expected).abs().max() < 0.1 * expected.abs().max()  # a step of a grid of few bits
+    assert (logits - expected).square().sum() < 1e-4 * expected.square().sum()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -19,7 +19,7 @@ from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.plots import plain_log
 from kd_lab.results import RESULTS, load_results
 from kd_lab.scorecard import Table
-from kd_lab.storage import cache_folder, write_safely
+from kd_lab.storage import cache_folder, file_path, write_safely
 
 CAMPAIGN = "deep_compression"  # whose files ship with the kit
 LABEL = r"[A-Za-z0-9][A-Za-z0-9 _-]{0,29}"
@@ -122,9 +122,8 @@ def submit(path: Path, label: str, data: Mnist) -> Entry:
     """
     fits = isinstance(label, str) and re.fullmatch(LABEL, label)
     check_that("label", label, fits, "1 to 30 letters, digits, spaces, '-' or '_', as in 'Group 3'")
-    check_kind("path", path, (str, Path), "the path of a .kdz file")
     check_kind("data", data, Mnist, "what load_mnist() returns")
-    content = read_packed(Path(path))
+    content = read_packed(file_path(path))
     entry = _score(label, content, str(path), data)
     write_safely(submissions() / f"{label}.{hashlib.sha256(content).hexdigest()[:8]}.kdz", content)
     return entry

@@ -228,7 +228,7 @@ def _check_layer(argument: str, model: nn.Module, layer: str) -> None:
 def _check_reach(student: nn.Module, layer: str, images: Tensor) -> None:
     """Raise a ParameterError where a loss on the layer's output would reach no weight of the student."""
     with evaluation_mode(student), torch.enable_grad(), _listening(student, layer) as outputs:
-        student(images)
+        student(images.clone())
     if not outputs[0].requires_grad:
         raise ParameterError(
             f"'student_layer' must be a layer whose output depends on weights that can "

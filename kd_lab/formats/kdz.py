@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, reason
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, reason
 from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, RangeWriter
 from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names
 from kd_lab.pruning.channels import Form, build_form, form_of
-from kd_lab.storage import read_file, write_safely
+from kd_lab.storage import file_path, read_file, write_safely
 
 MAGIC, SCHEMA = b"kdz", b"3"
 OLD_SCHEMA = b"2"  # of version 0.1, whose layers were named by their places
@@ -37,8 +37,7 @@ MAX_NUMBER_BYTES, MAX_TABLE_BYTES = 8, 2_000  # in a file, of a weight and of wh
 
 def save_packed(path: Path, model: nn.Module, coder: str = "range") -> None:
     """Save a network of the kit, pruned, quantized, shared or not, in as few bytes as `pack` finds for it."""
-    check_kind("path", path, (str, Path), "the path of a file")
-    write_safely(Path(path), pack(model, coder))
+    write_safely(file_path(path), pack(model, coder))
 
 
 def load_packed(path: Path) -> nn.Module:

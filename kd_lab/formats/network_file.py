@@ -1,6 +1,5 @@
 """Save any network, dense, pruned or quantized, as safetensors; it reads back to the same predictions."""
 
-import copy
 import math
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind
 from kd_lab.networks.layers import (
     Weight,
     check_model,
+    copied,
     make_permanent,
     state_tensors,
     tied_names,
@@ -23,7 +23,7 @@ from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
 from kd_lab.quantization.activations import set_input_quantizer
 from kd_lab.quantization.grids import BITS_RANGE, dequantize
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, FakeQuantizer, Quantizer
-from kd_lab.storage import check_tensor_shapes, load_tensors, save_tensors, serialise
+from kd_lab.storage import check_tensor_shapes, file_path, load_tensors, save_tensors, serialise
 
 TABLES = ("scale", "zero_point", "codebook")
 
@@ -33,8 +33,7 @@ def save_network(path: Path, model: nn.Module) -> None:
 
     Masks are made permanent. Raises a ParameterError where more than a mask changes a weight after its quantizer.
     """
-    check_kind("path", path, (str, Path), "the path of a file")
-    save_tensors(Path(path), *_encode(model))
+    save_tensors(file_path(path), *_encode(model))
 
 
 def network_file_bytes(model: nn.Module) -> int:
@@ -49,10 +48,10 @@ def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
     A network of the kit is built as the file says. For one of your own, `model` is a network of the same layers, whose
     values don't matter. Weights come back as plain numbers. A StorageError says what does not fit.
     """
-    check_kind("path", path, (str, Path), "the path of a file")
+    path = file_path(path)
     if model is not None:
         check_model(model)
-    tensors, metadata = load_tensors(Path(path))
+    tensors, metadata = load_tensors(path)
     try:
         dense = _dense(metadata) if model is None else model
         metadata, tensors = _upgrade(metadata, tensors, dense)
@@ -65,7 +64,7 @@ def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
     expected = of_the_kit if model is None else "a network of the layers of 'model'"
     tied = tied_names(loaded)
     tensors = {name: tensor for name, tensor in tensors.items() if not _repeats(name, tensors, tied)}
-    check_tensor_shapes(Path(path), expected, state_tensors(loaded), tensors)
+    check_tensor_shapes(path, expected, state_tensors(loaded), tensors)
     loaded.load_state_dict(tensors | {name: tensors[first] for name, first in tied.items()})
     return loaded.eval()
 
@@ -94,7 +93,7 @@ def _encode(model: nn.Module) -> tuple[dict[str, Tensor], dict]:
 
 def _description(plain: nn.Module) -> dict:
     """Return what a network of the kit is; nothing of another, or of one whose modules were changed by hand."""
-    bare = copy.deepcopy(plain)
+    bare = copied(plain)
     for module in bare.modules():
         module._modules.pop("input_quantizer", None)  # which is no part of its form
     try:

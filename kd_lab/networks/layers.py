@@ -293,7 +293,9 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
         try:
             reader = computed_once(model) if len(images) > BATCH_SIZE else model
             batches = images.split(BATCH_SIZE)
-            answers = [reader(batch) for batch in batches]
+            answers = [reader(first := batches[0].clone())]
+            writes = first.is_inference() or first._version > 0  # a step in place would change the caller's images
+            answers += [reader(batch.clone() if writes else batch) for batch in batches[1:]]
         except Exception as error:
             raise ParameterError(_unreadable(model, images, error)) from error
     for batch, answer in zip(batches, answers, strict=True):

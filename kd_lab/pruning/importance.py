@@ -83,7 +83,7 @@ def _gradients(model: nn.Module, x: Tensor, y: Tensor, used: list[Tensor]) -> tu
     """Return the gradients of the cross-entropy, added up over a batch, for these weights."""
     try:
         with torch.enable_grad():
-            loss = F.cross_entropy(model(x), y, reduction="sum")
+            loss = F.cross_entropy(model(x.clone()), y, reduction="sum")
             return torch.autograd.grad(loss, used, allow_unused=True, materialize_grads=True)
     except RuntimeError as error:
         raise ParameterError(f"no gradient can be computed through the model: {reason(error)}") from error

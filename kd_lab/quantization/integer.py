@@ -83,15 +83,15 @@ class IntegerLayer(nn.Module):
     """Compute a layer whose weight and input lie on grids: int8 times int8 into int32.
 
     Takes and gives float32 until `to_integer` lets layers hand int8 to each other. The bias is int32, in units of
-    scale_x · scale_w; since those of a weight of few bits are coarse, its integers are multiplied by a power of 2 and
-    its scale is divided by it, which leaves the weight as it is.
+    scale_x · scale_w. Those of few bits are coarse, so that a rounded bias would change the answers. Therefore the
+    integers of the weight and the sums are multiplied by powers of 2, and the unit is divided by them.
     """
 
     def __init__(self, layer: nn.Module):
         super().__init__()
-        taken, weights, power = layer.input_quantizer, _weight_grid(layer), _power(layer)
+        taken, weights, (power, self.spread) = layer.input_quantizer, _weight_grid(layer), _powers(layer)
         codes = power * quantize(layer.weight.detach(), weights.scale, weights.zero_point, weights.num_bits)
-        unit = _unit(layer) / power
+        unit = _unit(layer) / (power * self.spread)
         self.weight, self.bias = nn.Parameter(codes, requires_grad=False), None
         if layer.bias is not None:
             self.bias = nn.Parameter((layer.bias.detach() / unit).round().int(), requires_grad=False)
@@ -104,7 +104,9 @@ class IntegerLayer(nn.Module):
     def accumulate(self, x: Tensor) -> Tensor:
         """Return the sums (int32), bias included, for x (int8)."""
         # both operands are 0 where they stand for 0, so that padding with 0 is right
-        return self.multiply(x.int() - self.input_zero_point, self.weight.int() - self.weight_zero_point)
+        sums = self.multiply(x.int() - self.input_zero_point, self.weight.int() - self.weight_zero_point)
+        sums = sums * self.spread
+        return sums if self.bias is None else sums + self.bias.view(-1, *[1] * (self.weight.dim() - 2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.accumulate(self.input(x)))
@@ -114,7 +116,7 @@ class IntegerLinear(IntegerLayer):
     """Compute a Linear layer on integers."""
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight)
 
 
 class IntegerConv2d(IntegerLayer):
@@ -125,7 +127,7 @@ class IntegerConv2d(IntegerLayer):
         self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)
 
 
 def to_integer(model: nn.Module, images: Tensor | None = None) -> nn.Module:
@@ -134,7 +136,7 @@ def to_integer(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     Layers hand int8 to each other where nothing but ReLU, MaxPool2d, Flatten, Identity and Dropout lies between; the
     last one gives float32. The attribute `left_in_float` of the new model, a dict, names what stays in fp32 and says
     why. Both models are compared on `images`, by default on some of those that gave the grids. Raises a ParameterError
-    where their answers differ by more than rounding (a bias is rounded, too: to half of scale_x · scale_w).
+    where their answers differ by more than rounding.
     """
     check_model(model)
     if any(isinstance(module, IntegerLayer) for module in model.modules()):
@@ -201,23 +203,13 @@ def _path(giver: fx.Node, layers: set[fx.Node], steps: set[fx.Node]) -> list[fx.
 
 
 def _check_same_integers(integer: nn.Module, model: nn.Module, images: Tensor) -> None:
-    expected, found = (predict(each, images) for each in (_with_biases_of(integer, model), integer))
+    expected, found = (predict(each, images) for each in (model, integer))
     error = float((found - expected).square().sum() / expected.square().sum().clamp(min=MIN_SCALE))
     if not error <= MAX_ERROR:
         raise ParameterError(
             "'model' must be a network that runs its layers whatever their class. Got one whose answers on integers "
             f"err by {100 * error:.0f} %."
         )
-
-
-def _with_biases_of(integer: nn.Module, model: nn.Module) -> nn.Module:
-    """Return a copy of the simulated model with the rounded biases of the other: all else must be the same."""
-    rounded = copied(model)
-    for name, layer in integer.named_modules():
-        if isinstance(layer, IntegerLayer) and layer.bias is not None:
-            unit = layer.input_scale.double() * layer.weight_scale.flatten()
-            rounded.get_submodule(name).bias.data.copy_(layer.bias * unit)
-    return rounded
 
 
 def _convert(module: nn.Module, name: str, left: dict[str, str], done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -250,12 +242,16 @@ def _obstacle(module: Any) -> str:
     return ""
 
 
-def _power(layer: nn.Module) -> int:
-    """Return the power of 2 by which the integers of a weight of few bits can be multiplied."""
-    power = 2 ** max(WHOLE_BITS - _weight_grid(layer).num_bits, 0)
-    while power > 1 and power * _largest_sum(layer) > MAX_INT32:
-        power //= 2
-    return power
+def _powers(layer: nn.Module) -> tuple[int, int]:
+    """Return the powers of 2 by which the integers of a weight of few bits, and the sums, can be multiplied."""
+    largest, powers = _largest_sum(layer), []
+    for spare_bits in (WHOLE_BITS - _weight_grid(layer).num_bits, 8 - layer.input_quantizer.num_bits):
+        power = 2 ** max(spare_bits, 0)
+        while power > 1 and power * largest > MAX_INT32:
+            power //= 2
+        largest *= power
+        powers.append(power)
+    return powers[0], powers[1]
 
 
 def _largest_sum(layer: nn.Module) -> float:
