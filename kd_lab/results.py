@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kd_lab.errors import ParameterError, check_choice
+from kd_lab.errors import ParameterError, check_choice, described
 from kd_lab.evaluation import mean_interval
 
 _IN_PACKAGE = Path(__file__).parent / "recorded"  # where a wheel has them
@@ -50,7 +50,9 @@ class PerSeed:
 
     def __sub__(self, other: "PerSeed") -> "PerSeed":
         if not isinstance(other, PerSeed) or len(self.values) != len(other.values):
-            raise ParameterError(f"what is subtracted must have a value for each of the same seeds. Got {other!r:.60}.")
+            raise ParameterError(
+                f"what is subtracted must have a value for each of the same seeds. Got {described(other)}."
+            )
         pairs = zip(self.values, other.values, strict=True)
         return PerSeed([round(one - two, 10) for one, two in pairs])  # 1.5 - 1.4 is 0.1, not 0.10000000000000009
 
@@ -104,7 +106,7 @@ class Record(dict[str, Any]):
     def seed(self, number: int) -> "Record":
         """Return the record of one seed alone: `seed(0).part("students", "distilled")` is one run, as a dict."""
         if number not in self.seeds:
-            raise ParameterError(f"'number' must be one of the seeds {self.seeds}. Got {number!r:.80}.")
+            raise ParameterError(f"'number' must be one of the seeds {self.seeds}. Got {described(number)}.")
         return Record(_split(self)[self.seeds.index(number)])
 
     def names(self, *keys: str | float) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError, check_that
+from kd_lab.errors import ParameterError, check_that, described
 
 MAX_CODE_BITS = 31  # bits of a code; a longer one would need more counts than a network of the kit has weights
 MAX_SYMBOLS = 2**24  # symbols in a row
@@ -159,7 +159,7 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
         found = np.asarray(values)
         if found.ndim == 1 and found.dtype.kind in "iu" and len(found) and found.min() >= 0:
             return found
-    raise ParameterError(f"{argument!r} must be whole numbers {allowed}, one for each symbol. Got {values!r:.80}.")
+    raise ParameterError(f"{argument!r} must be whole numbers {allowed}, one for each symbol. Got {described(values)}.")
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, reason
+from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, described, reason
 from kd_lab.evaluation import check_data
 from kd_lab.networks.layers import (
     check_same_answers,
@@ -255,7 +255,7 @@ def _as_mask(name: str, size: int, kept: Tensor) -> Tensor:
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (size,):
         raise ParameterError(
             f"'kept' of layer {name!r} must be a bool tensor of shape ({size},) or "
-            f"a tensor of different indices from 0 to {size - 1}. Got {kept!r:.80}."
+            f"a tensor of different indices from 0 to {size - 1}. Got {described(kept)}."
         )
     if not kept.any():
         raise ParameterError(f"'kept' leaves no channel in layer {name!r}. Keep at least one.")
