@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-LESSONS = sorted(Path(__file__).parent.glob("[0-9][0-9]_*.ipynb"))
+LESSONS = sorted(Path(__file__).parent.glob("*.ipynb"))
 MINE = Path(__file__).parent / "mine"
 STAMP = "kd_lab_copied"  # in a copy's metadata: the digest of its cells as they were copied
 
