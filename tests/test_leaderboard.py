@@ -87,7 +87,7 @@ def test_a_submission_that_is_no_network_is_named_and_the_others_stay(content, t
 @pytest.mark.parametrize(
     "call, expected",
     [
-        (lambda path: submit(None, "me", SMALL), "submit(): 'path' must be the path of a .kdz file"),
+        (lambda path: submit(None, "me", SMALL), "submit(): 'path' must be the path of a file"),
         (lambda path: submit(path, "me", SMALL.test), "submit(): 'data' must be what load_mnist() returns"),
         (lambda path: score_leaderboard("cnn", SMALL.test), "score_leaderboard(): 'data' must be what"),
     ],
