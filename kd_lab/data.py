@@ -90,8 +90,9 @@ def split_data(images: Any, labels: Any = None, *, validation: int, test: int, s
 
     Images (N, …) and labels (N,), 0 to classes - 1, are tensors, NumPy arrays or lists; or the images alone are a data
     set of (image, label), such as torchvision's with transform=ToTensor(). They become float32 and int64, and their
-    values stay: divide pixels of 0 to 255 by 255 first. In the two parts every class has as many images, up to one, and
-    so it is among their first n for every n. Raises a ParameterError for other data, or too few.
+    values stay: divide pixels of 0 to 255 by 255 first. Whole numbers other than bytes, such as words, stay whole. In
+    the two parts every class has as many images, up to one, and so it is among their first n for every n. Raises a
+    ParameterError for other data, or too few.
     """
     images, labels = _examples(images, labels)
     count = f"[1, {len(labels)}]"
@@ -107,7 +108,8 @@ def _examples(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         if labels is None:
             singles, labels = zip(*(images[index] for index in range(len(images))), strict=True)
             images = torch.stack(singles)
-        images, labels = torch.as_tensor(images).detach().float(), torch.as_tensor(labels)
+        images, labels = torch.as_tensor(images).detach(), torch.as_tensor(labels)
+        images = images.float() if images.is_floating_point() or images.dtype == torch.uint8 else images
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
         raise ParameterError(
             "'images' and 'labels' must be tensors or arrays, or 'images' a data set of (image, label) whose images "

@@ -405,3 +405,10 @@ def test_own_data_that_cannot_be_split_are_named(own, told):
         split_data(*own, validation=30, test=30)
     with pytest.raises(ParameterError, match=r"^split_data\(\): 'test' must be a whole number"):
         split_data(*OWN, validation=30, test=0.2)
+
+
+def test_words_stay_whole_and_bytes_do_not():
+    words, labels = torch.arange(60).reshape(20, 3), torch.arange(20) % 2
+    parts = split_data(words, labels, validation=4, test=4)
+    assert parts.train.images.dtype == torch.int64 and parts.validation.labels.tolist() == [0, 1, 0, 1]
+    assert split_data(words.to(torch.uint8), labels, validation=4, test=4).train.images.dtype == torch.float32

@@ -3,6 +3,7 @@
 import copy
 import threading
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_lab.compression import bit_scan, sensitivity_scan
 from kd_lab.compression.stages import FineTune, Prune, Quantize, Share, with_masks
-from kd_lab.cost import count_macs, count_nonzeros, file_bytes
+from kd_lab.cost import count_macs, count_nonzeros, count_parameters, file_bytes
 from kd_lab.errors import ParameterError
+from kd_lab.evaluation import accuracy
 from kd_lab.formats import load_network, save_network
 from kd_lab.networks import evaluation_mode, layers, weights
 from kd_lab.networks.layers import (
@@ -44,7 +46,7 @@ from kd_lab.pruning import (
     prune_n_m,
     set_masks,
 )
-from kd_lab.quantization import Quantizer, quantize_weights, share_weights, ternarize_weights
+from kd_lab.quantization import Quantizer, quantize_model, quantize_weights, share_weights, ternarize_weights
 from kd_lab.training import train
 
 IMAGES = torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -743,3 +745,25 @@ def test_another_default_dtype_changes_nothing(name, tmp_path, request):
     for each, other in zip(found, expected, strict=True):
         for key, tensor in each.state_dict().items():
             assert tensor.dtype == other.state_dict()[key].dtype and torch.equal(tensor, other.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("surround", [nullcontext, torch.inference_mode], ids=["plain", "inference_mode"])
+def test_a_step_in_place_does_not_change_the_images_of_the_caller(surround):
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 10))
+    with surround():
+        images, labels = IMAGES.clone(), DATA[1].clone()
+        predict(model, images)
+        accuracy(model, (images, labels))
+        train(model, (images, labels), F.cross_entropy, validation=(images, labels), epochs=1, progress=False)
+        average_gradients(model, (images, labels))
+        count_macs(model, images)
+        channel_groups(model, images)
+        quantize_model(model, images)
+    assert torch.equal(images, IMAGES)
+
+
+def test_counting_parameters_changes_no_state():
+    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(784, 10)))
+    before = copy.deepcopy(model.state_dict())
+    assert count_parameters(model) == 7850
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
