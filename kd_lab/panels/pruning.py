@@ -140,7 +140,7 @@ class PruningPicture:
     def __init__(self, weights: Tensor, images: Tensor, by_chance: float):
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "pruned")
-        title = f"here (orange), and elsewhere on {FIRST:,} images (grey)"
+        title = f"here (orange), and elsewhere on {min(FIRST, len(images)):,} images (grey)"
         axes = figure.add_axes((0.095, 0.425, 0.39, 0.5))
         self._curve = new_accuracy_curve(axes, by_chance, xlabel="sparsity", title=title)
         self._add_weights(figure.add_axes((0.575, 0.425, 0.41, 0.5)), weights)

@@ -170,7 +170,7 @@ class QuantizationPicture:
         self._limit = MARGIN * (weight.abs().max().item() or 1.0)
         figure = new_figure(HEIGHT)
         self._digits = LostDigits(figure, images, "quantized")
-        title = f"here (orange); other bits on {FIRST:,} images (grey)"
+        title = f"here (orange); other bits on {min(FIRST, len(images)):,} images (grey)"
         axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
         self._curve = new_accuracy_curve(axes, by_chance, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)

@@ -80,7 +80,9 @@ class StructuredPruningPanel(Panel):
         self._costs = counted_costs(self._dense, self._images)
         self._ranking = functools.cache(self._rank)
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
-        self._drawing = StructuredPicture(self._dense, self._groups, guessing(self._dense, data))
+        self._drawing = StructuredPicture(
+            self._dense, self._groups, guessing(self._dense, data), len(data.validation.images)
+        )
         self._ratios = dict.fromkeys(self._groups, 0.5)
         self._names = {
             f"{' + '.join(group.producers)}: {describe(self._dense.get_submodule(name))}": name
@@ -182,10 +184,10 @@ def share_removed(masks: dict[str, Tensor]) -> float:
 class StructuredPicture:
     """The widths of a network beside the dense ones, and accuracy over the channels removed.
 
-    `by_chance` is the accuracy of guessing.
+    `by_chance` is the accuracy of guessing, `images` how many there are to validate.
     """
 
-    def __init__(self, dense: nn.Module, groups: dict[str, Group], by_chance: float):
+    def __init__(self, dense: nn.Module, groups: dict[str, Group], by_chance: float, images: int):
         layers, values = weighted_layers(dense), [weight.value for weight in weights(dense).values()]
         first = next(iter(layers.values()))
         self._dense = [values[0].shape[1]]
@@ -197,7 +199,7 @@ class StructuredPicture:
         self._passed_on = {1 + place for place, layer in enumerate(layers) if layer in _passed_on(groups)}
         figure = new_figure(HEIGHT)
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
-        title = f"here (orange); all layers alike,\non {FIRST:,} images (grey)"
+        title = f"here (orange); all layers alike,\non {min(FIRST, images):,} images (grey)"
         axes = figure.add_axes((0.69, 0.16, 0.285, 0.71))
         self._curve = new_accuracy_curve(axes, by_chance, xlabel="channels and units removed", title=title)
         self._canvas = Canvas(figure, [*network, *self._curve.moving])

@@ -207,3 +207,13 @@ def test_what_no_student_of_the_panel_can_learn_is_named():
 
 def test_a_recipe_says_what_it_can_not_do():
     assert not works_or_says_why(lambda: RecipePanel(plain(), plain(), parts(6, 6, 6)))
+
+
+@pytest.mark.parametrize("make", [PruningPanel, QuantizationPanel, StructuredPruningPanel])
+@pytest.mark.parametrize("count, said", [(40, "on 40 images"), (1010, "on 1,000 images")])
+def test_a_picture_says_on_how_many_images_its_curve_is(make, count, said):
+    panel = make(plain(), parts(60, count, 50))
+    panel.flush()
+    drawing = getattr(panel, "_drawing", None) or next(iter(panel._pictures.values()))
+    panel.close()
+    assert any(said in axes.get_title() for axes in drawing._canvas._agg.figure.axes)
