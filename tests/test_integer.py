@@ -237,7 +237,7 @@ def test_few_bits_give_the_simulated_answers(weight_bits, activation_bits, mnist
     logits, expected = predict(to_integer(simple), images), predict(simple, images)
     assert (logits.argmax(1) == expected.argmax(1)).sum() >= 998
     assert (logits - expected).abs().max() < 0.1 * expected.abs().max()  # a step of a grid of few bits
-    assert (logits - expected).square().sum() < 1e-4 * expected.square().sum()
+    assert (logits - expected).square().sum() < 1e-3 * expected.square().sum()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
