@@ -218,7 +218,8 @@ def test_the_test_part_is_read_only_by_the_button_and_once(panel, dense, part, r
     for _ in range(2):
         button(panel, "Reveal test").click()
         shown = panel.flush()
-    assert len(reads) == 3 and all(torch.equal(data.images, part.test.images) for data in reads)  # dense, taught and plain
+    assert len(reads) == 3  # dense, taught and plain
+    assert all(torch.equal(data.images, part.test.images) for data in reads)
     assert f"{100 * accuracy(dense, part.test).value:.2f} % (" in shown.tables
     panel.set(alpha=0.5)
     assert "not read for this setting" in panel.flush().tables and len(reads) == 3
