@@ -15,7 +15,7 @@ from benchmarks._promises import PROMISES
 from kd_lab.errors import ParameterError
 
 NEVER = "raw", "silent"
-FEW, MANY = 8, 100
+FEW, MANY = 5, 100
 
 
 @st.composite

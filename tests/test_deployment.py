@@ -147,6 +147,7 @@ def test_an_fp32_file_gives_the_logits_of_torch(build, validation, tmp_path, cap
     assert not any("training mode" in str(warning.message) for warning in recwarn)
 
 
+@pytest.mark.slow
 def test_masks_and_grids_of_weights_alone_are_written_as_the_weights_they_give(validation, tmp_path):
     model = quantize_weights(prune(load_trained("mlp128"), 0.8), 4)
     deployed = through_onnx(model, tmp_path)
@@ -297,7 +298,7 @@ def test_what_onnx_runtime_would_compute_otherwise_is_not_written(tmp_path):
     refused(OneIsAnother(), tmp_path, r"ONNX Runtime computes alike\. In a batch of 1 its logits, .* differ by up to ")
 
 
-@pytest.mark.parametrize("count", [3, 130])
+@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.slow), 130])
 def test_every_number_of_images_is_tried(count, tmp_path, monkeypatch):
     run = deployment._Runtime.forward
     monkeypatch.setattr(deployment._Runtime, "forward", lambda self, x: run(self, x) + 0.1 * (len(x) in (count, 125)))
@@ -313,6 +314,7 @@ def test_a_path_is_looked_at_first_and_a_tilde_is_home(monkeypatch, tmp_path):
     assert predict(OnnxModel("~/model.onnx"), torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 
+@pytest.mark.slow
 def test_what_surrounds_an_export_changes_nothing(tmp_path):
     model, images = build_model("mlp128"), torch.rand(3, 1, 28, 28)
     with torch.inference_mode():

@@ -101,7 +101,7 @@ def outside(monkeypatch):
 @pytest.mark.parametrize(
     "kind, name, end",
     [
-        *((*case, 0) for case in CASES),
+        *(pytest.param(*case, 0, marks=[pytest.mark.slow] * (case[0] == "recipe")) for case in CASES),
         *(pytest.param(*case, 1, marks=pytest.mark.slow) for case in CASES),
         *(pytest.param(*case, end, marks=pytest.mark.slow) for case in OTHERS for end in (0, 1)),
     ],
