@@ -105,3 +105,15 @@ def own_network(name: str, count: int = 7) -> tuple[nn.Module, Tensor]:
         torch.manual_seed(0)
         images = torch.randint(12, (count, *shape)) if name in WORDS else torch.randn(count, *shape)
         return build(), images
+
+
+class Tied(nn.Module):
+    """Two layers that share a weight, of 64 numbers in and out."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, x):
+        return self.head(self.decoder(self.encoder(x).relu()).relu())

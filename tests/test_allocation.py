@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from own_networks import Tied
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
@@ -37,16 +38,6 @@ def test_masks_are_lifted_before_a_scan_as_by_prune(validation):
     assert sensitivity_scan(prune(model, 0.9), validation[:200], [0.8]) == sensitivity_scan(
         model, validation[:200], [0.8]
     )
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.decoder, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
-        self.decoder.weight = self.encoder.weight
-
-    def forward(self, x):
-        return self.head(self.decoder(self.encoder(x).relu()).relu())
 
 
 TIED_DATA = torch.randn(60, 64), torch.arange(60) % 10

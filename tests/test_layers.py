@@ -767,3 +767,10 @@ def test_counting_parameters_changes_no_state():
     before = copy.deepcopy(model.state_dict())
     assert count_parameters(model) == 7850
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_looking_for_what_would_help_does_not_change_the_images_of_the_caller():
+    images = IMAGES.clone()
+    with pytest.raises(ParameterError, match=r"Put nn\.Flatten\(\) in front"):
+        predict(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(784, 10)), images)
+    assert torch.equal(images, IMAGES)

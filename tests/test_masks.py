@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from own_networks import NETWORKS, own_network
+from own_networks import NETWORKS, Tied, own_network
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -231,16 +231,6 @@ def test_bad_input_of_the_pure_functions(call, part):
     with pytest.raises(ParameterError) as error:
         call()
     assert part in str(error.value)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.decoder, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
-        self.decoder.weight = self.encoder.weight
-
-    def forward(self, x):
-        return self.head(self.decoder(self.encoder(x).relu()).relu())
 
 
 TIED_DATA = torch.randn(30, 64), torch.arange(30) % 10

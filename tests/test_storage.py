@@ -298,10 +298,9 @@ def test_the_cache_may_be_given_from_the_home(monkeypatch, tmp_path):
 @pytest.fixture
 def no_home(monkeypatch):
     """Leave the user without HOME, without an entry in the password database and without a cache folder."""
-    pwd = pytest.importorskip("pwd")
     for name in ("HOME", "KD_LAB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", lambda _number: {}["no such user"])
+    monkeypatch.setattr("pwd.getpwuid", lambda _number: {}["no such user"])
 
 
 def test_what_ships_is_loaded_without_a_home(no_home):

@@ -332,7 +332,7 @@ def _remedy(model: nn.Module, images: Tensor) -> str:
         return "Its forward must take one argument, the images. "
     for sentence, change in changes.items():
         with suppress(Exception):
-            model(change(images[:2]))
+            model(change(images[:2].clone()))
             return sentence
     return ""
 

@@ -178,9 +178,7 @@ def _joints(model: nn.Module, images: Tensor) -> list[list[str]]:
         return []
     calls = called_once(graph)
     layers = {node for name, node in calls.items() if not _obstacle(model.get_submodule(name))}
-    steps = {
-        node for name, node in calls.items() if any(is_plain(model.get_submodule(name), kind) for kind in HANDED_ON)
-    }
+    steps = {node for name, node in calls.items() if _is_handed_on(model.get_submodule(name))}
     steps |= {node for node in graph.nodes if node.target in SHAPES}
     paths = [_path(node, layers, steps) for node in graph.nodes if node in layers]
     return [[node.target for node in path if node.op == "call_module"] for path in paths if path]
