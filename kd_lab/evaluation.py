@@ -1,18 +1,19 @@
 """Measure accuracy with its interval, and compare two models on the same images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, stdev
 
+import torch
 import torch.nn.functional as F
 from scipy.special import ndtri, stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kd_lab.errors import ParameterError, check_whole_number, described
-from kd_lab.networks.layers import check_model, predict
+from kd_lab.networks.layers import check_model, predict, predict_by_batch
 
 CONFIDENCE = 0.95
 Z = float(ndtri((1 + CONFIDENCE) / 2))  # a normal variable lies within so many deviations of its mean
@@ -144,10 +145,15 @@ def predict_classes(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises a ParameterError for images or weights that give no finite logits.
     """
-    logits = predict(model, images)
-    if len(logits) and not all(math.isfinite(end) for end in logits.aminmax()):
-        raise ParameterError("the model answers NaN or infinite logits. Did its training diverge?")
-    return logits.argmax(dim=1)
+    return torch.cat(list(predict_classes_by_batch(model, images)))
+
+
+def predict_classes_by_batch(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Yield what `predict_classes` returns, a batch of images at a time."""
+    for logits in predict_by_batch(model, images):
+        if len(logits) and not all(math.isfinite(end) for end in logits.aminmax()):
+            raise ParameterError("the model answers NaN or infinite logits. Did its training diverge?")
+        yield logits.argmax(dim=1)
 
 
 class Checked(tuple):

@@ -29,6 +29,7 @@ from kd_lab.networks.layers import (
     example_images,
     make_permanent,
     predict,
+    predict_by_batch,
     weighted_layers,
     without,
 )
@@ -760,6 +761,21 @@ def test_a_step_in_place_does_not_change_the_images_of_the_caller(surround):
         channel_groups(model, images)
         quantize_model(model, images)
     assert torch.equal(images, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "model", [build_model("mlp128"), nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(784, 10))]
+)
+def test_between_two_batches_nothing_but_the_mode_is_other_than_before(model):
+    images = torch.randn(300, 1, 28, 28)
+    before, answers = images.clone(), []
+    for answer in predict_by_batch(model.train(), images):
+        assert torch.is_grad_enabled() and not model.training and images.equal(before)
+        answers.append(answer)
+    assert model.training and len(answers) == 3
+    assert torch.cat(answers).equal(predict(model, images))
+    next(predict_by_batch(model, images))
+    assert model.training  # though nobody asks for the others
 
 
 def test_counting_parameters_changes_no_state():

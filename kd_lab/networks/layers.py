@@ -285,25 +285,42 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises a ParameterError for images that the model can't read, and for answers that are not one tensor (N, …).
     """
+    return torch.cat(list(predict_by_batch(model, images)))
+
+
+@torch.no_grad()
+def predict_by_batch(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Yield what `predict` returns, a batch of images at a time; the model is in evaluation mode until the last."""
     _network(model)
     if not isinstance(images, Tensor):
         got = type(images).__name__
         raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {got}.{conversion_hint(images)}")
-    with evaluation_mode(model), torch.no_grad():
-        try:
+    with evaluation_mode(model):
+        with _reading(model, images):
             reader = computed_once(model) if len(images) > BATCH_SIZE else model
-            batches = images.split(BATCH_SIZE)
-            answers = [reader(first := batches[0].clone())]
-            writes = first.is_inference() or first._version > 0  # a step in place would change the caller's images
-            answers += [reader(batch.clone() if writes else batch) for batch in batches[1:]]
-        except Exception as error:
-            raise ParameterError(_unreadable(model, images, error)) from error
-    for batch, answer in zip(batches, answers, strict=True):
-        if not isinstance(answer, Tensor) or answer.shape[:1] != batch.shape[:1]:
-            got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-            count = len(batch)
-            raise ParameterError(f"the model must answer {count} images with a tensor ({count}, …). Got {got}.")
-    return torch.cat(answers)
+        writes = True  # a step in place would change the caller's images, so the first batch is a copy
+        for batch in images.split(BATCH_SIZE):
+            given = batch.clone() if writes else batch
+            with _reading(model, images):
+                answer = reader(given)
+            writes = writes and (given.is_inference() or given._version > 0)
+            yield _one_tensor(answer, batch)
+
+
+@contextmanager
+def _reading(model: nn.Module, images: Tensor):
+    try:
+        yield
+    except Exception as error:
+        raise ParameterError(_unreadable(model, images, error)) from error
+
+
+def _one_tensor(answer: object, batch: Tensor) -> Tensor:
+    if isinstance(answer, Tensor) and answer.shape[:1] == batch.shape[:1]:
+        return answer
+    got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+    count = len(batch)
+    raise ParameterError(f"the model must answer {count} images with a tensor ({count}, …). Got {got}.")
 
 
 def _unreadable(model: nn.Module, images: Tensor, error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import Accuracy, PairedDifference, check_scorable, correct_answers, predict_classes
+from kd_lab.evaluation import Accuracy, PairedDifference, check_scorable, correct_answers, predict_classes_by_batch
 from kd_lab.networks.layers import BATCH_SIZE, make_permanent, predict, weighted_layers
 from kd_lab.pruning import importances
 
@@ -109,10 +109,11 @@ class Measurement:
         """Yield the comparison on the first 1,000 images and on the first `count` (all)."""
         images, labels = self._data[:count]
         answers = []
-        for batch, x in enumerate(self._steps(images.split(BATCH_SIZE))):
+        batches = zip(self._steps(images.split(BATCH_SIZE)), predict_classes_by_batch(model, images), strict=True)
+        for batch, (x, answer) in enumerate(batches):
             if batch == len(self._dense_answers):
-                self._dense_answers.append(predict_classes(self._dense, x))
-            answers.append(predict_classes(model, x))
+                self._dense_answers += predict_classes_by_batch(self._dense, x)
+            answers.append(answer)
             seen = batch * BATCH_SIZE + len(x)
             if seen in (FIRST, len(images)):
                 yield Comparison(torch.cat(answers), torch.cat(self._dense_answers[: batch + 1]), labels[:seen])

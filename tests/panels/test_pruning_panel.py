@@ -21,7 +21,7 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes, zipped_bytes
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
-from kd_lab.evaluation import accuracy, paired_difference, predict_classes
+from kd_lab.evaluation import accuracy, paired_difference, predict_classes_by_batch
 from kd_lab.networks.layers import make_permanent
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import PruningPanel
@@ -112,8 +112,8 @@ def test_the_first_answer_compares_with_the_dense_network_on_the_same_images(pan
     panel.flush()
     reads = []
     monkeypatch.setattr(
-        "kd_lab.panels.measurement.predict_classes",
-        lambda network, x: reads.append(network) or predict_classes(network, x),
+        "kd_lab.panels.measurement.predict_classes_by_batch",
+        lambda network, x: reads.append(network) or predict_classes_by_batch(network, x),
     )
     comparison = first(panel, sparsity=0.9).comparison
     assert comparison.difference == paired_difference(prune(model, 0.9), model, part.validation[:1000])
