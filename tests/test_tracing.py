@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.tracing import is_plain, trace
+from kd_lab.networks.tracing import is_plain, trace, trace_training
 
 IMAGES = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +42,46 @@ def test_the_graph_of_a_network_names_its_layers_in_the_order_of_the_data():
 
     called = [node.target for node in trace(Crossed(), IMAGES).graph.nodes if node.op == "call_module"]
     assert called == ["layers.first", "layers.last"]
+
+
+class Asking(nn.Module):
+    """Ask about the data as people do, in training about what a BatchNorm gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.wide, self.fc = nn.BatchNorm2d(1), nn.Linear(16, 3), nn.Linear(99, 3)
+
+    def forward(self, x):
+        assert x.dim() == 4, "images"
+        x = self.norm(x)
+        if x.shape[1] != 1 or (self.training and x.numel() == 99):
+            return self.fc(x)
+        return self.wide(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_network_asks_about_its_data_is_followed(training):
+    model = Asking().train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    traced = trace_training(model, IMAGES) if training else trace(model, IMAGES)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["norm", "wide"]
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert model.training is training and "len" not in globals()
+    many = torch.randn(7, 1, 4, 4)
+    assert traced(many).equal(model(many))  # no length of the example is written into the graph
+
+
+class Choosing(nn.Module):
+    """Take another way for other images."""
+
+    def forward(self, x):
+        return nn.functional.relu(x.flatten(1) if x.sum() > 0 and x.shape[1] == 1 else -x.flatten(1))
+
+
+@pytest.mark.parametrize("follow", [trace, trace_training])
+def test_a_way_that_depends_on_the_images_is_refused(follow):
+    with pytest.raises(ParameterError, match=r"torch\.fx can't follow the network.*control flow"):
+        follow(Choosing(), IMAGES.abs())
 
 
 def test_a_graph_with_other_answers_is_refused():

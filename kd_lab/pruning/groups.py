@@ -136,7 +136,7 @@ def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
     plain = make_permanent(model)
     predict(plain, images)  # names a model that can't read them
     try:
-        running, training = trace(plain, images), trace_training(plain)
+        running, training = trace(plain, images), trace_training(plain, images)
     except ParameterError as error:
         return _closed(list(layers), reason(error))
     groups = _follow(running, plain, images)
