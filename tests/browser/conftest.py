@@ -14,7 +14,7 @@ from kd_lab.data import Mnist, load_mnist
 from kd_lab.panels import *
 
 data = load_mnist()
-few = Mnist(data.train[:2000], data.validation, data.test)"""
+few = Mnist(data.train[:1000], data.validation, data.test)"""
 expect.set_options(timeout=60_000)  # milliseconds; nothing here fails for being slow
 
 
