@@ -6,8 +6,8 @@ else.
 
 import math
 import tempfile
-import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from benchmarks._judge import (
 )
 from kd_lab.compression.stages import Stage
 from kd_lab.data import Mnist, Split
-from kd_lab.errors import KdLabError
+from kd_lab.errors import KdLabError, ParameterError
 from kd_lab.scorecard import scorecard
 from kd_lab.training import train, train_live
 
@@ -283,8 +283,8 @@ def prunes_n_of_m(case: Case) -> None:
     pruned = pruning.prune_n_m(case.model)
     after = used(pruned)
     for name, weight in case.found_weights.items():
-        outputs = 1 if isinstance(case.plain.get_submodule(name), _ConvTransposeNd) else 0
-        rows, found = (each.transpose(0, outputs).flatten(1) for each in (weight.detach(), after[name]))
+        outputs = isinstance(case.plain.get_submodule(name), _ConvTransposeNd)  # each word's row stands for itself
+        rows, found = (each.transpose(0, int(outputs)).flatten(1) for each in (weight.detach(), after[name]))
         for start in range(0, rows.shape[1], 4):
             part, kept = rows[:, start : start + 4], found[:, start : start + 4] != 0
             smallest = part.abs().masked_fill(~kept, math.inf).amin(1)
@@ -296,8 +296,8 @@ def prunes_n_of_m(case: Case) -> None:
 
 def prunes_with_compensation(case: Case) -> None:
     """The first layer's kept weights are those that its output misses least; other layers stay as they are."""
-    names = list(case.found_weights)
-    first, last = names[0], names[-1]
+    names, candidates = list(case.found_weights), products(case)
+    first, last = candidates[0], candidates[-1]
     chosen = {name: SPARSITY for name in (first, last) if case.found_weights[name][0].numel() <= FEW_INPUTS}
     pruned = pruning.prune_least_squares(case.model, chosen, case.images)
     before, after = case.found_weights, used(pruned)
@@ -317,23 +317,43 @@ def prunes_with_compensation(case: Case) -> None:
                 same("refitted weights", row[kept], torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ dense))
 
 
-def prunes_gradually(case: Case, keeps: bool) -> None:
-    """It ends at the sparsity; where the callback loses the masks, that is said."""
-    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        pruned = pruning.prune_gradually(case.model, SPARSITY, 2, fine_tune)
-    if not said:
-        cuts(pruned, case, [own_importances(case, "magnitude")], SPARSITY)
+def products(case: Case) -> list[str]:
+    """Return the layers that multiply what they read by a matrix, or all where there is none."""
+    known, kinds = dict(case.plain.named_modules()), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return [name for name in case.found_weights if isinstance(known.get(name), kinds)] or list(case.found_weights)
 
 
-def prunes_until(case: Case, keeps: bool) -> None:
+def prunes_gradually(case: Case) -> None:
+    """It ends at the sparsity."""
+    pruned = pruning.prune_gradually(case.model, SPARSITY, 2, lambda model: model)
+    cuts(pruned, case, [own_importances(case, "magnitude")], SPARSITY)
+
+
+def sees_lost_masks(case: Case) -> None:
+    """A callback that loses the masks is found out, in either function."""
+    lost = {"fine_tune": lambda _model: case.build()}
+    for pruned_by in (
+        lambda: pruning.prune_gradually(case.model, SPARSITY, 2, **lost),
+        lambda: pruning.prune_until(case.model, SPARSITY, case.part, **lost, tolerance=0.5, step=0.4)[0],
+    ):
+        with suppress(ParameterError):
+            after = used(pruned_by())
+            same("sparsity", zero_share(after, case), zero_share(case.found_weights, case))
+
+
+def zero_share(values: Values, case: Case) -> float:
+    """Return the share of the weights that are zero."""
+    weights = torch.cat([values[name].flatten() for name in case.found_weights])
+    return float((weights == 0).float().mean())
+
+
+def prunes_until(case: Case) -> None:
     """What it says it reached is what the returned network has."""
-    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
-    pruned, attempts = pruning.prune_until(case.model, SPARSITY, case.part, fine_tune, tolerance=0.5, step=0.4)
-    after = used(pruned)
-    weights = torch.cat([after[name].flatten() for name in case.found_weights])
-    zeros, rounding = float((weights == 0).float().mean()), 0.01 + 0.5 / len(weights)
+    pruned, attempts = pruning.prune_until(
+        case.model, SPARSITY, case.part, lambda model: model, tolerance=0.5, step=0.4
+    )
+    zeros = zero_share(used(pruned), case)
+    rounding = 0.01 + 0.5 / sum(weight.numel() for weight in case.found_weights.values())
     holds(f"says {attempts.reached:.2f}, and has {zeros:.2f} zeros", abs(attempts.reached - zeros) <= rounding)
     computes_with_its_weights("the pruned network", pruned, case)
 
@@ -355,10 +375,15 @@ def prunes_channels(case: Case) -> None:
     holds("nothing is masked", cost.count_nonzeros(pruned) <= cost.count_nonzeros(case.model))
     groups = pruning.channel_groups(case.model, case.images)
     after = used(pruned)
-    kept = {name: after[name].flatten(1).any(1) for name in groups}
+    kept = {name: after[name].transpose(0, output_axis(case, name)).flatten(1).any(1) for name in groups}
     narrow = pruning.remove_channels(case.model, kept, case.images)
     same_answers("the narrow network", narrow, pruned, case)
     narrow(case.images[:1].clone())
+
+
+def output_axis(case: Case, name: str) -> int:
+    """Return the axis of a layer's weight that counts its outputs."""
+    return int(isinstance(case.plain.get_submodule(name), (_ConvTransposeNd, nn.Embedding)))
 
 
 def prunes_hard(case: Case) -> None:
@@ -456,7 +481,7 @@ def whole_data(case: Case) -> Mnist:
 
 def reads_inputs(case: Case) -> None:
     """The inputs of the first layer are those that it took when it was called."""
-    name = next(iter(case.found_weights))
+    name = products(case)[0]
     found = pruning.layer_inputs(case.model, name, case.images)
     if isinstance(case.plain.get_submodule(name), nn.Linear):
         same("the inputs", found, torch.cat([each.flatten(0, -2) for each in seen(case.plain, [name], case)[name]]))
@@ -770,103 +795,94 @@ def shows_least_squares(case: Case) -> None:
     shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
 
 
-PROMISES: dict[str, dict[str, Callable[[Any], None]]] = {
-    "networks": {
-        "weights, weighted_layers, describe": finds_every_layer,
-        "predict, evaluation_mode": predicts,
-        "make_permanent": settles,
-        "make_permanent of masks": settles_masks,
-        "l1_penalty, l2_penalty, group_lasso_penalty, match_parameters": sums_up_penalties,
-        "used_parameters": reads_parameters,
+ALL: dict[str, Callable[[Any], None]] = {
+    # networks
+    "weights, weighted_layers, describe": finds_every_layer,
+    "predict, evaluation_mode": predicts,
+    "make_permanent": settles,
+    "make_permanent of masks": settles_masks,
+    "l1_penalty, l2_penalty, group_lasso_penalty, match_parameters": sums_up_penalties,
+    "used_parameters": reads_parameters,
+    # scores
+    "accuracy, mean_cross_entropy, correct_answers, predict_classes, check_scorable": scores,
+    "paired_difference": compares,
+    "count_parameters": counts_parameters,
+    "count_nonzeros": counts_nonzeros,
+    "count_macs": counts_macs,
+    "file_bytes, zipped_bytes, zip_stepwise": counts_bytes,
+    "latency": takes_time,
+    # pruning
+    **{
+        f"prune by {importance}, {scope}": partial(prunes, importance=importance, scope=scope)
+        for importance in pruning.IMPORTANCES
+        for scope in pruning.SCOPES
     },
-    "scores": {
-        "accuracy, mean_cross_entropy, correct_answers, predict_classes, check_scorable": scores,
-        "paired_difference": compares,
-        "count_parameters": counts_parameters,
-        "count_nonzeros": counts_nonzeros,
-        "count_macs": counts_macs,
-        "file_bytes, zipped_bytes, zip_stepwise": counts_bytes,
-        "latency": takes_time,
+    "importances, average_gradients": ranks,
+    "set_masks": masks,
+    "prune_layer_adaptive": prunes_layer_adaptively,
+    "prune_n_m": prunes_n_of_m,
+    "prune_least_squares": prunes_with_compensation,
+    "prune_gradually": prunes_gradually,
+    "prune_until": prunes_until,
+    "prune_gradually, prune_until, masks lost": sees_lost_masks,
+    "rewind": rewinds,
+    "layer_inputs": reads_inputs,
+    # channels
+    "prune_channels, channel_groups, remove_channels": prunes_channels,
+    "hard_prune": prunes_hard,
+    "hard_prune of single weights": prunes_zeros_hard,
+    "remove_layers": removes_layers,
+    # quantization
+    **{f"quantize_weights, {bits} bits": partial(quantizes_weights, num_bits=bits) for bits in (1, 2, 8)},
+    "quantize_weights by channel": quantizes_channels,
+    "ternarize_weights": ternarizes,
+    "share_weights": shares_weights,
+    "fold_batch_norm": folds,
+    "quantize_activations": quantizes_activations,
+    "quantize_model, to_integer, 8 bits": partial(quantizes_models, num_bits=8, calibration="min_max"),
+    "quantize_model, to_integer, 2 bits": partial(quantizes_models, num_bits=2, calibration="least_squares"),
+    "output_errors": measures_output_errors,
+    # files
+    "save_network, load_network, network_file_bytes": partial(round_trips, change=networks.make_permanent),
+    "save_network of bits": partial(round_trips, change=pruned_and_quantized),
+    "pack": partial(takes_only_its_own, function=lambda case: formats.pack(case.model)),
+    "save_packed": partial(takes_only_its_own, function=lambda case: formats.save_packed("file.kdz", case.model)),
+    # compression
+    "sensitivity_scan": scans,
+    "bit_scan": scans_bits,
+    **{
+        type(stage).__name__: partial(runs_stage, stage=stage)
+        for stage in (
+            compression.FineTune(0),
+            compression.Prune(SPARSITY, 1, 0),
+            compression.Quantize(4, 0),
+            compression.Share(2, 0),
+        )
     },
-    "pruning": {
-        **{
-            f"prune by {importance}, {scope}": partial(prunes, importance=importance, scope=scope)
-            for importance in pruning.IMPORTANCES
-            for scope in pruning.SCOPES
-        },
-        "importances, average_gradients": ranks,
-        "set_masks": masks,
-        "prune_layer_adaptive": prunes_layer_adaptively,
-        "prune_n_m": prunes_n_of_m,
-        "prune_least_squares": prunes_with_compensation,
-        "prune_gradually": partial(prunes_gradually, keeps=True),
-        "prune_gradually, masks lost": partial(prunes_gradually, keeps=False),
-        "prune_until": partial(prunes_until, keeps=True),
-        "prune_until, masks lost": partial(prunes_until, keeps=False),
-        "rewind": rewinds,
-        "layer_inputs": reads_inputs,
-    },
-    "channels": {
-        "prune_channels, channel_groups, remove_channels": prunes_channels,
-        "hard_prune": prunes_hard,
-        "hard_prune of single weights": prunes_zeros_hard,
-        "remove_layers": removes_layers,
-    },
-    "quantization": {
-        **{f"quantize_weights, {bits} bits": partial(quantizes_weights, num_bits=bits) for bits in (1, 2, 8)},
-        "quantize_weights by channel": quantizes_channels,
-        "ternarize_weights": ternarizes,
-        "share_weights": shares_weights,
-        "fold_batch_norm": folds,
-        "quantize_activations": quantizes_activations,
-        "quantize_model, to_integer, 8 bits": partial(quantizes_models, num_bits=8, calibration="min_max"),
-        "quantize_model, to_integer, 2 bits": partial(quantizes_models, num_bits=2, calibration="least_squares"),
-        "output_errors": measures_output_errors,
-    },
-    "files": {
-        "save_network, load_network, network_file_bytes": partial(round_trips, change=networks.make_permanent),
-        "save_network of bits": partial(round_trips, change=pruned_and_quantized),
-        "pack": partial(takes_only_its_own, function=lambda case: formats.pack(case.model)),
-        "save_packed": partial(takes_only_its_own, function=lambda case: formats.save_packed("file.kdz", case.model)),
-    },
-    "compression": {
-        "sensitivity_scan": scans,
-        "bit_scan": scans_bits,
-        **{
-            type(stage).__name__: partial(runs_stage, stage=stage)
-            for stage in (
-                compression.FineTune(0),
-                compression.Prune(SPARSITY, 1, 0),
-                compression.Quantize(4, 0),
-                compression.Share(2, 0),
-            )
-        },
-        "PruneUnits": removes_units,
-        "search_settings, try_setting": searches,
-        "compress": partial(
-            takes_only_its_own,
-            function=lambda case: compression.compress(
-                case.model, None, whole_data(case), [compression.FineTune(1)], progress=False
-            ),
+    "PruneUnits": removes_units,
+    "search_settings, try_setting": searches,
+    "compress": partial(
+        takes_only_its_own,
+        function=lambda case: compression.compress(
+            case.model, None, whole_data(case), [compression.FineTune(1)], progress=False
         ),
-        "search_recipe": partial(
-            takes_only_its_own,
-            function=lambda case: compression.search_recipe(
-                case.model, None, whole_data(case), runs=1, minutes=1, most_lost=100, progress=False
-            ),
+    ),
+    "search_recipe": partial(
+        takes_only_its_own,
+        function=lambda case: compression.search_recipe(
+            case.model, None, whole_data(case), runs=1, minutes=1, most_lost=100, progress=False
         ),
-    },
-    "training": {
-        "train": trains,
-        "train_live": trains_live,
-        "distil": distils,
-        "with_answers": answers_once,
-        "train_on_hints": trains_on_hints,
-        "Hinted": gives_hints,
-        "distil_features, similarity": partial(distils_features, kind="similarity"),
-        "distil_features, hint": partial(distils_features, kind="hint"),
-        "layer_outputs": reads_features,
-    },
+    ),
+    # training
+    "train": trains,
+    "train_live": trains_live,
+    "distil": distils,
+    "with_answers": answers_once,
+    "train_on_hints": trains_on_hints,
+    "Hinted": gives_hints,
+    "distil_features, similarity": partial(distils_features, kind="similarity"),
+    "distil_features, hint": partial(distils_features, kind="hint"),
+    "layer_outputs": reads_features,
 }
 SLOW = {  # a second or more each
     "scorecard": fills_a_scorecard,

@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from benchmarks._judge import BROKEN, judge
 from benchmarks._networks import NAMED, random_network
-from benchmarks._promises import PROMISES, SLOW
+from benchmarks._promises import ALL, SLOW
 
 COUNT, FEW = 2000, 100
 SLOW_EVERY = 50  # of the random networks, one so often goes through what takes seconds
-ALL = {name: promise for promises in PROMISES.values() for name, promise in promises.items()}
 
 
 class Verdict(NamedTuple):

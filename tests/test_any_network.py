@@ -19,7 +19,7 @@ import kd_lab
 from benchmarks import _promises
 from benchmarks._judge import BROKEN, Case, Difference, judge
 from benchmarks._networks import NAMED, Network, random_network
-from benchmarks._promises import PROMISES, SLOW
+from benchmarks._promises import ALL, SLOW
 from kd_lab.errors import ParameterError
 
 FEW, MANY = 5, 100
@@ -36,9 +36,9 @@ def networks(draw) -> Network:
     return random_network(lambda options: draw(st.sampled_from(options)))
 
 
-def hold(subject: str, network: Network) -> None:
-    """Fail with all that a network breaks of a subject's promises."""
-    judged = {function: judge(network, promise) for function, promise in PROMISES[subject].items()}
+def hold(network: Network) -> None:
+    """Fail with all promises that a network breaks."""
+    judged = {function: judge(network, promise) for function, promise in ALL.items()}
     broken = {function: said for function, (outcome, *said) in judged.items() if outcome in BROKEN}
     assert not broken, f"{broken} by\n{network!r}"
 
@@ -48,25 +48,22 @@ quietly = settings(
 )
 
 
-@pytest.mark.parametrize("subject", PROMISES)
 @settings(quietly, max_examples=FEW)
 @given(network=networks())
-def test_a_network_works_or_is_refused(subject, network):
-    hold(subject, network)
+def test_a_network_works_or_is_refused(network):
+    hold(network)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", PROMISES)
 @settings(quietly, max_examples=MANY)
 @given(network=networks())
-def test_many_networks_work_or_are_refused(subject, network):
-    hold(subject, network)
+def test_many_networks_work_or_are_refused(network):
+    hold(network)
 
 
-@pytest.mark.parametrize("subject", PROMISES)
-@pytest.mark.parametrize("name", ["lenet", "text_classifier"])
-def test_a_network_that_people_know_works_or_is_refused(name, subject):
-    hold(subject, NAMED[name])
+@pytest.mark.parametrize("name", ["text_classifier", pytest.param("lenet", marks=pytest.mark.slow)])
+def test_a_network_that_people_know_works_or_is_refused(name):
+    hold(NAMED[name])
 
 
 def public() -> Iterator[tuple[str, Callable]]:
@@ -86,7 +83,7 @@ def takes_a_network(called: Callable) -> bool:
 
 
 def test_every_public_function_that_takes_a_network_has_a_promise():
-    promised = set(re.findall(r"\w+", " ".join([*SLOW, *(each for part in PROMISES.values() for each in part)])))
+    promised = set(re.findall(r"\w+", " ".join([*SLOW, *ALL])))
     nodes = list(ast.walk(ast.parse(inspect.getsource(_promises))))
     called = {getattr(node, "attr", getattr(node, "id", None)) for node in nodes}
     taking = {name for name, value in public() if takes_a_network(value)}
