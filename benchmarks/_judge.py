@@ -3,6 +3,7 @@
 Plain torch always works on a network that is built from its text again: nothing of the kit has touched that one.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,6 +17,7 @@ from kd_lab.errors import KdLabError
 from kd_lab.networks import weights
 
 TOLERANCE = 1e-3  # of the largest number: what rounding may change
+BROKEN = "raw", "silent"
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"
 Values = dict[str, Tensor]
 
@@ -25,15 +27,21 @@ class Difference(Exception):
 
 
 class Case:
-    """A network for one call: `model` is the argument; `plain`, the same network, and its logits are what is right."""
+    """A network for many calls: `model` is the argument; `plain`, the same network, and its logits are right."""
 
     def __init__(self, network: Network):
         self.source, self.build, self.data = network.source, network.build, network.data
         self.model, self.plain = network.build(), plain(network)
         self.part = self.images, self.labels = network.data()
         self.logits = logits(self.plain, network)
+        self.before = snapshot(self.model), self.images.clone()
 
-    @property
+    def check_unchanged(self) -> None:
+        """Raise a Difference unless the argument and its images are as they were."""
+        unchanged("the argument", self.model, self.before[0])
+        holds("the images were changed", torch.equal(self.images, self.before[1]))
+
+    @functools.cached_property
     def found_weights(self) -> Values:
         """Return the plain parameters of the layers that the kit compresses, one that several share only once."""
         return own_weights(self.plain, weights(self.build()))
@@ -41,17 +49,23 @@ class Case:
 
 def judge(network: Network, promise: Callable[[Any], None]) -> tuple[str, str]:
     """Return "worked", "refused", "silent" or "raw", and what was said."""
-    case = Case(network)
-    before = snapshot(case.model)
+    case = _case(network)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcome = _outcome(case, promise)
-        unchanged("the argument", case.model, before)
-        holds("the images were changed", torch.equal(case.images, network.data()[0]))
+        case.check_unchanged()
     except Difference as difference:
-        return "silent", str(difference)
+        outcome = "silent", str(difference)
+    if outcome[0] in BROKEN:
+        _case.cache_clear()  # whatever it has done shall not be laid at another function's door
     return outcome
+
+
+@functools.lru_cache(maxsize=1)
+def _case(network: Network) -> Case:
+    """Return a network's case: one for all functions, since every call leaves it as it was."""
+    return Case(network)
 
 
 def _outcome(case: Case, promise: Callable[[Any], None]) -> tuple[str, str]:

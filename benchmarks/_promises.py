@@ -6,8 +6,8 @@ else.
 
 import math
 import tempfile
-import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,11 @@ from benchmarks._judge import (
     used,
     with_weights,
 )
+from kd_lab.compression.stages import Stage
 from kd_lab.data import Mnist, Split
-from kd_lab.errors import KdLabError
+from kd_lab.errors import KdLabError, ParameterError
 from kd_lab.scorecard import scorecard
-from kd_lab.training import train
+from kd_lab.training import train, train_live
 
 PANEL_IMAGES, FEW_INPUTS = 200, 300  # least squares takes a minute for thousands of inputs
 SPARSITY, RATIO, TEMPERATURE, ALPHA, LEARNING_RATE = 0.5, 0.3, 2.0, 0.5, 1e-3
@@ -63,8 +64,10 @@ QUIET = {"progress": False, "epochs": 1, "batch_size": 64, "learning_rate": LEAR
 
 
 def finds_every_layer(case: Case) -> None:
-    """Every Linear layer and convolution is found, with the weight that it uses."""
-    networks.weights(case.model)
+    """Every Linear layer and convolution is found, with the weight that it uses, and can be described."""
+    layers = networks.weighted_layers(case.model)
+    holds("a layer is another module", set(layers.values()) <= set(case.model.modules()))
+    holds("a layer has no description", all(map(networks.describe, layers.values())))
     found = used(case.build())
     for name, module in case.plain.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -79,6 +82,8 @@ def finds_every_layer(case: Case) -> None:
 def predicts(case: Case) -> None:
     """The answers are those of evaluation mode."""
     same("the logits", networks.predict(case.model, case.images), case.logits)
+    with networks.evaluation_mode(case.model), torch.no_grad():
+        same("the logits in evaluation mode", case.model(case.images.clone()), case.logits)
 
 
 def settles(case: Case) -> None:
@@ -97,14 +102,21 @@ def settles_masks(case: Case) -> None:
 
 def pruned_and_quantized(model: nn.Module) -> nn.Module:
     """Return a network with masks and quantizers."""
-    return quantization.quantize_weights(pruning.prune(model, SPARSITY, scope="per_layer"), 4)
+    pruned = pruning.prune(model, SPARSITY, scope="per_layer")
+    return quantization.quantize_weights(pruned, 4, calibration="min_max")
 
 
 def scores(case: Case) -> None:
-    """The accuracy is the share of largest logits that are the label's."""
-    right = int((case.logits.argmax(1) == case.labels).sum())
+    """The accuracy is the share of largest logits that are the label's; the loss is their mean cross-entropy."""
+    classes = case.logits.argmax(1)
+    right = classes == case.labels
+    holds("other data are scored", all(map(torch.equal, evaluation.check_scorable(case.model, case.part), case.part)))
+    holds("other classes", torch.equal(evaluation.predict_classes(case.model, case.images), classes))
+    holds("other answers are right", torch.equal(evaluation.correct_answers(case.model, case.part), right))
     found = evaluation.accuracy(case.model, case.part)
-    holds(f"{found.correct} are correct, not {right}", (found.correct, found.count) == (right, len(case.labels)))
+    holds(f"{found} is another accuracy", (found.correct, found.count) == (int(right.sum()), len(right)))
+    loss = evaluation.mean_cross_entropy(case.model, case.part)
+    same("the loss", loss, F.cross_entropy(case.logits, case.labels))
 
 
 def compares(case: Case) -> None:
@@ -147,7 +159,9 @@ def counts_bytes(case: Case) -> None:
     once = sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
     found = cost.file_bytes(case.model)
     holds(f"a file of {found} bytes for tensors of {every}", once <= found <= every + 200 * (len(tensors) + 1))
-    holds("zipped it is larger", 0 < cost.zipped_bytes(case.model) <= found + 500)
+    zipped = cost.zipped_bytes(case.model)
+    holds("zipped it is larger", 0 < zipped <= found + 500)
+    holds("zipped in steps it is another", list(cost.zip_stepwise(case.model))[-1] == zipped)
 
 
 def takes_time(case: Case) -> None:
@@ -170,7 +184,24 @@ def sums_up_penalties(case: Case) -> None:
     model = case.build().eval()  # a weight with spectral norm changes when it is read in training mode
     same("Σ|w|", penalties.l1_penalty(model), sum(weight.abs().sum() for weight in expected))
     same("Σw²", penalties.l2_penalty(model), sum(weight.square().sum() for weight in expected))
+    rows = {name: weight.detach().flatten(1) for name, weight in case.found_weights.items() if has_rows(case, name)}
+    lasso = sum(row.shape[1] ** 0.5 * row.norm(dim=1).sum() for row in rows.values())
+    same("Σ√n·‖w‖₂", penalties.group_lasso_penalty(model, list(rows)), lasso)
     holds("it is far from itself", penalties.match_parameters(case.model, 1.0)(model) < 1e-3)
+
+
+def has_rows(case: Case, name: str) -> bool:
+    """Return whether the first axis of a layer's weight counts its outputs."""
+    return not isinstance(dict(case.plain.named_modules()).get(name), _ConvTransposeNd)
+
+
+def reads_parameters(case: Case) -> None:
+    """Every parameter is found once, as it is used."""
+    found = penalties.used_parameters(case.build().eval())
+    expected = dict(case.plain.named_parameters(remove_duplicate=False))
+    same("parameters", len(found), len(list(case.plain.parameters())), 0)
+    for name, parameter in found.items():
+        same(name, parameter, expected[name])
 
 
 # pruning
@@ -187,6 +218,27 @@ def own_importances(case: Case, importance: str) -> Values:
     if importance == "gradient":
         return {name: gradient.abs() for name, gradient in by_name.items()}
     return {name: (weights[name].detach() * gradient).abs() for name, gradient in by_name.items()}
+
+
+def ranks(case: Case) -> None:
+    """Every importance is what it is called: |w|, |g| or |w·g| of each weight."""
+    for importance in ("magnitude", "gradient", "weight_gradient"):
+        found = pruning.importances(case.model, importance, case.part)
+        for name, expected in own_importances(case, importance).items():
+            same(f"{importance} of {name}", found[name], expected)
+    for name, gradient in pruning.average_gradients(case.model, case.part).items():
+        same(f"the gradient of {name}", gradient.abs(), own_importances(case, "gradient")[name])
+
+
+def masks(case: Case) -> None:
+    """A masked weight is zero where the mask says so."""
+    model = case.build()
+    kept = {
+        name: torch.arange(weight.numel()).view(weight.shape) % 3 > 0 for name, weight in case.found_weights.items()
+    }
+    pruning.set_masks(model, kept)
+    expected = {name: weight * kept[name] for name, weight in case.found_weights.items()}
+    same_answers("the masked network", model, with_weights(case, expected), case)
 
 
 def cuts(pruned: nn.Module, case: Case, groups: list[Values], sparsity: float) -> None:
@@ -229,9 +281,10 @@ def prunes_layer_adaptively(case: Case) -> None:
 def prunes_n_of_m(case: Case) -> None:
     """Of four consecutive weights of a row the two smallest are zero."""
     pruned = pruning.prune_n_m(case.model)
+    after = used(pruned)
     for name, weight in case.found_weights.items():
-        outputs = 1 if isinstance(case.plain.get_submodule(name), _ConvTransposeNd) else 0
-        rows, found = (each.transpose(0, outputs).flatten(1) for each in (weight.detach(), used(pruned)[name]))
+        outputs = isinstance(case.plain.get_submodule(name), _ConvTransposeNd)  # each word's row stands for itself
+        rows, found = (each.transpose(0, int(outputs)).flatten(1) for each in (weight.detach(), after[name]))
         for start in range(0, rows.shape[1], 4):
             part, kept = rows[:, start : start + 4], found[:, start : start + 4] != 0
             smallest = part.abs().masked_fill(~kept, math.inf).amin(1)
@@ -243,8 +296,8 @@ def prunes_n_of_m(case: Case) -> None:
 
 def prunes_with_compensation(case: Case) -> None:
     """The first layer's kept weights are those that its output misses least; other layers stay as they are."""
-    names = list(case.found_weights)
-    first, last = names[0], names[-1]
+    names, candidates = list(case.found_weights), products(case)
+    first, last = candidates[0], candidates[-1]
     chosen = {name: SPARSITY for name in (first, last) if case.found_weights[name][0].numel() <= FEW_INPUTS}
     pruned = pruning.prune_least_squares(case.model, chosen, case.images)
     before, after = case.found_weights, used(pruned)
@@ -264,22 +317,43 @@ def prunes_with_compensation(case: Case) -> None:
                 same("refitted weights", row[kept], torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ dense))
 
 
-def prunes_gradually(case: Case, keeps: bool) -> None:
-    """It ends at the sparsity; where the callback loses the masks, that is said."""
-    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        pruned = pruning.prune_gradually(case.model, SPARSITY, 2, fine_tune)
-    if not said:
-        cuts(pruned, case, [own_importances(case, "magnitude")], SPARSITY)
+def products(case: Case) -> list[str]:
+    """Return the layers that multiply what they read by a matrix, or all where there is none."""
+    known, kinds = dict(case.plain.named_modules()), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return [name for name in case.found_weights if isinstance(known.get(name), kinds)] or list(case.found_weights)
 
 
-def prunes_until(case: Case, keeps: bool) -> None:
+def prunes_gradually(case: Case) -> None:
+    """It ends at the sparsity."""
+    pruned = pruning.prune_gradually(case.model, SPARSITY, 2, lambda model: model)
+    cuts(pruned, case, [own_importances(case, "magnitude")], SPARSITY)
+
+
+def sees_lost_masks(case: Case) -> None:
+    """A callback that loses the masks is found out, in either function."""
+    lost = {"fine_tune": lambda _model: case.build()}
+    for pruned_by in (
+        lambda: pruning.prune_gradually(case.model, SPARSITY, 2, **lost),
+        lambda: pruning.prune_until(case.model, SPARSITY, case.part, **lost, tolerance=0.5, step=0.4)[0],
+    ):
+        with suppress(ParameterError):
+            after = used(pruned_by())
+            same("sparsity", zero_share(after, case), zero_share(case.found_weights, case))
+
+
+def zero_share(values: Values, case: Case) -> float:
+    """Return the share of the weights that are zero."""
+    weights = torch.cat([values[name].flatten() for name in case.found_weights])
+    return float((weights == 0).float().mean())
+
+
+def prunes_until(case: Case) -> None:
     """What it says it reached is what the returned network has."""
-    fine_tune = (lambda model: model) if keeps else (lambda model: case.build())
-    pruned, attempts = pruning.prune_until(case.model, SPARSITY, case.part, fine_tune, tolerance=0.5)
-    weights = torch.cat([used(pruned)[name].flatten() for name in case.found_weights])
-    zeros, rounding = float((weights == 0).float().mean()), 0.01 + 0.5 / len(weights)
+    pruned, attempts = pruning.prune_until(
+        case.model, SPARSITY, case.part, lambda model: model, tolerance=0.5, step=0.4
+    )
+    zeros = zero_share(used(pruned), case)
+    rounding = 0.01 + 0.5 / sum(weight.numel() for weight in case.found_weights.values())
     holds(f"says {attempts.reached:.2f}, and has {zeros:.2f} zeros", abs(attempts.reached - zeros) <= rounding)
     computes_with_its_weights("the pruned network", pruned, case)
 
@@ -287,10 +361,10 @@ def prunes_until(case: Case, keeps: bool) -> None:
 def rewinds(case: Case) -> None:
     """A ticket has the masks of one network and the weights of another."""
     pruned = pruning.prune(case.model, SPARSITY, scope="per_layer")
-    ticket, masks = pruning.rewind(pruned, case.build(1)), used(pruned)
+    ticket, left = used(pruning.rewind(pruned, case.build(1))), used(pruned)
     initial = own_weights(plain(case, 1), case.found_weights)
     for name, value in initial.items():
-        same(f"the weights of {name}", used(ticket)[name], value * (masks[name] != 0))
+        same(f"the weights of {name}", ticket[name], value * (left[name] != 0))
 
 
 def prunes_channels(case: Case) -> None:
@@ -300,10 +374,16 @@ def prunes_channels(case: Case) -> None:
     computes_with_its_weights("the masked network", pruned, case)
     holds("nothing is masked", cost.count_nonzeros(pruned) <= cost.count_nonzeros(case.model))
     groups = pruning.channel_groups(case.model, case.images)
-    kept = {name: used(pruned)[name].flatten(1).any(1) for name in groups}
+    after = used(pruned)
+    kept = {name: after[name].transpose(0, output_axis(case, name)).flatten(1).any(1) for name in groups}
     narrow = pruning.remove_channels(case.model, kept, case.images)
     same_answers("the narrow network", narrow, pruned, case)
     narrow(case.images[:1].clone())
+
+
+def output_axis(case: Case, name: str) -> int:
+    """Return the axis of a layer's weight that counts its outputs."""
+    return int(isinstance(case.plain.get_submodule(name), (_ConvTransposeNd, nn.Embedding)))
 
 
 def prunes_hard(case: Case) -> None:
@@ -355,9 +435,53 @@ def scans(case: Case) -> None:
         holds(f"the rise at {name} differs", abs(found[name][SPARSITY] - loss + float(whole)) < 1e-3 * (1 + loss))
 
 
+def scans_bits(case: Case) -> None:
+    """The rise of the loss where one layer is quantized alone is that of plain torch with its rounded weights."""
+    found = compression.bit_scan(case.model, case.part, [2])
+    whole = F.cross_entropy(case.logits, case.labels)
+    for name, value in used(quantization.quantize_weights(case.model, 2)).items():
+        loss = float(F.cross_entropy(logits(with_weights(case, {name: value}), case), case.labels))
+        holds(f"the rise at {name} differs", abs(found[name][2] - loss + float(whole)) < 1e-3 * (1 + loss))
+
+
+def runs_stage(case: Case, stage: Stage) -> None:
+    """A stage without fine-tuning gives a network that computes as the plain one with its parameters."""
+    made = networks.make_permanent(stage(case.model, lambda model, _epochs: model))
+    expected = plain(case)
+    expected.load_state_dict(made.state_dict())
+    same_answers(f"the network after {stage}", made, expected, case)
+
+
+def removes_units(case: Case) -> None:
+    """Units that are removed for good leave the answers of those that are masked."""
+    made = compression.PruneUnits(RATIO, 0)(case.model, lambda model, _epochs: model)
+    same_answers("the narrow network", made, pruning.prune_channels(case.model, RATIO), case)
+
+
+def searches(case: Case) -> None:
+    """A trial says how the network that `fit` gives answers."""
+    fit = lambda _temperature, _alpha: case.model
+    right, loss = case.logits.argmax(1) == case.labels, F.cross_entropy(case.logits, case.labels)
+    trials = compression.search_settings(fit, case.part, runs=1)
+    for trial in [*trials, compression.try_setting(fit, TEMPERATURE, ALPHA, case.part)]:
+        same("correct answers", trial.accuracy.correct, int(right.sum()), 0)
+        same("the loss", trial.loss, loss)
+
+
+def takes_only_its_own(case: Case, function: Callable[[Case], Any]) -> None:
+    """A network that is none of the kit's is refused by what rebuilds networks by name."""
+    function(case)
+    raise Difference("a network that isn't the kit's was taken")
+
+
+def whole_data(case: Case) -> Mnist:
+    """Return data in three parts."""
+    return Mnist(*(Split(*case.data(seed, PANEL_IMAGES)) for seed in range(3)))
+
+
 def reads_inputs(case: Case) -> None:
     """The inputs of the first layer are those that it took when it was called."""
-    name = next(iter(case.found_weights))
+    name = products(case)[0]
     found = pruning.layer_inputs(case.model, name, case.images)
     if isinstance(case.plain.get_submodule(name), nn.Linear):
         same("the inputs", found, torch.cat([each.flatten(0, -2) for each in seen(case.plain, [name], case)[name]]))
@@ -384,38 +508,42 @@ def own_rounded(x: Tensor, num_bits: int, grid: tuple[Tensor, Tensor]) -> Tensor
 def quantizes_weights(case: Case, num_bits: int) -> None:
     """Every weight is rounded to its layer's grid, or keeps its sign where it has one bit."""
     rounded = quantization.quantize_weights(case.model, num_bits, "per_tensor", True, "min_max")
+    found = used(rounded)
     for name, weight in case.found_weights.items():
         weight = weight.detach()
         signs = weight.sign() * weight.abs()[weight != 0].mean()
         expected = signs if num_bits == 1 else own_rounded(weight, num_bits, own_grid(weight, num_bits, True))
-        same(f"the weights of {name}", used(rounded)[name], expected)
+        same(f"the weights of {name}", found[name], expected)
     computes_with_its_weights("the quantized network", rounded, case)
 
 
 def quantizes_channels(case: Case) -> None:
     """With a grid for each output no weight moves by more than half a step of its layer's."""
     rounded = quantization.quantize_weights(case.model, 4, "per_channel", True, "min_max")
+    found = used(rounded)
     for name, weight in case.found_weights.items():
         step = weight.detach().abs().max() / 7
-        holds("a weight moves too far", (used(rounded)[name] - weight).abs().max() <= 0.5001 * step)
+        holds("a weight moves too far", (found[name] - weight).abs().max() <= 0.5001 * step)
     computes_with_its_weights("the quantized network", rounded, case)
 
 
 def ternarizes(case: Case) -> None:
     """Every weight becomes zero or its sign times the mean of the large ones."""
     ternary = quantization.ternarize_weights(case.model, "per_tensor")
+    found = used(ternary)
     for name, weight in case.found_weights.items():
         weight = weight.detach()
         large = weight.abs() > 0.7 * weight.abs().mean()
-        same(f"the weights of {name}", used(ternary)[name], weight.sign() * large * weight.abs()[large].mean())
+        same(f"the weights of {name}", found[name], weight.sign() * large * weight.abs()[large].mean())
     computes_with_its_weights("the ternary network", ternary, case)
 
 
 def shares_weights(case: Case) -> None:
     """A layer's weights become the mean of those that are nearest to the same one of four."""
     shared = quantization.share_weights(case.model, 2)
+    after = used(shared)
     for name, weight in case.found_weights.items():
-        weight, found = weight.detach(), used(shared)[name]
+        weight, found = weight.detach(), after[name]
         values = found[weight != 0].unique()
         holds(f"{len(values)} values", len(values) <= 4)
         for value in values:
@@ -499,14 +627,10 @@ def round_trips(case: Case, change: Callable[[nn.Module], nn.Module]) -> None:
     changed = change(case.model)
     with tempfile.TemporaryDirectory() as folder:
         formats.save_network(Path(folder) / "file", changed)
+        size = (Path(folder) / "file").stat().st_size
         loaded = formats.load_network(Path(folder) / "file", case.build(1))
     same("the logits", logits(loaded, case), logits(changed, case), 1e-6)
-
-
-def packs_only_its_own(case: Case) -> None:
-    """A network that is none of the kit's is refused."""
-    formats.pack(case.model)
-    raise Difference("a network that isn't the kit's was packed")
+    same("bytes", formats.network_file_bytes(changed), size, 0)
 
 
 def exports(case: Case) -> None:
@@ -536,14 +660,10 @@ def own_distillation_loss(student: Tensor, labels: Tensor, teacher: Tensor) -> T
 
 def has_learned(trained: nn.Module, history: Any, case: Case, loss: Callable[..., Tensor]) -> None:
     """Raise a Difference unless the history tells the truth, frozen weights stay, and no step is too long."""
-    again = case.build()
     holds("it is in training mode", not any(module.training for module in trained.modules()))
     expected = mean_loss(trained, case, loss, 1)
     holds("the validation loss is another", abs(history.validation_loss[0] - expected) <= 1e-3 * (1 + abs(expected)))
-    for name, parameter in again.named_parameters():
-        moved = float((dict(trained.named_parameters())[name] - parameter).detach().abs().max())
-        holds(f"{name}, frozen, was trained", parameter.requires_grad or moved == 0)
-        holds(f"{name} moved by {moved}", moved <= 1.01 * LEARNING_RATE)
+    stays_within_a_step(trained, case)
     first = case.build().train()
     teacher = logits(plain(case, 1), case)
     losses = [float(loss(first(case.images.clone()), case.labels, teacher).detach()) for _ in range(2)]
@@ -553,11 +673,35 @@ def has_learned(trained: nn.Module, history: Any, case: Case, loss: Callable[...
     holds("the training loss is another", abs(history.train_loss[0] - losses[0]) <= 1e-3 * (1 + abs(losses[0])))
 
 
+def stays_within_a_step(trained: nn.Module, case: Case) -> None:
+    """Raise a Difference where a frozen weight has moved, or another by more than the learning rate."""
+    after = dict(trained.named_parameters())
+    for name, parameter in case.build().named_parameters():
+        moved = float((after[name] - parameter).detach().abs().max())
+        holds(f"{name}, frozen, was trained", parameter.requires_grad or moved == 0)
+        holds(f"{name} moved by {moved}", moved <= 1.01 * LEARNING_RATE)
+
+
 def trains(case: Case) -> None:
     """One step of training tells the true losses, moves what may move, and leaves what is frozen."""
     loss = lambda student, labels, _teacher: F.cross_entropy(student, labels)
     trained, history = train(case.model, case.part, F.cross_entropy, validation=case.data(1), **QUIET)
     has_learned(trained, history, case, loss)
+
+
+def trains_live(case: Case) -> None:
+    """A training that is looked on tells the same losses."""
+    loss = lambda student, labels, _teacher: F.cross_entropy(student, labels)
+    steps = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 64, "learning_rate": LEARNING_RATE}
+    *_, last = train_live(case.model, case.part, F.cross_entropy, validation=case.data(1), **steps)
+    has_learned(*last, case, loss)
+
+
+def answers_once(case: Case) -> None:
+    """A teacher's answers are its logits."""
+    images, labels, found = distillation.with_answers(case.model, case.part)
+    same("the teacher's logits", found, case.logits)
+    holds("other data came back", torch.equal(images, case.images) and torch.equal(labels, case.labels))
 
 
 def distils(case: Case) -> None:
@@ -593,6 +737,25 @@ def distils_features(case: Case, kind: str) -> None:
     holds("the validation loss is another", abs(history.validation_loss[0] - expected) <= 1e-3 * (1 + abs(expected)))
 
 
+def trains_on_hints(case: Case) -> None:
+    """The loss is the distance of the two layers' outputs, and what is frozen stays."""
+    layer = next(iter(module_names(case, case.plain)))
+    trained, history = distillation.train_on_hints(
+        case.model, case.build(1), case.part, validation=case.data(1), student_layer=layer, teacher_layer=layer, **QUIET
+    )
+    stays_within_a_step(trained, case)
+    loss = float(F.mse_loss(*(_features(model, layer, case.data(1)[0]) for model in (trained, plain(case, 1)))))
+    holds("the validation loss is another", abs(history.validation_loss[0] - loss) <= 1e-3 * (1 + loss))
+
+
+def gives_hints(case: Case) -> None:
+    """A student with hints answers with its logits, and behind them with the layer's output."""
+    layer = next(iter(module_names(case, case.plain)))
+    found = networks.predict(distillation.Hinted(case.model, layer, nn.Identity()), case.images)
+    features = _features(case.plain, layer, case.images)
+    same("logits and features", found, torch.cat([case.logits, features.flatten(1)], 1))
+
+
 def _features(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     found = []
     hook = model.eval().get_submodule(layer).register_forward_hook(lambda _m, _i, given: found.append(given.clone()))
@@ -614,13 +777,13 @@ def reads_features(case: Case) -> None:
 
 def shows(case: Case, panel: Callable[..., panels.panel.Panel], **arguments: str) -> None:
     """A panel's dense network is the learner's own, and what it shows is drawn."""
-    parts = [Split(*case.data(seed, PANEL_IMAGES)) for seed in range(3)]
-    shown = panel(case.model, Mnist(*parts), **arguments)
+    data = whole_data(case)
+    shown = panel(case.model, data, **arguments)
     try:
         holds("it shows nothing", shown.flush().png)
         for comparison in shown._answer.comparisons.values():
             with torch.no_grad():
-                expected = case.plain(parts[1].images.clone()).argmax(1)
+                expected = case.plain(data.validation.images.clone()).argmax(1)
             if panel is not panels.DistillationPanel:  # whose baseline is a student
                 holds("its baseline answers otherwise", torch.equal(comparison.dense_answers, expected))
     finally:
@@ -632,69 +795,94 @@ def shows_least_squares(case: Case) -> None:
     shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
 
 
-PROMISES: dict[str, dict[str, Callable[[Any], None]]] = {
-    "networks": {
-        "weights": finds_every_layer,
-        "predict": predicts,
-        "make_permanent": settles,
-        "make_permanent of masks": settles_masks,
-        "penalties": sums_up_penalties,
+ALL: dict[str, Callable[[Any], None]] = {
+    # networks
+    "weights, weighted_layers, describe": finds_every_layer,
+    "predict, evaluation_mode": predicts,
+    "make_permanent": settles,
+    "make_permanent of masks": settles_masks,
+    "l1_penalty, l2_penalty, group_lasso_penalty, match_parameters": sums_up_penalties,
+    "used_parameters": reads_parameters,
+    # scores
+    "accuracy, mean_cross_entropy, correct_answers, predict_classes, check_scorable": scores,
+    "paired_difference": compares,
+    "count_parameters": counts_parameters,
+    "count_nonzeros": counts_nonzeros,
+    "count_macs": counts_macs,
+    "file_bytes, zipped_bytes, zip_stepwise": counts_bytes,
+    "latency": takes_time,
+    # pruning
+    **{
+        f"prune by {importance}, {scope}": partial(prunes, importance=importance, scope=scope)
+        for importance in pruning.IMPORTANCES
+        for scope in pruning.SCOPES
     },
-    "scores": {
-        "accuracy": scores,
-        "paired_difference": compares,
-        "count_parameters": counts_parameters,
-        "count_nonzeros": counts_nonzeros,
-        "count_macs": counts_macs,
-        "file_bytes": counts_bytes,
-        "latency": takes_time,
+    "importances, average_gradients": ranks,
+    "set_masks": masks,
+    "prune_layer_adaptive": prunes_layer_adaptively,
+    "prune_n_m": prunes_n_of_m,
+    "prune_least_squares": prunes_with_compensation,
+    "prune_gradually": prunes_gradually,
+    "prune_until": prunes_until,
+    "prune_gradually, prune_until, masks lost": sees_lost_masks,
+    "rewind": rewinds,
+    "layer_inputs": reads_inputs,
+    # channels
+    "prune_channels, channel_groups, remove_channels": prunes_channels,
+    "hard_prune": prunes_hard,
+    "hard_prune of single weights": prunes_zeros_hard,
+    "remove_layers": removes_layers,
+    # quantization
+    **{f"quantize_weights, {bits} bits": partial(quantizes_weights, num_bits=bits) for bits in (1, 2, 8)},
+    "quantize_weights by channel": quantizes_channels,
+    "ternarize_weights": ternarizes,
+    "share_weights": shares_weights,
+    "fold_batch_norm": folds,
+    "quantize_activations": quantizes_activations,
+    "quantize_model, to_integer, 8 bits": partial(quantizes_models, num_bits=8, calibration="min_max"),
+    "quantize_model, to_integer, 2 bits": partial(quantizes_models, num_bits=2, calibration="least_squares"),
+    "output_errors": measures_output_errors,
+    # files
+    "save_network, load_network, network_file_bytes": partial(round_trips, change=networks.make_permanent),
+    "save_network of bits": partial(round_trips, change=pruned_and_quantized),
+    "pack": partial(takes_only_its_own, function=lambda case: formats.pack(case.model)),
+    "save_packed": partial(takes_only_its_own, function=lambda case: formats.save_packed("file.kdz", case.model)),
+    # compression
+    "sensitivity_scan": scans,
+    "bit_scan": scans_bits,
+    **{
+        type(stage).__name__: partial(runs_stage, stage=stage)
+        for stage in (
+            compression.FineTune(0),
+            compression.Prune(SPARSITY, 1, 0),
+            compression.Quantize(4, 0),
+            compression.Share(2, 0),
+        )
     },
-    "pruning": {
-        **{
-            f"prune by {importance}, {scope}": partial(prunes, importance=importance, scope=scope)
-            for importance in pruning.IMPORTANCES
-            for scope in pruning.SCOPES
-        },
-        "prune_layer_adaptive": prunes_layer_adaptively,
-        "prune_n_m": prunes_n_of_m,
-        "prune_least_squares": prunes_with_compensation,
-        "prune_gradually": partial(prunes_gradually, keeps=True),
-        "prune_gradually, masks lost": partial(prunes_gradually, keeps=False),
-        "prune_until": partial(prunes_until, keeps=True),
-        "prune_until, masks lost": partial(prunes_until, keeps=False),
-        "rewind": rewinds,
-        "layer_inputs": reads_inputs,
-        "sensitivity_scan": scans,
-    },
-    "channels": {
-        "prune_channels": prunes_channels,
-        "hard_prune": prunes_hard,
-        "hard_prune of single weights": prunes_zeros_hard,
-        "remove_layers": removes_layers,
-    },
-    "quantization": {
-        **{f"quantize_weights, {bits} bits": partial(quantizes_weights, num_bits=bits) for bits in (1, 2, 8)},
-        "quantize_weights by channel": quantizes_channels,
-        "ternarize_weights": ternarizes,
-        "share_weights": shares_weights,
-        "fold_batch_norm": folds,
-        "quantize_activations": quantizes_activations,
-        "quantize_model, to_integer, 8 bits": partial(quantizes_models, num_bits=8, calibration="min_max"),
-        "quantize_model, to_integer, 2 bits": partial(quantizes_models, num_bits=2, calibration="least_squares"),
-        "output_errors": measures_output_errors,
-    },
-    "files": {
-        "save_network": partial(round_trips, change=networks.make_permanent),
-        "save_network of bits": partial(round_trips, change=pruned_and_quantized),
-        "pack": packs_only_its_own,
-    },
-    "training": {
-        "train": trains,
-        "distil": distils,
-        "distil_features, similarity": partial(distils_features, kind="similarity"),
-        "distil_features, hint": partial(distils_features, kind="hint"),
-        "layer_outputs": reads_features,
-    },
+    "PruneUnits": removes_units,
+    "search_settings, try_setting": searches,
+    "compress": partial(
+        takes_only_its_own,
+        function=lambda case: compression.compress(
+            case.model, None, whole_data(case), [compression.FineTune(1)], progress=False
+        ),
+    ),
+    "search_recipe": partial(
+        takes_only_its_own,
+        function=lambda case: compression.search_recipe(
+            case.model, None, whole_data(case), runs=1, minutes=1, most_lost=100, progress=False
+        ),
+    ),
+    # training
+    "train": trains,
+    "train_live": trains_live,
+    "distil": distils,
+    "with_answers": answers_once,
+    "train_on_hints": trains_on_hints,
+    "Hinted": gives_hints,
+    "distil_features, similarity": partial(distils_features, kind="similarity"),
+    "distil_features, hint": partial(distils_features, kind="hint"),
+    "layer_outputs": reads_features,
 }
 SLOW = {  # a second or more each
     "scorecard": fills_a_scorecard,
@@ -704,4 +892,7 @@ SLOW = {  # a second or more each
     "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),
     "LeastSquaresPanel": shows_least_squares,
     "DistillationPanel": partial(shows, panel=panels.DistillationPanel),
+    "RecipePanel": partial(
+        takes_only_its_own, function=lambda case: panels.RecipePanel(case.model, case.build(1), whole_data(case))
+    ),
 }

@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_lab.errors import ParameterError, called_function, check_whole_number
 from kd_lab.networks.layers import (
     check_model,
-    computed_once,
     evaluation_mode,
     example_images,
     identity,
@@ -93,16 +92,26 @@ def count_macs(model: nn.Module, images: Tensor | None = None) -> int:
     a network that reads others than (N, 1, 28, 28). Warns of operations that can't be counted.
     """
     check_model(model)
-    images, model = example_images(images, 1), computed_once(model)
-    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
-    with _without_fast_path(), _Uncounted() as uncounted, counter:
-        predict(model, images)
+    images = example_images(images, 1)
+    parametrized = any(map(parametrize.is_parametrized, model.modules()))
+    try:  # without what computes the weights, which is not done for an image
+        counter, uncounted = _counted(make_permanent(model) if parametrized else model, images)
+    except ParameterError:  # it can't be copied, or its hooks know its modules
+        counter, uncounted = _counted(model, images)
     if uncounted.names:
         warnings.warn(
             f"{called_function()}(): the multiplications of {', '.join(sorted(uncounted.names))} can't be counted.",
             stacklevel=2,
         )
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
+
+
+def _counted(model: nn.Module, images: Tensor) -> "tuple[FlopCounterMode, _Uncounted]":
+    """Run a model once, and return what was counted, and what could not be."""
+    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+    with _without_fast_path(), _Uncounted() as uncounted, counter:
+        predict(model, images)
+    return counter, uncounted
 
 
 @contextmanager

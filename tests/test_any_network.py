@@ -3,19 +3,31 @@
 A failing network is printed as the smallest program that fails. `python -m benchmarks networks` tries 2,000.
 """
 
+import ast
+import importlib
+import inspect
+import pkgutil
 import random
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks._judge import Case, Difference, judge
+import kd_lab
+from benchmarks import _promises
+from benchmarks._judge import BROKEN, Case, Difference, judge
 from benchmarks._networks import NAMED, Network, random_network
-from benchmarks._promises import PROMISES
+from benchmarks._promises import ALL, SLOW
 from kd_lab.errors import ParameterError
 
-NEVER = "raw", "silent"
 FEW, MANY = 5, 100
+NEED_NO_PROMISE = {
+    "CompressionResult": "compress() makes it",
+    "IntegerLayer": "to_integer() makes it",
+    "IntegerLinear": "to_integer() makes it",
+}
 
 
 @st.composite
@@ -24,10 +36,10 @@ def networks(draw) -> Network:
     return random_network(lambda options: draw(st.sampled_from(options)))
 
 
-def hold(subject: str, network: Network) -> None:
-    """Fail with all that a network breaks of a subject's promises."""
-    judged = {function: judge(network, promise) for function, promise in PROMISES[subject].items()}
-    broken = {function: said for function, (outcome, *said) in judged.items() if outcome in NEVER}
+def hold(network: Network) -> None:
+    """Fail with all promises that a network breaks."""
+    judged = {function: judge(network, promise) for function, promise in ALL.items()}
+    broken = {function: said for function, (outcome, *said) in judged.items() if outcome in BROKEN}
     assert not broken, f"{broken} by\n{network!r}"
 
 
@@ -36,25 +48,56 @@ quietly = settings(
 )
 
 
-@pytest.mark.parametrize("subject", PROMISES)
 @settings(quietly, max_examples=FEW)
 @given(network=networks())
-def test_a_network_works_or_is_refused(subject, network):
-    hold(subject, network)
+def test_a_network_works_or_is_refused(network):
+    hold(network)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", PROMISES)
 @settings(quietly, max_examples=MANY)
 @given(network=networks())
-def test_many_networks_work_or_are_refused(subject, network):
-    hold(subject, network)
+def test_many_networks_work_or_are_refused(network):
+    hold(network)
 
 
-@pytest.mark.parametrize("subject", PROMISES)
-@pytest.mark.parametrize("name", ["lenet", "text_classifier"])
-def test_a_network_that_people_know_works_or_is_refused(name, subject):
-    hold(subject, NAMED[name])
+@pytest.mark.parametrize("name", ["text_classifier", pytest.param("lenet", marks=pytest.mark.slow)])
+def test_a_network_that_people_know_works_or_is_refused(name):
+    hold(NAMED[name])
+
+
+def public() -> Iterator[tuple[str, Callable]]:
+    """Yield all functions and classes that a learner imports: from a folder, or from a module beside the folders."""
+    for module in (importlib.import_module(f"kd_lab.{each.name}") for each in pkgutil.iter_modules(kd_lab.__path__)):
+        for name, value in vars(module).items():
+            own = str(getattr(value, "__module__", "")).startswith(module.__name__)
+            if callable(value) and own and not name.startswith("_"):
+                yield name, value
+
+
+def takes_a_network(called: Callable) -> bool:
+    """Return whether a function, a class or what it makes takes a network, or a function that gives one."""
+    parts = [called.__init__, vars(called).get("__call__")] if isinstance(called, type) else [called]
+    taken = [dict(getattr(part, "__annotations__", {})) | {"return": None} for part in parts]
+    return any("torch.nn.modules.module.Module" in str(kind) for kinds in taken for kind in kinds.values())
+
+
+def test_every_public_function_that_takes_a_network_has_a_promise():
+    promised = set(re.findall(r"\w+", " ".join([*SLOW, *ALL])))
+    nodes = list(ast.walk(ast.parse(inspect.getsource(_promises))))
+    called = {getattr(node, "attr", getattr(node, "id", None)) for node in nodes}
+    taking = {name for name, value in public() if takes_a_network(value)}
+    assert taking >= {
+        "prune",
+        "hard_prune",
+        "train",
+        "compress",
+        "scorecard",
+        "PruningPanel",
+        "Share",
+        "search_settings",
+    }
+    assert taking - (promised & called) == NEED_NO_PROMISE.keys()
 
 
 def test_a_judge_tells_what_became_of_a_call():

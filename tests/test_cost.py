@@ -173,6 +173,12 @@ def test_macs_of_any_network_are_those_of_torch_without_fast_paths(name, surroun
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_macs_leave_out_what_computes_a_weight_in_a_network_with_a_hook():
+    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(784, 10)))
+    model.register_forward_hook(lambda _model, _inputs, output: 2 * output)
+    assert cost.count_macs(model) == 784 * 10
+
+
 def test_macs_by_hand_of_recurrent_layers_and_of_attention():
     steps, inputs, width = 28, 28, 40
     for layer, gates in ((nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)):

@@ -475,6 +475,25 @@ def test_other_slips_are_refused_at_once(some, choose):
         distil_features(thin_cnn(), load_trained("cnn"), some, temperature=0, **layers)
 
 
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, stride=2), nn.Linear(4 * 13 * 13, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+def test_a_student_runs_whose_code_behind_the_layer_reads_only_its_own_memory_layout(few, validation):
+    layers = {"student_layer": "conv", "teacher_layer": "conv", "validation": validation}
+    student, teacher = Views(), Views()
+    trained, _history = train_on_hints(student, teacher, few, **layers, **ONCE)
+    assert torch.equal(trained(few.images), predict(trained, few.images))
+    assert torch.equal(trained.fc.weight, student.fc.weight) and not torch.equal(
+        trained.conv.weight, student.conv.weight
+    )
+
+
 @pytest.mark.parametrize("function", [distil_features, train_on_hints])
 def test_epochs_are_asked_for_in_the_functions_own_name(function, few, validation):
     layers = {"student_layer": "fc1", "teacher_layer": "fc1"}

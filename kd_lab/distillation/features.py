@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_lab.distillation.answers import DistillationLoss, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
-from kd_lab.networks.layers import check_model, check_shapes, evaluation_mode, predict
+from kd_lab.networks.layers import check_model, check_shapes, copied, evaluation_mode, predict
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train
 
@@ -199,7 +199,18 @@ def train_on_hints(
     learner.answers = source.answers = False
     parts = [Checked((images, predict(source, images))) for images, *_ in (data, validation)]
     settings |= {"validation": parts[1], "epochs": epochs, "seed": seed}
-    return _train_hinted(learner, parts[0], LOSSES[kind], **settings)
+    trained, history = _train_hinted(learner, parts[0], LOSSES[kind], **settings)
+    return _readable(trained, student, validation[0][:2]), history
+
+
+def _readable(trained: nn.Module, student: nn.Module, images: Tensor) -> nn.Module:
+    """Return the trained student, in its own memory layout where what lies behind the layer can't read the fast one."""
+    with suppress(ParameterError):
+        predict(trained, images)
+        return trained
+    own = copied(student)
+    own.load_state_dict(trained.state_dict())
+    return own.eval()
 
 
 def _hinted(
