@@ -267,6 +267,16 @@ def test_a_stage_of_ones_own_may_have_a_dict(start):
     assert compress(start, None, SMALL, [Own({"rate": 3})], **SETTINGS).complete
 
 
+def test_stages_in_a_folder_at_home_are_found_again(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    arguments = dict(stages=[FineTune(0)], folder="~/stages", **SETTINGS)
+    first = compress(start, None, SMALL, **arguments)
+    assert len(list((tmp_path / "stages").glob("1_*.kdz"))) == 1
+    monkeypatch.setattr(FineTune, "__call__", lambda *_arguments: pytest.fail("this stage was finished before"))
+    assert compress(start, None, SMALL, **arguments).bytes == first.bytes
+
+
 def test_an_interrupt_ends_with_the_stages_that_were_finished(start, tmp_path, capsys):
     def interrupt(model, fine_tune):
         raise KeyboardInterrupt

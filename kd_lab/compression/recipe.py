@@ -28,7 +28,7 @@ from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
 from kd_lab.pruning.schedules import check_returned
 from kd_lab.scorecard import Scorecard, Table, scorecard
-from kd_lab.storage import cache_key, set_aside, writable
+from kd_lab.storage import cache_key, file_path, set_aside, writable
 from kd_lab.training import Settings, train
 
 SETTINGS = [field.name for field in fields(Settings) if field.name != "epochs"]  # which a stage has of its own
@@ -105,7 +105,8 @@ def check_recipe(
 ) -> "Teaching":
     """Return the data, looked at once, with the teacher; raise a ParameterError unless all can go through a recipe."""
     check_kind("folder", folder, (str, Path, type(None)), "the path of a folder, or None")
-    check_that("folder", folder, folder is None or writable(Path(folder)), "one that can be written, or be made")
+    folder = None if folder is None else file_path(folder)
+    check_that("folder", folder, folder is None or writable(folder), "one that can be written, or be made")
     check_kind("data", data, Mnist, "what load_mnist() returns")
     weighted_layers(model)
     form_of(make_permanent(model))
@@ -187,7 +188,7 @@ class Teaching:
             "settings": repr(settings),
         }
         keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
-        return [Path(self.folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
+        return [self.folder / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
 
 
 def run_stages(
