@@ -26,7 +26,7 @@ from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
-from kd_lab.pruning.schedules import check_returned
+from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.scorecard import Scorecard, Table, scorecard
 from kd_lab.storage import cache_key, file_path, set_aside, writable
 from kd_lab.training import Settings, train
@@ -84,18 +84,18 @@ def compress(
 
     Fine-tuning makes L(teacher's answers, the network's) + strength·Σw² small: L is the `DistillationLoss`, or the
     cross-entropy with the labels where `teacher` is None. `settings` are those of `train`. With a `folder` each
-    finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
-    recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
+    finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt, or an error
+    in a later stage, ends the recipe with the stages that were finished. Share and Quantize come last: fine-tuning
+    behind them would undo them.
     """
     teaching = check_recipe(model, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
     strength = check_number("strength", strength, "[0, 100]")
-    models = {"start": make_permanent(model).eval()}
-    try:
+    made: dict[str, nn.Module] = {}
+    with keep_finished(made, "stages", len(stages)):
         for stage, finished in run_stages(model, teaching, stages, temperature, alpha, strength):
-            models[f"{len(models)} {stage}"] = finished
-    except KeyboardInterrupt:
-        print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
+            made[f"{len(made) + 1} {stage}"] = finished
+    models = {"start": make_permanent(model).eval(), **made}
     sizes = {key: len(pack(each)) for key, each in models.items()}
     return CompressionResult(models, scorecard(models, teaching.validation), sizes, len(models) > len(stages))
 
