@@ -12,6 +12,7 @@ from own_networks import Tied
 from torch import nn
 
 from kd_lab.checkpoints import load_trained
+from kd_lab.compression import allocation
 from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, scan_layers, sensitivity_scan
 from kd_lab.errors import ParameterError
 from kd_lab.formats import network_file_bytes
@@ -88,6 +89,29 @@ def test_a_scan_trusts_no_change():
     assert rises[0] == rises[1] and model.head.weight.any()
     with pytest.raises(ParameterError, match="'change' must return a network"):
         scan_layers(model, TIED_DATA, [0.5], lambda model, chosen: None)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=repr)
+@pytest.mark.parametrize("scan, change, setting", [(sensitivity_scan, "prune", 0.5), (bit_scan, "quantize_weights", 2)])
+def test_what_ends_a_scan_early_keeps_the_layers_that_are_done(
+    scan, change, setting, error, validation, monkeypatch, capsys
+):
+    model, few, changed = load_trained("lenet300"), validation[:50], getattr(allocation, change)
+    whole, names = scan(model, few, [setting]), list(weighted_layers(model))
+    for done in (2, 0):
+
+        def ending(model, chosen, last=names[done], **settings):
+            if last in chosen:
+                raise error
+            return changed(model, chosen, **settings)
+
+        monkeypatch.setattr(allocation, change, ending)
+        if done:
+            assert scan(model, few, [setting]) == {name: whole[name] for name in names[:done]}
+            assert "2 of 3 layers are done." in capsys.readouterr().out
+        else:
+            with pytest.raises(type(error)):
+                scan(model, few, [setting])
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.3, 0.55, 0.8, 0.9])

@@ -267,13 +267,40 @@ def test_a_stage_of_ones_own_may_have_a_dict(start):
     assert compress(start, None, SMALL, [Own({"rate": 3})], **SETTINGS).complete
 
 
-def test_an_interrupt_ends_with_the_stages_that_were_finished(start, tmp_path, capsys):
-    def interrupt(model, fine_tune):
-        raise KeyboardInterrupt
+def test_stages_in_a_folder_at_home_are_found_again(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    arguments = dict(stages=[FineTune(0)], folder="~/stages", **SETTINGS)
+    first = compress(start, None, SMALL, **arguments)
+    assert len(list((tmp_path / "stages").glob("1_*.kdz"))) == 1
+    monkeypatch.setattr(FineTune, "__call__", lambda *_arguments: pytest.fail("this stage was finished before"))
+    assert compress(start, None, SMALL, **arguments).bytes == first.bytes
 
-    outcome = compress(start, start, SMALL, [FineTune(1), interrupt, FineTune(1)], **SETTINGS)
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=repr)
+def test_what_ends_a_recipe_early_keeps_the_stages_that_are_finished(start, capsys, error):
+    def fail(model, fine_tune):
+        raise error
+
+    outcome = compress(start, start, SMALL, [FineTune(1), fail, FineTune(1)], **SETTINGS)
     assert not outcome.complete and len(outcome.models) == 2
-    assert "1 of 3 stages are finished" in capsys.readouterr().out
+    assert "1 of 3 stages are done" in capsys.readouterr().out
+    with pytest.raises(type(error)):
+        compress(start, start, SMALL, [fail, FineTune(1)], **SETTINGS)
+
+
+def test_half_a_pruning_is_no_finished_stage(start, tmp_path, monkeypatch):
+    calls, prune_to = [], Prune._prune_to
+
+    def interrupt(stage, model, sparsity):
+        calls.append(sparsity)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return prune_to(stage, model, sparsity)
+
+    monkeypatch.setattr(Prune, "_prune_to", interrupt)
+    outcome = compress(start, None, SMALL, [FineTune(0), Prune(0.9, 3, 0)], folder=tmp_path, **SETTINGS)
+    assert not outcome.complete and len(outcome.models) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_stage_whose_training_was_interrupted_is_not_kept(start, tmp_path, monkeypatch):

@@ -179,20 +179,47 @@ def test_functions_that_change_what_they_get_harm_no_earlier_network(validation)
     assert count_nonzeros(dense) == 101_770 and outcome.reached > 0
 
 
-def test_an_interrupt_keeps_the_steps_that_were_kept(validation, capsys):
-    dense, left = load_trained("mlp128"), iter(range(2))
+def ends_after(steps, error):
+    """Return a fine-tuning that raises an error once it was called so many times."""
+    left = iter(range(steps))
 
     def fine_tune(model):
         if next(left, None) is None:
-            raise KeyboardInterrupt
+            raise error
         return model
 
-    best, outcome = prune_until(dense, 0.9, validation[:200], fine_tune, tolerance=0.5)
+    return fine_tune
+
+
+ENDS = {
+    "Interrupted.": KeyboardInterrupt(),
+    "RuntimeError: out of memory.": RuntimeError("out of memory"),
+    "train(): 'epochs' is missing.": ParameterError("'epochs' is missing.", "train"),
+}
+
+
+@pytest.mark.parametrize("told", ENDS)
+def test_what_ends_pruning_early_keeps_the_steps_that_are_finished(told, validation, capsys):
+    dense, error = load_trained("mlp128"), ENDS[told]
+    best, outcome = prune_until(dense, 0.9, validation[:200], ends_after(2, error), tolerance=0.5)
     assert outcome.reached == pytest.approx(0.36) and len(outcome.attempts) == 2
     assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached))
-    assert "prune_until(): interrupted: the network of the last step" in capsys.readouterr().out
-    with pytest.raises(KeyboardInterrupt):
-        prune_until(dense, 0.9, validation[:200], fine_tune, tolerance=0.5)
+    assert f"{told} 2 steps are done." in capsys.readouterr().out
+    pruned = prune_gradually(dense, 0.9, 5, ends_after(2, error))
+    assert count_nonzeros(pruned) == count_nonzeros(prune(dense, cubic_sparsities(0.9, 5)[1]))
+    assert f"{told} 2 of 5 steps are done." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", ENDS.values(), ids=ENDS)
+def test_what_ends_pruning_before_a_step_is_finished_is_raised(error, validation, capsys):
+    dense = load_trained("mlp128")
+    for call in (
+        lambda: prune_until(dense, 0.9, validation[:200], ends_after(0, error), tolerance=0.5),
+        lambda: prune_gradually(dense, 0.9, 5, ends_after(0, error)),
+    ):
+        with pytest.raises(type(error)):
+            call()
+    assert "done" not in capsys.readouterr().out
 
 
 def test_zeros_are_measured_where_prune_means_something_else_by_sparsity(validation):

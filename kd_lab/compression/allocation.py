@@ -10,7 +10,7 @@ from kd_lab.errors import ParameterError, check_choice, check_kind, check_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
 from kd_lab.networks.layers import copied, weights
 from kd_lab.pruning.masks import SPARSITY_RANGE, check_fraction, prune
-from kd_lab.pruning.schedules import check_returned
+from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights
 from kd_lab.training import Data
 
@@ -26,15 +26,20 @@ def scan_layers(
     """Return by how much the mean cross-entropy rises where one layer alone is changed: {layer: {setting: rise}}.
 
     `change(model, {layer: setting})` returns a new model in which the layers that are not named are whole. Of layers
-    whose weights are tied only the first is named.
+    whose weights are tied only the first is named. An interrupt, or an error in a later layer, ends the scan with the
+    layers that are done.
     """
     data = check_scorable(model, data)
 
     def loss(chosen: dict[str, Any]) -> float:
         return mean_cross_entropy(check_returned("change", change(copied(model), chosen)), data)
 
-    whole = loss({})
-    return {name: {setting: loss({name: setting}) - whole for setting in settings} for name in weights(model)}
+    whole, names = loss({}), list(weights(model))
+    scan: Scan = {}
+    with keep_finished(scan, "layers", len(names)):
+        for name in names:
+            scan[name] = {setting: loss({name: setting}) - whole for setting in settings}
+    return scan
 
 
 def choose_settings(scan: Scan, sizes: Scan, budget: float) -> dict[str, Any] | None:

@@ -26,9 +26,9 @@ from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of
-from kd_lab.pruning.schedules import check_returned
+from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.scorecard import Scorecard, Table, scorecard
-from kd_lab.storage import cache_key, set_aside, writable
+from kd_lab.storage import cache_key, file_path, set_aside, writable
 from kd_lab.training import Settings, train
 
 SETTINGS = [field.name for field in fields(Settings) if field.name != "epochs"]  # which a stage has of its own
@@ -84,18 +84,18 @@ def compress(
 
     Fine-tuning makes L(teacher's answers, the network's) + strength·Σw² small: L is the `DistillationLoss`, or the
     cross-entropy with the labels where `teacher` is None. `settings` are those of `train`. With a `folder` each
-    finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt ends the
-    recipe with the stages that were finished. Share and Quantize come last: fine-tuning behind them would undo them.
+    finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt, or an error
+    in a later stage, ends the recipe with the stages that were finished. Share and Quantize come last: fine-tuning
+    behind them would undo them.
     """
     teaching = check_recipe(model, teacher, data, settings, folder)
     _check_stages(model, stages, folder)
     strength = check_number("strength", strength, "[0, 100]")
-    models = {"start": make_permanent(model).eval()}
-    try:
+    made: dict[str, nn.Module] = {}
+    with keep_finished(made, "stages", len(stages)):
         for stage, finished in run_stages(model, teaching, stages, temperature, alpha, strength):
-            models[f"{len(models)} {stage}"] = finished
-    except KeyboardInterrupt:
-        print(f"Interrupted; {len(models) - 1} of {len(stages)} stages are finished.")
+            made[f"{len(made) + 1} {stage}"] = finished
+    models = {"start": make_permanent(model).eval(), **made}
     sizes = {key: len(pack(each)) for key, each in models.items()}
     return CompressionResult(models, scorecard(models, teaching.validation), sizes, len(models) > len(stages))
 
@@ -105,7 +105,8 @@ def check_recipe(
 ) -> "Teaching":
     """Return the data, looked at once, with the teacher; raise a ParameterError unless all can go through a recipe."""
     check_kind("folder", folder, (str, Path, type(None)), "the path of a folder, or None")
-    check_that("folder", folder, folder is None or writable(Path(folder)), "one that can be written, or be made")
+    folder = None if folder is None else file_path(folder)
+    check_that("folder", folder, folder is None or writable(folder), "one that can be written, or be made")
     check_kind("data", data, Mnist, "what load_mnist() returns")
     weighted_layers(model)
     form_of(make_permanent(model))
@@ -187,7 +188,7 @@ class Teaching:
             "settings": repr(settings),
         }
         keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
-        return [Path(self.folder) / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
+        return [self.folder / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
 
 
 def run_stages(

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.environment import optional
-from kd_lab.errors import KdLabError, ParameterError, TrainingError, check_kind, check_number, check_whole_number
+from kd_lab.errors import ParameterError, TrainingError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import (
     Accuracy,
     PairedDifference,
@@ -34,7 +34,7 @@ from kd_lab.evaluation import (
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.networks.layers import make_permanent, weights
 from kd_lab.plots import plain_log
-from kd_lab.pruning.schedules import check_returned
+from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.training import Data
 
 HAND_SET = {"kept": 0.1, "num_bits": 4, "temperature": 4.0, "alpha": 0.1}  # for every layer alike
@@ -104,21 +104,16 @@ def _search(
     ends it earlier, even a second interrupt, keeps the trials that are done, and is raised where there are none.
     """
     trials: list[Trial] = []
-    try:
-        with (
-            _study(seed, direction) as study,
-            tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar,
-        ):
-            if first:
-                study.enqueue_trial(first)
-            for _ in _in_time(runs, seconds):
-                _attempt(study, attempt, trials)
-                bar.update()
-    except (Exception, KeyboardInterrupt) as error:
-        with suppress(KeyboardInterrupt):
-            print(f"{_said(error)} {len(trials)} of {runs} trials are done.")
-        if not trials:
-            raise
+    with (
+        keep_finished(trials, "trials", runs),
+        _study(seed, direction) as study,
+        tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar,
+    ):
+        if first:
+            study.enqueue_trial(first)
+        for _ in _in_time(runs, seconds):
+            _attempt(study, attempt, trials)
+            bar.update()
     if not trials:
         raise TrainingError("every trial diverged. Try a smaller 'learning_rate'.")
     return trials
@@ -149,12 +144,6 @@ def _in_time(runs: int, seconds: float) -> Iterator[int]:
         yield run
         ends.append(time.perf_counter())
         longest = max(end - start for start, end in pairwise(ends))
-
-
-def _said(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "Interrupted."
-    return str(error) if isinstance(error, KdLabError) else f"{type(error).__name__}: {error}."
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
 from kd_lab.networks.layers import copied, make_permanent, weighted_layers, weights
-from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_layer_adaptive, set_masks
+from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_layer_adaptive, set_masks
+from kd_lab.pruning.schedules import gradual_steps
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
 
 FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for a number of epochs
@@ -52,9 +53,10 @@ class Prune:
         def prune_to(pruned: nn.Module, step: float) -> nn.Module:
             return _without_others(self._prune_to(pruned, step), kept)
 
-        return prune_gradually(
-            model, highest, self.steps, lambda pruned: fine_tune(pruned, self.epochs), prune=prune_to
-        )
+        row = cubic_sparsities(highest, self.steps)
+        # one step after another and not prune_gradually, which ends with what is finished: half a stage is none
+        *_, pruned = gradual_steps(model, row, lambda pruned: fine_tune(pruned, self.epochs), prune_to)
+        return pruned
 
     def _prune_to(self, model: nn.Module, sparsity: float) -> nn.Module:
         """Prune the network, or the layer that is to lose most, to this sparsity, and other layers in proportion."""

@@ -1,7 +1,7 @@
 """Prune in steps with training in between: gradually, with steps back, or from the initial weights again."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.errors import EmptyLayerError, ParameterError, called_function, check_kind, check_number, check_whole_number
+from kd_lab.errors import EmptyLayerError, KdLabError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
 from kd_lab.networks.layers import check_model, copied, weights
 from kd_lab.pruning.masks import Mask, check_fraction, prune, set_masks
@@ -44,12 +44,47 @@ def prune_gradually(
 
     `fine_tune(model)` and `prune(model, sparsity)` return models, and may change those that they get, which are copies.
     Between two prunings the masks are fixed; at each one all weights are ranked again, so that a weight may come back.
-    Raises a ParameterError where fine-tuning brings back a weight that was pruned.
+    Raises a ParameterError where fine-tuning brings back a weight that was pruned. An interrupt, or an error in a later
+    step, ends it with the network of the last step that was finished.
     """
     _check_functions(fine_tune, prune)
-    for step in cubic_sparsities(sparsity, steps, start):
-        model = _fine_tuned(model, check_returned("prune", prune(copied(model), step)), fine_tune)
+    row = cubic_sparsities(sparsity, steps, start)
+    done: list[float] = []
+    with keep_finished(done, "steps", len(row)):
+        for step, pruned in zip(row, gradual_steps(model, row, fine_tune, prune), strict=True):
+            model = pruned
+            done.append(step)
     return model
+
+
+def gradual_steps(
+    model: nn.Module, sparsities: list[float], fine_tune: FineTuneFunction, prune: PruneFunction
+) -> Iterator[nn.Module]:
+    """Yield the network of each step of `prune_gradually`, for those who have no use for some of them."""
+    for step in sparsities:
+        model = _fine_tuned(model, check_returned("prune", prune(copied(model), step)), fine_tune)
+        yield model
+
+
+@contextmanager
+def keep_finished(finished: Sized, unit: str, total: int | None = None) -> Iterator[None]:
+    """Go on with what a long loop has finished where an interrupt or an error ends it; raise that where it is nothing.
+
+    Says what ended it and how many units were done, of how many. A second interrupt loses nothing either.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not len(finished):
+            raise
+        with suppress(KeyboardInterrupt):
+            print(f"{_said(error)} {len(finished)}{f' of {total}' if total else ''} {unit} are done.")
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
+    return str(error) if isinstance(error, KdLabError) else f"{type(error).__name__}: {error}."
 
 
 def _fine_tuned(model: nn.Module, pruned: nn.Module, fine_tune: FineTuneFunction) -> nn.Module:
@@ -154,8 +189,8 @@ def prune_until(
 
     `data`, (images, labels) from the validation part, judges; accuracy and `tolerance` are fractions. A step prunes
     that share of what is left; after a restoration it is halved. Ends at `target`, or when a step would be less than
-    a twentieth, or by an interrupt, and returns the best model and how far it got. The functions are as in
-    `prune_gradually`.
+    a twentieth, or by an interrupt or an error in a later step, and returns the best model and how far it got. The
+    functions are as in `prune_gradually`.
     """
     check_fraction("target", target)
     target = check_number("target", target, "(0, 1)")
@@ -165,7 +200,7 @@ def prune_until(
     data = check_scorable(model, data)
     right = correct_answers(model, data)
     best, outcome = copied(model), Attempts(target, [])
-    try:
+    with keep_finished(outcome.attempts, "steps"):
         while outcome.reached < target and step >= MIN_STEP:
             sparsity = min(target, 1 - (1 - outcome.reached) * (1 - step))
             difference = zeros = None
@@ -175,10 +210,6 @@ def prune_until(
             kept = difference is not None and difference.value >= -tolerance
             best, step = (tried, step) if kept else (best, step / 2)
             outcome.attempts.append(Attempt(sparsity, difference, kept, zeros))
-    except KeyboardInterrupt:
-        if not outcome.reached:
-            raise
-        print(f"{called_function()}(): interrupted: the network of the last step that was kept is returned.")
     return best, outcome
 
 
