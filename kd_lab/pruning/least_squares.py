@@ -150,7 +150,7 @@ def _inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
 def _read(weight: Weight, inputs: tuple, output: Tensor) -> Tensor | None:
     """Return what a layer reads in one call, (groups, N, n), None where that and its weight don't give the output."""
     layer, rows = weight.module, weight.value.flatten(1)
-    if len(inputs) != 1 or not isinstance(output, Tensor):  # an input that was given by its name is not seen here
+    if len(inputs) != 1 or not isinstance(output, Tensor):
         return None
     x = _patches(layer, inputs[0], rows.shape[1])
     expected = (x @ rows.unflatten(0, (len(x), -1)).mT).movedim(0, 1).flatten(1)  # (N, outputs)
