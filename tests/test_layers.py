@@ -738,6 +738,49 @@ def test_a_class_with_a_mode_of_its_own_is_changed_as_any_other():
     assert count_nonzeros(prune(nn.Sequential(nn.Flatten(), Quiet(784, 10)), 0.5)) == 3930
 
 
+class Kept(nn.Module):
+    """Keep functions that were written with its own modules, as many networks do."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.last, self.step, self.steps = nn.Linear(784, 20), nn.Linear(20, 10), nn.Identity(), []
+        if way == "a lambda in a module":
+            self.step.forward = lambda x: self.last(x)
+        if way == "a default":
+            self.step.forward = lambda x, layer=self.last: F.linear(x, 2 * layer.weight)
+        if way == "a list":
+            self.steps = [lambda x: self.last(x).tanh()]
+        if way == "a hook that keeps a feature":
+            self.first.register_forward_hook(lambda _layer, _inputs, output: setattr(self, "feature", output))
+            self.step.register_forward_hook(lambda _layer, _inputs, _output: self.last(self.feature))
+
+    def forward(self, x):
+        x = self.step(self.first(x.flatten(1)).relu())
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+@pytest.mark.parametrize("way", ["a lambda in a module", "a default", "a list", "a hook that keeps a feature"])
+def test_functions_that_a_network_keeps_run_the_modules_of_a_copy(way):
+    model, expected = Kept(way), Kept(way)
+    halved = copied(model)
+    with torch.no_grad():
+        halved.last.weight.mul_(0.5)
+    expected.load_state_dict(halved.state_dict())
+    assert torch.equal(predict(halved, IMAGES), predict(expected, IMAGES))
+    trained, _ = train(model, DATA, F.cross_entropy, validation=DATA, epochs=1, progress=False)
+    assert model.last.weight.grad is None and not torch.equal(trained.last.weight, model.last.weight)
+
+
+def test_a_function_that_knows_no_module_stays_the_same():
+    seen, model = [], nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model[1].register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+    assert [*copied(model)[1]._forward_hooks.values()] == [*model[1]._forward_hooks.values()]
+    predict(copied(model), IMAGES[:5])
+    assert len(seen) == 1
+
+
 def test_what_a_subclass_adds_is_named_by_its_own_class():
     class Adapted(nn.Linear):
         def __init__(self):

@@ -525,7 +525,7 @@ class Unused(nn.Sequential):
             lambda: layer_inputs(Grouped(), "1", IMAGES),
             "layer_inputs(): a grouped convolution reads other inputs in each group",
         ),
-        (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model doesn't use its layer '3'."),
+        (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model never runs its layer '3'."),
         (lambda: damped_hessian(torch.full((3, 2), torch.nan)), "damped_hessian(): 'inputs' must be a tensor of 2 dim"),
         (lambda: least_squares_importance(torch.ones(2, 3), torch.eye(2)), "a column for each of 3 weights of a row"),
         (lambda: least_squares_importance(torch.ones(2, 3), torch.ones(3, 3)), "must be positive definite"),

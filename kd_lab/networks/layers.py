@@ -12,6 +12,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -432,9 +433,45 @@ def copied(model: nn.Module) -> nn.Module:
     held = [each for module in _network(model).modules() for each in _leaves(vars(module))]
     memo = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
     try:
-        return copy.deepcopy(model, dict(memo))
+        made = copy.deepcopy(model, copies := dict(memo))
     except Exception:  # noqa: BLE001 whatever a learner's class raises; most often it holds a lock or an open file
-        return _with_shared(model, memo | {id(each): each for each in held if not _copies(each)})
+        copies = memo | {id(each): each for each in held if not _copies(each)}
+        made = _with_shared(model, copies)
+    for module in made.modules():
+        _rebind(vars(module), copies)
+    return made
+
+
+def _rebind(kept: Any, copies: dict[int, Any]) -> None:
+    """Let the functions that a copy keeps, its hooks among them, run its own modules: a deep copy shares functions."""
+    for key, value in list(kept.items() if isinstance(kept, dict) else enumerate(kept)):
+        if isinstance(value, FunctionType):
+            kept[key] = _rebound(value, copies)
+        elif isinstance(value, (dict, list)):
+            _rebind(value, copies)
+
+
+def _rebound(function: FunctionType, copies: dict[int, Any]) -> FunctionType:
+    """Return a function with the copies of the modules and tensors in its closure and its defaults, itself if none."""
+    cells, defaults = function.__closure__ or (), function.__defaults__ or ()
+    own_cells = tuple(_own_cell(cell, copies) for cell in cells)
+    own_defaults = tuple(_own_part(each, copies) for each in defaults)
+    if all(one is other for one, other in zip(cells + defaults, own_cells + own_defaults, strict=True)):
+        return function
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, own_defaults, own_cells or None)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def _own_cell(cell: CellType, copies: dict[int, Any]) -> CellType:
+    with suppress(ValueError):  # an empty one
+        own = _own_part(cell.cell_contents, copies)
+        return cell if own is cell.cell_contents else CellType(own)
+    return cell
+
+
+def _own_part(part: Any, copies: dict[int, Any]) -> Any:
+    return copies.get(id(part), part) if isinstance(part, (nn.Module, Tensor)) else part
 
 
 def _with_shared(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

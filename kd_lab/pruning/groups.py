@@ -252,7 +252,7 @@ class _Follower(fx.Interpreter):
     def _moved_axis(self, source: fx.Node, node: fx.Node) -> int | None:
         """Return where the channels lie behind an operation that moves them: each is marked by its number."""
         (group, axis), shape = self._at[source], self._shapes[source]
-        if group.size < 2:
+        if group.size < 2 or axis >= len(shape):  # it may be a part of a tuple
             return None
         marks = _marks(group.size, shape, axis).expand(shape).contiguous()
         given = (node.args, node.kwargs)  # by place or by name

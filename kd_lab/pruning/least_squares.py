@@ -138,7 +138,7 @@ def _inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
     _check_kind(name, weight)
     found = record(model, [name], images, lambda inputs, output: _read(weight, inputs, output))
     if not found:
-        raise ParameterError(f"the model doesn't use its layer {name!r}.")
+        raise ParameterError(f"the model never runs its layer {name!r}.")
     if any(each is None for each in found[name]):
         raise ParameterError(
             f"layer {name!r} can't be pruned by least squares: it computes something else than its weight times its "
