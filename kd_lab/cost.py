@@ -23,7 +23,6 @@ from kd_lab.networks.layers import (
     check_model,
     evaluation_mode,
     example_images,
-    identity,
     make_permanent,
     other_state,
     predict,
@@ -54,19 +53,7 @@ def count_parameters(model: nn.Module) -> int:
     Raises a ParameterError where they are no tensors, as in a network that torch quantized.
     """
     _check_tensors(model)
-    parametrized = [module for module in model.modules() if parametrize.is_parametrized(module)]
-    behind = {each for module in parametrized for each in module.parametrizations.modules()}
-    plain = [module for module in model.modules() if module not in behind]
-    sizes: dict[tuple, int] = {
-        (id(each),): each.numel() for module in plain for each in module.parameters(recurse=False)
-    }
-    with torch.no_grad(), evaluation_mode(model):
-        sizes |= {
-            identity(module, name): getattr(module, name).numel()
-            for module in parametrized
-            for name in module.parametrizations
-        }
-    return sum(sizes.values())
+    return sum(parameter.numel() for parameter in make_permanent(model).parameters())
 
 
 def count_nonzeros(model: nn.Module) -> int:
@@ -109,7 +96,8 @@ def count_macs(model: nn.Module, images: Tensor | None = None) -> int:
 def _counted(model: nn.Module, images: Tensor) -> "tuple[FlopCounterMode, _Uncounted]":
     """Run a model once, and return what was counted, and what could not be."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
-    with _without_fast_path(), _Uncounted() as uncounted, counter:
+    # the mode first: a class's own eval() may multiply, as where LoRA merges its matrices
+    with evaluation_mode(model), _without_fast_path(), _Uncounted() as uncounted, counter:
         predict(model, images)
     return counter, uncounted
 
@@ -170,7 +158,7 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
     """
     batch_size = check_whole_number("batch_size", batch_size, "[1, 60000]")
     images = example_images(images)
-    batch = images.new_zeros(batch_size, *images.shape[1:])  # of their kind: not all networks read float32
+    batch = images[torch.arange(batch_size) % len(images)]  # of zeros, padding to some, a network may read none
     predict(model, batch)  # warms up, and names a model that can't read them
     with evaluation_mode(model), torch.inference_mode():
         timer = Timer(lambda: model(batch))

@@ -1,5 +1,6 @@
 """Write a network as an ONNX file, and run such a file in ONNX Runtime. Needs the extra `onnx`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.environment import optional
-from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError, reason
+from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError, check_that, reason
 from kd_lab.networks.layers import TOLERANCE, example_images, make_permanent, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
@@ -30,6 +31,7 @@ TYPES = {  # of ONNX Runtime's inputs, as torch has them
     "tensor(int32)": torch.int32,
     "tensor(int64)": torch.int64,
 }
+CODE = re.compile(r"^/\S+:\d+ .*?\) (?=[A-Z])")  # the place in the runtime's own code
 PADDING = {"same": {"auto_pad": "SAME_UPPER"}, "valid": {}}  # where torch has a word for it
 
 
@@ -44,6 +46,7 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None) -> N
     path = file_path(path)
     few = example_images(images)
     predict(model, few)
+    check_that("model", model, not any(isinstance(each, _Runtime) for each in model.modules()), "a network of torch")
     _package("onnx"), _package("onnxruntime")
     integer = any(isinstance(module, IntegerLayer) for module in model.modules())
     with torch.inference_mode(False):  # torch.export can't follow what inference_mode made
@@ -103,14 +106,15 @@ class _Runtime(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not self._fits(images):
             raise ParameterError(f"expected (N, {', '.join(map(str, self._shape[1:]))}) and {self._dtype}.")
-        if isinstance(batch := self._shape[0], int):  # it takes so many at a time, no more and no fewer
+        if self._shape and isinstance(batch := self._shape[0], int):  # it takes so many at a time, no more and no fewer
             return torch.cat([self._run(_filled(part, batch))[: len(part)] for part in images.split(batch)])
         return self._run(images)
 
     def _fits(self, images: Tensor) -> bool:
         sizes = zip(self._shape[1:], images.shape[1:], strict=False)
         same = all(size == known or not isinstance(known, int) for known, size in sizes)  # the others are names
-        return images.dtype == self._dtype and images.dim() == len(self._shape) and same
+        rank = not self._shape or images.dim() == len(self._shape)  # a file may leave it open
+        return images.dtype == self._dtype and rank and same
 
     def _run(self, images: Tensor) -> Tensor:
         try:
@@ -131,8 +135,9 @@ def _parts(parts: list) -> str:
 
 
 def _said(error: Exception) -> str:
-    """Return the last part of what ONNX Runtime says, "[ONNXRuntimeError] : 1 : FAIL : …"."""
-    return f"{str(error).strip().rsplit(' : ', 1)[-1]:.200}"
+    """Return the last part of what ONNX Runtime says, "[ONNXRuntimeError] : 1 : FAIL : /model.cc:256 load(int) …"."""
+    said = str(error).strip().rsplit(" : ", 1)[-1]
+    return f"{re.sub(CODE, '', said):.200}"
 
 
 class OnnxModel(_Runtime):
@@ -157,11 +162,11 @@ def _whole(path: Path) -> bytes:
         raise DamagedFileError(f"{path} is damaged, or no ONNX file: {error}") from error
     if not model.graph.node:
         raise DamagedFileError(f"{path} is damaged, or no ONNX file: nothing is computed in it.")
-    if not any(map(outside.uses_external_data, model.graph.initializer)):
-        return content
+    inside = model.SerializeToString()
     try:
         outside.load_external_data_for_model(model, str(path.parent))
-        return model.SerializeToString()
+        whole = model.SerializeToString()
+        return content if whole == inside else whole
     except Exception as error:  # of onnx, protobuf or the system
         raise StorageError(f"{path} needs weights from a file beside it that can't be read: {error!s:.200}") from error
 

@@ -62,6 +62,13 @@ class PairedDifference:
     lost: int
     count: int
 
+    def __post_init__(self):
+        count = check_whole_number("count", self.count, "[1, 1e9]")
+        gained = check_whole_number("gained", self.gained, f"[0, {count}]")
+        lost = check_whole_number("lost", self.lost, f"[0, {count - gained}]")
+        for name, value in {"gained": gained, "lost": lost, "count": count}.items():
+            object.__setattr__(self, name, value)
+
     @classmethod
     def of(cls, right: Tensor, baseline_right: Tensor) -> "PairedDifference":
         """Count the disagreements between two models' right answers on the same images, both (N,) bool."""
@@ -104,7 +111,8 @@ class PairedDifference:
 def mean_cross_entropy(model: nn.Module, data: tuple[Tensor, ...]) -> float:
     """Return the mean cross-entropy of a model's answers to (images, labels, …)."""
     images, labels, *_ = check_data(data)
-    return F.cross_entropy(predict(model, images), labels).item()
+    logits = predict(model, images)
+    return F.cross_entropy(logits, check_labels(logits, labels)).item()
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:

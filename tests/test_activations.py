@@ -294,6 +294,37 @@ def test_a_layer_that_reads_two_sizes_and_one_that_reads_words():
     torch.testing.assert_close(predict(quantize_model(text, codes), codes), predict(text, codes), atol=0.05, rtol=0.05)
 
 
+class Called(nn.Module):
+    """Call each layer in this way."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.up, self.norm, self.last = nn.ConvTranspose2d(1, 3, 2, 2), nn.BatchNorm2d(3), nn.Linear(3 * 64, 5)
+        self.call = call
+
+    def forward(self, x):
+        return self.call(self.last, self.call(self.norm, self.call(self.up, x, [8, 8])).flatten(1))
+
+
+CALLS = {
+    "by name": lambda layer, x, *size: layer(input=x, **({"output_size": size[0]} if size else {})),
+    "with a size": lambda layer, x, *size: layer(x, *size),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_layers_may_be_called_by_name_and_with_more_than_one_argument(call):
+    torch.manual_seed(0)
+    images, model = torch.randn(20, 1, 4, 4), Called(call).eval()
+    plain = Called(lambda layer, x, *_: layer(x)).eval()
+    plain.load_state_dict(model.state_dict())
+    found, expected = (quantize_model(each, images, 4, 4) for each in (model, plain))
+    assert torch.equal(predict(found, images), predict(expected, images))
+    assert isinstance(found.norm, nn.Identity) and found.up.input_quantizer.num_bits == 4
+    errors = [output_errors(each, dense, images) for each, dense in ((found, model), (expected, plain))]
+    assert errors[0] == errors[1]
+
+
 def test_bits_as_a_number_of_numpy(few):
     dense, images = load_trained("lenet300"), few.images[:50]
     for found in (quantize_activations(dense, images, np.uint8(8)), quantize_activations(dense, images, np.int64(8))):

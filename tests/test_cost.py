@@ -240,6 +240,42 @@ def test_tied_weights_are_in_the_file_once(tmp_path):
     assert cost.zipped_bytes(model) < 4 * 12 * 6 + 400
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_sparse_weight_is_in_no_file_and_named():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    for sparse in (model[1].weight.detach().to_sparse_csr(), model[1].weight.detach().to_sparse()):
+        model[1].weight = nn.Parameter(sparse)
+        with pytest.raises(
+            ParameterError, match=r"^file_bytes\(\): 'model' must .* dense tensors. Got 1.weight, which"
+        ):
+            cost.file_bytes(model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_what_torch_computes_by_a_hook_is_counted_as_it_is_used():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.utils.weight_norm(nn.Linear(10, 10)))
+    torch.nn.utils.prune.l1_unstructured(model[1], "weight", 0.5)
+    assert (cost.count_parameters(model), cost.count_nonzeros(model)) == (7850 + 110, 3930 + 110)
+
+
+class NoPadding(nn.Module):
+    """Read words, of which 0 is padding; a text of nothing else can't be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.fc = nn.Embedding(12, 5, padding_idx=0), nn.Linear(5, 10)
+
+    def forward(self, x):
+        counts = (x != 0).sum(1, keepdim=True)
+        if (counts == 0).any():
+            raise ValueError("a text without a word")
+        return self.fc(self.words(x).sum(1) / counts)
+
+
+def test_latency_is_that_of_the_images_that_are_given():
+    assert cost.latency(NoPadding(), 3, torch.randint(1, 12, (2, 4))) > 0
+
+
 class Counting(nn.Module):
     """Keep state that is no tensor."""
 
@@ -261,7 +297,9 @@ def test_state_that_is_no_tensor_is_named():
     model = nn.Sequential(Counting())
     assert cost.count_parameters(model) == 7850 and cost.count_macs(model) == 7840
     for measure in (cost.file_bytes, cost.zipped_bytes):
-        with pytest.raises(ParameterError, match=r"'model' must keep its state in tensors. Got 0._extra_state, which"):
+        with pytest.raises(
+            ParameterError, match=r"'model' must keep its state in dense tensors. Got 0._extra_state, which"
+        ):
             measure(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

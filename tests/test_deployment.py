@@ -224,16 +224,20 @@ def made_elsewhere(path, kind="Flatten", batch="N", takes=1, given=1, **settings
     """Write a file as other tools do: flattened images times weights, from nodes of this kind on."""
     weight = onnx.numpy_helper.from_array(WEIGHT.numpy(), "weight")
     dtype = settings.get("dtype", onnx.TensorProto.FLOAT)
-    images = [onnx.helper.make_tensor_value_info(f"x{place}", dtype, [batch, 1, 4, 4]) for place in range(takes)]
+    shape = None if settings.get("open") else [batch, 1, 4, 4]
+    images = [onnx.helper.make_tensor_value_info(f"x{place}", dtype, shape) for place in range(takes)]
     logits = [onnx.helper.make_tensor_value_info(f"y{place}", 1, None) for place in range(given)]
     nodes = [onnx.helper.make_node(kind, ["x0"], ["flat"], domain=settings.get("domain", ""))]
     if dtype != 1:
         nodes.append(onnx.helper.make_node("Cast", [nodes[-1].output[0]], ["float"], to=1))
     nodes += [onnx.helper.make_node("MatMul", [nodes[-1].output[0], "weight"], [each.name]) for each in logits]
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("elsewhere", 1)]
-    graph = onnx.helper.make_graph(nodes, "elsewhere", images, logits, [weight])
-    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opsets)
-    onnx.save(model, path, save_as_external_data=settings.get("outside", False), location="weights", size_threshold=0)
+    if settings.get("in_a_node"):  # as older exporters have them
+        nodes.insert(0, onnx.helper.make_node("Constant", [], ["weight"], value=weight))
+    opsets = [onnx.helper.make_opsetid("", settings.get("opset", 17)), onnx.helper.make_opsetid("elsewhere", 1)]
+    graph = onnx.helper.make_graph(nodes, "elsewhere", images, logits, [] if settings.get("in_a_node") else [weight])
+    model = onnx.helper.make_model(graph, ir_version=settings.get("version", 8), opset_imports=opsets)
+    where = {"save_as_external_data": settings.get("outside", False), "location": "weights", "size_threshold": 0}
+    onnx.save(model, path, **where, convert_attribute=True)
     return path
 
 
@@ -248,6 +252,8 @@ WEIGHT = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
         {"batch": 7},
         {"batch": 64, "outside": True},
         {"outside": True},
+        {"outside": True, "in_a_node": True},
+        {"open": True},
         {"dtype": onnx.TensorProto.UINT8},
         {"dtype": onnx.TensorProto.DOUBLE, "batch": 2},
     ],
@@ -265,6 +271,8 @@ def test_a_file_made_elsewhere_gives_the_logits_that_torch_gives(settings, count
     [
         ({"kind": "Sharpen"}, "can't be run by ONNX Runtime .*: .*No Op registered for Sharpen"),
         ({"kind": "Sharpen", "domain": "elsewhere"}, "can't be run by ONNX Runtime .*: .*elsewhere:Sharpen"),
+        ({"opset": 99}, r"can't be run by ONNX Runtime [\d.]+: ONNX Runtime only .* Opset 99 is under development"),
+        ({"version": 99}, r"can't be run by ONNX Runtime [\d.]+: Unsupported model IR version: 99, max"),
         ({"takes": 2}, r"It takes 'x0' \(tensor\(float\)\), 'x1' \(tensor\(float\)\) and gives 'y0'"),
         ({"given": 2}, r"It takes 'x0' .* and gives 'y0' \(tensor\(float\)\), 'y1' "),
         ({"dtype": onnx.TensorProto.BFLOAT16}, r"one tensor of numbers and give one\. It takes .x0. \(tensor"),
@@ -281,6 +289,12 @@ def test_weights_that_are_not_beside_the_file_are_named(tmp_path):
     (tmp_path / "weights").unlink()
     with pytest.raises(StorageError, match=r"model\.onnx needs weights from a file beside it that can't be read"):
         OnnxModel(path)
+
+
+def test_what_runs_in_onnx_runtime_already_is_not_exported(tmp_path):
+    model = nn.Sequential(OnnxModel(made_elsewhere(tmp_path / "model.onnx")))
+    with pytest.raises(ParameterError, match=r"^export_onnx\(\): 'model' must be a network of torch\. Got "):
+        export_onnx(model, tmp_path / "again.onnx", torch.rand(2, 1, 4, 4))
 
 
 class OneIsAnother(nn.Module):

@@ -91,6 +91,19 @@ def test_impossible_counts_are_refused(correct, count):
         Accuracy(correct, count)
 
 
+@pytest.mark.parametrize("counts", [(5, 0, 4), (3, 2, 4), (-1, 0, 4), (0, 0, 0), (0.5, 0, 4), (0, True, 4)])
+def test_impossible_disagreements_are_refused(counts):
+    with pytest.raises(ParameterError, match=r"^PairedDifference\(\): '(gained|lost|count)' must be a whole number"):
+        PairedDifference(*counts)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
+def test_counts_of_numpy_do_not_overflow(dtype):
+    found, expected = PairedDifference(*map(dtype, (20, 100, 120))), PairedDifference(20, 100, 120)
+    assert (found.value, found.interval, found.p_value) == (-2 / 3, expected.interval, expected.p_value)
+    assert type(found.value) is float and type(found.interval[0]) is float
+
+
 def test_answers_to_different_images_are_not_compared():
     with pytest.raises(ParameterError, match=r"same images\. Got 3 and 4"):
         PairedDifference.of(torch.ones(3).bool(), torch.ones(4).bool())
@@ -277,8 +290,12 @@ def test_labels_of_any_whole_dtype_count_alike(dtype):
 def test_labels_are_looked_at_to_the_last():
     labels = torch.zeros(40, dtype=torch.uint8)
     labels[-1] = 10
-    with pytest.raises(ParameterError, match="Got labels from 0 to 10"):
-        accuracy(build_model("mlp128"), (torch.zeros(40, 1, 28, 28), labels))
+    ignored = torch.full((40,), -100)  # by torch's cross-entropy
+    cases = (labels, "0 to 10"), (ignored, "-100 to"), (torch.zeros(40), "float32"), (labels[:, None], "1")
+    for measure in (accuracy, mean_cross_entropy):
+        for wrong, said in cases:
+            with pytest.raises(ParameterError, match=rf"^{measure.__name__}\(\): the labels must be .*Got .*{said}"):
+                measure(build_model("mlp128"), (torch.zeros(40, 1, 28, 28), wrong))
 
 
 LOADER = DataLoader(TensorDataset(*GOOD), batch_size=2)

@@ -77,6 +77,43 @@ def test_functions_and_methods_are_followed():
     }
 
 
+class ByName(nn.Module):
+    """Call layers and functions with their input by name, and change a buffer while it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6 * 169, 10)
+        self.register_buffer("mean", torch.zeros(784))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.flatten(1).mean(0)
+        x = F.max_pool2d(input=F.relu(input=self.norm(input=self.first(input=x))), kernel_size=2)
+        return self.last(input=torch.flatten(input=x, start_dim=1))
+
+
+def test_inputs_by_name_are_followed():
+    assert channel_groups(ByName()) == {"first": Group(6, ("first",), ("norm",), ("last",))}
+
+
+class Unpooled(nn.Module):
+    """Have a pooling that gives a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 6, 3), nn.Linear(6 * 26 * 26, 10)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x):
+        pooled = self.pool(self.first(x).relu())
+        return self.last(self.unpool(pooled[0], pooled[1]).flatten(1))
+
+
+def test_a_part_of_a_tuple_is_not_followed():
+    with pytest.raises(ParameterError, match="the channels of layer 'first' can't be removed safely: they reach"):
+        prune_channels(Unpooled(), 0.5)
+
+
 class Sequences(nn.Module):
     """Units on the last axis, as in a transformer's feed-forward part."""
 

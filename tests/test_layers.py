@@ -658,9 +658,9 @@ def test_lazy_layers_must_have_run_once():
 
 
 TRICKS = {  # what makes a weight one that can't be changed, and what to call
-    "prune": (lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5), "Did torch.nn.utils.prune mask it?"),
-    "weight_norm": (nn.utils.weight_norm, "Call torch.nn.utils.remove_weight_norm() first."),
-    "spectral_norm": (nn.utils.spectral_norm, "Call torch.nn.utils.remove_spectral_norm() first."),
+    "prune": (lambda layer: torch_prune.l1_unstructured(layer, "weight", 0.5), "Call make_permanent(model) first."),
+    "weight_norm": (nn.utils.weight_norm, "Call make_permanent(model) first."),
+    "spectral_norm": (nn.utils.spectral_norm, "Call make_permanent(model) first."),
     "sparse": (
         lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight.detach().to_sparse())),
         "must be dense. Got torch.sparse_coo. Use its to_dense().",
@@ -677,6 +677,119 @@ def test_weights_that_others_compute_are_named_with_what_to_call(trick, words):
         with pytest.raises(ParameterError) as error:
             change(model)
         assert "the weight of layer '1' must be" in str(error.value) and words in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["prune", "weight_norm", "spectral_norm", "bias", "twice", "LSTM"])
+def test_made_permanent_what_torch_computes_by_a_hook_is_an_ordinary_weight(name):
+    model, images = own_network("LSTM") if name == "LSTM" else (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), IMAGES)
+    layer = model.layer if name == "LSTM" else model[1]
+    if name in TRICKS:
+        TRICKS[name][0](layer)
+    if name == "LSTM":
+        nn.utils.weight_norm(layer, "weight_hh_l0")
+    if name == "twice":
+        torch_prune.l1_unstructured(layer, "weight", 0.5)
+        torch_prune.random_structured(layer, "weight", 0.2, dim=0)
+    if name == "bias":
+        torch_prune.l1_unstructured(layer, "bias", 4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    permanent = make_permanent(model)
+    torch.testing.assert_close(predict(permanent, images), predict(model, images))
+    plain, _ = own_network("LSTM") if name == "LSTM" else (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), IMAGES)
+    assert permanent.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert not any(module._forward_pre_hooks for module in permanent.modules()) and prune(permanent, 0.5)
+
+
+class Merging(nn.Linear):
+    """Add a product of two matrices to its weight in evaluation mode, and take it away again, as loralib does."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data += (-1 if mode else 1) * self.up @ self.down
+        self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + (0 if self.merged else x @ self.down.T @ self.up.T)
+
+
+def test_a_weight_that_changes_with_the_mode_is_named_for_a_mask_would_lose_it():
+    model = nn.Sequential(nn.Flatten(), Merging(784, 10))
+    for mode in (True, False):
+        for change in CHANGES.values():
+            with pytest.raises(ParameterError, match=r"weight of layer '1' must be the same in training and in eval"):
+                change(model.train(mode))
+    assert count_macs(model.train(), IMAGES) == 7840  # those of merging come once, not with each image
+
+
+def test_a_class_with_a_mode_of_its_own_is_changed_as_any_other():
+    class Quiet(nn.Linear):
+        def train(self, mode=True):
+            self.noise = 0.1 * mode
+            return super().train(mode)
+
+    assert count_nonzeros(prune(nn.Sequential(nn.Flatten(), Quiet(784, 10)), 0.5)) == 3930
+
+
+class Kept(nn.Module):
+    """Keep functions that were written with its own modules, as many networks do."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.last, self.step, self.steps = nn.Linear(784, 20), nn.Linear(20, 10), nn.Identity(), []
+        if way == "a lambda in a module":
+            self.step.forward = lambda x: self.last(x)
+        if way == "a default":
+            self.step.forward = lambda x, layer=self.last: F.linear(x, 2 * layer.weight)
+        if way == "a list":
+            self.steps = [lambda x: self.last(x).tanh()]
+        if way == "a hook that keeps a feature":
+            self.first.register_forward_hook(lambda _layer, _inputs, output: setattr(self, "feature", output))
+            self.step.register_forward_hook(lambda _layer, _inputs, _output: self.last(self.feature))
+
+    def forward(self, x):
+        x = self.step(self.first(x.flatten(1)).relu())
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+@pytest.mark.parametrize("way", ["a lambda in a module", "a default", "a list", "a hook that keeps a feature"])
+def test_functions_that_a_network_keeps_run_the_modules_of_a_copy(way):
+    model, expected = Kept(way), Kept(way)
+    halved = copied(model)
+    with torch.no_grad():
+        halved.last.weight.mul_(0.5)
+    expected.load_state_dict(halved.state_dict())
+    assert torch.equal(predict(halved, IMAGES), predict(expected, IMAGES))
+    trained, _ = train(model, DATA, F.cross_entropy, validation=DATA, epochs=1, progress=False)
+    assert model.last.weight.grad is None and not torch.equal(trained.last.weight, model.last.weight)
+
+
+def test_a_function_that_knows_no_module_stays_the_same():
+    seen, model = [], nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model[1].register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
+    assert [*copied(model)[1]._forward_hooks.values()] == [*model[1]._forward_hooks.values()]
+    predict(copied(model), IMAGES[:5])
+    assert len(seen) == 1
+
+
+def test_what_a_subclass_adds_is_named_by_its_own_class():
+    class Adapted(nn.Linear):
+        def __init__(self):
+            super().__init__(784, 10)
+            self.down = nn.Parameter(torch.randn(2, 784))
+
+    with pytest.warns(UserWarning, match=r"^prune\(\): 1.down \(Adapted\) stay whole"):
+        prune(nn.Sequential(nn.Flatten(), Adapted()), 0.5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -389,7 +389,6 @@ OTHERS = {
     "weight-standardised": Around(Standardised(1, 1, 3, padding=1), lambda layer, x: layer(x[:, None])[:, 0]),
     "two outputs": Around(Twice(8, 8), lambda layer, x: layer(x)[0]),
     "a hook": Around(hooked("register_forward_hook", lambda _layer, _inputs, output: output + 1)),
-    "inputs by name": Around(nn.Linear(8, 8), lambda layer, x: layer(input=x)),
     "never run": Around(nn.Linear(8, 8), lambda layer, x: x @ layer.weight.T),
     "transposed": Around(nn.ConvTranspose1d(1, 1, 3, padding=1), lambda layer, x: layer(x[:, None])[:, 0]),
     "an embedding": Around(nn.Embedding(9, 8), lambda layer, x: layer(x.long() % 9).mean(1)),
@@ -403,6 +402,14 @@ def test_a_layer_that_computes_something_else_is_named_before_anything_is_pruned
         prune_least_squares(model, 0.5, images)
     left_out = prune_least_squares(model, {"last": 0.5}, images)
     assert left_out.last.weight.count_nonzero() == 12
+
+
+def test_a_layer_that_is_called_by_name_is_refitted_as_any_other():
+    named, images = Around(nn.Linear(8, 8), lambda layer, x: layer(input=x)), torch.randn(50, 8)
+    plain = Around(named.layer, lambda layer, x: layer(x))
+    plain.last = named.last
+    found, expected = (prune_least_squares(each, 0.5, images) for each in (named, plain))
+    assert torch.equal(found.layer.weight, expected.layer.weight) and torch.equal(found(images), expected(images))
 
 
 def test_tied_weights_are_named():
@@ -518,7 +525,7 @@ class Unused(nn.Sequential):
             lambda: layer_inputs(Grouped(), "1", IMAGES),
             "layer_inputs(): a grouped convolution reads other inputs in each group",
         ),
-        (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model doesn't use its layer '3'."),
+        (lambda: layer_inputs(Unused(*build_model("mlp128")), "3", IMAGES), "the model never runs its layer '3'."),
         (lambda: damped_hessian(torch.full((3, 2), torch.nan)), "damped_hessian(): 'inputs' must be a tensor of 2 dim"),
         (lambda: least_squares_importance(torch.ones(2, 3), torch.eye(2)), "a column for each of 3 weights of a row"),
         (lambda: least_squares_importance(torch.ones(2, 3), torch.ones(3, 3)), "must be positive definite"),

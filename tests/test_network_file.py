@@ -569,7 +569,9 @@ def test_state_that_is_no_tensor_is_named_before_anything_is_written(tmp_path):
         def get_extra_state(self):
             return {"batches": 3}
 
-    with pytest.raises(ParameterError, match=r"^save_network\(\): 'model' must keep its state in tensors. Got _extra"):
+    with pytest.raises(
+        ParameterError, match=r"^save_network\(\): 'model' must keep its state in dense tensors. Got _extra"
+    ):
         save_network(tmp_path / "file", Counting(784, 10))
     assert not (tmp_path / "file").exists()
 

@@ -12,12 +12,15 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from kd_lab.errors import ParameterError, called_function, reason
 
@@ -28,6 +31,7 @@ MNIST_IMAGE = 1, 28, 28  # what a network is shown where no images of its own ar
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d  # whose weights are (inputs, outputs, …)
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED
 EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+NORMALIZERS = {WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}  # hooks, before parametrizations
 # the tensors of each kind of module that compression transforms
 WEIGHTED: dict[type[nn.Module], tuple[str, ...]] = dict.fromkeys((nn.Linear, *CONVOLUTIONS, *EMBEDDINGS), ("weight",))
 
@@ -133,17 +137,26 @@ def _check_weight(title: str, module: nn.Module, name: str) -> None:
         return
     weight = getattr(module, name)
     if not isinstance(weight, nn.Parameter):
-        remedies = {
-            "_g": "Call torch.nn.utils.remove_weight_norm() first.",
-            "_u": "Call torch.nn.utils.remove_spectral_norm() first.",
-            "": "Did torch.nn.utils.prune mask it? Call its remove() first.",
-        }
-        remedy = next(remedy for end, remedy in remedies.items() if hasattr(module, name + end))
+        remedy = " Call make_permanent(model) first." if any(map(_removal, module._forward_pre_hooks.values())) else ""
         raise ParameterError(
-            f"the weight of layer {title!r} must be a parameter. Got one that is computed from others. {remedy}"
+            f"the weight of layer {title!r} must be a parameter. Got one that is computed from others.{remedy}"
         )
     if weight.layout != torch.strided:
         raise ParameterError(f"the weight of layer {title!r} must be dense. Got {weight.layout}. Use its to_dense().")
+    if _has_own_mode(module) and _changes_with_mode(module, name):
+        raise ParameterError(
+            f"the weight of layer {title!r} must be the same in training and in evaluation. Got one that its train() "
+            "and eval() change, as LoRA does: put the merged weight into an ordinary layer first."
+        )
+
+
+def _has_own_mode(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+
+
+def _changes_with_mode(module: nn.Module, name: str) -> bool:
+    trained, judged = copied(module).train(), copied(module).eval()
+    return not torch.equal(getattr(trained, name), getattr(judged, name))
 
 
 def warn_of_whole_weights(model: nn.Module) -> None:
@@ -152,7 +165,7 @@ def warn_of_whole_weights(model: nn.Module) -> None:
     Call it where weights are pruned or quantized. Normalization layers, biases and other vectors are not named.
     """
     whole = [
-        f"{name}.{tensor} ({describe(module)})".removeprefix(".")
+        f"{name}.{tensor} ({parametrize.type_before_parametrizations(module).__name__})".removeprefix(".")
         for name, module in model.named_modules()
         if not isinstance(module, (nn.LayerNorm, parametrize.ParametrizationList))
         for tensor, parameter in module.named_parameters(recurse=False)
@@ -190,13 +203,14 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     Raises a ParameterError for state that is no tensor.
     """
     check_model(model)
-    if others := other_state(model):
+    state, shared = model.state_dict(), tied_names(model)
+    sparse = [name for name, value in state.items() if isinstance(value, Tensor) and value.layout != torch.strided]
+    if others := other_state(model) + sparse:
         raise ParameterError(
-            f"'model' must keep its state in tensors. Got {', '.join(others)}, which no safe file holds: take "
+            f"'model' must keep its state in dense tensors. Got {', '.join(others)}, which no safe file holds: take "
             "torch.save(model.state_dict(), path)."
         )
-    shared = tied_names(model)
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+    return {name: tensor for name, tensor in state.items() if name not in shared}
 
 
 def other_state(model: nn.Module) -> list[str]:
@@ -335,6 +349,11 @@ def _unreadable(model: nn.Module, images: Tensor, error: Exception) -> str:
     )
 
 
+def own_reason(error: Exception) -> str:
+    """Return what a learner's own layer said, which `predict` keeps as the cause of its error."""
+    return reason(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+
+
 def _remedy(model: nn.Module, images: Tensor) -> str:
     """Return the sentence that says how the model would read these images, "" where nothing known helps."""
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
@@ -377,17 +396,17 @@ def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callabl
     modules, calls = {model.get_submodule(name): name for name in names}, defaultdict(list)
     taken: dict[nn.Module, tuple] = {}
 
-    def take(module: nn.Module, inputs: tuple) -> None:
-        taken[module] = _own(inputs)
+    def take(module: nn.Module, inputs: tuple, named: dict) -> None:
+        taken[module] = _own((*inputs, *named.values()))
 
-    def note(module: nn.Module, inputs: tuple, output: Any) -> None:
-        calls[modules[module]].append(_own(keep(taken.pop(module, inputs), output)))
+    def note(module: nn.Module, inputs: tuple, named: dict, output: Any) -> None:
+        calls[modules[module]].append(_own(keep(taken.pop(module, (*inputs, *named.values())), output)))
 
     with ExitStack() as hooks:
         for module in modules:
             if parametrize.type_before_parametrizations(module) not in WEIGHTED:  # it may change what it takes in place
-                hooks.enter_context(module.register_forward_pre_hook(take))
-            hooks.enter_context(module.register_forward_hook(note))
+                hooks.enter_context(module.register_forward_pre_hook(take, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(note, with_kwargs=True))
         predict(model, images)
     return calls
 
@@ -414,8 +433,8 @@ def evaluation_mode(model: nn.Module):
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:
     for module, training in modes.items():
-        own = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
-        if own and module.training is not training:  # it may do more than to set the flag, for all that is inside it
+        # its own may do more than to set the flag, for all that is inside it
+        if _has_own_mode(module) and module.training is not training:
             module.train() if training else module.eval()
     for module, training in modes.items():
         if module.training is not training:  # model.eval() would take a while to set what is set already
@@ -431,9 +450,45 @@ def copied(model: nn.Module) -> nn.Module:
     held = [each for module in _network(model).modules() for each in _leaves(vars(module))]
     memo = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
     try:
-        return copy.deepcopy(model, dict(memo))
+        made = copy.deepcopy(model, copies := dict(memo))
     except Exception:  # noqa: BLE001 whatever a learner's class raises; most often it holds a lock or an open file
-        return _with_shared(model, memo | {id(each): each for each in held if not _copies(each)})
+        copies = memo | {id(each): each for each in held if not _copies(each)}
+        made = _with_shared(model, copies)
+    for module in made.modules():
+        _rebind(vars(module), copies)
+    return made
+
+
+def _rebind(kept: Any, copies: dict[int, Any]) -> None:
+    """Let the functions that a copy keeps, its hooks among them, run its own modules: a deep copy shares functions."""
+    for key, value in list(kept.items() if isinstance(kept, dict) else enumerate(kept)):
+        if isinstance(value, FunctionType):
+            kept[key] = _rebound(value, copies)
+        elif isinstance(value, (dict, list)):
+            _rebind(value, copies)
+
+
+def _rebound(function: FunctionType, copies: dict[int, Any]) -> FunctionType:
+    """Return a function with the copies of the modules and tensors in its closure and its defaults, itself if none."""
+    cells, defaults = function.__closure__ or (), function.__defaults__ or ()
+    own_cells = tuple(_own_cell(cell, copies) for cell in cells)
+    own_defaults = tuple(_own_part(each, copies) for each in defaults)
+    if all(one is other for one, other in zip(cells + defaults, own_cells + own_defaults, strict=True)):
+        return function
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, own_defaults, own_cells or None)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def _own_cell(cell: CellType, copies: dict[int, Any]) -> CellType:
+    with suppress(ValueError):  # an empty one
+        own = _own_part(cell.cell_contents, copies)
+        return cell if own is cell.cell_contents else CellType(own)
+    return cell
+
+
+def _own_part(part: Any, copies: dict[int, Any]) -> Any:
+    return copies.get(id(part), part) if isinstance(part, (nn.Module, Tensor)) else part
 
 
 def _with_shared(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -462,7 +517,11 @@ def _copies(value: object) -> bool:
 
 @torch.inference_mode(False)
 def make_permanent(model: nn.Module) -> nn.Module:
-    """Return a new, ordinary model whose weights are those that the parametrizations give in evaluation mode."""
+    """Return a new, ordinary model whose weights are those that the parametrizations give in evaluation mode.
+
+    So are those of torch.nn.utils.prune, and of the weight_norm and spectral_norm that torch had before it had
+    parametrizations.
+    """
     check_model(model)
     plain = copied(model)
     settled: dict[tuple, nn.Parameter] = {}  # tied weights stay one
@@ -470,7 +529,18 @@ def make_permanent(model: nn.Module) -> nn.Module:
         for module in list(plain.modules()):
             if parametrize.is_parametrized(module):
                 _settle(module, settled)
+            for hook in list(module._forward_pre_hooks.values()):
+                if found := _removal(hook):
+                    remove, name = found
+                    remove(module, name)
     return plain
+
+
+def _removal(hook: Any) -> tuple[Callable[..., nn.Module], str] | None:
+    """Return what settles a tensor that torch computes by a hook before each pass, and its name."""
+    if isinstance(hook, prune.BasePruningMethod):
+        return prune.remove, hook._tensor_name
+    return next(((remove, hook.name) for kind, remove in NORMALIZERS.items() if isinstance(hook, kind)), None)
 
 
 def computed_once(model: nn.Module) -> nn.Module:

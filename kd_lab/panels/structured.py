@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd_lab.cost import latency
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import describe, weighted_layers, weights
+from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
 from kd_lab.panels.measurement import (
@@ -31,7 +31,7 @@ from kd_lab.panels.measurement import (
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank
 from kd_lab.pruning.channels import channel_importances, narrowed
-from kd_lab.pruning.groups import find_groups, output_axis
+from kd_lab.pruning.groups import find_groups
 
 MAX_RATIO = 0.95
 CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -39,6 +39,7 @@ GRADIENT_IMAGES = 1000
 BATCH_SIZES = (1, 256)
 HEIGHT, TABLES_HEIGHT = 300, 230  # in pixels
 ALL = "all layers"
+READ, GIVEN = ("in_features", "in_channels", "embedding_dim"), ("out_features", "out_channels", "embedding_dim")
 LIGHT, TEXT = "#fde3d3", "#4b5563"
 HALF_WIDTH = 0.3  # of a column; the next stands 1 to the right
 MIN_HEIGHT = 0.006  # of a column, in that of the tallest: one unit of many must be seen
@@ -188,10 +189,9 @@ class StructuredPicture:
     """
 
     def __init__(self, dense: nn.Module, groups: dict[str, Group], by_chance: float, images: int):
-        layers, values = weighted_layers(dense), [weight.value for weight in weights(dense).values()]
+        layers = weighted_layers(dense)
         first = next(iter(layers.values()))
-        self._dense = [values[0].shape[1]]
-        self._dense += [value.shape[output_axis(layer)] for value, layer in zip(values, layers.values(), strict=True)]
+        self._dense = [_size(first, READ), *(_size(layer, GIVEN) for layer in layers.values())]
         self._units = ["units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values()]
         self._units.insert(0, "pixels" if isinstance(first, nn.Linear) else "channels")
         group_of = {layer: name for name, group in groups.items() for layer in group.layers}
@@ -253,6 +253,11 @@ class StructuredPicture:
         for label, dense, width, units in zip(self._labels, self._dense, widths, self._units, strict=True):
             count = f"{dense} → {width}" if width < dense else f"{dense}"
             label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")
+
+
+def _size(layer: nn.Module, numbers: tuple[str, ...]) -> int:
+    """Return the one of these numbers that a layer has; the weight of a grouped one has others."""
+    return next(vars(layer)[number] for number in numbers if number in vars(layer))
 
 
 def _passed_on(groups: dict[str, Group]) -> set[str]:

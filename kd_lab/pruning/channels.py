@@ -16,6 +16,7 @@ from kd_lab.networks.layers import (
     copied,
     example_images,
     make_permanent,
+    own_reason,
     predict,
     record,
     weighted_layers,
@@ -319,8 +320,7 @@ def _check_runs(changed: nn.Module, images: Tensor | None) -> None:
     try:
         predict(changed, example_images(images))
     except Exception as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise ParameterError(f"what is left of the network could not run: {reason(cause)}") from error
+        raise ParameterError(f"what is left of the network could not run: {own_reason(error)}") from error
 
 
 def _check_removable(model: nn.Module, name: str, images: Tensor | None) -> None:

@@ -252,12 +252,12 @@ class _Follower(fx.Interpreter):
     def _moved_axis(self, source: fx.Node, node: fx.Node) -> int | None:
         """Return where the channels lie behind an operation that moves them: each is marked by its number."""
         (group, axis), shape = self._at[source], self._shapes[source]
-        if group.size < 2:
+        if group.size < 2 or axis >= len(shape):  # it may be a part of a tuple
             return None
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
         marks = _marks(group.size, shape, axis).expand(shape).contiguous()
-        rest = args[1:] if args else ()
-        moved = getattr(self, node.op)(node.target, (marks, *rest), kwargs)
+        given = (node.args, node.kwargs)  # by place or by name
+        args, kwargs = fx.node.map_arg(given, lambda each: marks if each is source else self.env[each])
+        moved = getattr(self, node.op)(node.target, args, kwargs)
         for place in sorted(range(moved.dim()), key=lambda place: abs(place - axis)):
             fits = moved.shape[place] % group.size == 0
             if fits and torch.allclose(moved, _marks(group.size, moved.shape, place).expand_as(moved)):
@@ -283,7 +283,7 @@ class _Follower(fx.Interpreter):
         """Return whether channels lie on the same axis of two results, as many features on it."""
         (_, axis), (_, other_axis) = self._at[one], self._at[other]
         a, b = self._shapes[one], self._shapes[other]
-        return len(a) == len(b) and axis == other_axis and a[axis] == b[axis]
+        return len(a) == len(b) and axis == other_axis and a[axis : axis + 1] == b[axis : axis + 1]
 
     def _unite(self, one: tuple[Group, int], other: tuple[Group, int], reason: str) -> tuple[Group, int]:
         """Make one group of two whose channels are added to each other; the first one made gives it the name."""

@@ -138,7 +138,7 @@ def _inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
     _check_kind(name, weight)
     found = record(model, [name], images, lambda inputs, output: _read(weight, inputs, output))
     if not found:
-        raise ParameterError(f"the model doesn't use its layer {name!r}.")
+        raise ParameterError(f"the model never runs its layer {name!r}.")
     if any(each is None for each in found[name]):
         raise ParameterError(
             f"layer {name!r} can't be pruned by least squares: it computes something else than its weight times its "
@@ -150,7 +150,7 @@ def _inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
 def _read(weight: Weight, inputs: tuple, output: Tensor) -> Tensor | None:
     """Return what a layer reads in one call, (groups, N, n), None where that and its weight don't give the output."""
     layer, rows = weight.module, weight.value.flatten(1)
-    if len(inputs) != 1 or not isinstance(output, Tensor):  # an input that was given by its name is not seen here
+    if len(inputs) != 1 or not isinstance(output, Tensor):
         return None
     x = _patches(layer, inputs[0], rows.shape[1])
     expected = (x @ rows.unflatten(0, (len(x), -1)).mT).movedim(0, 1).flatten(1)  # (N, outputs)

@@ -72,7 +72,7 @@ def _foldable(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     pairs = {
         layer.target: norm.target
         for norm in calls.values()
-        for layer in norm.args[:1]  # none where it is given by name
+        for layer in norm.all_input_nodes
         if layer in calls.values() and len(layer.users) == 1 and _fits(model, layer.target, norm.target)
     }
     dimensions = record(model, pairs, images, lambda _taken, given: given.dim())
@@ -192,12 +192,16 @@ def _squared_error(found: list[Tensor], expected: list[Tensor]) -> float:
 def set_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer | None) -> None:
     """Round what this layer takes by this quantizer from now on, in place; None rounds nothing."""
     if not hasattr(layer, "input_quantizer"):
-        layer.register_forward_pre_hook(_quantize_input)
+        layer.register_forward_pre_hook(_quantize_input, with_kwargs=True)
     layer.input_quantizer = quantizer
 
 
-def _quantize_input(layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-    return arguments if layer.input_quantizer is None else (layer.input_quantizer(*arguments),)
+def _quantize_input(layer: nn.Module, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if layer.input_quantizer is None:
+        return arguments, named
+    if not arguments:  # as in conv(input=x)
+        return arguments, named | {"input": layer.input_quantizer(named["input"])}
+    return (layer.input_quantizer(arguments[0]), *arguments[1:]), named
 
 
 def _record(model: nn.Module, images: Tensor, inputs: bool) -> dict[str, list[Tensor]]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import Weight, check_model, copied, describe, example_images, predict
+from kd_lab.networks.layers import Weight, check_model, copied, describe, example_images, own_reason, predict
 from kd_lab.networks.tracing import is_plain, trace
 from kd_lab.quantization.activations import EXAMPLES, called_once, computes_as, replace
 from kd_lab.quantization.grids import MIN_SCALE, integer_range, quantize
@@ -201,7 +201,14 @@ def _path(giver: fx.Node, layers: set[fx.Node], steps: set[fx.Node]) -> list[fx.
 
 
 def _check_same_integers(integer: nn.Module, model: nn.Module, images: Tensor) -> None:
-    expected, found = (predict(each, images) for each in (model, integer))
+    expected = predict(model, images)
+    try:
+        found = predict(integer, images)
+    except ParameterError as problem:
+        raise ParameterError(
+            "'model' must be a network that runs its layers as modules, whatever their class. Got one that can't run "
+            f"on integers: {own_reason(problem)}"
+        ) from problem
     error = float((found - expected).square().sum() / expected.square().sum().clamp(min=MIN_SCALE))
     if not error <= MAX_ERROR:
         raise ParameterError(

@@ -260,3 +260,27 @@ def test_closing_leaves_no_widget(model, part):
     assert [panel.controls[name].description for name in ("layer", "importance")] == ["layer", "importance"]
     panel.close()
     assert count_widgets() == before
+
+
+class TiedBeside(nn.Module):
+    """Have a grouped transposed convolution, and two layers that share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up = nn.Conv2d(1, 6, 3), nn.ConvTranspose2d(6, 12, 2, groups=3)
+        self.second, self.fc = nn.Conv2d(12, 4, 3), nn.Linear(4 * 25, 8)
+        self.one, self.other, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        x = self.fc(self.second(self.up(self.first(x).relu()).relu()).flatten(1)).relu()
+        return self.last(self.other(self.one(x).relu()).relu())
+
+
+def test_widths_are_those_of_grouped_and_of_tied_layers():
+    data = Mnist(*((torch.randn(30, 1, 8, 8), torch.arange(30) % 3) for _ in range(3)))
+    panel = StructuredPruningPanel(TiedBeside(), data)
+    panel.flush()
+    widths = panel._drawing._dense
+    panel.close()
+    assert widths == [1, 6, 12, 4, 8, 8, 8, 3]
