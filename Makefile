@@ -36,9 +36,7 @@ test-slow: setup loopback  # what takes long, and every lesson again and backwar
 test-browser: setup loopback  # needs Chromium
 	$(PYTEST) -m browser tests/browser
 
-test-all: setup loopback  # everything, what `test` and `test-slow` share only once
-	$(PYTEST) --run all
-	$(PYTEST) -m browser tests/browser
+test-all: test test-slow test-browser  # everything
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true
