@@ -18,7 +18,6 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-from kd_lab.data import MEAN, STD
 from kd_lab.panels.measurement import Comparison, CurveAnswer
 
 WIDTH = 800  # of every picture; all sizes are in pixels
@@ -196,13 +195,15 @@ class LostDigits:
 def digit_picture(image: Tensor, size: int) -> np.ndarray:
     """Return an image in black on white, each of 28×28 pixels so many wide: (28·size, 28·size, 3) of uint8.
 
-    One of another size is stretched, several channels are averaged, and what is no image is drawn as a row.
+    One of another size is stretched, several channels are averaged, and what is no image is drawn as a row. Its
+    smallest number is white and its largest black, whatever the scale of the data.
     """
     rows = torch.atleast_2d(image.float())
     grey = rows.reshape(1, -1, *rows.shape[-2:]).mean(1, keepdim=True)
     stretched = F.interpolate(grey, (SIDE * size, SIDE * size))[0, 0]
-    black_on_white = (255 * (1 - stretched * STD - MEAN)).clamp(0, 255).byte()
-    return black_on_white.numpy()[..., None].repeat(3, axis=2)
+    low, high = stretched.aminmax()
+    black_on_white = 255 * (high - stretched) / (high - low) if high > low else torch.full_like(stretched, 255)
+    return black_on_white.byte().numpy()[..., None].repeat(3, axis=2)
 
 
 def with_title(png: bytes, title: str) -> bytes:

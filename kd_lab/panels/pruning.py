@@ -162,8 +162,9 @@ class PruningPicture:
         counts = np.bincount(self._bins, minlength=BINS)
         axes.set_yscale("function", functions=(np.sqrt, np.square))  # else the few kept at 99 % could not be seen
         axes.set(xlim=(-limit, limit), ylim=(0, 1.1 * counts.max()), xlabel="weight", ylabel="how many (root scale)")
-        axes.set_yticks([count for count in (100, 1000, 5000, 10_000, 30_000, 100_000) if count < counts.max()])
-        axes.yaxis.set_major_formatter(lambda count, _place: f"{count / 1000:g}k")
+        ticks, most = (10, 100, 1000, 5000, 10_000, 30_000, 100_000), counts.max()
+        axes.set_yticks([count for count in ticks if most / 400 < count < most])  # smaller ones would touch the axis
+        axes.yaxis.set_major_formatter(lambda count, _place: f"{count / 1000:g}k" if count >= 1000 else f"{count:g}")
         axes.set_title("kept (orange), all (grey), threshold (dashed)", fontsize=9)
         axes.stairs(counts, edges, fill=True, color=PALE)
         self._kept = axes.stairs(counts, edges, fill=True, color=COLOR)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kd_lab.panels.canvas import Canvas, digit_strip, text_image, with_title
+from kd_lab.panels.canvas import Canvas, digit_picture, digit_strip, text_image, with_title
 
 INSET = np.zeros((10, 20, 3), dtype=np.uint8)
 
@@ -75,6 +75,17 @@ def test_a_line_of_text_fits_its_image():
     assert (border == 255).all()
 
 
+def test_an_image_of_any_scale_is_drawn_in_black_on_white(mnist):
+    image = mnist.validation.images[0]
+    expected = digit_picture(image, 2)
+    assert (expected.min(), expected.max()) == (0, 255)
+    for scaled in (0.01 * image, 255 * image + 40, image.double()):
+        assert abs(digit_picture(scaled, 2).astype(int) - expected).max() <= 1
+    assert (digit_picture(torch.full((1, 28, 28), 0.5), 2) == 255).all()  # nothing is to be seen
+    words = digit_picture(torch.tensor([3, 0, 11, 7]), 1)[:, ::7, 0]
+    assert (words == [[185, 255, 0, 92]]).all()
+
+
 def test_a_strip_holds_the_first_ten_of_the_chosen_digits(mnist):
     images, labels = mnist.validation[:50]
     strip = digit_strip(images, labels, 9 - labels, torch.arange(20, 40))
@@ -83,7 +94,8 @@ def test_a_strip_holds_the_first_ten_of_the_chosen_digits(mnist):
         cell = strip[:, 64 * place : 64 * (place + 1)]
         assert (cell[:18] == text_image(f"{labels[index]} → {9 - labels[index]}", 64, 18, 9)).all()
         white_on_black = torch.tensor(255 - cell[18::2, 4:60:2, 0].astype(int))
-        pixels = 255 * (images[index, 0] * 0.3081 + 0.1307)
+        pixels = images[index, 0] - images[index, 0].min()
+        pixels = 255 * pixels / pixels.max()
         assert (white_on_black - pixels).abs().max() <= 1
     assert (digit_strip(images, labels, labels, torch.tensor([7]))[:, 64:] == 255).all()
     assert (digit_strip(images, labels, labels, torch.tensor([], dtype=int)) < 128).any()  # says "none"
