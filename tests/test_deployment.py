@@ -298,16 +298,16 @@ def test_what_onnx_runtime_would_compute_otherwise_is_not_written(tmp_path):
     refused(OneIsAnother(), tmp_path, r"ONNX Runtime computes alike\. In a batch of 1 its logits, .* differ by up to ")
 
 
-@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.slow), 130])
-def test_every_number_of_images_is_tried(count, tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [3, 130])
+def test_every_number_of_images_is_tried(count, integers, tmp_path, monkeypatch):
     run = deployment._Runtime.forward
-    monkeypatch.setattr(deployment._Runtime, "forward", lambda self, x: run(self, x) + 0.1 * (len(x) in (count, 125)))
-    refused(build_model("mlp128"), tmp_path, f"In a batch of {count} its logits")
+    monkeypatch.setattr(deployment._Runtime, "forward", lambda self, x: run(self, x) + 10 * (len(x) in (count, 125)))
+    refused(integers["lenet300"], tmp_path, f"In a batch of {count} its logits")
 
 
-def test_a_path_is_looked_at_first_and_a_tilde_is_home(monkeypatch, tmp_path):
+def test_a_path_is_looked_at_first_and_a_tilde_is_home(integers, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    model = build_model("mlp128")
+    model = integers["lenet300"]
     with pytest.raises(ParameterError, match=r"^export_onnx\(\): 'path' must be the path of a file\. Got 3\.$"):
         export_onnx(model, 3)
     export_onnx(model, "~/model.onnx")
