@@ -113,7 +113,7 @@ def test_any_model_of_the_kit_can_be_quantized(name, mnist):
     assert panel.draw(answers(panel)[-1]).title == shown.title
     for activations in ("fp32", "3"):
         quantized = plain(model, few, 3, activations, "per_tensor", "symmetric", "min_max")
-        found = answers(panel, activation_bits=activations)[0].comparison.accuracy
+        found = first(panel, activation_bits=activations).comparison.accuracy
         assert found == accuracy(quantized, few.validation)
     panel.close()
 
