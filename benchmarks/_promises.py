@@ -226,8 +226,9 @@ def ranks(case: Case) -> None:
         found = pruning.importances(case.model, importance, case.part)
         for name, expected in own_importances(case, importance).items():
             same(f"{importance} of {name}", found[name], expected)
-    for name, gradient in pruning.average_gradients(case.model, case.part).items():
-        same(f"the gradient of {name}", gradient.abs(), own_importances(case, "gradient")[name])
+        if importance == "gradient":
+            gradients = pruning.average_gradients(case.model, case.part)
+            holds("other gradients", all(gradients[name].abs().equal(found[name]) for name in found))
 
 
 def masks(case: Case) -> None:
@@ -609,7 +610,7 @@ def quantizes_models(case: Case, num_bits: int, calibration: str) -> None:
 
 def measures_output_errors(case: Case) -> None:
     """The error of each layer is that of its output as it was when the layer gave it."""
-    rounded = quantization.quantize_weights(case.model, 3)
+    rounded = quantization.quantize_weights(case.model, 3, calibration="min_max")
     found = quantization.output_errors(rounded, case.build(), case.images)
     names = module_names(case, case.plain)
     right = seen(plain(case), names, case, given=True)
@@ -814,8 +815,13 @@ ALL: dict[str, Callable[[Any], None]] = {
     # pruning
     **{
         f"prune by {importance}, {scope}": partial(prunes, importance=importance, scope=scope)
-        for importance in pruning.IMPORTANCES
-        for scope in pruning.SCOPES
+        for importance, scope in (
+            ("magnitude", "global"),
+            ("magnitude", "per_layer"),
+            ("gradient", "global"),
+            ("weight_gradient", "per_layer"),
+            ("random", "global"),
+        )
     },
     "importances, average_gradients": ranks,
     "set_masks": masks,
@@ -849,15 +855,9 @@ ALL: dict[str, Callable[[Any], None]] = {
     "save_packed": partial(takes_only_its_own, function=lambda case: formats.save_packed("file.kdz", case.model)),
     # compression
     "sensitivity_scan": scans,
-    "bit_scan": scans_bits,
     **{
         type(stage).__name__: partial(runs_stage, stage=stage)
-        for stage in (
-            compression.FineTune(0),
-            compression.Prune(SPARSITY, 1, 0),
-            compression.Quantize(4, 0),
-            compression.Share(2, 0),
-        )
+        for stage in (compression.FineTune(0), compression.Prune(SPARSITY, 1, 0), compression.Share(2, 0))
     },
     "PruneUnits": removes_units,
     "search_settings, try_setting": searches,
@@ -884,7 +884,9 @@ ALL: dict[str, Callable[[Any], None]] = {
     "distil_features, hint": partial(distils_features, kind="hint"),
     "layer_outputs": reads_features,
 }
-SLOW = {  # a second or more each
+SLOW = {  # some look for the best grid of every layer, and panels take a second each
+    "bit_scan": scans_bits,
+    "Quantize": partial(runs_stage, stage=compression.Quantize(4, 0)),
     "scorecard": fills_a_scorecard,
     "export_onnx": exports,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),

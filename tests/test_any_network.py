@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +22,7 @@ from benchmarks._networks import NAMED, Network, random_network
 from benchmarks._promises import ALL, SLOW
 from kd_lab.errors import ParameterError
 
-FEW, MANY = 5, 100
+FEW, MANY = 4, 100
 NEED_NO_PROMISE = {
     "CompressionResult": "compress() makes it",
     "IntegerLayer": "to_integer() makes it",
@@ -36,9 +36,9 @@ def networks(draw) -> Network:
     return random_network(lambda options: draw(st.sampled_from(options)))
 
 
-def hold(network: Network) -> None:
+def hold(network: Network, functions: Iterable[str] = ALL) -> None:
     """Fail with all promises that a network breaks."""
-    judged = {function: judge(network, promise) for function, promise in ALL.items()}
+    judged = {function: judge(network, ALL[function]) for function in functions}
     broken = {function: said for function, (outcome, *said) in judged.items() if outcome in BROKEN}
     assert not broken, f"{broken} by\n{network!r}"
 
@@ -56,9 +56,9 @@ def test_a_network_works_or_is_refused(network):
 
 @pytest.mark.slow
 @settings(quietly, max_examples=MANY)
-@given(network=networks())
-def test_many_networks_work_or_are_refused(network):
-    hold(network)
+@given(network=networks(), first=st.integers(0, 1))
+def test_many_networks_work_or_are_refused(network, first):
+    hold(network, list(ALL)[first::2])  # every other function: the benchmark puts each network through all
 
 
 @pytest.mark.parametrize("name", ["text_classifier", pytest.param("lenet", marks=pytest.mark.slow)])
@@ -120,7 +120,7 @@ def test_a_judge_tells_what_became_of_a_call():
 
 
 def test_a_network_is_the_same_each_time_it_is_built():
-    for seed in range(20):
+    for seed in range(10):
         network = random_network(random.Random(seed).choice)
         one, other = (network.build().eval()(network.data()[0]) for _ in range(2))
         assert one.equal(other)
