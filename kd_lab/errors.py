@@ -10,6 +10,7 @@ from typing import Any
 
 # the learner's code may stand behind a few frames of these, which call the kit back or run it
 MAX_DESCRIBED = 3  # parts of a tuple or a list; they are the parts of the data, most often
+MAX_SHOWN = 20  # numbers or names of a list that is shown as it is
 PASSED_THROUGH = {"anywidget", "contextlib", "copy", "dataclasses", "functools", "threading", "torch", "traitlets"}
 
 
@@ -85,20 +86,36 @@ def reason(error: Exception) -> str:
 
 
 def described(value: Any) -> str:
-    """Return in words what came: shape and dtype of a tensor or an array, and not its numbers."""
+    """Return in words what came: shape and dtype of a tensor or an array, the first parts of a tuple or a list."""
+    if _is_long(value):
+        return f"{_size(value)}: {', '.join(map(_size, itertools.islice(value, MAX_DESCRIBED)))}"
+    return _size(value)
+
+
+def _size(value: Any) -> str:
+    """Return in words what came, without its numbers and its parts."""
     if _is_array(value):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
-    if isinstance(value, (tuple, list)) and any(isinstance(each, (tuple, list)) or _is_array(each) for each in value):
-        parts = itertools.islice(value, MAX_DESCRIBED)
-        return f"{type(value).__name__} of {len(value)}: {', '.join(map(described, parts))}"
+    if _is_long(value):
+        return f"{type(value).__name__} of {len(value)}"
     said = f"{value!r:.80}"
     unreadable = any(mark in said for mark in ("\n", " at 0x", "tensor(", "array("))
     return type(value).__name__ if unreadable else said
 
 
+def _is_long(value: Any) -> bool:
+    """Return whether this is a tuple or a list that can't be shown as it is: of many parts, or of large ones."""
+    plain = str, Real, type(None)
+    if not isinstance(value, (tuple, list)):
+        return False
+    return len(value) > MAX_SHOWN or not all(isinstance(part, plain) for part in value)
+
+
 def _is_array(value: Any) -> bool:
     numbers = isinstance(value, Real)  # those of NumPy have a shape, too
-    return hasattr(value, "shape") and hasattr(value, "dtype") and not numbers
+    with suppress(RuntimeError):  # nested tensors have none
+        return hasattr(value, "shape") and hasattr(value, "dtype") and not numbers
+    return False
 
 
 def _public_name(frame: FrameType) -> str | None:
@@ -150,7 +167,8 @@ def check_that(argument: str, value: object, fits: Any, allowed: str) -> None:
 
 
 def _sentence(argument: str, allowed: str, value: object) -> str:
-    return f"{argument!r} must be {allowed}. Got {described(value)}."
+    swapped = " Did you swap two arguments?" if hasattr(value, "forward") else ""  # a network, where none is taken
+    return f"{argument!r} must be {allowed}. Got {described(value)}.{swapped}"
 
 
 def _contains(interval: str, value: Any) -> bool:

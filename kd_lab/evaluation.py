@@ -12,8 +12,8 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from kd_lab.errors import ParameterError, check_whole_number, described
-from kd_lab.networks.layers import check_model, predict, predict_by_batch
+from kd_lab.errors import ParameterError, check_that, check_whole_number, described
+from kd_lab.networks.layers import check_model, conversion_hint, is_dense, predict, predict_by_batch
 
 CONFIDENCE = 0.95
 Z = float(ndtri((1 + CONFIDENCE) / 2))  # a normal variable lies within so many deviations of its mean
@@ -120,11 +120,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
 
     Raises a ParameterError for fewer than two values or for one that is not finite.
     """
-    if len(values) < 2 or not all(math.isfinite(value) for value in values):
-        raise ParameterError(f"'values' must be two or more finite numbers. Got {described(values)}.")
-    values = [float(value) for value in values]  # those of NumPy would be rounded to their own precision
-    center = mean(values)
-    half = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2) * stdev(values) / len(values) ** 0.5
+    try:
+        numbers = [float(value) for value in values]  # those of NumPy would be rounded to their own precision
+    except (TypeError, ValueError):
+        numbers = []
+    fits = len(numbers) > 1 and all(map(math.isfinite, numbers))
+    check_that("values", values, fits, "two or more finite numbers")
+    center = mean(numbers)
+    half = stdtrit(len(numbers) - 1, (1 + CONFIDENCE) / 2) * stdev(numbers) / len(numbers) ** 0.5
     return center, (center - float(half), center + float(half))
 
 
@@ -183,7 +186,7 @@ def check_data(data: tuple[Tensor, ...]) -> Checked:
     """
     if isinstance(data, Checked):
         return data
-    if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(isinstance(part, Tensor) for part in data):
+    if not isinstance(data, (tuple, list)) or len(data) < 2 or not all(map(is_dense, data)):
         got = type(data).__name__ if isinstance(data, nn.Module) else described(data)
         raise ParameterError(f"the data must be a tuple of tensors, (images, labels). Got {got}.{_hint(data)}")
     first, second, *_ = data  # the number 0 of a Split is an image and its label
@@ -208,6 +211,10 @@ def _hint(data: object) -> str:
         return " Give one part of it, as data.train or data.validation."
     if isinstance(data, DataLoader):
         return " Did you mean tuple(map(torch.cat, zip(*loader)))?"
+    if isinstance(data, (tuple, list)) and all(isinstance(part, Tensor) for part in data):
+        return "".join(map(conversion_hint, data[:2]))
+    if isinstance(data, (tuple, list)) and all(isinstance(part, tuple) for part in data):
+        return " Did you mean tuple(map(torch.stack, zip(*data)))?"
     if isinstance(data, (tuple, list)) and len(data) > 1:
         return " Did you mean tuple(map(torch.as_tensor, data))?"
     if isinstance(data, Dataset):
@@ -228,9 +235,10 @@ def check_labels(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.dim() != 2:
         raise ParameterError(f"the model must answer with logits (N, classes). Got shape {tuple(logits.shape)}.")
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-        hint = " Did you mean labels.long()?" if labels.dim() == 1 else ""
+        hints = {1: " Did you mean labels.long()?", 2: " Did you mean labels.argmax(1)?" * (labels.shape[-1:] != (1,))}
         raise ParameterError(
-            f"the labels must be whole numbers of shape (N,). Got shape {tuple(labels.shape)} and {labels.dtype}.{hint}"
+            f"the labels must be whole numbers of shape (N,). Got shape {tuple(labels.shape)} and {labels.dtype}."
+            + hints.get(labels.dim(), "")
         )
     labels = _as_labels(labels)
     low, high = int(labels.min()), int(labels.max())

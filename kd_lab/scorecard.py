@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from kd_lab import cost
-from kd_lab.errors import check_that
+from kd_lab.errors import check_choice, check_that
 from kd_lab.evaluation import Accuracy, PairedDifference, check_data, correct_answers
 
 INTERVAL = "{:.2f}\N{NBSP}to\N{NBSP}{:.2f}"  # a space where a browser breaks no line
@@ -84,6 +84,7 @@ class Scorecard(Table):
     threads: int
 
     def __getitem__(self, name: str) -> Score:
+        check_choice("name", name, list(self.scores))
         return self.scores[name]
 
     def _rows(self) -> Iterator[list[str]]:

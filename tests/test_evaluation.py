@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import ttest_1samp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -336,3 +337,22 @@ def test_intervals_hold_their_point():
         center, (low, high) = mean_interval([value] * 3)
         assert low <= center <= high and type(center) is float
     assert {type(value) for value in vars(Accuracy(np.int64(3), np.int32(4))).values()} == {int}
+
+
+@pytest.mark.parametrize("values", ["text", 3, [1.0, None], ["a", "b"]])
+def test_what_are_no_figures_is_named(values):
+    with pytest.raises(ParameterError, match="'values' must be two or more finite numbers"):
+        mean_interval(values)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ((torch.zeros(4, 784), F.one_hot(torch.arange(4), 10)), "labels.argmax(1)?"),
+        ([(torch.zeros(784), torch.tensor(1))] * 4, "tuple(map(torch.stack, zip(*data)))?"),
+    ],
+)
+def test_the_line_that_makes_labels_or_data_is_told(data, hint):
+    with pytest.raises(ParameterError) as error:
+        accuracy(nn.Linear(784, 10), data)
+    assert hint in str(error.value)

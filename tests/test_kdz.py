@@ -476,3 +476,9 @@ def test_a_network_is_packed_and_unpacked_alike_whatever_the_default_dtype():
     with torch.inference_mode():
         trainable = unpack(expected)
     trainable(torch.zeros(2, 1, 28, 28)).sum().backward()
+
+
+@pytest.mark.parametrize("content", [None, "text", 3, memoryview(b"kdz")])
+def test_what_are_no_bytes_is_named(content):
+    with pytest.raises(ParameterError, match=r"unpack\(\): 'content' must be the bytes of a file"):
+        unpack(content)

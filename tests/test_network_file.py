@@ -582,3 +582,17 @@ def test_bits_and_shapes_as_numbers_of_numpy(number):
     packed = pack_bits(codes, number(5))
     assert torch.equal(packed, pack_bits(codes, 5))
     assert torch.equal(unpack_bits(packed, number(5), (number(3), number(20))), codes.int())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("change", [lambda model: quantize_model(model, IMAGES, 4), fold_batch_norm])
+def test_a_file_is_read_alike_whatever_the_default_dtype(change, dtype, tmp_path):
+    model = change(build_model("resnet"))
+    save_network(tmp_path / "file", model)
+    torch.set_default_dtype(dtype)
+    try:
+        loaded = load_network(tmp_path / "file")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} <= {torch.float32, torch.int32, torch.int64}
+    assert torch.equal(predict(loaded, IMAGES), predict(model, IMAGES))

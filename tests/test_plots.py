@@ -60,3 +60,35 @@ def test_images_of_any_kind_are_drawn_alike(images):
 def test_what_is_no_picture_is_refused(images):
     with pytest.raises(ParameterError, match=r"^plot_digits\(\): 'images' must be a tensor \(N, 1, height, width\)"):
         plot_digits(images, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("values", "intervals", "said"),
+    [
+        ([0.5], [(0.6, 0.7)], "hold their values"),
+        ([0.5], [(0.7, 0.4)], "hold their values"),
+        ([float("nan")], [(0.4, 0.7)], "hold their values"),
+        ([0.5], [(0.4, 0.5, 0.6)], "pairs of them"),
+        (["a"], [(0.4, 0.7)], "pairs of them"),
+        ([0.5], [None], "pairs of them"),
+    ],
+)
+def test_what_is_no_interval_is_named(values, intervals, said):
+    before = plt.get_fignums()
+    with pytest.raises(ParameterError, match=rf"^plot_intervals\(\): .*{said}"):
+        plot_intervals(["name"], values, intervals)
+    assert plt.get_fignums() == before
+
+
+def test_tensors_with_gradients_are_drawn():
+    values = torch.tensor([0.5], requires_grad=True)
+    axes = plot_intervals({"name": 1}.keys(), values, torch.stack([values - 0.1, values + 0.1], dim=1))
+    assert axes.lines[0].get_xdata() == [0.5]
+    plot_digits(torch.rand(2, 28, 28, dtype=torch.bfloat16), ["a", "b"])
+    plt.close("all")
+
+
+@pytest.mark.parametrize("images", [None, 3, [torch.rand(28, 28)], torch.rand(2, 28, 28).to_sparse(), object()])
+def test_what_are_no_pictures_is_named(images):
+    with pytest.raises(ParameterError, match=r"^plot_digits\(\): 'images' must be a tensor"):
+        plot_digits(images, ["a", "b"])

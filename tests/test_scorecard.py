@@ -72,3 +72,8 @@ def test_any_network_has_a_scorecard(name):
         right = copy.deepcopy(model).eval()(images).argmax(1) == data[1]
     assert card["dense"].accuracy.correct == int(right.sum())
     assert card["dense"].parameters == card["4 bits"].parameters == sum(each.numel() for each in model.parameters())
+
+
+def test_a_name_that_is_not_there_gets_the_closest_one(card):
+    with pytest.raises(ParameterError, match="Did you mean 'plain'"):
+        card["plane"]

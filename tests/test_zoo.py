@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kd_lab.distillation import SoftTree, regressor
 from kd_lab.errors import ParameterError
 from kd_lab.formats import load_network, pack, save_network, unpack
 from kd_lab.networks import make_permanent, weights
@@ -221,3 +222,29 @@ def test_seeds_and_widths_as_numbers_of_numpy(number):
         found, expected = build(number), build(int)
         assert found.architecture == expected.architecture
         assert all(torch.equal(*pair) for pair in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: build_model("resnet"),
+        lambda: small_student(7),
+        lambda: SoftTree(2),
+        lambda: regressor((4, 5, 5), (6, 5, 5)),
+        lambda: regressor((4, 5, 5), (7,)),
+    ],
+    ids=["network", "student", "soft tree", "convolution", "linear"],
+)
+def test_initial_weights_are_the_same_whatever_surrounds_the_call(build, dtype):
+    expected = build().state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.inference_mode():
+            found = build()
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not any(parameter.is_inference() for parameter in found.parameters())
+    for name, tensor in found.state_dict().items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from kd_lab.distillation.answers import DistillationLoss, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
-from kd_lab.networks.layers import check_model, check_shapes, copied, evaluation_mode, predict
+from kd_lab.networks.layers import check_model, check_not_compiled, check_shapes, copied, evaluation_mode, predict
+from kd_lab.networks.zoo import initial_weights
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train
 
@@ -115,8 +116,7 @@ def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0
     seed = check_whole_number("seed", seed, "[0, 1000000]")
     if tuple(shape) == tuple(hint_shape):
         return nn.Identity()
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(seed)
+    with initial_weights(seed):
         if len(shape) == len(hint_shape) == 3 and shape[1:] == hint_shape[1:]:
             return nn.Conv2d(shape[0], hint_shape[0], 1)
         return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), torch.Size(hint_shape).numel()))
@@ -233,6 +233,7 @@ def _hinted(
 
 def _check_layer(argument: str, model: nn.Module, layer: str) -> None:
     check_model(model)
+    check_not_compiled(model)
     check_choice(argument, layer, [name for name, _ in model.named_modules() if name])
 
 

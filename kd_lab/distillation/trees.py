@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
-from kd_lab.networks.layers import check_tensors, predict
+from kd_lab.networks.layers import check_tensors, example_images, predict
+from kd_lab.networks.zoo import initial_weights
 
 if TYPE_CHECKING:
     from sklearn.tree import DecisionTreeRegressor
@@ -46,11 +47,10 @@ class SoftTree(nn.Module):
         super().__init__()
         self.depth = depth = check_whole_number("depth", depth, "[1, 12]")
         seed = check_whole_number("seed", seed, "[0, 1000000]")
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            torch.manual_seed(seed)
+        with initial_weights(seed):
             self.filters = nn.Linear(PIXELS, 2**depth - 1)
             self.leaves = nn.Parameter(torch.randn(2**depth, DIGITS))  # alike, they would all learn the same
-        self.beta = nn.Parameter(torch.ones(2**depth - 1))
+            self.beta = nn.Parameter(torch.ones(2**depth - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities (N, 10) of the mixture of all leaves, finite for all finite x and weights."""
@@ -79,7 +79,7 @@ class SoftTree(nn.Module):
 
     def paths(self, images: Tensor) -> Paths:
         """Return the most probable path of each image (N, 1, 28, 28), the one to its most probable leaf."""
-        predict(self, images[:1])  # names images that it can't read
+        predict(self, example_images(images, 1))  # names images that it can't read
         with torch.no_grad():
             turns = self.log_turns(images)
             leaf = self.log_levels(turns)[-1].argmax(dim=1)
@@ -111,11 +111,11 @@ def balance_penalty(tree: SoftTree, images: Tensor) -> Tensor:
     """
     check_soft_tree(tree)
     check_tensors(images=images)
-    predict(tree, images[:1])  # names images that it can't read
+    predict(tree, example_images(images, 1))  # names images that it can't read
     turns = tree.log_turns(images)
     reached = torch.cat(tree.log_levels(turns)[:-1], dim=1)  # (N, nodes)
     shares = torch.logsumexp(reached.unsqueeze(2) + turns, dim=0) - torch.logsumexp(reached, dim=0).unsqueeze(1)
-    strength = torch.cat([torch.full((2**level,), 0.5**level) for level in range(tree.depth)])
+    strength = torch.cat([turns.new_full((2**level,), 0.5**level) for level in range(tree.depth)])
     return -(strength * shares.mean(dim=1)).sum()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, reason
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, reason
 from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, RangeWriter
 from kd_lab.networks.layers import make_permanent, weighted_layers, weights
 from kd_lab.networks.zoo import build_architecture, old_names
@@ -120,6 +120,9 @@ def _parse(content: bytes, where: str) -> tuple[Form, str, bytes]:
 
 def _check(content: bytes, where: str) -> None:
     """Refuse what is no file of ours, is damaged, or is of another schema; the digest's rule is the same in all."""
+    check_kind(
+        "content", content, (bytes, bytearray), "the bytes of a file, as pack() gives; load_packed() takes a path"
+    )
     if not content.startswith(MAGIC) or len(content) > MAX_FILE_BYTES:
         raise StorageError(
             f"{where} is no .kdz file: it does not begin with {MAGIC.decode()!r}, or has more than "

@@ -123,7 +123,9 @@ def _set_inputs(model: nn.Module, inputs: dict[str, int]) -> None:
         check_whole_number(f"bits of the input of {name!r}", num_bits, WEIGHT_BITS_RANGE)
     for name, layer in layers.items():
         if name in inputs:
-            set_input_quantizer(layer, FakeQuantizer(torch.ones(1), torch.zeros(1).int(), inputs[name]))
+            set_input_quantizer(
+                layer, FakeQuantizer(torch.ones(1, dtype=torch.float32), torch.zeros(1).int(), inputs[name])
+            )
         elif hasattr(layer, "input_quantizer"):  # others get no hook: a network without is quicker
             set_input_quantizer(layer, None)
 

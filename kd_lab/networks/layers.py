@@ -7,11 +7,14 @@ whatever the optimizer does.
 
 import copy
 import inspect
+import itertools
 import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from numbers import Real
+from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
@@ -101,6 +104,7 @@ def weights(model: nn.Module) -> dict[str, Weight]:
 def _all_weights(model: nn.Module) -> dict[str, Weight]:
     """Return the weight of every layer, tied or not."""
     check_model(model)
+    check_not_compiled(model)
     found = {
         name if tensor == "weight" else f"{name}.{tensor}": Weight(module, tensor)
         for name, module in model.named_modules()
@@ -114,6 +118,15 @@ def _all_weights(model: nn.Module) -> dict[str, Weight]:
             f"{type(model).__name__}{SCRIPTED if isinstance(model, torch.jit.ScriptModule) else ''}."
         )
     return found
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Raise a ParameterError for a compiled network: it would run without the hooks that are added to it later."""
+    if any("_orig_mod" in module._modules or module._compiled_call_impl for module in model.modules()):
+        raise ParameterError(
+            "'model' must be a network that is not compiled. Got one that is: give the network that torch.compile took "
+            "(its _orig_mod), and compile what comes of it."
+        )
 
 
 def _weighted_tensors(module: nn.Module) -> tuple[str, ...]:
@@ -227,9 +240,11 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 def check_model(model: object) -> None:
     """Raise a ParameterError unless `model` is a network whose weights have values: lazy layers must have run once."""
-    parameters = [each for module in _network(model).modules() for each in module._parameters.values()]
-    if any(is_lazy(each) or each.is_meta for each in parameters if each is not None):
-        empty = [name for name, each in _network(model).named_parameters() if is_lazy(each) or each.is_meta]
+    network = _network(model)
+    held = [part for each in network.modules() for part in (*each._parameters.values(), *each._buffers.values())]
+    if any(is_lazy(each) or each.is_meta for each in held if each is not None):
+        named = itertools.chain(network.named_parameters(), network.named_buffers())
+        empty = [name for name, each in named if is_lazy(each) or each.is_meta]
         raise ParameterError(
             f"the weights of 'model' must have values. Got {', '.join(empty)} without. Lazy layers get theirs when the "
             "model runs once: call predict(model, images[:2])."
@@ -241,7 +256,8 @@ def _network(model: object) -> nn.Module:
         return model
     hints = {"str": " Did you mean load_trained(name)?", "tuple": " Did you mean model, history = train(…)?"}
     got = type(model).__name__
-    raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}.{hints.get(got, '')}")
+    swapped = " Did you swap two arguments?" if isinstance(model, (Tensor, Real, Path)) else ""
+    raise ParameterError(f"'model' must be a network (an nn.Module). Got {got}.{hints.get(got, swapped)}")
 
 
 def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = None, /, **tensors: Tensor) -> None:
@@ -249,11 +265,12 @@ def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = Non
     kind = (f"{dimensions} dimensions and of " if dimensions else "") + "finite numbers, at least one"
     kind += f", in {dtype}" if dtype else ""
     for name, tensor in tensors.items():
-        fits = isinstance(tensor, Tensor) and tensor.numel() and tensor.dtype != torch.bool
+        fits = is_dense(tensor) and tensor.numel() and tensor.dtype != torch.bool
         fits = fits and tensor.dim() == (dimensions or tensor.dim()) and tensor.dtype == (dtype or tensor.dtype)
         if not fits or not torch.isfinite(tensor).all():
-            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.")
+            got = f"{tensor.dtype}, {tuple(tensor.shape)}" if is_dense(tensor) else type(tensor).__name__
+            got += ", with NaN or infinite ones" if fits else ""
+            raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.{conversion_hint(tensor)}")
 
 
 def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:
@@ -273,16 +290,29 @@ def example_images(images: Tensor | None = None, count: int = 2) -> Tensor:
     """
     if images is None:
         return torch.randn(count, *MNIST_IMAGE, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    if not isinstance(images, Tensor) or images.numel() == 0 or images.dim() == 0:
-        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    if not is_dense(images) or images.numel() == 0 or images.dim() == 0:
+        got = f"shape {tuple(images.shape)}" if is_dense(images) else type(images).__name__
         raise ParameterError(
             f"'images' must be a tensor of one image or more, (N, …). Got {got}.{conversion_hint(images)}"
         )
     return images[:count]
 
 
+def is_dense(tensor: Any) -> bool:
+    """Return whether this is a tensor that has its numbers in memory, one beside the other."""
+    strided = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    return strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+
+
 def conversion_hint(images: object) -> str:
-    """Return for the end of an error what makes a tensor of an array, a list or a DataLoader, "" of others."""
+    """Return for the end of an error what makes a dense tensor of an array, a list or a DataLoader, "" of others."""
+    if isinstance(images, Tensor) and not is_dense(images):
+        if images.is_meta:
+            return ' It lies on the device "meta", without numbers.'
+        kinds = images.is_nested, images.is_quantized, True
+        return f" Give its {('to_padded_tensor(0)', 'dequantize()', 'to_dense()')[kinds.index(True)]}."
+    if isinstance(images, nn.Module):
+        return " Did you swap two arguments?"
     calls = {
         "ndarray": "torch.as_tensor(images, dtype=torch.float32)",
         "list": "torch.as_tensor(images, dtype=torch.float32), or of tensors torch.stack(images)",
@@ -306,7 +336,7 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 def predict_by_batch(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """Yield what `predict` returns, a batch of images at a time; the model is in evaluation mode until the last."""
     _network(model)
-    if not isinstance(images, Tensor):
+    if not is_dense(images):
         got = type(images).__name__
         raise ParameterError(f"'images' must be a tensor (N, 1, 28, 28). Got {got}.{conversion_hint(images)}")
     with evaluation_mode(model):
@@ -329,10 +359,12 @@ def _reading(model: nn.Module, images: Tensor):
         raise ParameterError(_unreadable(model, images, error)) from error
 
 
-def _one_tensor(answer: object, batch: Tensor) -> Tensor:
-    if isinstance(answer, Tensor) and answer.shape[:1] == batch.shape[:1]:
+def _one_tensor(answer: Any, batch: Tensor) -> Tensor:
+    if is_dense(answer) and answer.shape[:1] == batch.shape[:1] and answer.is_floating_point():
         return answer
-    got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+    got = f"shape {tuple(answer.shape)}" if is_dense(answer) else type(answer).__name__
+    real = not isinstance(answer, Tensor) or answer.is_floating_point()
+    got += "" if real else f" and {answer.dtype}, which are no real numbers"
     count = len(batch)
     raise ParameterError(f"the model must answer {count} images with a tensor ({count}, …). Got {got}.")
 
@@ -357,8 +389,11 @@ def own_reason(error: Exception) -> str:
 def _remedy(model: nn.Module, images: Tensor) -> str:
     """Return the sentence that says how the model would read these images, "" where nothing known helps."""
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+    bytes_ = images.dtype == torch.uint8 and dtype == torch.float32
     changes: dict[str, Callable[[Tensor], Tensor]] = {
-        f"Give images.to({dtype}). " * (dtype != images.dtype): lambda few: few.to(dtype),
+        "Give images / 255. " if bytes_ else f"Give images.to({dtype}). " * (dtype != images.dtype): lambda x: x.to(
+            dtype
+        ),
         "Put nn.Flatten() in front of its layers. ": lambda few: few.flatten(1),
         "Give images.unsqueeze(1), which have a channel. ": lambda few: few.unsqueeze(1),
     }
@@ -393,6 +428,7 @@ def record(model: nn.Module, names: Iterable[str], images: Tensor, keep: Callabl
 
     The modules come in the order in which they are run; one that is never run is left out.
     """
+    check_not_compiled(model)
     modules, calls = {model.get_submodule(name): name for name in names}, defaultdict(list)
     taken: dict[nn.Module, tuple] = {}
 
@@ -447,7 +483,8 @@ def copied(model: nn.Module) -> nn.Module:
 
     Raises a ParameterError for a model that can't be copied.
     """
-    held = [each for module in _network(model).modules() for each in _leaves(vars(module))]
+    check_model(model)
+    held = [each for module in model.modules() for each in _leaves(vars(module))]
     memo = {id(each): each.detach().clone() for each in held if isinstance(each, Tensor) and not each.is_leaf}
     try:
         made = copy.deepcopy(model, copies := dict(memo))

@@ -103,7 +103,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@torch.inference_mode(False)  # whose tensors could never be trained
 def build_model(name: str, seed: int = 0) -> nn.Module:
     """Build a network by its name with the initial weights that belong to `seed`.
 
@@ -112,25 +111,29 @@ def build_model(name: str, seed: int = 0) -> nn.Module:
     """
     check_choice("name", name, list(MODELS))
     seed = check_whole_number("seed", seed, "[0, 1000000]")
-    with torch.random.fork_rng(devices=[]), _float32():  # the caller's random numbers stay as they were
-        torch.manual_seed(seed)
+    with initial_weights(seed):
         model = MODELS[name]().to(memory_format=torch.channels_last)
     model.architecture = name
     return model
 
 
 @contextmanager
-def _float32():
-    """Draw weights in float32, whatever the caller's default is."""
+def initial_weights(seed: int):
+    """Draw weights that belong to a seed, in float32 and ready to be trained, whatever surrounds the call.
+
+    The caller's random numbers and default dtype stay as they were.
+    """
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):  # whose tensors could never be trained
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # see above
 def small_student(width: int = 30, seed: int = 0) -> nn.Module:
     """Build 784-width-10, of 1 to 10,000 hidden units, with the initial weights that belong to `seed`.
 

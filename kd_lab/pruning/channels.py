@@ -215,7 +215,7 @@ def build_form(form: Form) -> nn.Module:
     for name in form.biased:
         check_choice("name of a layer", name, list(weighted_layers(dense)))
         layer = narrow.get_submodule(name)
-        layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
     _cut(narrow, groups, {name: torch.arange(groups[name].size) < width for name, width in form.widths.items()})
     return narrow
 
