@@ -42,15 +42,17 @@ class SoftTree(nn.Module):
     that belong to `seed`.
     """
 
+    @torch.inference_mode(False)  # whose tensors could never be trained
     def __init__(self, depth: int, seed: int = 0):
         super().__init__()
         self.depth = depth = check_whole_number("depth", depth, "[1, 12]")
         seed = check_whole_number("seed", seed, "[0, 1000000]")
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
-            self.filters = nn.Linear(PIXELS, 2**depth - 1)
-            self.leaves = nn.Parameter(torch.randn(2**depth, DIGITS))  # alike, they would all learn the same
-        self.beta = nn.Parameter(torch.ones(2**depth - 1))
+            self.filters = nn.Linear(PIXELS, 2**depth - 1, dtype=torch.float32)
+            # alike, they would all learn the same
+            self.leaves = nn.Parameter(torch.randn(2**depth, DIGITS, dtype=torch.float32))
+        self.beta = nn.Parameter(torch.ones(2**depth - 1, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities (N, 10) of the mixture of all leaves, finite for all finite x and weights."""
@@ -115,7 +117,7 @@ def balance_penalty(tree: SoftTree, images: Tensor) -> Tensor:
     turns = tree.log_turns(images)
     reached = torch.cat(tree.log_levels(turns)[:-1], dim=1)  # (N, nodes)
     shares = torch.logsumexp(reached.unsqueeze(2) + turns, dim=0) - torch.logsumexp(reached, dim=0).unsqueeze(1)
-    strength = torch.cat([torch.full((2**level,), 0.5**level) for level in range(tree.depth)])
+    strength = torch.cat([turns.new_full((2**level,), 0.5**level) for level in range(tree.depth)])
     return -(strength * shares.mean(dim=1)).sum()
 
 
