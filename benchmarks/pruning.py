@@ -21,7 +21,8 @@ from kd_lab.cost import count_nonzeros, count_parameters, latency
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.zoo import build_model
-from kd_lab.pruning import hard_prune, prune, prune_channels, prune_gradually, prune_least_squares, rewind
+from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_least_squares, rewind
+from kd_lab.pruning.schedules import gradual_steps
 from kd_lab.results import Record, load_results
 from kd_lab.training import History, train
 
@@ -73,7 +74,7 @@ def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
     model, reached, found = dense, 0.0, {"1": score(dense, dense, data)}
     for factor, last_epochs in recipe["last_epochs"].items():
         sparsity = sparsity_for(dense, int(factor))
-        model = prune_gradually(model, sparsity, recipe["steps"], fine_tune, start=reached)
+        *_, model = gradual_steps(model, cubic_sparsities(sparsity, recipe["steps"], reached), fine_tune, prune)
         model, reached = fine_tune(model, last_epochs), sparsity
         found[factor] = {"sparsity": sparsity, **score(model, dense, data)}
         print(f"{name}, seed {seed}, {factor}×: {found[factor]['validation_error']} % on validation", flush=True)

@@ -57,6 +57,7 @@ class Mnist(NamedTuple):
     test: Split
 
 
+@torch.inference_mode(False)  # whose tensors can't be trained on
 def load_mnist() -> Mnist:
     """Return MNIST as 55,000 training, 5,000 validation and 10,000 test images in memory.
 
@@ -85,6 +86,7 @@ def split_indices(labels: Tensor, count: int = VALIDATION, seed: int = SPLIT_SEE
     return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), taken)), taken
 
 
+@torch.inference_mode(False)  # whose tensors can't be trained on
 def split_data(images: Any, labels: Any = None, *, validation: int, test: int, seed: int = SPLIT_SEED) -> Mnist:
     """Return your own data in three parts, split as MNIST is: what is not taken out trains.
 
@@ -129,7 +131,7 @@ def _examples(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 def _read(raw: Path, part: str) -> Split:
     pixels = _read_bytes(raw / f"{part}-images-idx3-ubyte", header=16).view(-1, 1, 28, 28)
-    return Split((pixels / 255 - MEAN) / STD, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long())
+    return Split((pixels.float() / 255 - MEAN) / STD, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long())
 
 
 def _read_bytes(path: Path, header: int) -> Tensor:
@@ -231,6 +233,7 @@ def _unreachable(mirrors: list[str]) -> dict[str, str]:
     return dict(failures)
 
 
+@torch.inference_mode(False)  # whose tensors can't be trained on
 def load_optical_digits() -> Mnist:
     """Return 997 training, 300 validation and 500 test images (N, 1, 28, 28) of other hands; needs no network.
 

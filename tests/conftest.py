@@ -2,6 +2,7 @@
 
 import matplotlib
 import pytest
+import torch
 import torch.nn.functional as F
 from digits import MNIST
 
@@ -38,3 +39,15 @@ def validation(mnist):
 def student(few, validation):
     """A network that reads digits and is packed in a quarter of the time of the smallest that ships."""
     return train(small_student(32), few, F.cross_entropy, validation=validation, epochs=8, progress=False)[0].eval()
+
+
+@pytest.fixture(params=["float64", "inference mode"])
+def surroundings(request):
+    """What may surround a learner's call: another default dtype, or inference mode."""
+    if request.param == "inference mode":
+        with torch.inference_mode():
+            yield
+        return
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

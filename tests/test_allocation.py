@@ -89,6 +89,8 @@ def test_a_scan_trusts_no_change():
     assert rises[0] == rises[1] and model.head.weight.any()
     with pytest.raises(ParameterError, match="'change' must return a network"):
         scan_layers(model, TIED_DATA, [0.5], lambda model, chosen: None)
+    with pytest.raises(ParameterError, match=r"scan_layers\(\): 'change' must be a function .* Got \[0\.5\]"):
+        scan_layers(model, TIED_DATA, spoil, [0.5])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=repr)

@@ -24,7 +24,7 @@ from kd_lab.distillation import (
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.networks.layers import predict
-from kd_lab.networks.zoo import build_model
+from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.training import train
 
 TEMPERATURES = [0.01, 0.5, 1, 2.5, 20, 1000]
@@ -173,6 +173,11 @@ def test_a_student_that_diverges_is_reported_as_by_train(few, validation):
             batch_size=64,
             penalty=lambda model: model[1].weight.sum() * torch.nan,
         )
+
+
+def test_distil_without_epochs_points_to_a_recipe(few, validation):
+    with pytest.raises(ParameterError, match=r"^distil\(\): 'epochs' must be given\. .*student_recipe"):
+        distil(small_student(8), load_trained("mlp128"), few, validation=validation)
 
 
 def test_an_interrupt_says_where_distil_stopped(few, validation, capsys):

@@ -407,6 +407,23 @@ def test_own_data_that_cannot_be_split_are_named(own, told):
         split_data(*OWN, validation=30, test=0.2)
 
 
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param(load_mnist, marks=pytest.mark.slow),
+        load_optical_digits,
+        lambda: split_data(*OWN, validation=30, test=30),
+    ],
+    ids=["mnist", "optical", "own"],
+)
+def test_data_are_the_same_whatever_surrounds_the_call(load, surroundings):
+    images = load().validation.images
+    torch.set_default_dtype(torch.float32)
+    with torch.inference_mode(False):
+        assert torch.equal(images, load().validation.images)
+    assert images.dtype == torch.float32 and not images.is_inference()
+
+
 def test_words_stay_whole_and_bytes_do_not():
     words, labels = torch.arange(60).reshape(20, 3), torch.arange(20) % 2
     parts = split_data(words, labels, validation=4, test=4)

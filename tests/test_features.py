@@ -28,7 +28,7 @@ from kd_lab.distillation import (
 )
 from kd_lab.errors import ParameterError
 from kd_lab.networks.layers import predict
-from kd_lab.networks.zoo import build_model
+from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.penalties import match_parameters
 from kd_lab.pruning import prune
 
@@ -111,6 +111,31 @@ def test_a_regressor_is_as_small_as_the_shapes_allow():
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(convolution.weight, regressor((4, 7, 7), (16, 7, 7), seed=1).weight)
     assert not torch.equal(convolution.weight, regressor((4, 7, 7), (16, 7, 7), seed=2).weight)
+
+
+EXPECTED = [*regressor((4, 7, 7), (16, 7, 7)).parameters(), *regressor((30,), (100,)).parameters()]
+HINTS = dict(student_layer="fc1", teacher_layer="fc1", **ONCE)
+
+
+def test_hints_teach_the_same_whatever_surrounds_the_call(some, surroundings):
+    found = [*regressor((4, 7, 7), (16, 7, 7)).parameters(), *regressor((30,), (100,)).parameters()]
+    for parameter, expected in zip(found, EXPECTED, strict=True):
+        assert torch.equal(parameter, expected) and parameter.dtype == torch.float32 and not parameter.is_inference()
+    student, teacher = small_student(8), load_trained("mlp128")
+    for teach in (train_on_hints, distil_features):
+        taught, _ = teach(student, teacher, some, validation=some, **HINTS)
+        assert not torch.equal(taught.fc1.weight, student.fc1.weight) and taught.fc1.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("teach", [train_on_hints, distil_features])
+def test_hints_teach_networks_in_double_precision(teach, some):
+    precise = some._replace(images=some.images.double())
+    taught, history = teach(
+        small_student(8).double(), load_trained("mlp128").double(), precise, validation=precise, **HINTS
+    )
+    _, expected = teach(small_student(8), load_trained("mlp128"), some, validation=some, **HINTS)
+    assert taught.fc1.weight.dtype == torch.float64
+    assert history.validation_loss == pytest.approx(expected.validation_loss, rel=1e-3)
 
 
 def test_layer_outputs_are_those_of_the_network_cut_off_there(some):

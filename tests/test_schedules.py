@@ -205,9 +205,15 @@ def test_what_ends_pruning_early_keeps_the_steps_that_are_finished(told, validat
     assert outcome.reached == pytest.approx(0.36) and len(outcome.attempts) == 2
     assert count_nonzeros(best) == count_nonzeros(prune(dense, outcome.reached))
     assert f"{told} 2 steps are done." in capsys.readouterr().out
-    pruned = prune_gradually(dense, 0.9, 5, ends_after(2, error))
+
+
+def test_an_interrupt_keeps_the_finished_steps_of_a_gradual_pruning_and_an_error_does_not(capsys):
+    dense = load_trained("mlp128")
+    pruned = prune_gradually(dense, 0.9, 5, ends_after(2, KeyboardInterrupt()))
     assert count_nonzeros(pruned) == count_nonzeros(prune(dense, cubic_sparsities(0.9, 5)[1]))
-    assert f"{told} 2 of 5 steps are done." in capsys.readouterr().out
+    assert "Interrupted. 2 of 5 steps are done." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="full"):
+        prune_gradually(dense, 0.9, 5, ends_after(2, ValueError("full")))
 
 
 @pytest.mark.parametrize("error", ENDS.values(), ids=ENDS)

@@ -363,6 +363,23 @@ def test_another_default_dtype_changes_no_fitted_tree(lesson, double):
     assert torch.equal(predict(found, images.double()), expected)
 
 
+GROWN = SoftTree(3, seed=1)
+
+
+def test_a_soft_tree_learns_the_same_whatever_surrounds_it(few, validation, surroundings):
+    tree = SoftTree(3, seed=1)
+    for parameter, expected in zip(tree.parameters(), GROWN.parameters(), strict=True):
+        assert torch.equal(parameter, expected) and parameter.dtype == torch.float32 and not parameter.is_inference()
+
+    def balance(tree):
+        return balance_penalty(tree, few.images[:50])
+
+    arguments = dict(validation=validation[:100], epochs=1, penalty=balance, progress=False)
+    found, expected = (train(each, few[:500], F.nll_loss, **arguments)[0] for each in (tree, GROWN))
+    assert torch.equal(predict(found, validation.images), predict(expected, validation.images))
+    assert balance(tree).dtype == torch.float32
+
+
 def test_images_that_remember_their_gradients_are_as_good(lesson):
     images, answers = lesson[0][:200], lesson[1][:200]
     tracked = images.clone().requires_grad_()

@@ -29,6 +29,7 @@ def scan_layers(
     whose weights are tied only the first is named. An interrupt, or an error in a later layer, ends the scan with the
     layers that are done.
     """
+    check_kind("change", change, Callable, "a function of a model and {layer: setting}")
     data = check_scorable(model, data)
 
     def loss(chosen: dict[str, Any]) -> float:

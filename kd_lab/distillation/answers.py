@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import called_function, check_number
+from kd_lab.errors import ParameterError, called_function, check_number
 from kd_lab.evaluation import Checked, accuracy, check_data, check_labels, check_scorable
 from kd_lab.networks.layers import check_shapes, check_tensors, predict
 from kd_lab.training import Data, History, train
@@ -77,7 +77,7 @@ def distil(
     data: Data,
     *,
     validation: Data,
-    epochs: int,
+    epochs: int | None = None,
     temperature: float = 4.0,
     alpha: float = 0.1,
     **settings,
@@ -88,6 +88,11 @@ def distil(
     Warns where the student knows more than the teacher before it begins, or where one of them answers with
     probabilities; raises a ParameterError where they have not the same classes.
     """
+    if epochs is None:
+        raise ParameterError(
+            "'epochs' must be given. For a small student **student_recipe(images) of kd_lab.checkpoints gives them, "
+            "with settings that suit the number of images."
+        )
     loss = DistillationLoss(temperature, alpha)
     data, validation = (check_scorable(student, part) for part in (data, validation))
     check_teacher(student, teacher, validation)

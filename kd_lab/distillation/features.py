@@ -107,6 +107,7 @@ class Hinted(nn.Module):
         return torch.cat([logits, inside], dim=1) if self.answers else inside
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
 def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0) -> nn.Module:
     """Return an untrained layer from a student's output to a hint, of these shapes without N.
 
@@ -118,8 +119,9 @@ def regressor(shape: tuple[int, ...], hint_shape: tuple[int, ...], seed: int = 0
         return nn.Identity()
     with initial_weights(seed):
         if len(shape) == len(hint_shape) == 3 and shape[1:] == hint_shape[1:]:
-            return nn.Conv2d(shape[0], hint_shape[0], 1)
-        return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), torch.Size(hint_shape).numel()))
+            return nn.Conv2d(shape[0], hint_shape[0], 1, dtype=torch.float32)
+        sizes = torch.Size(shape).numel(), torch.Size(hint_shape).numel()
+        return nn.Sequential(nn.Flatten(), nn.Linear(*sizes, dtype=torch.float32))
 
 
 def layer_outputs(model: nn.Module, layer: str, images: Tensor, argument: str = "layer") -> Tensor:
@@ -227,7 +229,7 @@ def _hinted(
             f"{layers[0]!r} gives {shapes[0]}, the teacher's {layers[1]!r} {shapes[1]}."
         )
     keep = attention_map if kind == "attention" else nn.Identity()
-    translate = regressor(*shapes, seed) if kind == "hint" else keep
+    translate = regressor(*shapes, seed).to(output.dtype) if kind == "hint" else keep
     return Hinted(student, layers[0], translate), Hinted(teacher, layers[1], keep)
 
 
@@ -237,9 +239,11 @@ def _check_layer(argument: str, model: nn.Module, layer: str) -> None:
     check_choice(argument, layer, [name for name, _ in model.named_modules() if name])
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _check_reach(student: nn.Module, layer: str, images: Tensor) -> None:
     """Raise a ParameterError where a loss on the layer's output would reach no weight of the student."""
-    with evaluation_mode(student), torch.enable_grad(), _listening(student, layer) as outputs:
+    with evaluation_mode(student), _listening(student, layer) as outputs:
         student(images.clone())
     if not outputs[0].requires_grad:
         raise ParameterError(

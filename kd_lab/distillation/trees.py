@@ -43,6 +43,7 @@ class SoftTree(nn.Module):
     that belong to `seed`.
     """
 
+    @torch.inference_mode(False)  # whose tensors could never be trained
     def __init__(self, depth: int, seed: int = 0):
         super().__init__()
         self.depth = depth = check_whole_number("depth", depth, "[1, 12]")

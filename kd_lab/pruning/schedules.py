@@ -44,13 +44,14 @@ def prune_gradually(
 
     `fine_tune(model)` and `prune(model, sparsity)` return models, and may change those that they get, which are copies.
     Between two prunings the masks are fixed; at each one all weights are ranked again, so that a weight may come back.
-    Raises a ParameterError where fine-tuning brings back a weight that was pruned. An interrupt, or an error in a later
-    step, ends it with the network of the last step that was finished.
+    Raises a ParameterError where fine-tuning brings back a weight that was pruned. An interrupt in a later step ends it
+    with the network of the last step that was finished.
     """
     _check_functions(fine_tune, prune)
     row = cubic_sparsities(sparsity, steps, start)
     done: list[float] = []
-    with keep_finished(done, "steps", len(row)):
+    # by its sparsity alone nobody would see that a network is not the one that was asked for: an error stays one
+    with keep_finished(done, "steps", len(row), (KeyboardInterrupt,)):
         for step, pruned in zip(row, gradual_steps(model, row, fine_tune, prune), strict=True):
             model = pruned
             done.append(step)
@@ -67,14 +68,19 @@ def gradual_steps(
 
 
 @contextmanager
-def keep_finished(finished: Sized, unit: str, total: int | None = None) -> Iterator[None]:
-    """Go on with what a long loop has finished where an interrupt or an error ends it; raise that where it is nothing.
+def keep_finished(
+    finished: Sized,
+    unit: str,
+    total: int | None = None,
+    endings: tuple[type[BaseException], ...] = (Exception, KeyboardInterrupt),
+) -> Iterator[None]:
+    """Go on with what a long loop has finished where one of the endings comes; raise that where nothing is finished.
 
     Says what ended it and how many units were done, of how many. A second interrupt loses nothing either.
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except endings as error:
         if not len(finished):
             raise
         with suppress(KeyboardInterrupt):
