@@ -280,11 +280,6 @@ def test_data_that_cannot_be_learned_from_are_named(few, validation):
             with_answers(teacher, wrong)
 
 
-def test_distil_needs_epochs_in_its_own_name(few, validation):
-    with pytest.raises(TypeError, match=r"^distil\(\) missing .* 'epochs'"):
-        distil(build_model("mlp128"), load_trained("mlp128"), few, validation=validation)
-
-
 @pytest.mark.filterwarnings("ignore:.*Did you swap them")
 @pytest.mark.parametrize("ends", ["student", "teacher"])
 def test_a_network_that_ends_in_a_softmax_is_named_where_it_is_distilled(ends, few, validation):

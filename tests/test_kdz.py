@@ -441,7 +441,7 @@ def test_weights_too_large_for_half_precision_stay_as_they_are():
             "'conv1.weight' must be (16, 1, 3, 3), torch.float32 to fit the others. Got (16, 1, 3, 3), torch.float64.",
         ),
         (lambda: pack(build_model("mlp128").bfloat16()), "Got (128, 784), torch.bfloat16."),
-        (lambda: pack(torch_pruned()), "Did torch.nn.utils.prune mask it? Call its remove() first."),
+        (lambda: pack(torch_pruned()), "Got one that is computed from others. Call make_permanent(model) first."),
     ],
 )
 def test_bad_arguments_are_named(call, part):

@@ -18,7 +18,7 @@ class Noted(nn.Linear):
 
 
 class Counting(nn.Module):
-    """Answer otherwise the second time, so that no graph can be right."""
+    """Answer otherwise at each batch, so that no graph can be right."""
 
     def __init__(self):
         super().__init__()
@@ -71,6 +71,34 @@ def test_what_a_network_asks_about_its_data_is_followed(training):
     assert traced(many).equal(model(many))  # no length of the example is written into the graph
 
 
+class Keeping(nn.Module):
+    """Keep what was computed last, and add a number that is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(16))
+        self.last = None
+
+    def forward(self, x):
+        self.last = x.flatten(1)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * self.last.mean(0)
+        return self.last - self.mean + torch.ones(16)
+
+
+@pytest.mark.parametrize("follow", [trace, trace_training])
+def test_following_a_network_leaves_nothing_in_it(follow):
+    model = nn.Sequential(Keeping())
+    model(IMAGES)
+    before, state = dict(vars(model[0])), {name: value.clone() for name, value in model.state_dict().items()}
+    traced = follow(model, IMAGES)
+    if follow is trace_training:
+        assert vars(model[0]).keys() == before.keys() and isinstance(model[0].last, torch.Tensor)
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+    assert not any("constant" in name for name in (*vars(model), *model._buffers))
+    assert traced.eval()(IMAGES).isfinite().all()
+
+
 class Choosing(nn.Module):
     """Take another way for other images."""
 
@@ -86,7 +114,7 @@ def test_a_way_that_depends_on_the_images_is_refused(follow):
 
 def test_a_graph_with_other_answers_is_refused():
     with pytest.raises(ParameterError, match=r"torch.fx can't follow the network: .* answers would not be the same"):
-        trace(Counting(), IMAGES)
+        trace(Counting(), torch.randn(300, 1, 4, 4))
 
 
 def test_a_subclass_and_a_layer_with_a_hook_are_not_plain():

@@ -505,15 +505,15 @@ def _rebind(kept: Any, copies: dict[int, Any]) -> None:
             _rebind(value, copies)
 
 
-def _rebound(function: FunctionType, copies: dict[int, Any]) -> FunctionType:
+def _rebound(kept: FunctionType, copies: dict[int, Any]) -> FunctionType:
     """Return a function with the copies of the modules and tensors in its closure and its defaults, itself if none."""
-    cells, defaults = function.__closure__ or (), function.__defaults__ or ()
+    cells, defaults = kept.__closure__ or (), kept.__defaults__ or ()
     own_cells = tuple(_own_cell(cell, copies) for cell in cells)
     own_defaults = tuple(_own_part(each, copies) for each in defaults)
     if all(one is other for one, other in zip(cells + defaults, own_cells + own_defaults, strict=True)):
-        return function
-    made = FunctionType(function.__code__, function.__globals__, function.__name__, own_defaults, own_cells or None)
-    made.__kwdefaults__ = function.__kwdefaults__
+        return kept
+    made = FunctionType(kept.__code__, kept.__globals__, kept.__name__, own_defaults, own_cells or None)
+    made.__kwdefaults__ = kept.__kwdefaults__
     return made
 
 

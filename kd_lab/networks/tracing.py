@@ -41,8 +41,21 @@ def trace_training(model: nn.Module, images: Tensor) -> fx.GraphModule:
 
 
 def _graph(model: nn.Module, images: Tensor) -> fx.GraphModule:
-    with _tracing, _len_recorded(model):
+    with _tracing, _len_recorded(model), _attributes_kept(model):
         return fx.GraphModule(model, _Tracer(images).trace(model))
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module):
+    """Leave no proxy in a model that keeps what it computes, its last activation say, and no constant of torch.fx."""
+    kept = [(space, dict(space)) for each in model.modules() for space in (vars(each), each._buffers)]
+    try:
+        yield
+    finally:
+        for space, before in kept:
+            space.update(before)
+            for name in space.keys() - before.keys():
+                del space[name]
 
 
 @contextmanager

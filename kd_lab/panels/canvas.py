@@ -203,7 +203,7 @@ def digit_picture(image: Tensor, size: int) -> np.ndarray:
     stretched = F.interpolate(grey, (SIDE * size, SIDE * size))[0, 0]
     low, high = stretched.aminmax()
     black_on_white = 255 * (high - stretched) / (high - low) if high > low else torch.full_like(stretched, 255)
-    return black_on_white.byte().numpy()[..., None].repeat(3, axis=2)
+    return black_on_white.round().byte().numpy()[..., None].repeat(3, axis=2)
 
 
 def with_title(png: bytes, title: str) -> bytes:

@@ -83,7 +83,7 @@ def test_an_image_of_any_scale_is_drawn_in_black_on_white(mnist):
         assert abs(digit_picture(scaled, 2).astype(int) - expected).max() <= 1
     assert (digit_picture(torch.full((1, 28, 28), 0.5), 2) == 255).all()  # nothing is to be seen
     words = digit_picture(torch.tensor([3, 0, 11, 7]), 1)[:, ::7, 0]
-    assert (words == [[185, 255, 0, 92]]).all()
+    assert (words == [[185, 255, 0, 93]]).all()
 
 
 def test_a_strip_holds_the_first_ten_of_the_chosen_digits(mnist):

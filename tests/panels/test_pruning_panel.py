@@ -258,7 +258,7 @@ def with_nan():
         (("mlp128", None), "Did you mean load_trained(name)?"),
         ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
         ((build_model("mlp128"), (1, 2)), "Got tuple of int, int."),
-        ((torch_pruned(), None), "Call its remove() first"),
+        ((torch_pruned(), None), "Call make_permanent(model) first."),
         ((with_nan(), None), "NaN or infinite"),
     ],
 )
