@@ -113,9 +113,12 @@ def _examples(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         images, labels = torch.as_tensor(images).detach(), torch.as_tensor(labels)
         images = images.float() if images.is_floating_point() or images.dtype == torch.uint8 else images
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        words = isinstance(labels, (list, tuple, np.ndarray)) and np.asarray(labels).dtype.kind in "USO"
+        hint = ". Did you mean labels=np.unique(labels, return_inverse=True)[1]?" * words
         raise ParameterError(
             "'images' and 'labels' must be tensors or arrays, or 'images' a data set of (image, label) whose images "
-            f"are tensors of one shape, as transform=ToTensor() makes them. Got {described(images)}: {reason(error)}"
+            f"are tensors of one shape, as transform=ToTensor() makes them. Got {described(images)}: "
+            f"{reason(error)}{hint}"
         ) from error
     if labels.dim() != 1 or images.dim() < 2 or len(images) != len(labels):
         problem = f"must be (N, …) and (N,). Got {described(images)} and {described(labels)}."

@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
         return self.fc(self.layer(x)[0][:, -1])
 
 
-class Tied(nn.Module):
+class TiedEmbedding(nn.Module):
     """An embedding whose weight gives the answers as well, as language models have it."""
 
     def __init__(self):
@@ -87,7 +87,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # and 
     "BatchNorm1d": (lambda: nn.Sequential(nn.Linear(9, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10)), (9,)),
     "Embedding": (lambda: nn.Sequential(nn.Embedding(12, 5, padding_idx=0), nn.Flatten(), nn.Linear(20, 10)), (4,)),
     "EmbeddingBag": (lambda: nn.Sequential(nn.EmbeddingBag(12, 5), nn.Linear(5, 10)), (4,)),
-    "tied": (Tied, (4,)),
+    "tied": (TiedEmbedding, (4,)),
     "in place": (Added, (1, 6, 6)),
     "transformer": (Heads, (5, 8)),
     "LSTM": (lambda: Recurrent(nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), 14), (5, 6)),

@@ -378,6 +378,15 @@ def test_own_data_of_any_kind_are_split_alike(own):
         assert not found.images.requires_grad
 
 
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_labels_in_words_get_the_line_that_numbers_them(kind):
+    images, names = torch.rand(6, 4), kind(["cat", "dog", "cat", "dog", "cat", "dog"])
+    with pytest.raises(ParameterError, match=r"Did you mean labels=np\.unique\(labels, return_inverse=True\)\[1\]\?$"):
+        split_data(images, names, validation=2, test=2)
+    numbers = np.unique(names, return_inverse=True)[1]
+    assert split_data(images, numbers, validation=2, test=2).test.labels.tolist() == [0, 1]
+
+
 def test_a_data_set_of_torchvision_is_split():
     published = Subset(MNIST(ARCHIVES.parents[1], train=False, transform=ToTensor()), range(1000))
     parts = split_data(published, validation=100, test=200)

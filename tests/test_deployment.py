@@ -108,7 +108,13 @@ def test_a_sequential_in_another_a_module_used_twice_and_affine_channels_of_line
     assert torch.allclose(predict(through_onnx(whole, tmp_path), images), predict(whole, images), atol=1e-4)
 
 
-@pytest.mark.parametrize("prepare", [lambda model, images: model, lambda *given: to_integer(quantize_model(*given))])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param(lambda model, images: model, marks=pytest.mark.slow),
+        lambda *given: to_integer(quantize_model(*given)),
+    ],
+)
 def test_a_network_that_reads_other_images_is_written_for_them(prepare, tmp_path):
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 28 * 16, 10))

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -244,6 +245,17 @@ UNSAFE = [
         {"first"},
     ),
 ]
+
+
+def test_layers_that_stay_whole_while_others_are_pruned_are_named():
+    first = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Linear(6, 4))
+    doubled = Call(lambda x: torch.cat([x, x], 1), first, nn.Linear(8, 10))
+    model = nn.Sequential(doubled, nn.LogSoftmax(1))
+    with pytest.warns(UserWarning, match=r"^prune_channels\(\): some channels .* '0.first.3': they .* 'cat'\.$"):
+        prune_channels(model, 0.5)
+    with warnings.catch_warnings(action="error"):
+        prune_channels(model, {"0.first.1": 0.5})
+        prune_channels(build_model("resnet"), 0.5)
 
 
 @pytest.mark.parametrize("build, layer, part, safe", UNSAFE, ids=[f"{layer}: {part}" for _, layer, part, _ in UNSAFE])

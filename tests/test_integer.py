@@ -315,6 +315,12 @@ def test_what_has_no_integer_form_is_named_and_what_is_in_it_is_converted(quanti
     assert torch.allclose(*(predict(model, images) for model in (mixed, to_integer(mixed))), atol=0.2)
 
 
+def test_of_a_layer_that_stays_in_float_its_parametrizations_are_not_named():
+    words = torch.randint(12, (20, 6))
+    model = nn.Sequential(nn.Embedding(12, 5), nn.Flatten(), nn.Linear(30, 4))
+    assert to_integer(quantize_model(model, words, 4), words).left_in_float == {"0": "Embedding"}
+
+
 def test_a_batch_norm_that_was_not_folded_stays_in_float(validation):
     images = validation.images[:100]
     simple = quantize_activations(quantize_weights(load_trained("resnet"), 8), images)

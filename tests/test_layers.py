@@ -842,7 +842,10 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "784-30-10"])
+OTHER_MODELS = sorted({*MODELS, "784-30-10"} - {"lenet5"})
+
+
+@pytest.mark.parametrize("name", ["lenet5", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_MODELS)])
 def test_another_default_dtype_changes_nothing(name, tmp_path, request):
     def results():
         model = build_architecture(name)

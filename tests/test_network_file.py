@@ -93,7 +93,7 @@ def test_it_comes_back_to_the_bit(change, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp128", "lenet300", "cnn", "lenet5"))],
+    ["lenet5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp128", "lenet300", "cnn", "resnet"))],
 )
 def test_so_does_every_network_with_its_activations_rounded(name, tmp_path):
     model = quantize_model(load_trained(name), IMAGES, 4, 6).train()

@@ -129,6 +129,7 @@ def test_a_lesson_without_exercises_is_named(tmp_path, prose, found):
     assert len(faults) == found and all("Exercises" in fault for fault in faults)
 
 
+@pytest.mark.slow
 def test_the_types_are_right():
     result = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -26,7 +26,9 @@ def same_weights(one, other):
     return all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["mlp128", "lenet5_classic", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mlp128", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet5_classic", "resnet"))]
+)
 def test_it_learns(name, few, validation):
     model, history = fit(build_model(name), few, validation, epochs=3, batch_size=64)
     assert accuracy(model, validation).value > 0.8

@@ -163,12 +163,12 @@ def _show_filter(axes: Axes, weights: Tensor, image: Tensor | None) -> None:
     colors = plt.get_cmap("RdBu_r", 15)  # few, so that the picture takes half of the bytes in a notebook
     axes.imshow(weights.numpy(), cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
     if image is not None:  # its outline
-        ink = image[0].detach().numpy()
+        ink = image[0].detach().float().numpy()
         axes.contour(ink, levels=[float(ink.min() + ink.max()) / 2], colors="black", linewidths=0.8)
 
 
 def _show_question(axes: Axes, images: Tensor, pixel: int) -> None:
-    axes.imshow(images.mean(dim=0)[0].numpy(), cmap="gray_r", interpolation="nearest")
+    axes.imshow(images.detach().float().mean(dim=0)[0].numpy(), cmap="gray_r", interpolation="nearest")
     axes.plot(pixel % 28, pixel // 28, "s", color=PATH, fillstyle="none", markersize=6, markeredgewidth=2)
 
 

@@ -43,7 +43,10 @@ def network_file_bytes(model: nn.Module) -> int:
 
 @torch.inference_mode(False)  # whose tensors could never be trained
 def load_network(path: Path, model: nn.Module | None = None) -> nn.Module:
-    """Return a new network in evaluation mode that predicts, to the bit, as the one that `save_network` saved.
+    """Return a new network in evaluation mode that predicts as the one that `save_network` saved.
+
+    That is to the bit, but for the order in which products are added up: `train` may lay out the weights of
+    convolutions channels last, and here they are in the order of `model`.
 
     A network of the kit is built as the file says. For one of your own, `model` is a network of the same layers, whose
     values don't matter. Weights come back as plain numbers. A StorageError says what does not fit.

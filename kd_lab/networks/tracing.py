@@ -23,7 +23,7 @@ def trace(model: nn.Module, images: Tensor) -> fx.GraphModule:
             traced = _graph(model, images)
             check_same_answers(traced, model, images, "followed")
     except Exception as error:
-        raise ParameterError(f"torch.fx can't follow the network: {reason(error)}") from error
+        raise ParameterError(f"torch.fx can't follow the network: {_told(error)}") from error
     return traced
 
 
@@ -37,7 +37,12 @@ def trace_training(model: nn.Module, images: Tensor) -> fx.GraphModule:
             model.train()
             return _graph(model, images)
     except Exception as error:
-        raise ParameterError(f"torch.fx can't follow the network in training mode: {reason(error)}") from error
+        raise ParameterError(f"torch.fx can't follow the network in training mode: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    remedy = " Its forward must not ask for the values of the data." * isinstance(error, fx.proxy.TraceError)
+    return reason(error) + remedy
 
 
 def _graph(model: nn.Module, images: Tensor) -> fx.GraphModule:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import copied, describe, weighted_layers, weights
+from kd_lab.networks.layers import copied, describe, weights
 from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of
@@ -59,7 +59,7 @@ class PruningPanel(Panel):
     def __init__(self, model: nn.Module, data: Mnist):
         self._dense, data = dense_network(model, data)
         self._scratch = copied(self._dense)
-        self._layers, self._weights = weighted_layers(self._dense), weights(self._dense)
+        self._weights = weights(self._dense)
         self._data = data
         self._validation = Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
@@ -127,7 +127,7 @@ class PruningPanel(Panel):
         for name, mask in answer.masks.items():
             pruned = 1 - mask.float().mean().item()
             said = f"{100 * pruned:.1f} %" if pruned < 1 else "100 %: nothing left"
-            rows.append([name, describe(self._layers[name]), f"{mask.numel():,}", said])
+            rows.append([name, describe(self._weights[name].module), f"{mask.numel():,}", said])
         return table(rows, ["layer", "", "weights", "pruned"], left=2)
 
 

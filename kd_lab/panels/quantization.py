@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
-from kd_lab.networks.layers import describe, make_permanent, weighted_layers, weights
+from kd_lab.networks.layers import describe, make_permanent, weights
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of
@@ -76,7 +76,8 @@ class QuantizationPanel(Panel):
         dense, data = dense_network(model, data)
         self._dense = fold_batch_norm(dense, data.validation.images)
         quantize_model(self._dense, data.train.images[:2])  # says so where that can't be
-        self._layers, self._weights = weighted_layers(self._dense), weights(self._dense)
+        self._weights = weights(self._dense)
+        self._layers = {name: weight.module for name, weight in self._weights.items()}  # of tied ones the first
         self._guessing = guessing(self._dense, data)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from kd_lab.errors import ParameterError, check_choice, reason
+from kd_lab.errors import ParameterError, called_function, check_choice, reason
 from kd_lab.networks.layers import (
     CONVOLUTIONS,
     EMBEDDINGS,
@@ -46,6 +47,9 @@ VIEWS = {"view", "reshape", torch.reshape}  # to sizes that may stand in the for
 MOVES = VIEWS | {nn.Flatten, torch.flatten, "flatten", "squeeze", torch.squeeze, "unsqueeze", torch.unsqueeze}
 MOVES |= {"permute", torch.permute, "transpose", torch.transpose, operator.getitem}
 MOVES |= {"mean", torch.mean, "amax", torch.amax}  # over other axes than that of the channels
+PROBABILITIES = {nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax}
+PROBABILITIES |= {"softmax", "log_softmax"}
+ANSWERS = "they are the network's answers"
 NO_TENSOR = int, float, str, torch.Size, torch.dtype, torch.device, type(None)
 
 
@@ -109,7 +113,7 @@ def channel_groups(model: nn.Module, images: Tensor | None = None) -> dict[str, 
 
 
 def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor | None = None) -> dict[str, Group]:
-    """Return the groups of these names, or all.
+    """Return the groups of these names, or all; warns of those that are left out of all.
 
     Raises a ParameterError that says what stands in the way of one, or of every one.
     """
@@ -127,6 +131,10 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
                 f"the channels of layer {name!r} go together with those of {group.producers[0]!r}. Name that one."
             )
         check_choice("group", name, list(groups))
+    stay = {name: group.obstacle for name, group in by_layer.items() if group.obstacle not in ("", ANSWERS)}
+    if names is None and stay:
+        why = "; ".join(f"{name!r}: {obstacle}" for name, obstacle in stay.items())
+        warnings.warn(f"{called_function()}(): some channels can't be removed safely, and stay. {why}.", stacklevel=3)
     return groups if names is None else {name: groups[name] for name in names}
 
 
@@ -327,8 +335,9 @@ def _fixed_size(node: fx.Node, axis: int) -> int:
 
 
 def _reason(node: fx.Node, module: nn.Module | None) -> str:
-    if node.op == "output":
-        return "they are the network's answers"
+    last = node.target in PROBABILITIES or type(module) in PROBABILITIES
+    if node.op == "output" or (last and {user.op for user in node.users} == {"output"}):
+        return ANSWERS
     if node.op == "placeholder":
         return "they are those of the images"
     if module:

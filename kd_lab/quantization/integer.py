@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import Weight, check_model, copied, describe, example_images, own_reason, predict
+from kd_lab.networks.layers import WEIGHTED, Weight, check_model, copied, describe, example_images, own_reason, predict
 from kd_lab.networks.tracing import is_plain, trace
 from kd_lab.quantization.activations import EXAMPLES, called_once, computes_as, replace
 from kd_lab.quantization.grids import MIN_SCALE, integer_range, quantize
@@ -225,7 +226,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str], done: dict[nn.M
         return done.setdefault(module, done.get(module) or kind(module))
     if type(module) not in (*HANDED_ON, *CONTAINERS):
         left[name or "model"] = why
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+    if not isinstance(module, tuple(WEIGHTED)):  # inside of those are their parametrizations
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
             module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left, done)
     return module
@@ -234,7 +235,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str], done: dict[nn.M
 def _obstacle(module: Any) -> str:
     """Return why a module can't run on integers, an empty text where it can."""
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        return type(module).__name__
+        return parametrize.type_before_parametrizations(module).__name__
     if not computes_as(module, nn.Linear) and not computes_as(module, nn.Conv2d):
         return f"{describe(module)}, with a forward or a hook of its own"
     weights, taken = _weight_grid(module), getattr(module, "input_quantizer", None)

@@ -410,6 +410,7 @@ def test_where_no_widgets_are_a_picture_is(panel):
     assert bundle["text/plain"] == repr(panel) == f"DistillationPanel: {panel.shown.title}"
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_run_again_replaces_its_panel_and_closing_leaves_no_widget(teacher, part):
     before = count_widgets()
     cell = "from kd_lab.panels import DistillationPanel\npanel = DistillationPanel(teacher, data)\npanel"

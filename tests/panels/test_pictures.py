@@ -66,6 +66,7 @@ OTHERS = (
     *product(PANELS, ["lenet300"]),
 )
 CASES = list(product(PANELS, ["mlp128"]))
+SLOW = "recipe", "distillation", "quantization"
 
 
 def ends(control):
@@ -101,7 +102,7 @@ def outside(monkeypatch):
 @pytest.mark.parametrize(
     "kind, name, end",
     [
-        *(pytest.param(*case, 0, marks=[pytest.mark.slow] * (case[0] == "recipe")) for case in CASES),
+        *(pytest.param(*case, 0, marks=[pytest.mark.slow] * (case[0] in SLOW)) for case in CASES),
         *(pytest.param(*case, 1, marks=pytest.mark.slow) for case in CASES),
         *(pytest.param(*case, end, marks=pytest.mark.slow) for case in OTHERS for end in (0, 1)),
     ],

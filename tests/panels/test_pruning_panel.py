@@ -101,6 +101,7 @@ def test_the_curve_is_measured_and_so_is_the_point(panel, model, part):
     assert last.comparison.accuracy == accuracy(prune(model, 0.37), part.validation)
 
 
+@pytest.mark.slow
 def test_every_importance_and_scope_has_a_curve_of_its_own(panel, model, part):
     for importance, scope in (("magnitude", "global"), ("magnitude", "per_layer"), ("random", "per_layer")):
         curve = answers(panel, importance=importance, scope=scope)[-1].curve

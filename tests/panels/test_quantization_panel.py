@@ -8,12 +8,13 @@ from itertools import islice, pairwise, product
 import numpy as np
 import pytest
 import torch
+from own_networks import Tied
 from PIL import Image
 
 from benchmarks.faults import count_widgets, ipython, run_cell
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes
-from kd_lab.data import Mnist
+from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.layers import predict
@@ -366,6 +367,15 @@ def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(arguments, expected,
     assert count_widgets() == before
 
 
+def test_layers_that_share_a_weight_are_one():
+    parts = [Split(torch.randn(count, 64), torch.arange(count) % 10) for count in (60, 50, 40)]
+    panel = QuantizationPanel(Tied(), Mnist(*parts))
+    *_, last = answers(panel, weight_bits=3)
+    assert list(last.layers) == ["encoder", "head"] == list(panel.controls["layer"].options)
+    panel.draw(last)
+    panel.close()
+
+
 def test_a_quantized_model_is_its_own_baseline_and_is_left_as_it_was(model, part):
     images = part.train.images
     quantized = quantize_activations(quantize_weights(model, 3, calibration="min_max"), images, 4)
@@ -405,6 +415,7 @@ def test_where_no_widgets_are_a_picture_is(panel):
 CELL = "from kd_lab.panels import QuantizationPanel\npanel = QuantizationPanel(model, data)\npanel"
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_run_again_replaces_its_panel_and_closing_leaves_no_widget(model, part):
     before = count_widgets()
     few = Mnist(*(each[:100] for each in part))
