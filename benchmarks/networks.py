@@ -7,6 +7,7 @@ raw, and another answer is silent. `--few` takes a hundred networks, to see that
 import os
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,8 +38,10 @@ def run(few: bool = False) -> dict[str, float]:
     """Print both tables and what is broken, and return the figures."""
     count = FEW if few else COUNT
     with ProcessPoolExecutor(os.cpu_count()) as processes:
+        known = {name: processes.submit(judge_named, name) for name in NAMED}  # first: a few of them take minutes
         verdicts = list(_progress(processes.map(judge_random, range(count), chunksize=5), count, "random"))
-        named = dict(zip(NAMED, _progress(processes.map(judge_named, NAMED), len(NAMED), "by name"), strict=True))
+        results = _progress((each.result() for each in known.values()), len(known), "by name")
+        named = dict(zip(known, results, strict=True))
     found = [verdict for each in verdicts for verdict in each]
     by_name = [verdict for each in named.values() for verdict in each]
     print_functions([*found, *by_name])
@@ -65,7 +68,12 @@ def judge_named(name: str) -> list[Verdict]:
 
 
 def _progress(verdicts: Iterable[list[Verdict]], total: int, title: str) -> Iterator[list[Verdict]]:
-    return tqdm(verdicts, f"networks, {title}", total, mininterval=10)
+    """Yield the verdicts, and say at once what is broken: there may be an hour to go."""
+    for each in tqdm(verdicts, f"networks, {title}", total, mininterval=10):
+        for verdict in each:
+            if verdict.outcome in BROKEN:
+                tqdm.write(f"{verdict.network} {verdict.function} {verdict.outcome}: {verdict.said}", sys.stderr)
+        yield each
 
 
 def figures(prefix: str, verdicts: list[Verdict]) -> dict[str, int]:
