@@ -191,7 +191,7 @@ def _fit(
     batches = _batches(len(data[0]), settings.batch_size, settings.seed)
     optimizer, schedule = settings.optimizer(model, total)
     history, start = History(), time.perf_counter()
-    best: dict[str, Any] = {}  # the weights of the epoch with the smallest validation loss
+    best: dict[str, dict] = {}  # the weights of the epoch with the smallest validation loss
     losses: list[float] = []  # of the batches of the epoch that has begun
     # plain text on standard output looks the same in Jupyter, in a terminal and in a saved notebook
     hidden = not settings.progress
@@ -223,14 +223,14 @@ def _fit(
             if not best:
                 raise  # nothing was learned, so there is nothing to return
     _report(history, settings)
-    model.load_state_dict(best)
+    model.load_state_dict(best["weights"])
     history.seconds = time.perf_counter() - start
     model.eval()
     yield model, history
 
 
 def _end_epoch(
-    model: nn.Module, loss_fn: Loss, validation: Data, losses: list[float], history: History, best: dict[str, Any]
+    model: nn.Module, loss_fn: Loss, validation: Data, losses: list[float], history: History, best: dict[str, dict]
 ) -> None:
     """Record both losses, and keep the weights in `best` if the validation loss is the smallest so far.
 
@@ -241,7 +241,7 @@ def _end_epoch(
         history.stopped = "diverged"
         return
     if epoch.validation_loss < min(history.validation_loss, default=math.inf):
-        best.update({name: copy.deepcopy(value) for name, value in model.state_dict().items()})
+        best["weights"] = copy.deepcopy(model.state_dict())  # and with it, what its modules know of their version
     history.epochs.append(epoch)
     losses.clear()
 

@@ -558,3 +558,19 @@ def test_a_class_with_modes_and_state_of_its_own_is_trained_and_judged_in_them(f
     assert not model.noisy and model.notes == ["note"]
     loss = F.cross_entropy(predict(model, validation.images), validation.labels).item()
     assert loss == pytest.approx(min(history.validation_loss), rel=1e-4)
+
+
+class Versioned(nn.Linear):
+    """Read only state that says of which version it is, as torch's own quantized layers do."""
+
+    _version = 3
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *more):
+        assert local_metadata["version"] == 3
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *more)
+
+
+def test_a_layer_that_asks_for_the_version_of_its_state_is_trained(few):
+    model = nn.Sequential(nn.Flatten(), Versioned(784, 10))
+    trained, _ = train(model, few, F.cross_entropy, validation=few, epochs=1, progress=False)
+    assert not trained[1].weight.equal(model[1].weight)
