@@ -894,6 +894,16 @@ def test_between_two_batches_nothing_but_the_mode_is_other_than_before(model):
     assert model.training  # though nobody asks for the others
 
 
+@pytest.mark.parametrize("call", [count_macs, channel_groups, lambda model: prune_channels(model, 0.5)])
+def test_a_network_of_other_images_is_told_that_it_needs_some_of_its_own(call):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
+    with pytest.raises(ParameterError, match=r"reads others needs some of its own, as 'images' or 'data'\."):
+        call(model)
+    with pytest.raises(ParameterError) as error:
+        predict(model, torch.randn(2, 1, 9, 9))
+    assert "of its own" not in str(error.value)
+
+
 def test_counting_parameters_changes_no_state():
     model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(784, 10)))
     before = copy.deepcopy(model.state_dict())

@@ -390,10 +390,9 @@ def _remedy(model: nn.Module, images: Tensor) -> str:
     """Return the sentence that says how the model would read these images, "" where nothing known helps."""
     dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
     bytes_ = images.dtype == torch.uint8 and dtype == torch.float32
+    converted = "Give images / 255. " if bytes_ else f"Give images.to({dtype}). " * (dtype != images.dtype)
     changes: dict[str, Callable[[Tensor], Tensor]] = {
-        "Give images / 255. " if bytes_ else f"Give images.to({dtype}). " * (dtype != images.dtype): lambda x: x.to(
-            dtype
-        ),
+        converted: lambda few: few.to(dtype),
         "Put nn.Flatten() in front of its layers. ": lambda few: few.flatten(1),
         "Give images.unsqueeze(1), which have a channel. ": lambda few: few.unsqueeze(1),
     }
@@ -405,7 +404,10 @@ def _remedy(model: nn.Module, images: Tensor) -> str:
         with suppress(Exception):
             model(change(images[:2].clone()))
             return sentence
-    return ""
+    others = (
+        "A network that reads others needs some of its own, as 'images' or 'data'. "  # else it was tried with these
+    )
+    return others * (images.shape[1:] == MNIST_IMAGE)
 
 
 def check_same_answers(changed: nn.Module, model: nn.Module, images: Tensor, change: str) -> None:
