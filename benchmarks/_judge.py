@@ -17,6 +17,7 @@ from kd_lab.errors import KdLabError
 from kd_lab.networks import weights
 
 TOLERANCE = 1e-3  # of the largest number: what rounding may change
+SMALLEST = 1e-4  # smaller ones are made of numbers around 1, and of their rounding
 BROKEN = "raw", "silent"
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"
 Values = dict[str, Tensor]
@@ -174,7 +175,7 @@ def same(what: str, found: Any, expected: Any, tolerance: float = TOLERANCE) -> 
     found, expected = (torch.as_tensor(each).detach().double() for each in (found, expected))
     if found.shape != expected.shape:
         raise Difference(f"{what} have shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    largest = max(float(expected.abs().max()), 1e-6) if expected.numel() else 1.0
+    largest = max(float(expected.abs().max()), SMALLEST) if expected.numel() else 1.0
     if not torch.allclose(found, expected, tolerance, tolerance * largest, equal_nan=True):
         off = float((found - expected).abs().max())
         raise Difference(f"{what} differ by {off:.3g}, where they reach {largest:.3g}")

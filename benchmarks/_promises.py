@@ -56,6 +56,7 @@ from kd_lab.scorecard import scorecard
 from kd_lab.training import train, train_live
 
 PANEL_IMAGES, FEW_INPUTS = 200, 300  # least squares takes a minute for thousands of inputs
+NOISE = 1e-10  # mean squares of what a layer reads where that is nothing but rounding, as the mean behind a LayerNorm
 SPARSITY, RATIO, TEMPERATURE, ALPHA, LEARNING_RATE = 0.5, 0.3, 2.0, 0.5, 1e-3
 QUIET = {"progress": False, "epochs": 1, "batch_size": 64, "learning_rate": LEARNING_RATE, "schedule": "constant"}
 
@@ -312,10 +313,11 @@ def prunes_with_compensation(case: Case) -> None:
     if first in chosen and type(module) is nn.Linear and (taken := seen(case.plain, [first], case).get(first)):
         x = torch.cat([each.flatten(0, -2) for each in taken]).double()
         hessian = x.T @ x / len(x)
-        hessian += 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+        size = hessian.diagonal().mean()
+        hessian += 0.01 * size * torch.eye(len(hessian))
         for dense, row in zip(before[first].detach().double(), after[first], strict=True):
             kept = row != 0
-            if kept.any():
+            if kept.any() and size > NOISE:
                 same("refitted weights", row[kept], torch.linalg.solve(hessian[kept][:, kept], hessian[kept] @ dense))
 
 
