@@ -11,7 +11,7 @@ from benchmarks._campaign import SEEDS, answers
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
 from kd_lab.distillation import SingleLeaf, SoftTree, balance_penalty, soft_targets
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.training import Data, train
 
 SETTINGS = {"learning_rate": 2e-2, "weight_decay": 0.1, "batch_size": 512}

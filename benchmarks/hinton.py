@@ -20,7 +20,7 @@ from kd_lab.checkpoints import HINTON_LOGITS, load_hinton_logits
 from kd_lab.data import MEAN, STD, Mnist, Split, load_mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import accuracy, correct_answers
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.results import PerSeed, Record, load_results
 from kd_lab.storage import cache_folder, load_tensors, save_tensors
 from kd_lab.training import Data, train

@@ -12,7 +12,7 @@ from kd_lab.data import REPOSITORY_DATA, Mnist, load_mnist
 from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_choice, check_whole_number
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.network_file import load_network
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
 from kd_lab.training import FINISHED, train

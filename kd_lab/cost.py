@@ -19,15 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab.errors import ParameterError, called_function, check_whole_number
-from kd_lab.networks.layers import (
-    check_model,
-    evaluation_mode,
-    example_images,
-    make_permanent,
-    other_state,
-    predict,
-    state_tensors,
-)
+from kd_lab.networks.checks import check_model
+from kd_lab.networks.layers import other_state, state_tensors
+from kd_lab.networks.modes import evaluation_mode
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import example_images, predict
 
 ZIP_STEP = 16_384  # bytes
 aten = torch.ops.aten

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError, check_that, reason
-from kd_lab.networks.layers import TOLERANCE, example_images, make_permanent, predict
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import TOLERANCE, example_images, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer

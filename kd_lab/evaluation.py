@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kd_lab.errors import ParameterError, check_that, check_whole_number, described
-from kd_lab.networks.layers import check_model, conversion_hint, is_dense, predict, predict_by_batch
+from kd_lab.networks.checks import check_model, conversion_hint, is_dense
+from kd_lab.networks.predictions import predict, predict_by_batch
 
 CONFIDENCE = 0.95
 Z = float(ndtri((1 + CONFIDENCE) / 2))  # a normal variable lies within so many deviations of its mean

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that
-from kd_lab.networks.layers import Weight, check_model, make_permanent, weights
+from kd_lab.networks.checks import check_model
+from kd_lab.networks.layers import Weight, weights
+from kd_lab.networks.permanent import make_permanent
 
 Penalty = Callable[[nn.Module], Tensor]
 MAX_NAMED = 5  # of the parameters that don't fit

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_that, reason
-from kd_lab.networks.layers import is_dense
+from kd_lab.networks.checks import is_dense
 
 
 def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:

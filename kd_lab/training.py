@@ -32,7 +32,10 @@ from kd_lab.errors import (
     reason,
 )
 from kd_lab.evaluation import check_data, check_labels
-from kd_lab.networks.layers import BATCH_SIZE, computed_once, copied, evaluation_mode, predict
+from kd_lab.networks.copies import copied
+from kd_lab.networks.modes import evaluation_mode
+from kd_lab.networks.permanent import computed_once
+from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.penalties import Penalty
 
 Data = tuple[Tensor, ...]

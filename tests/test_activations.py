@@ -13,7 +13,9 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import hard_prune, prune, prune_channels
 from kd_lab.quantization import (

@@ -16,7 +16,8 @@ from kd_lab.compression import allocation
 from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, scan_layers, sensitivity_scan
 from kd_lab.errors import ParameterError
 from kd_lab.formats import network_file_bytes
-from kd_lab.networks.layers import predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.predictions import predict
 from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_activations, quantize_weights, share_weights
 

@@ -23,7 +23,7 @@ from kd_lab.distillation import (
 )
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.training import train
 

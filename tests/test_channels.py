@@ -11,7 +11,9 @@ from torch.nn.utils import parametrize
 
 from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model, small_student
 from kd_lab.pruning import Mask, channel_groups, hard_prune, prune, prune_channels, remove_channels, remove_layers
 from kd_lab.pruning.channels import form_of

@@ -12,7 +12,9 @@ from sklearn.cluster import KMeans
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers, weights
+from kd_lab.networks.layers import Weight, weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import prune
 from kd_lab.pruning.masks import lift_masks

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kd_lab import cost
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import make_permanent
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_weights, share_weights

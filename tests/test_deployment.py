@@ -14,7 +14,7 @@ from kd_lab.cost import count_parameters, file_bytes, latency
 from kd_lab.deployment import OnnxModel, export_onnx
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_model, quantize_weights, to_integer

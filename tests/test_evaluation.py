@@ -24,7 +24,7 @@ from kd_lab.evaluation import (
     paired_difference,
     predict_classes,
 )
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.scorecard import scorecard
 from kd_lab.training import train

@@ -27,7 +27,7 @@ from kd_lab.distillation import (
     train_on_hints,
 )
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.penalties import match_parameters
 from kd_lab.pruning import prune

@@ -14,7 +14,9 @@ from torch.nn.utils import parametrize
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import Weight, weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, Residual, build_model
 from kd_lab.pruning import (
     IMPORTANCES,

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from kd_lab.networks.layers import make_permanent, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import IMPORTANCES, average_gradients, importances, layer_adaptive
 

@@ -15,7 +15,7 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_macs, count_nonzeros, count_parameters, file_bytes
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import hard_prune, prune, prune_channels
 from kd_lab.quantization import (

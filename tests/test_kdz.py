@@ -21,7 +21,9 @@ from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError
 from kd_lab.formats import kdz
 from kd_lab.formats.kdz import CODERS, MAGIC, _write, architecture_in, load_packed, pack, save_packed, unpack
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_architecture, build_model, small_student
 from kd_lab.pruning import channel_groups, channels, hard_prune, prune, prune_channels, remove_channels, remove_layers
 from kd_lab.quantization import fold_batch_norm, quantize_weights, share_weights, ternarize_weights

@@ -21,17 +21,16 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats import load_network, save_network
 from kd_lab.networks import evaluation_mode, layers, weights
-from kd_lab.networks.layers import (
-    Weight,
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import Weight, describe, weighted_layers
+from kd_lab.networks.permanent import make_permanent, without
+from kd_lab.networks.predictions import (
+    BATCH_SIZE,
     check_same_answers,
-    copied,
-    describe,
     example_images,
-    make_permanent,
     predict,
     predict_by_batch,
-    weighted_layers,
-    without,
+    record,
 )
 from kd_lab.networks.zoo import MODELS, build_architecture, build_model, small_student
 from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty, match_parameters, used_parameters
@@ -339,8 +338,8 @@ def test_the_weights_are_computed_once_for_all_batches_with_the_same_answers(val
     quantize = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, weight: calls.append(1) or quantize(self, weight))
     answers = predict(model, validation.images)
-    assert len(calls) == len(weights(model)) and len(validation.images) > layers.BATCH_SIZE
-    assert torch.equal(answers, torch.cat([model(batch) for batch in validation.images.split(layers.BATCH_SIZE)]))
+    assert len(calls) == len(weights(model)) and len(validation.images) > BATCH_SIZE
+    assert torch.equal(answers, torch.cat([model(batch) for batch in validation.images.split(BATCH_SIZE)]))
 
 
 def test_a_hook_sees_the_network_that_it_was_put_on(validation):
@@ -367,7 +366,7 @@ def test_calls_are_recorded_in_the_order_of_running_and_nothing_stays_behind():
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 2), nn.Linear(2, 2))
     model.forward = lambda x: model[0](model[1](model[2](x)[:, :1].repeat(1, 3)))
     x = torch.rand(200, 3)
-    calls = layers.record(model, ["0", "3", "2"], x, lambda inputs, output: (*inputs, output))
+    calls = record(model, ["0", "3", "2"], x, lambda inputs, output: (*inputs, output))
     assert list(calls) == ["2", "0"]  # "3" is never run
     (first, last), (taken, given) = calls["2"], calls["0"][0]
     assert torch.equal(torch.cat([first[0], last[0]]), x) and torch.equal(given, model[0](taken))  # without dropout
@@ -809,7 +808,7 @@ def test_what_is_recorded_is_what_was_there_whatever_changes_it_afterwards(name)
         if isinstance(module, nn.ReLU):
             module.inplace = False
     layer = next(iter(weighted_layers(model)))
-    kept = layers.record(model, [layer], images, lambda inputs, output: (*inputs, output))[layer]
+    kept = record(model, [layer], images, lambda inputs, output: (*inputs, output))[layer]
     for taken, given in kept:
         with torch.no_grad():
             again = copy.deepcopy(model).eval().get_submodule(layer)(taken)
@@ -819,7 +818,7 @@ def test_what_is_recorded_is_what_was_there_whatever_changes_it_afterwards(name)
 def test_the_input_of_a_module_that_changes_it_is_kept_as_it_came():
     model = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)), nn.ReLU(inplace=True))
     x = torch.randn(4, 3)
-    ((taken, given),) = layers.record(model, ["0"], x.clone(), lambda inputs, output: (*inputs, output))["0"]
+    ((taken, given),) = record(model, ["0"], x.clone(), lambda inputs, output: (*inputs, output))["0"]
     assert torch.equal(taken, x) and torch.equal(given, model[0][1](x.relu())) and (given < 0).any()
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.networks.layers import make_permanent, predict
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import (
     compensated_weight,

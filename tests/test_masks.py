@@ -12,7 +12,9 @@ from torch.nn.utils import prune as torch_prune
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.networks.layers import Weight, make_permanent, predict, weighted_layers, weights
+from kd_lab.networks.layers import Weight, weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import (
     IMPORTANCES,

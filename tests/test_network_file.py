@@ -17,7 +17,9 @@ from kd_lab.checkpoints import SHIPPED, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.formats import load_network, network_file_bytes, pack_bits, save_network, unpack_bits
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model, small_student
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_channels, remove_layers
 from kd_lab.quantization import (

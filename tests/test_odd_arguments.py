@@ -10,7 +10,8 @@ from kd_lab.distillation import SoftTree, layer_outputs
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats import save_network
-from kd_lab.networks.layers import copied, predict
+from kd_lab.networks.copies import copied
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import hard_prune, layer_inputs, prune, prune_gradually, prune_until
 from kd_lab.quantization import quantize_activations

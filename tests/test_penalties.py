@@ -10,7 +10,9 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.networks import layers as network_layers
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.penalties import group_lasso_penalty, l1_penalty, l2_penalty, match_parameters, used_parameters
 from kd_lab.pruning import hard_prune, prune, prune_channels

@@ -21,7 +21,9 @@ from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.kdz import load_packed, pack
-from kd_lab.networks.layers import make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import remove_layers
 

@@ -11,7 +11,7 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import make_permanent
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import cubic_sparsities, prune, prune_gradually, prune_until, rewind
 from kd_lab.training import train

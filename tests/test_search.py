@@ -29,7 +29,7 @@ from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError, SetupError, StorageError, TrainingError
 from kd_lab.evaluation import Accuracy, PairedDifference, accuracy, paired_difference
 from kd_lab.formats.kdz import load_packed, pack
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 
 LABELS = torch.arange(1000) % 10
 IMAGES = torch.rand(1000, 1, 28, 28, generator=torch.Generator().manual_seed(0))

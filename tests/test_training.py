@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_lab.errors import ParameterError, TrainingError
 from kd_lab.evaluation import accuracy
-from kd_lab.networks.layers import BATCH_SIZE, predict
+from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.training import Epoch, History, Settings, _batches, train, train_live
 

@@ -25,7 +25,7 @@ from kd_lab.distillation import (
 )
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, predict_classes
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
 from kd_lab.training import train
 

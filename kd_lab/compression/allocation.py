@@ -8,7 +8,8 @@ from torch import nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_scorable, mean_cross_entropy
-from kd_lab.networks.layers import copied, weights
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import weights
 from kd_lab.pruning.masks import SPARSITY_RANGE, check_fraction, prune
 from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.quantization.weights import WEIGHT_BITS_RANGE, quantize_weights

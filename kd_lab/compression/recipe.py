@@ -22,7 +22,8 @@ from kd_lab.distillation.answers import check_teacher
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number, check_that
 from kd_lab.evaluation import Checked, check_data
 from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, save_packed
-from kd_lab.networks.layers import make_permanent, weighted_layers, weights
+from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
 from kd_lab.pruning.channels import form_of

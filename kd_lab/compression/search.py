@@ -32,7 +32,8 @@ from kd_lab.evaluation import (
     mean_cross_entropy,
 )
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
-from kd_lab.networks.layers import make_permanent, weights
+from kd_lab.networks.layers import weights
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.plots import plain_log
 from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.training import Data

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd_lab.errors import check_number, check_whole_number
-from kd_lab.networks.layers import copied, make_permanent, weighted_layers, weights
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_layer_adaptive, set_masks
 from kd_lab.pruning.schedules import gradual_steps
 from kd_lab.quantization import kmeans, quantize_weights, share_weights

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, called_function, check_number
 from kd_lab.evaluation import Checked, accuracy, check_data, check_labels, check_scorable
-from kd_lab.networks.layers import check_shapes, check_tensors, predict
+from kd_lab.networks.checks import check_shapes, check_tensors
+from kd_lab.networks.predictions import predict
 from kd_lab.training import Data, History, train
 
 TEMPERATURE_RANGE, ALPHA_RANGE = "(0, 1000]", "[0, 1]"

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from kd_lab.distillation.answers import DistillationLoss, check_teacher, distillation_loss
 from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
-from kd_lab.networks.layers import check_model, check_not_compiled, check_shapes, copied, evaluation_mode, predict
+from kd_lab.networks.checks import check_model, check_not_compiled, check_shapes
+from kd_lab.networks.copies import copied
+from kd_lab.networks.modes import evaluation_mode
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import initial_weights
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train

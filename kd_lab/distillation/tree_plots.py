@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kd_lab.distillation.trees import SoftTree, Trees, check_soft_tree
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
-from kd_lab.networks.layers import check_tensors, predict
+from kd_lab.networks.checks import check_tensors
+from kd_lab.networks.predictions import predict
 
 if TYPE_CHECKING:
     from sklearn.tree import DecisionTreeRegressor

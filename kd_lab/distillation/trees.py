@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_kind, check_whole_number
-from kd_lab.networks.layers import check_tensors, example_images, predict
+from kd_lab.networks.checks import check_tensors
+from kd_lab.networks.predictions import example_images, predict
 from kd_lab.networks.zoo import initial_weights
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, reason
 from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, RangeWriter
-from kd_lab.networks.layers import make_permanent, weighted_layers, weights
+from kd_lab.networks.layers import weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.zoo import build_architecture, old_names
 from kd_lab.pruning.channels import Form, build_form, form_of
 from kd_lab.storage import file_path, read_file, write_safely

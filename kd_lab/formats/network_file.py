@@ -8,16 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_that, check_whole_number, reason
-from kd_lab.networks.layers import (
-    Weight,
-    check_model,
-    copied,
-    make_permanent,
-    state_tensors,
-    tied_names,
-    weighted_layers,
-    weights,
-)
+from kd_lab.networks.checks import check_model
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import Weight, state_tensors, tied_names, weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.zoo import build_architecture, old_names, with_new_names
 from kd_lab.pruning.channels import build_form, form_of, form_of_tensors
 from kd_lab.quantization.activations import set_input_quantizer

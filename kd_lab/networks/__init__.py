@@ -1,4 +1,7 @@
 """The kit's networks by name, the layers of any network, and parametrizations of its weights."""
 
-from kd_lab.networks.layers import describe, evaluation_mode, make_permanent, predict, weighted_layers, weights
+from kd_lab.networks.layers import describe, weighted_layers, weights
+from kd_lab.networks.modes import evaluation_mode
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model, small_student

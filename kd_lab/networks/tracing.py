@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, reason
-from kd_lab.networks.layers import WEIGHTED, check_same_answers, evaluation_mode
+from kd_lab.networks.layers import WEIGHTED
+from kd_lab.networks.modes import evaluation_mode
+from kd_lab.networks.predictions import check_same_answers
 
 ASKING = "size", "dim", "numel", "shape", "ndim", "dtype", "device", len  # they tell nothing of the values
 _tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it traces

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
-from kd_lab.networks.layers import check_model
+from kd_lab.networks.checks import check_model
 
 STUDENT = re.compile(r"784-([1-9]\d{0,4})-10")  # the architecture of a small student
 

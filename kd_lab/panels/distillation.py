@@ -17,7 +17,7 @@ from kd_lab.data import Mnist, Split
 from kd_lab.distillation import DistillationLoss, soft_targets, with_answers
 from kd_lab.distillation.answers import check_teacher
 from kd_lab.errors import ParameterError
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import small_student
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, digit_picture, new_figure
 from kd_lab.panels.controls import Slider, WholeSlider, dropdown

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import copied, describe, weighted_layers
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import PALE, WIDTH, AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.controls import FractionSlider
 from kd_lab.panels.measurement import FIRST, Comparison, CurveAnswer, Measurement, dense_network

@@ -13,7 +13,9 @@ from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import Accuracy, PairedDifference, check_scorable, correct_answers, predict_classes_by_batch
-from kd_lab.networks.layers import BATCH_SIZE, make_permanent, predict, weighted_layers
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.pruning import importances
 
 Tests = dict[tuple, list[Accuracy]]  # of the networks of a setting, on the test part

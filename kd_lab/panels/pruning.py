@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kd_lab.cost import file_bytes, zip_stepwise
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import copied, describe, weights
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import describe, weights
 from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of

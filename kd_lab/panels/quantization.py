@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
-from kd_lab.networks.layers import describe, make_permanent, weights
+from kd_lab.networks.layers import describe, weights
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
 from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of

@@ -19,7 +19,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import Accuracy
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack
-from kd_lab.networks.layers import make_permanent
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, GREY, WIDTH, Canvas, Traces, new_figure
 from kd_lab.panels.controls import BitSlider, FractionSlider, Slider
 from kd_lab.panels.measurement import Comparison, Measurement, dense_network, percent

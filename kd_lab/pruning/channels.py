@@ -11,16 +11,10 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, described, reason
 from kd_lab.evaluation import check_data
-from kd_lab.networks.layers import (
-    check_same_answers,
-    copied,
-    example_images,
-    make_permanent,
-    own_reason,
-    predict,
-    record,
-    weighted_layers,
-)
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import check_same_answers, example_images, own_reason, predict, record
 from kd_lab.networks.zoo import architecture_of, build_architecture
 from kd_lab.pruning.groups import Group, channel_groups, find_groups, input_axis, output_axis
 from kd_lab.pruning.importance import importances

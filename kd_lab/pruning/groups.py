@@ -11,17 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, called_function, check_choice, reason
-from kd_lab.networks.layers import (
-    CONVOLUTIONS,
-    EMBEDDINGS,
-    TRANSPOSED,
-    Weight,
-    evaluation_mode,
-    example_images,
-    make_permanent,
-    predict,
-    weights,
-)
+from kd_lab.networks.layers import CONVOLUTIONS, EMBEDDINGS, TRANSPOSED, Weight, weights
+from kd_lab.networks.modes import evaluation_mode
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import example_images, predict
 from kd_lab.networks.tracing import is_plain, trace, trace_training
 
 COPIES = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d}

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number, reason
 from kd_lab.evaluation import check_scorable
-from kd_lab.networks.layers import BATCH_SIZE, check_tensors, make_permanent, weights
+from kd_lab.networks.checks import check_tensors
+from kd_lab.networks.layers import weights
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import BATCH_SIZE
 
 Importance = Callable[[Any, Any, torch.Generator | None], Tensor]
 IMPORTANCES: dict[str, Importance] = {  # of a weight, the gradient of the loss for it, and a source of chance

@@ -14,18 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_lab.errors import ParameterError, called_function, check_choice
-from kd_lab.networks.layers import (
-    TOLERANCE,
-    Weight,
-    check_shapes,
-    check_tensors,
-    describe,
-    make_permanent,
-    predict,
-    record,
-    warn_of_whole_weights,
-    weights,
-)
+from kd_lab.networks.checks import check_shapes, check_tensors
+from kd_lab.networks.layers import Weight, describe, warn_of_whole_weights, weights
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import TOLERANCE, predict, record
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
 

@@ -16,7 +16,9 @@ from kd_lab.errors import (
     check_whole_number,
     described,
 )
-from kd_lab.networks.layers import Weight, check_shapes, check_tensors, copied, warn_of_whole_weights, weights
+from kd_lab.networks.checks import check_shapes, check_tensors
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
 
 SCOPES = ("global", "per_layer")

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from kd_lab.errors import EmptyLayerError, KdLabError, ParameterError, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import PairedDifference, check_scorable, correct_answers
-from kd_lab.networks.layers import check_model, copied, weights
+from kd_lab.networks.checks import check_model
+from kd_lab.networks.copies import copied
+from kd_lab.networks.layers import weights
 from kd_lab.pruning.masks import Mask, check_fraction, prune, set_masks
 
 PruneFunction = Callable[[nn.Module, float], nn.Module]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
-from kd_lab.networks.layers import check_shapes, check_tensors
+from kd_lab.networks.checks import check_shapes, check_tensors
 
 BITS_RANGE = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
-from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights, without
+from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights
+from kd_lab.networks.permanent import without
 from kd_lab.quantization.grids import (
     BITS_RANGE,
     CALIBRATIONS,

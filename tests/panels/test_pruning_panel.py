@@ -22,7 +22,7 @@ from kd_lab.cost import file_bytes, zipped_bytes
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference, predict_classes_by_batch
-from kd_lab.networks.layers import make_permanent
+from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import PruningPanel
 from kd_lab.panels.panel import VIEW

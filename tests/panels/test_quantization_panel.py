@@ -17,7 +17,7 @@ from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.networks.layers import predict
+from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.panels import QuantizationPanel
 from kd_lab.panels.quantization import HEIGHT
