@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kd_lab.deployment.parity import check_parity, real_images
+from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
-from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError, check_that, reason
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_that
 from kd_lab.networks.permanent import make_permanent
-from kd_lab.networks.predictions import TOLERANCE, example_images, predict
+from kd_lab.networks.predictions import predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
@@ -21,8 +23,6 @@ from kd_lab.storage import file_path, read_file, write_safely
 
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
 FLOAT = 1  # onnx.TensorProto.FLOAT
-COUNTS = 1, 3, 130  # of images for which a file is tried before it is written
-MEAN_TOLERANCE = 1e-2  # of the largest logit, for what is rounded on the way
 TYPES = {  # of ONNX Runtime's inputs, as torch has them
     "tensor(float)": torch.float32,
     "tensor(double)": torch.float64,
@@ -45,43 +45,23 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None) -> N
     ONNX can't hold.
     """
     path = file_path(path)
-    few = example_images(images)
+    few = real_images(images, 2)
     predict(model, few)
-    check_that("model", model, not any(isinstance(each, _Runtime) for each in model.modules()), "a network of torch")
+    check_that(
+        "model", model, not any(isinstance(each, RuntimeModel) for each in model.modules()), "a network of torch"
+    )
     _package("onnx"), _package("onnxruntime")
     integer = any(isinstance(module, IntegerLayer) for module in model.modules())
     with torch.inference_mode(False):  # torch.export can't follow what inference_mode made
         content = (_integer_graph if integer else _float_graph)(model, few.clone()).SerializeToString()
-    for count in COUNTS:
-        some = example_images(images, count)
-        _check_logits(content, model, some[torch.arange(count) % len(some)], integer)
+    check_parity(_Session(content, "the file"), model, images, "ONNX Runtime", "same" if integer else "")
     write_safely(path, content)
 
 
-def _check_logits(content: bytes, model: nn.Module, images: Tensor, integer: bool) -> None:
-    """Raise a ParameterError unless ONNX Runtime gives the model's logits for these images.
-
-    Of integers a few are rounded to their other neighbour, so the mean must be right.
-    """
-    expected = predict(model, images)
-    try:
-        found = predict(_Runtime(content, "the file"), images)
-    except KdLabError as error:
-        raise ParameterError(
-            f"'model' must give logits for any number of images in ONNX Runtime. For {len(images)}: {reason(error)}"
-        ) from error
-    same = (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    wrong = (found.double() - expected.double()).abs() if same else torch.tensor(torch.inf)
-    far, allowed = (wrong.mean(), MEAN_TOLERANCE) if integer else (wrong.max(), TOLERANCE)
-    if not far <= allowed * expected.abs().max():
-        raise ParameterError(
-            f"'model' must be one that ONNX Runtime computes alike. In a batch of {len(images)} its logits, "
-            f"{tuple(found.shape)} of {found.dtype}, differ by up to {wrong.max():.3g}."
-        )
-
-
-class _Runtime(nn.Module):
+class _Session(RuntimeModel):
     """Run the bytes of an ONNX file; `name` is that of the file."""
+
+    runtime = "ONNX Runtime"
 
     def __init__(self, content: bytes, name: str):
         super().__init__()
@@ -91,57 +71,31 @@ class _Runtime(nn.Module):
         try:
             self.session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of the runtime's own kinds, which share no parent
-            raise StorageError(f"{name} can't be run by ONNX Runtime {runtime.__version__}: {_said(error)}") from error
+            said = self.said(error)
+            raise StorageError(f"{name} can't be run by ONNX Runtime {runtime.__version__}: {said}") from error
         taken, given = self.session.get_inputs(), self.session.get_outputs()
         if (len(taken), len(given)) != (1, 1) or taken[0].type not in TYPES:
             raise StorageError(
                 f"{name} must take one tensor of numbers and give one. It takes {_parts(taken)} and gives "
                 f"{_parts(given)}."
             )
-        self._name, self._shape, self._dtype = taken[0].name, taken[0].shape, TYPES[taken[0].type]
-        self.register_buffer("file", torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        self._name, self.shape, self.dtype = taken[0].name, taken[0].shape, TYPES[taken[0].type]
+        self.keep_file(content)
 
-    def __deepcopy__(self, _memo: dict) -> "_Runtime":
-        return self  # nothing in it changes, and a session can't be copied
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        return self.session.run(None, {self._name: images})[0]
 
-    def forward(self, images: Tensor) -> Tensor:
-        if not self._fits(images):
-            raise ParameterError(f"expected (N, {', '.join(map(str, self._shape[1:]))}) and {self._dtype}.")
-        if self._shape and isinstance(batch := self._shape[0], int):  # it takes so many at a time, no more and no fewer
-            return torch.cat([self._run(_filled(part, batch))[: len(part)] for part in images.split(batch)])
-        return self._run(images)
-
-    def _fits(self, images: Tensor) -> bool:
-        sizes = zip(self._shape[1:], images.shape[1:], strict=False)
-        same = all(size == known or not isinstance(known, int) for known, size in sizes)  # the others are names
-        rank = not self._shape or images.dim() == len(self._shape)  # a file may leave it open
-        return images.dtype == self._dtype and rank and same
-
-    def _run(self, images: Tensor) -> Tensor:
-        try:
-            (given,) = self.session.run(None, {self._name: images.detach().contiguous().numpy()})
-        except Exception as error:  # see above
-            raise ParameterError(f"ONNX Runtime can't read {len(images)} images: {_said(error)}") from error
-        if len(given) != len(images):
-            raise ParameterError(f"the file gives {len(given)} answers to {len(images)} images.")
-        return torch.from_numpy(given)
-
-
-def _filled(images: Tensor, count: int) -> Tensor:
-    return torch.cat([images, images.new_zeros(count - len(images), *images.shape[1:])])
+    def said(self, error: Exception) -> str:
+        """Return the last part of what it says, "[ONNXRuntimeError] : 1 : FAIL : /model.cc:256 load(int) …"."""
+        said = str(error).strip().rsplit(" : ", 1)[-1]
+        return f"{re.sub(CODE, '', said):.200}"
 
 
 def _parts(parts: list) -> str:
     return ", ".join(f"{part.name!r} ({part.type})" for part in parts) or "none"
 
 
-def _said(error: Exception) -> str:
-    """Return the last part of what ONNX Runtime says, "[ONNXRuntimeError] : 1 : FAIL : /model.cc:256 load(int) …"."""
-    said = str(error).strip().rsplit(" : ", 1)[-1]
-    return f"{re.sub(CODE, '', said):.200}"
-
-
-class OnnxModel(_Runtime):
+class OnnxModel(_Session):
     """Run an ONNX file in ONNX Runtime, on one thread, as if it were a network: model(images) gives the logits.
 
     What is in the file shows only as its bytes: weights and MACs are not counted. Weights that lie in files beside it

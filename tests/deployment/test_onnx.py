@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lab import deployment
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes, latency
 from kd_lab.deployment import OnnxModel, export_onnx
+from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
 from kd_lab.evaluation import accuracy
 from kd_lab.networks.predictions import predict
@@ -267,7 +267,7 @@ WEIGHT = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("count", [1, 7, 130])
 def test_a_file_made_elsewhere_gives_the_logits_that_torch_gives(settings, count, tmp_path):
     model = OnnxModel(made_elsewhere(tmp_path / "model.onnx", **settings))
-    images = (100 * torch.rand(count, 1, 4, 4)).to(model._dtype)
+    images = (100 * torch.rand(count, 1, 4, 4)).to(model.dtype)
     assert torch.allclose(predict(model, images), images.float().flatten(1) @ WEIGHT, rtol=1e-4, atol=1e-3)
     assert file_bytes(model) > 4 * WEIGHT.numel()  # wherever they lie
 
@@ -320,8 +320,8 @@ def test_what_onnx_runtime_would_compute_otherwise_is_not_written(tmp_path):
 
 @pytest.mark.parametrize("count", [3, 130])
 def test_every_number_of_images_is_tried(count, integers, tmp_path, monkeypatch):
-    run = deployment._Runtime.forward
-    monkeypatch.setattr(deployment._Runtime, "forward", lambda self, x: run(self, x) + 10 * (len(x) in (count, 125)))
+    run = RuntimeModel.forward
+    monkeypatch.setattr(RuntimeModel, "forward", lambda self, x: run(self, x) + 10 * (len(x) in (count, 125)))
     refused(integers["lenet300"], tmp_path, f"In a batch of {count} its logits")
 
 

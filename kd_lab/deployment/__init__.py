@@ -1,0 +1,3 @@
+"""Take a compressed network out of the notebook, to other runtimes, and prove that it answers the same there."""
+
+from kd_lab.deployment.onnx import OnnxModel, export_onnx
