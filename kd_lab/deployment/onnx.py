@@ -1,9 +1,12 @@
 """Write a network as an ONNX file, and run such a file in ONNX Runtime. Needs the extra `onnx`."""
 
+import logging
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,9 @@ from kd_lab.deployment.parity import check_parity, real_images
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_that
+from kd_lab.networks.checks import is_dense
 from kd_lab.networks.permanent import make_permanent
-from kd_lab.networks.predictions import predict
+from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
@@ -36,26 +40,60 @@ CODE = re.compile(r"^/\S+:\d+ .*?\) (?=[A-Z])")  # the place in the runtime's ow
 PADDING = {"same": {"auto_pad": "SAME_UPPER"}, "valid": {}}  # where torch has a word for it
 
 
-def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None) -> None:
+def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None, calibration: Tensor | None = None) -> None:
     """Write an ONNX file, whole or not at all, that takes images and gives logits, of any number at a time.
 
-    What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32. `images`, a
-    few, are needed for a network that reads others than (N, 1, 28, 28). Before anything is written, ONNX Runtime must
-    give the model's logits. Raises a SetupError where the packages are missing, and a ParameterError for a model that
-    ONNX can't hold.
+    What `to_integer` gives is written with its own integers, scales and zero points; another model in fp32, or in int8
+    where `calibration` has some hundred images, from which ONNX Runtime's own quantizer takes its grids (QDQ format).
+    `images`, a few, are needed for a network that reads others than (N, 1, 28, 28). Before anything is written, the
+    checker of ONNX must find nothing wrong, and ONNX Runtime must give the model's logits for real images. Raises a
+    SetupError where the packages are missing, and a ParameterError for a model that ONNX can't hold.
     """
     path = file_path(path)
+    given = calibration is None or (is_dense(calibration) and calibration.numel() > 0)
+    check_that("calibration", calibration, given, "a tensor of some hundred images, (N, …)")
+    images = calibration if images is None else images
     few = real_images(images, 2)
     predict(model, few)
-    check_that(
-        "model", model, not any(isinstance(each, RuntimeModel) for each in model.modules()), "a network of torch"
-    )
+    kinds = {type(module) for module in model.modules()}
+    check_that("model", model, not any(issubclass(kind, RuntimeModel) for kind in kinds), "a network of torch")
     _package("onnx"), _package("onnxruntime")
-    integer = any(isinstance(module, IntegerLayer) for module in model.modules())
+    integer = any(issubclass(kind, IntegerLayer) for kind in kinds)
+    check_that("model", model, not integer or calibration is None, "in fp32 where calibration images are given")
     with torch.inference_mode(False):  # torch.export can't follow what inference_mode made
-        content = (_integer_graph if integer else _float_graph)(model, few.clone()).SerializeToString()
-    check_parity(_Session(content, "the file"), model, images, "ONNX Runtime", "same" if integer else "")
+        graph = (_integer_graph if integer else _float_graph)(model, few.clone())
+    _package("onnx.checker").check_model(graph)
+    content = graph.SerializeToString() if calibration is None else _quantized(graph, calibration)
+    rounds = "same" if integer else "" if calibration is None else "other"
+    check_parity(_Session(content, "the file"), model, images, "ONNX Runtime", rounds)
     write_safely(path, content)
+
+
+def _quantized(graph: Any, images: Tensor) -> bytes:
+    """Return the file of a network whose weights and activations ONNX Runtime has quantized, static int8."""
+    runtime = _package("onnxruntime.quantization")
+    batches = iter([{"images": batch.numpy()} for batch in images.split(BATCH_SIZE)])
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "int8.onnx"
+        runtime.quantize_static(
+            graph,
+            path,
+            SimpleNamespace(get_next=lambda: next(batches, None)),
+            quant_format=runtime.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,  # weights of 7 bits: of 8, sums of two products overflow 16 bits on older processors
+        )
+        return path.read_bytes()
+
+
+@contextmanager
+def _quiet():
+    """Leave out the advice that ONNX Runtime's quantizer logs."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class _Session(RuntimeModel):
@@ -155,7 +193,7 @@ def _integer_graph(model: nn.Module, images: Tensor) -> Any:
             "'model' must run on integers from its first layer to its last, as ONNX "
             f"Runtime can. Got one with {', '.join(wrong)}."
         )
-    return graph.finish(images.shape[1:])
+    return graph.finish(images.shape[1:], predict(model, images).shape[1:])
 
 
 def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -182,11 +220,11 @@ class _Graph:
         self.nodes.append(self.helper.make_node(kind, [self.flow, *names], [given], domain=domain, **attributes))
         self.flow = given
 
-    def finish(self, shape: tuple[int, ...]) -> Any:
-        """Return the model that takes images of this shape and whose logits are what the last node gives."""
+    def finish(self, taken: tuple[int, ...], given: tuple[int, ...]) -> Any:
+        """Return the model that takes images of one shape and whose logits, of another, the last node gives."""
         self.nodes[-1].output[0] = "logits"
-        images = self.helper.make_tensor_value_info("images", FLOAT, ["batch", *shape])
-        logits = self.helper.make_tensor_value_info("logits", FLOAT, None)
+        images = self.helper.make_tensor_value_info("images", FLOAT, ["batch", *taken])
+        logits = self.helper.make_tensor_value_info("logits", FLOAT, ["batch", *given])
         graph = self.helper.make_graph(self.nodes, "integer", [images], [logits], self.constants)
         opsets = [self.helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
         return self.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)

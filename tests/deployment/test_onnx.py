@@ -340,3 +340,41 @@ def test_what_surrounds_an_export_changes_nothing(tmp_path):
     with torch.inference_mode():
         export_onnx(model, tmp_path / "model.onnx", images.clone())
     assert torch.allclose(predict(OnnxModel(tmp_path / "model.onnx"), images), predict(model, images), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet300", "cnn", "resnet"])
+@pytest.mark.filterwarnings("ignore:ONNX Runtime answers")
+def test_the_runtimes_own_int8_loses_less_than_a_third_of_a_point(name, mnist, validation, tmp_path, capfd):
+    model = load_trained(name)
+    export_onnx(model, tmp_path / "fp32.onnx")
+    export_onnx(model, tmp_path / "int8.onnx", calibration=mnist.train.images[:300])
+    nodes = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= nodes  # QDQ
+    whole, small = (OnnxModel(tmp_path / f"{each}.onnx") for each in ("fp32", "int8"))
+    assert accuracy(small, validation).value > accuracy(model, validation).value - 0.003
+    assert file_bytes(small) < 0.45 * file_bytes(whole)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("calibration", [3, [1, 2], torch.empty(0, 1, 28, 28)])
+def test_calibration_that_is_no_tensor_of_images_is_refused(calibration, tmp_path):
+    with pytest.raises(ParameterError, match=r"^export_onnx\(\): 'calibration' must be a tensor of some"):
+        export_onnx(build_model("mlp128"), tmp_path / "model.onnx", calibration=calibration)
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_network_of_integers_is_not_quantized_again(integers, validation, tmp_path):
+    with pytest.raises(ParameterError, match=r"'model' must be in fp32 where calibration images are given"):
+        export_onnx(integers["lenet300"], tmp_path / "model.onnx", calibration=validation.images)
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_the_checker_of_onnx_finds_nothing_and_any_batch_is_taken(integer, integers, tmp_path):
+    export_onnx(integers["lenet300"] if integer else build_model("mlp128"), tmp_path / "model.onnx")
+    file = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(file, full_check=not integer)  # shapes of Microsoft's own operators are unknown to it
+    (taken,), (given,) = file.graph.input, file.graph.output
+    assert (taken.name, given.name) == ("images", "logits")
+    assert taken.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {opset.domain: opset.version for opset in file.opset_import}[""] >= 17
