@@ -1,6 +1,7 @@
 """Compare what a deployed network answers with what torch answers, on real images, before it is handed over."""
 
 import warnings
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,13 @@ NAMED = 10  # images that a warning names
 
 def real_images(images: Tensor | None, count: int = DIGITS) -> Tensor:
     """Return the first of these images or, without any, of the validation digits of MNIST."""
-    return example_images(load_mnist().validation.images if images is None else images, count)
+    return example_images(_digits() if images is None else images, count)
+
+
+@cache
+def _digits() -> Tensor:
+    """Return the digits that are compared, a copy, so that the rest of MNIST needs no memory."""
+    return load_mnist().validation.images[:DIGITS].clone()
 
 
 def check_parity(deployed: nn.Module, model: nn.Module, images: Tensor | None, runtime: str, rounds: str = "") -> None:
