@@ -56,7 +56,8 @@ def export_page(models: nn.Module | dict[str, nn.Module], path: Path) -> None:
     content = _html({"mean": MEAN, "std": STD, "digits": _coded([pixels]), "networks": networks})
     held = json.loads(DATA.search(content)[1])  # type: ignore[index]
     for network, model in zip(held["networks"], named.values(), strict=True):
-        check_parity(_Held(network), model, None, "the page")
+        rounds = any(getattr(module, "input_quantizer", None) for module in model.modules())
+        check_parity(_Held(network), model, None, "the page", "same" if rounds else "")
     write_safely(path, content.encode())
 
 
@@ -112,19 +113,20 @@ class _Packer:
             return self._shaped(
                 [{"kind": "residual", "steps": self.steps(module.body, f"{name}.body", x)[0]}], module, x
             )
-        steps = self._layer(module) if _is_layer(module) else self._other(module)
-        if steps is None or (isinstance(module, (nn.Linear, IntegerLinear)) and x.dim() != 2):
+        found = self._layer(module) if _is_layer(module) else self._other(module)
+        if found is None or (isinstance(module, (nn.Linear, IntegerLinear)) and x.dim() != 2):
             raise ParameterError(
                 "'models' must be Sequentials of layers that a page can compute. Got one with "
                 f"{name or 'model'} ({type(module).__name__})."
             )
-        return self._shaped(steps, module, x)
+        return self._shaped(found, module, x)
 
     def _shaped(self, steps: list[dict], module: nn.Module, x: Tensor) -> tuple[list[dict], Tensor]:
         given = module(x.clone())
         taken, made = ([*each.shape[1:], 1, 1][:3] for each in (x, given))
         for step in steps:
-            step |= {"in": taken, "out": taken if step["kind"] == "round" else made}
+            behind = step["kind"] in ("scale", "requantize")  # the sums of a layer
+            step |= {"in": made if behind else taken, "out": taken if step["kind"] == "round" else made}
         return steps, given
 
     def _keep(self, **tensors: Tensor | None) -> dict[str, int]:
@@ -181,7 +183,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _window(layer: Any) -> dict | None:
-    """Return how a layer's weights move over what it takes, a Linear one's over a single place; None for odd padding."""
+    """Return how a layer's weights move over what it takes, a Linear one's over one place; None for other padding."""
     if isinstance(layer, (nn.Linear, IntegerLinear)):
         return {"size": [1, 1], "stride": [1, 1], "pad": [0, 0], "dilation": [1, 1], "groups": 1}
     if getattr(layer, "padding_mode", "zeros") != "zeros":

@@ -14,15 +14,13 @@ function readDigits() {
 
 function choose(place) {
   network = new Network(data.networks[place], data);
-  network.name ||= "network";
   const count = network.answers.filter((answer, digit) => answer === network.answer(digits[digit])).length;
   at("about").textContent = `${network.name}, in ${network.bytes.toLocaleString("en")} bytes: ` +
     `${network.kept.toLocaleString("en")} weights are not zero. It runs here, in your browser.`;
   at("check").textContent = count === digits.length
     ? `This browser answers ${count} of ${digits.length} stored test digits as torch did.`
     : `This browser answers only ${count} of ${digits.length} stored test digits as torch did. Don't trust it.`;
-  const bars = network.logits(digits[0]);
-  at("bars").replaceChildren(...Array.from(bars, (_, answer) => barOf(answer)));
+  at("bars").replaceChildren(...Array.from(network.logits(digits[0]), (_, answer) => barOf(answer)));
   damage();
 }
 
