@@ -650,6 +650,13 @@ def exports(case: Case) -> None:
         same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count].clone()))
 
 
+def exports_a_page(case: Case) -> None:
+    """What a page holds has the network's logits, which is compared before it is written, or it is refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        deployment.export_page(case.model, Path(folder) / "page.html")
+        holds("the page is empty", (Path(folder) / "page.html").stat().st_size > 0)
+
+
 # training
 
 
@@ -896,6 +903,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "Quantize": partial(runs_stage, stage=compression.Quantize(4, 0)),
     "scorecard": fills_a_scorecard,
     "export_onnx": exports,
+    "export_page": exports_a_page,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),
     "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),
     "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),

@@ -1,3 +1,5 @@
 """Take a compressed network out of the notebook, to other runtimes, and prove that it answers the same there."""
 
 from kd_lab.deployment.onnx import OnnxModel, export_onnx
+from kd_lab.deployment.page import export_page
+from kd_lab.deployment.qr import to_qr

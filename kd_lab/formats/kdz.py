@@ -74,7 +74,7 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
     for key in build_form(form).state_dict():  # a parametrization changes the order
         if not torch.isfinite(tensors[key]).all():
             raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")
-        _write(writer, tensors[key])
+        write_tensor(writer, tensors[key])
     body = _describe(form, coder) + writer.content()
     return MAGIC + SCHEMA + _digest(body) + body
 
@@ -91,7 +91,7 @@ def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
         if len(coded) > sum(MAX_NUMBER_BYTES * each.numel() + MAX_TABLE_BYTES for each in tensors.values()):
             raise ValueError("there are bytes left over.")  # seen before they take memory
         reader = CODERS[coder][1](coded)
-        tensors = {key: _read(reader, tensors[key]) for key in _order(content, tensors, form)}
+        tensors = {key: read_tensor(reader, tensors[key]) for key in _order(content, tensors, form)}
         if not reader.is_at_end():
             raise ValueError("there are bytes left over, or some are missing.")
         model.load_state_dict(tensors)
@@ -178,7 +178,7 @@ def _order(content: bytes, tensors: dict[str, Tensor], form: Form) -> list[str]:
     return sorted(tensors, key=lambda key: f"{old[parts[key][0]]}.{parts[key][2]}")
 
 
-def _write(writer: RangeWriter | HuffmanWriter, tensor: Tensor) -> None:
+def write_tensor(writer: RangeWriter | HuffmanWriter, tensor: Tensor) -> None:
     """Write the table of a tensor's values other than 0, and the codes; or, without a table, each value as it is."""
     values = np.ascontiguousarray(tensor.detach().numpy()).reshape(_matrix(tensor))
     table = np.unique(values[values != 0])
@@ -193,7 +193,7 @@ def _write(writer: RangeWriter | HuffmanWriter, tensor: Tensor) -> None:
     writer.uniform(np.frombuffer(kept.astype(np.float16 if halved else kept.dtype).tobytes(), np.uint8), 256)
 
 
-def _read(reader: RangeReader | HuffmanReader, like: Tensor) -> Tensor:
+def read_tensor(reader: RangeReader | HuffmanReader, like: Tensor) -> Tensor:
     """Return a tensor of the shape and the dtype of this one."""
     (count,) = reader.uniform(1, MAX_TABLE + 2)
     shared = count <= MAX_TABLE

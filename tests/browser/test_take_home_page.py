@@ -1,0 +1,98 @@
+"""The page that a learner takes home answers as torch does, and can be used by mouse and keys, wide or narrow."""
+
+import base64
+
+import pytest
+import torch
+
+from benchmarks._lab import browser
+from kd_lab.data import MEAN, STD
+from kd_lab.deployment import export_page
+from kd_lab.evaluation import predict_classes
+from kd_lab.formats import load_packed
+from kd_lab.results import RESULTS
+
+pytestmark = pytest.mark.browser
+SELF_TEST = "text => selfTest(Uint8Array.from(atob(text), letter => letter.charCodeAt(0)))"
+NAMES = {"lenet300": "lenet300_taught_7_1", "lenet5": "lenet5_taught_2_0"}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: load_packed(RESULTS / "deep_compression" / f"{file}.kdz") for name, file in NAMES.items()}
+
+
+@pytest.fixture(scope="module")
+def at_home(models, tmp_path_factory):
+    """Open the page with both networks as a double click does, and note what goes wrong in it."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    export_page(models, path)
+    with browser() as page:
+        troubles, asked_for = [], []
+        page.on("pageerror", lambda error: troubles.append(error))
+        page.on("request", lambda request: asked_for.append(request.url))
+        page.goto(path.as_uri())
+        yield page
+        assert not troubles and asked_for == [path.as_uri()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_answers_to_the_test_digits_are_those_of_torch(name, at_home, models, mnist):
+    at_home.select_option("#network", name)
+    assert at_home.inner_text("#check") == "This browser answers 10 of 10 stored test digits as torch did."
+    pixels = ((mnist.test.images * STD + MEAN) * 255).round().to(torch.uint8)
+    found = at_home.evaluate(SELF_TEST, base64.b64encode(pixels.numpy().tobytes()).decode())
+    assert len(found) == 10_000 and found == predict_classes(models[name], mnist.test.images).tolist()
+
+
+def draw_one(page):
+    box = page.locator("#pad canvas").bounding_box()
+    page.mouse.move(box["x"] + 140, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 140, box["y"] + 240, steps=8)
+    page.mouse.up()
+
+
+def test_a_drawn_digit_is_read_and_cleared(at_home):
+    draw_one(at_home)
+    assert at_home.inner_text("#answer") == "It is a 1."
+    assert at_home.locator("#bars li").count() == 10 and at_home.inner_text("#bars .best").startswith("1")
+    at_home.click("#pad button")
+    assert at_home.inner_text("#answer") == "Nothing is drawn yet."
+
+
+def test_the_slider_breaks_the_network_and_mends_it_by_keys(at_home):
+    draw_one(at_home)
+    before = at_home.inner_text("#bars")
+    at_home.focus("#amount")
+    at_home.keyboard.press("End")
+    assert at_home.inner_text("#broken").startswith("0 of ") and at_home.inner_text("#bars") != before
+    at_home.keyboard.press("Home")
+    assert at_home.inner_text("#broken").endswith("10 of 10 stored digits are answered as before.")
+    assert at_home.inner_text("#bars") == before
+    at_home.check("text=Add noise")
+    at_home.fill("#amount", "100")
+    assert at_home.inner_text("#broken").startswith("Noise of 200 % of the weights' size")
+    at_home.fill("#amount", "0")
+    at_home.check("text=Prune more")
+    assert at_home.inner_text("#bars") == before
+
+
+def test_keys_reach_everything(at_home):
+    at_home.evaluate("document.activeElement.blur()")
+    reached = []
+    for _ in range(6):
+        at_home.keyboard.press("Tab")
+        reached.append(at_home.evaluate("document.activeElement.id || document.activeElement.localName"))
+    assert {"network", "canvas", "button", "amount"} <= set(reached)
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_is_cut_off(width, at_home):
+    at_home.set_viewport_size({"width": width, "height": 800})
+    assert at_home.evaluate("document.documentElement.scrollWidth") <= width
+    assert all(
+        box["x"] >= 0 and box["x"] + box["width"] <= width
+        for box in map(lambda part: part.bounding_box(), at_home.locator("main *:visible").all())
+        if box
+    )
