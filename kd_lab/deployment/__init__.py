@@ -3,3 +3,4 @@
 from kd_lab.deployment.onnx import OnnxModel, export_onnx
 from kd_lab.deployment.page import export_page
 from kd_lab.deployment.qr import to_qr
+from kd_lab.deployment.servers import Servers, serve

@@ -1,0 +1,210 @@
+"""Serve networks over HTTP, in the Open Inference Protocol v2 with its binary tensor extension."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from kd_lab.deployment.served import (
+    DATATYPES,
+    MAX_BYTES,
+    OUTPUT,
+    InputTensor,
+    RequestError,
+    ServedModel,
+    ServedModels,
+    UnknownModelError,
+    is_allowed,
+)
+
+ASSETS = Path(__file__).parent / "assets"
+SECONDS = 30  # that a client may take to send a request
+JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in a body that goes on with binary tensors
+TENSOR_SCHEMA = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"enum": list(DATATYPES)},
+        "parameters": {"type": "object"},
+        "data": {"type": "array"},
+    },
+}
+INFER_SCHEMA = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "inputs": {"type": "array", "items": TENSOR_SCHEMA},
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    },
+}
+INFER_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": INFER_SCHEMA}}}}
+REFUSALS: dict[int | str, dict] = {status: {"description": "refused"} for status in (400, 401, 404, 408, 413)}
+
+
+class ImpatientProtocol(H11Protocol):
+    """Close a connection on which no request has come after some seconds."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms go by
+        self.loop.call_later(SECONDS, lambda: None if self.cycle else transport.close())
+
+
+def http_app(models: ServedModels, token: str = "") -> FastAPI:
+    """Return the FastAPI app; with a token, all but health, the page and its scripts need `Authorization: Bearer`."""
+
+    async def check_token(request: Request) -> None:
+        if not is_allowed(token, request.headers.get("authorization", "")):
+            raise HTTPException(401, "Send the token: Authorization: Bearer TOKEN.")
+
+    app = FastAPI(title="kd_lab", docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestError, _refuse)
+    app.add_exception_handler(404, _say)
+    app.add_exception_handler(HTTPException, _say)
+    _add_health(app)
+    _add_models(router := APIRouter(dependencies=[Depends(check_token)], responses=REFUSALS), models)
+    app.include_router(router)
+    app.mount("/", StaticFiles(directory=ASSETS))
+    return app
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 404 if isinstance(error, UnknownModelError) else 400)
+
+
+async def _say(_request: Request, error: Any) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        if not (ASSETS / "draw.html").exists():
+            raise HTTPException(404, "There is no page to draw on.")
+        return Response((ASSETS / "draw.html").read_bytes(), media_type="text/html")
+
+    @app.get("/v2/health/live")
+    async def live() -> Response:
+        return JSONResponse({"live": True})
+
+    @app.get("/v2/health/ready")
+    async def ready() -> Response:
+        return JSONResponse({"ready": True})
+
+
+def _add_models(router: APIRouter, models: ServedModels) -> None:
+    @router.get("/v2")
+    async def server_metadata() -> Response:
+        return JSONResponse(models.server_metadata())
+
+    @router.get("/kit/models")
+    async def listing() -> Response:
+        return JSONResponse(models.listing())
+
+    @router.get("/v2/models/{name}/ready")
+    @router.get("/v2/models/{name}/versions/{version}/ready")
+    async def model_ready(name: str, version: str = "") -> Response:
+        models.find(name, version)
+        return JSONResponse({"name": name, "ready": True})
+
+    @router.get("/v2/models/{name}")
+    @router.get("/v2/models/{name}/versions/{version}")
+    async def model_metadata(name: str, version: str = "") -> Response:
+        return JSONResponse(models.metadata(name, version))
+
+    @router.post("/v2/models/{name}/infer", openapi_extra=INFER_BODY)
+    @router.post("/v2/models/{name}/versions/{version}/infer", openapi_extra=INFER_BODY)
+    async def infer(body: Annotated[bytes, Depends(_body)], request: Request, name: str, version: str = "") -> Response:
+        return await _infer(models.find(name, version), body, request.headers.get(JSON_LENGTH))
+
+
+async def _body(request: Request) -> bytes:
+    """Return the body; one that is too long is read to its end, but not kept, so that its client hears why."""
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= MAX_BYTES:
+                    parts.append(part)
+    except TimeoutError as error:
+        raise HTTPException(408, f"The body must come within {SECONDS} seconds.") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "The client left.") from error
+    if size > MAX_BYTES:
+        raise HTTPException(413, f"A request must have {MAX_BYTES:,} bytes at most. Got {size:,}.")
+    return b"".join(parts)
+
+
+async def _infer(model: ServedModel, body: bytes, length: str | None) -> Response:
+    asked, binary = _parsed(body, length)
+    inputs = [_input(each, binary) for each in _dicts(asked, "inputs")]
+    outputs = _dicts(asked, "outputs")
+    logits = await model.answer(inputs, [each.get("name") for each in outputs])
+    in_binary = _parameter(asked, "binary_data_output")
+    for each in outputs:
+        in_binary = _parameter(each, "binary_data", in_binary)
+    answer = {"model_name": model.name, "model_version": model.version}
+    answer |= {"id": asked["id"]} if isinstance(asked.get("id"), str) else {}
+    tensor: dict[str, Any] = {"name": OUTPUT, "datatype": model.answer_datatype, "shape": list(logits.shape)}
+    return _in_binary(answer, tensor, logits) if in_binary is True else _in_json(answer, tensor, logits)
+
+
+def _parsed(body: bytes, length: str | None) -> tuple[dict, bytes]:
+    """Return the JSON of a body and the binary tensors behind it."""
+    if length is not None and not (length.isdecimal() and len(length) < 10 and int(length) <= len(body)):
+        raise RequestError(f"{JSON_LENGTH} must be a number of bytes of the body. Got {length!r:.80}.")
+    end = len(body) if length is None else int(length)
+    try:
+        asked = json.loads(body[:end])
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"The body must be JSON. {error!s:.80}") from error
+    if not isinstance(asked, dict):
+        raise RequestError("The body must be a JSON object.")
+    return asked, body[end:]
+
+
+def _dicts(asked: dict, key: str) -> list[dict]:
+    parts = asked.get(key, [])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise RequestError(f"{key!r} must be a list of JSON objects.")
+    return parts
+
+
+def _parameter(part: dict, name: str, otherwise: Any = None) -> Any:
+    parameters = part.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RequestError("'parameters' must be a JSON object.")
+    return parameters.get(name, otherwise)
+
+
+def _input(given: dict, binary: bytes) -> InputTensor:
+    size = _parameter(given, "binary_data_size")
+    if (size or 0) != len(binary) or (size is not None and "data" in given):
+        raise RequestError(f"'binary_data_size' must be the bytes behind the JSON, {len(binary)}, without 'data'.")
+    data = given.get("data") if size is None else binary
+    return InputTensor(given.get("name"), given.get("datatype"), given.get("shape"), data)
+
+
+def _in_json(answer: dict, tensor: dict, logits: np.ndarray) -> Response:
+    tensor["data"] = logits.ravel().tolist()
+    return Response(json.dumps(answer | {"outputs": [tensor]}), media_type="application/json")
+
+
+def _in_binary(answer: dict, tensor: dict, logits: np.ndarray) -> Response:
+    content = logits.astype(logits.dtype.newbyteorder("<")).tobytes()
+    tensor["parameters"] = {"binary_data_size": len(content)}
+    head = json.dumps(answer | {"outputs": [tensor]}).encode()
+    return Response(head + content, headers={JSON_LENGTH: str(len(head))}, media_type="application/octet-stream")

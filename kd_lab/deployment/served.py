@@ -1,0 +1,218 @@
+"""Check what clients ask of the networks that are served, and compute the answers: what HTTP and gRPC share."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lab.checkpoints import RECIPES, load_trained
+from kd_lab.deployment.onnx import OnnxModel
+from kd_lab.deployment.runtime import RuntimeModel
+from kd_lab.errors import KdLabError, ParameterError, check_kind, check_that, reason
+from kd_lab.formats import load_network, load_packed, network_file_bytes
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import BATCH_SIZE, MNIST_IMAGE, example_images, predict
+from kd_lab.storage import file_path
+
+INPUT, OUTPUT = "images", "logits"  # the names of the tensors that clients send and get
+MAX_BYTES = 8_000_000  # of a request: 2,500 digits in binary, 500 or more in JSON
+DATATYPES = {  # of the protocol, as NumPy has them
+    "FP16": np.dtype("float16"),
+    "FP32": np.dtype("float32"),
+    "FP64": np.dtype("float64"),
+    "INT8": np.dtype("int8"),
+    "INT32": np.dtype("int32"),
+    "INT64": np.dtype("int64"),
+    "UINT8": np.dtype("uint8"),
+}
+LOADERS: dict[str, Any] = {".kdz": load_packed, ".safetensors": load_network, ".onnx": OnnxModel}
+KEY = re.compile(r"([\w.-]{1,64})(?::([1-9]\d{0,8}))?", re.ASCII)
+
+
+class RequestError(KdLabError):
+    """A request that can't be answered, for a reason that its client can mend."""
+
+
+class UnknownModelError(RequestError):
+    """A request for a model or a version that is not served."""
+
+
+class InputTensor(NamedTuple):
+    """What a client sends: names and numbers as they came, not checked yet."""
+
+    name: Any
+    datatype: Any
+    shape: Any
+    data: Any  # bytes, little-endian, or numbers in a list, nested or flat
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A network under a name, and what its clients have to know of it."""
+
+    name: str
+    version: str
+    network: nn.Module
+    bytes: int  # of its file
+    shape: tuple[int, ...]  # of an image
+    datatype: str
+    answer_shape: tuple[int, ...]  # of one image's logits
+    answer_datatype: str
+
+    def metadata(self, versions: list[str]) -> dict[str, Any]:
+        """Return the protocol's description of a model."""
+        taken = {"name": INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]}
+        given = {"name": OUTPUT, "datatype": self.answer_datatype, "shape": [-1, *self.answer_shape]}
+        return {"name": self.name, "versions": versions, "platform": "kd_lab", "inputs": [taken], "outputs": [given]}
+
+    async def answer(self, inputs: list[InputTensor], outputs: list[Any]) -> np.ndarray:
+        """Return the logits (N, …); raise a RequestError that says what is wrong with the request.
+
+        Servers run on one thread: after each batch of a large request, the others have a turn.
+        """
+        if len(inputs) != 1 or any(name != OUTPUT for name in outputs):
+            raise RequestError(f"A request must have one input, {INPUT!r}, and may ask for one output, {OUTPUT!r}.")
+        parts: list[Tensor] = []
+        for batch in self._images(inputs[0]).split(BATCH_SIZE):
+            if parts:
+                await asyncio.sleep(0)
+            parts.append(self._run(batch))
+        return torch.cat(parts).numpy()
+
+    def _images(self, given: InputTensor) -> Tensor:
+        if (given.name, given.datatype) != (INPUT, self.datatype):
+            named = f"{given.name!r:.80} of {given.datatype!r:.80}"
+            raise RequestError(f"The input must be {INPUT!r} of datatype {self.datatype!r}. Got {named}.")
+        shape = given.shape
+        whole = isinstance(shape, list) and all(type(size) is int for size in shape)
+        if not whole or tuple(shape[1:]) != self.shape or not 1 <= shape[0] <= MAX_BYTES:
+            raise RequestError(f"The shape must be [N, {', '.join(map(str, self.shape))}]. Got {shape!r:.80}.")
+        read: Callable[[Any, np.dtype], np.ndarray] = _from_bytes if isinstance(given.data, bytes) else _from_list
+        numbers = read(given.data, DATATYPES[self.datatype])
+        if numbers.shape != tuple(shape) and numbers.shape != (np.prod(shape, dtype=object),):
+            raise RequestError(f"The data must be {np.prod(shape, dtype=object)} numbers. Got {numbers.size}.")
+        if not np.isfinite(numbers).all():
+            raise RequestError("The data must be finite numbers. Got NaN or infinite ones.")
+        return torch.from_numpy(numbers.reshape(shape))
+
+    @torch.inference_mode()
+    def _run(self, images: Tensor) -> Tensor:
+        try:
+            logits = self.network(images)
+        except Exception as error:  # of a learner's own layer
+            raise RequestError(f"The network can't read these images: {reason(error):.200}") from error
+        if not torch.isfinite(logits).all():
+            raise RequestError("The logits of these images are not finite: their numbers are too large.")
+        return logits
+
+
+def _from_bytes(data: bytes, dtype: np.dtype) -> np.ndarray:
+    if len(data) % dtype.itemsize:
+        raise RequestError(f"The data must be numbers of {dtype.itemsize} bytes. Got {len(data)} bytes.")
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+
+
+def _from_list(data: Any, dtype: np.dtype) -> np.ndarray:
+    """Return what JSON or protobuf has as numbers in this dtype; raise a RequestError where they would change."""
+    try:
+        numbers = np.asarray(data)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise RequestError(f"The data must be numbers in rows of equal length. {reason(error):.80}") from error
+    if numbers.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
+        raise RequestError(f"The data must be numbers of {dtype}. Got others, or none.")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused later
+        converted = numbers.astype(dtype)
+    if dtype.kind != "f" and not np.array_equal(converted, numbers):
+        raise RequestError(f"The data must be numbers of {dtype}. Got some out of its range.")
+    return converted
+
+
+class ServedModels:
+    """The networks that the servers know, by name and version."""
+
+    def __init__(self, models: Mapping[str, nn.Module | Path | str], images: Tensor | None = None):
+        check_kind("models", models, Mapping, "a dict from names to networks or their files")
+        check_that("models", models, len(models), "one network or more")
+        self._found: dict[str, dict[int, ServedModel]] = {}
+        for key, model in models.items():
+            match = KEY.fullmatch(str(key))
+            check_that("models", key, match, "by names such as 'cnn' or, with a version, 'cnn:2'")
+            name, version = match[1], int(match[2] or 1)  # type: ignore[index]
+            check_that("models", key, version not in self._found.get(name, {}), "of one network for each version")
+            self._found.setdefault(name, {})[version] = _prepared(name, str(version), model, images)
+
+    def find(self, name: str, version: str = "") -> ServedModel:
+        """Return the model of this version or of the newest one; raise an UnknownModelError where there is none."""
+        versions = {str(number): model for number, model in sorted(self._found.get(name, {}).items())}
+        found = versions.get(version or next(reversed(versions), ""))
+        if found is None:
+            wanted = f"{name[:80]!r}" + f" of version {version[:80]!r}" * bool(version)
+            raise UnknownModelError(f"No model {wanted} is served.")
+        return found
+
+    def metadata(self, name: str, version: str = "") -> dict[str, Any]:
+        """Return the protocol's description of a model; raise as `find` does."""
+        found = self.find(name, version)
+        return found.metadata([str(number) for number in sorted(self._found[name])])
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Return the protocol's description of the server."""
+        return {"name": "kd_lab", "version": version_of("kd_lab"), "extensions": ["binary_tensor_data"]}
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Return the name, the version and the bytes of all models."""
+        every = (model for versions in self._found.values() for model in versions.values())
+        return [{"name": model.name, "version": model.version, "bytes": model.bytes} for model in every]
+
+
+def is_allowed(token: str, sent: str) -> bool:
+    """Return whether an Authorization header has the token, in a time that does not tell how much of it is right."""
+    return not token or secrets.compare_digest(sent.encode(errors="replace"), f"Bearer {token}".encode())
+
+
+def _prepared(name: str, version: str, model: nn.Module | Path | str, images: Tensor | None) -> ServedModel:
+    """Return a model ready to serve: a copy in evaluation mode whose weights are plain, tried on an image."""
+    network, size = _loaded(model) if isinstance(model, (str, Path)) else (model, network_file_bytes(model))
+    plain = network if isinstance(network, RuntimeModel) else make_permanent(network).eval()
+    example = _example(plain, images)
+    logits = predict(plain, example)
+    names = {str(dtype): datatype for datatype, dtype in DATATYPES.items()}
+    kinds = [names.get(str(each.dtype).removeprefix("torch."), "") for each in (example, logits)]
+    if not all(kinds):
+        raise ParameterError(
+            f"{name!r} must take and give {', '.join(DATATYPES)}. Got {example.dtype}, {logits.dtype}."
+        )
+    return ServedModel(
+        name, version, plain, size, tuple(example.shape[1:]), kinds[0], tuple(logits.shape[1:]), kinds[1]
+    )
+
+
+def _loaded(where: Path | str) -> tuple[nn.Module, int]:
+    """Return the network of a file, or the shipped one of this name, with the bytes of its file."""
+    if str(where) in RECIPES:
+        network = load_trained(str(where))
+        return network, network_file_bytes(network)
+    path = file_path(where)
+    if path.suffix not in LOADERS:
+        known = f"{', '.join(LOADERS)} or {', '.join(RECIPES)}"
+        raise ParameterError(
+            f"a model must be a network, its file or the name of one that ships ({known}). Got {where}."
+        )
+    return LOADERS[path.suffix](path), path.stat().st_size
+
+
+def _example(network: nn.Module, images: Tensor | None) -> Tensor:
+    """Return an image to try a network on: one of these or, without any, noise of the shape that its file says."""
+    if images is None and isinstance(network, RuntimeModel):
+        shape = [size for size in network.shape[1:] if isinstance(size, int)]
+        known = shape if len(shape) == len(network.shape) - 1 else MNIST_IMAGE
+        return torch.ones(1, *known, dtype=network.dtype)
+    return example_images(images, 1)
