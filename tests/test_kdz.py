@@ -20,7 +20,7 @@ from kd_lab.checkpoints import SHIPPED, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError
 from kd_lab.formats import kdz
-from kd_lab.formats.kdz import CODERS, MAGIC, _write, architecture_in, load_packed, pack, save_packed, unpack
+from kd_lab.formats.kdz import CODERS, MAGIC, architecture_in, load_packed, pack, save_packed, unpack, write_tensor
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
@@ -251,7 +251,7 @@ def coded(coder, tensors):
     """Return tensors as pack() codes them, whatever is in them."""
     writer = CODERS[coder][0]()
     for tensor in tensors:
-        _write(writer, tensor)
+        write_tensor(writer, tensor)
     return writer.content()
 
 

@@ -10,6 +10,8 @@ from kd_lab.data import MEAN, STD
 from kd_lab.deployment import export_page
 from kd_lab.evaluation import predict_classes
 from kd_lab.formats import load_packed
+from kd_lab.networks.zoo import build_model
+from kd_lab.quantization import quantize_model, to_integer
 from kd_lab.results import RESULTS
 
 pytestmark = pytest.mark.browser
@@ -18,13 +20,15 @@ NAMES = {"lenet300": "lenet300_taught_7_1", "lenet5": "lenet5_taught_2_0"}
 
 
 @pytest.fixture(scope="module")
-def models():
-    return {name: load_packed(RESULTS / "deep_compression" / f"{file}.kdz") for name, file in NAMES.items()}
+def models(mnist):
+    """Return two packed networks, and a small one, untrained, that runs on integers."""
+    packed = {name: load_packed(RESULTS / "deep_compression" / f"{file}.kdz") for name, file in NAMES.items()}
+    return {**packed, "integer": to_integer(quantize_model(build_model("lenet5_classic"), mnist.train.images[:100]))}
 
 
 @pytest.fixture(scope="module")
 def at_home(models, tmp_path_factory):
-    """Open the page with both networks as a double click does, and note what goes wrong in it."""
+    """Open the page with all networks as a double click does, and note what goes wrong in it."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     export_page(models, path)
     with browser() as page:
@@ -36,16 +40,18 @@ def at_home(models, tmp_path_factory):
         assert not troubles and asked_for == [path.as_uri()]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_answers_to_the_test_digits_are_those_of_torch(name, at_home, models, mnist):
+@pytest.mark.parametrize("name, count", [("lenet300", 10_000), ("lenet5", 10_000), ("integer", 200)])
+def test_all_answers_to_the_test_digits_are_those_of_torch(name, count, at_home, models, mnist):
     at_home.select_option("#network", name)
-    assert at_home.inner_text("#check") == "This browser answers 10 of 10 stored test digits as torch did."
-    pixels = ((mnist.test.images * STD + MEAN) * 255).round().to(torch.uint8)
+    assert at_home.inner_text("#check") == "This browser answers 10 of 10 stored digits as torch did."
+    images = mnist.test.images[:count]
+    pixels = ((images * STD + MEAN) * 255).round().to(torch.uint8)
     found = at_home.evaluate(SELF_TEST, base64.b64encode(pixels.numpy().tobytes()).decode())
-    assert len(found) == 10_000 and found == predict_classes(models[name], mnist.test.images).tolist()
+    assert len(found) == count and found == predict_classes(models[name], images).tolist()
 
 
 def draw_one(page):
+    page.select_option("#network", "lenet300")
     box = page.locator("#pad canvas").bounding_box()
     page.mouse.move(box["x"] + 140, box["y"] + 40)
     page.mouse.down()

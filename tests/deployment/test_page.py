@@ -45,7 +45,9 @@ def fewer(monkeypatch, validation):
     monkeypatch.setattr(page, "check_parity", lambda *given: original(*given[:2], few, *given[3:]))
 
 
-@pytest.mark.parametrize("name", ["lenet300_taught_7_1", "lenet5_taught_2_0"])
+@pytest.mark.parametrize(
+    "name", ["lenet5_taught_2_0", pytest.param("lenet300_taught_7_1", marks=pytest.mark.slow, id="lenet300")]
+)
 def test_a_page_with_a_packed_network_has_at_most_30_kb_and_needs_nothing_else(name, tmp_path):
     export_page(load_packed(RESULTS / "deep_compression" / f"{name}.kdz"), tmp_path / "page.html")
     content = (tmp_path / "page.html").read_bytes()

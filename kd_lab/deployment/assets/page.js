@@ -18,8 +18,8 @@ function choose(place) {
   at("about").textContent = `${network.name}, in ${network.bytes.toLocaleString("en")} bytes: ` +
     `${network.kept.toLocaleString("en")} weights are not zero. It runs here, in your browser.`;
   at("check").textContent = count === digits.length
-    ? `This browser answers ${count} of ${digits.length} stored test digits as torch did.`
-    : `This browser answers only ${count} of ${digits.length} stored test digits as torch did. Don't trust it.`;
+    ? `This browser answers ${count} of ${digits.length} stored digits as torch did.`
+    : `This browser answers only ${count} of ${digits.length} stored digits as torch did. Don't trust it.`;
   at("bars").replaceChildren(...Array.from(network.logits(digits[0]), (_, answer) => barOf(answer)));
   damage();
 }
