@@ -57,3 +57,7 @@ def _named(models: list[str]) -> dict[str, str]:
             raise KdLabError(f"two models are named {name!r}. Give one another name or version: NAME:2=MODEL.")
         named[name] = path
     return named
+
+
+if __name__ == "__main__":
+    sys.exit(main())

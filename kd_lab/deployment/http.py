@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from kd_lab.data import MEAN, STD
 from kd_lab.deployment.served import (
     DATATYPES,
     MAX_BYTES,
@@ -91,9 +92,8 @@ async def _say(_request: Request, error: Any) -> Response:
 def _add_health(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        if not (ASSETS / "draw.html").exists():
-            raise HTTPException(404, "There is no page to draw on.")
-        return Response((ASSETS / "draw.html").read_bytes(), media_type="text/html")
+        pixels = json.dumps({"mean": MEAN, "std": STD})
+        return HTMLResponse((ASSETS / "draw.html").read_text("utf-8").replace("{{pixels}}", pixels))
 
     @app.get("/v2/health/live")
     async def live() -> Response:

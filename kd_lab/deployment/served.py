@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.checkpoints import RECIPES, load_trained
+from kd_lab.cost import file_bytes
 from kd_lab.deployment.onnx import OnnxModel
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.errors import KdLabError, ParameterError, check_kind, check_that, reason
 from kd_lab.formats import load_network, load_packed, network_file_bytes
+from kd_lab.networks.checks import check_model
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import BATCH_SIZE, MNIST_IMAGE, example_images, predict
+from kd_lab.quantization.integer import IntegerLayer
 from kd_lab.storage import file_path
 
 INPUT, OUTPUT = "images", "logits"  # the names of the tensors that clients send and get
@@ -95,7 +98,7 @@ class ServedModel:
         whole = isinstance(shape, list) and all(type(size) is int for size in shape)
         if not whole or tuple(shape[1:]) != self.shape or not 1 <= shape[0] <= MAX_BYTES:
             raise RequestError(f"The shape must be [N, {', '.join(map(str, self.shape))}]. Got {shape!r:.80}.")
-        read: Callable[[Any, np.dtype], np.ndarray] = _from_bytes if isinstance(given.data, bytes) else _from_list
+        read: Callable[..., np.ndarray] = _from_bytes if isinstance(given.data, bytes) else _from_list
         numbers = read(given.data, DATATYPES[self.datatype])
         if numbers.shape != tuple(shape) and numbers.shape != (np.prod(shape, dtype=object),):
             raise RequestError(f"The data must be {np.prod(shape, dtype=object)} numbers. Got {numbers.size}.")
@@ -180,7 +183,7 @@ def is_allowed(token: str, sent: str) -> bool:
 
 def _prepared(name: str, version: str, model: nn.Module | Path | str, images: Tensor | None) -> ServedModel:
     """Return a model ready to serve: a copy in evaluation mode whose weights are plain, tried on an image."""
-    network, size = _loaded(model) if isinstance(model, (str, Path)) else (model, network_file_bytes(model))
+    network, size = _loaded(model) if isinstance(model, (str, Path)) else (model, _size(model))
     plain = network if isinstance(network, RuntimeModel) else make_permanent(network).eval()
     example = _example(plain, images)
     logits = predict(plain, example)
@@ -193,6 +196,13 @@ def _prepared(name: str, version: str, model: nn.Module | Path | str, images: Te
     return ServedModel(
         name, version, plain, size, tuple(example.shape[1:]), kinds[0], tuple(logits.shape[1:]), kinds[1]
     )
+
+
+def _size(network: nn.Module) -> int:
+    """Return the bytes of the file that holds a network: on integers as they are, else as `save_network` writes it."""
+    check_model(network)
+    integer = any(isinstance(module, IntegerLayer) for module in network.modules())
+    return file_bytes(network) if integer else network_file_bytes(network)
 
 
 def _loaded(where: Path | str) -> tuple[nn.Module, int]:
