@@ -14,7 +14,7 @@ from nbval.plugin import IPyNbCell
 
 collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
-TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*")
+TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*| at 0x\w+")  # and addresses
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -657,6 +658,17 @@ def exports_a_page(case: Case) -> None:
         holds("the page is empty", (Path(folder) / "page.html").stat().st_size > 0)
 
 
+def serves(case: Case) -> None:
+    """Over HTTP come the logits of torch, or a sentence that says why there are none."""
+    with deployment.serve({"network": case.model}, case.images, 0, 0) as servers:
+        address = f"{servers.http}/v2/models/network"
+        (taken,) = requests.get(address, headers=servers.headers, timeout=60).json()["inputs"]
+        image = case.images[:1]
+        body = {"inputs": [taken | {"shape": list(image.shape), "data": image.flatten().tolist()}]}
+        (given,) = requests.post(f"{address}/infer", json=body, headers=servers.headers, timeout=60).json()["outputs"]
+    same("the logits", torch.tensor(given["data"]).view(given["shape"]), case.plain(image.clone()).float())
+
+
 # training
 
 
@@ -904,6 +916,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "scorecard": fills_a_scorecard,
     "export_onnx": exports,
     "export_page": exports_a_page,
+    "serve": serves,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),
     "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),
     "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),

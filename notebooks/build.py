@@ -42,7 +42,7 @@ def install(address: str) -> str:
     return (
         'import sys\n\nif "google.colab" in sys.modules:  # elsewhere the kit is installed already\n'
         f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet "
-        "constriction onnx onnxruntime onnxscript optuna"
+        "constriction fastapi grpcio onnx onnxruntime onnxscript optuna segno uvicorn"
     )
 
 
@@ -63,7 +63,8 @@ def stamp_readme(text: str, address: str) -> str:
         "Drive, and run\n"
         "in a new first cell: `%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own "
         "packages alone.\n"
-        "Lessons 04, 05, 07 and 08 need `%pip install constriction onnx onnxruntime onnxscript optuna` as well.\n"
+        "Lessons 04 to 11 need `%pip install constriction fastapi grpcio onnx onnxruntime onnxscript optuna segno "
+        "uvicorn` as well.\n"
     )
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
