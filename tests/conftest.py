@@ -10,6 +10,8 @@ from kd_lab.networks.zoo import small_student
 from kd_lab.training import train
 
 matplotlib.use("Agg")
+# A process whose first gradients come after an export to ONNX can't be forked any more, and some tests fork.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)
