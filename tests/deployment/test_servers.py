@@ -28,7 +28,7 @@ from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_model, to_integer
 
 COMMAND = [sys.executable, "-m", "kd_lab.deployment.command", "serve"]
-MALFORMED = 300  # requests of each kind in a run of the tests
+MALFORMED = 150  # requests of each kind in a run of the tests
 
 
 @pytest.fixture(scope="module")
