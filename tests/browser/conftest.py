@@ -27,6 +27,14 @@ def page(tmp_path_factory) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
+def other_page(page) -> Iterator[Page]:
+    """Give an empty page of the same browser, of which a process can run one only."""
+    other = page.context.browser.new_page(viewport={"width": 1280, "height": 1100})
+    yield other
+    other.close()
+
+
+@pytest.fixture(scope="module")
 def add_panel(page) -> Callable[[str], int]:
     """Return a function that runs a new cell, whose source makes a panel, and gives its place."""
     open_notebook(page, "panels.ipynb")

@@ -3,7 +3,6 @@
 import pytest
 from strokes import DRAWINGS, draw
 
-from benchmarks._lab import browser
 from kd_lab.checkpoints import load_trained
 from kd_lab.deployment import serve
 from kd_lab.pruning import prune
@@ -14,12 +13,13 @@ READY = "() => !running && !changed"
 
 
 @pytest.fixture(scope="module")
-def served_page(mnist):
+def served_page(mnist, other_page):
     """Open the page that serves the same network dense, pruned and on integers; nothing else may be asked for."""
     dense = load_trained("cnn")
     integer = to_integer(quantize_model(dense, mnist.train.images[:100]))
     models = {"cnn": dense, "cnn_pruned": prune(dense, 0.8), "cnn_integer": integer, "lenet300": "lenet300"}
-    with serve(models, http_port=0, grpc_port=0) as servers, browser() as page:
+    page = other_page
+    with serve(models, http_port=0, grpc_port=0) as servers:
         troubles, asked_for = [], []
         page.on("pageerror", lambda error: troubles.append(error))
         page.on("request", lambda request: asked_for.append(request.url))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from strokes import DRAWINGS, STROKES, draw
 
-from benchmarks._lab import browser
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import MEAN, STD
 from kd_lab.deployment import export_page
@@ -29,17 +28,16 @@ def models(mnist):
 
 
 @pytest.fixture(scope="module")
-def at_home(models, tmp_path_factory):
+def at_home(models, other_page, tmp_path_factory):
     """Open the page with all networks as a double click does, and note what goes wrong in it."""
     path = tmp_path_factory.mktemp("page") / "page.html"
     export_page(models, path)
-    with browser() as page:
-        troubles, asked_for = [], []
-        page.on("pageerror", lambda error: troubles.append(error))
-        page.on("request", lambda request: asked_for.append(request.url))
-        page.goto(path.as_uri())
-        yield page
-        assert not troubles and all(url.startswith("file:") for url in asked_for)
+    troubles, asked_for = [], []
+    other_page.on("pageerror", lambda error: troubles.append(error))
+    other_page.on("request", lambda request: asked_for.append(request.url))
+    other_page.goto(path.as_uri())
+    yield other_page
+    assert not troubles and all(url.startswith("file:") for url in asked_for)
 
 
 @pytest.mark.parametrize("name, count", [("lenet300", 10_000), ("lenet5", 10_000), ("integer", 200)])
