@@ -50,11 +50,9 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None, cali
     SetupError where the packages are missing, and a ParameterError for a model that ONNX can't hold.
     """
     path = file_path(path)
-    given = calibration is None or (is_dense(calibration) and calibration.numel() > 0)
-    check_that("calibration", calibration, given, "a tensor of some hundred images, (N, …)")
-    images = calibration if images is None else images
     few = real_images(images, 2)
     predict(model, few)
+    _check_calibration(calibration, few)
     kinds = {type(module) for module in model.modules()}
     check_that("model", model, not any(issubclass(kind, RuntimeModel) for kind in kinds), "a network of torch")
     _package("onnx"), _package("onnxruntime")
@@ -67,6 +65,15 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None, cali
     rounds = "same" if integer else "" if calibration is None else "other"
     check_parity(_Session(content, "the file"), model, images, "ONNX Runtime", rounds)
     write_safely(path, content)
+
+
+def _check_calibration(calibration: Tensor | None, few: Tensor) -> None:
+    """Raise a ParameterError unless there are none, or images like those on which the file will be compared."""
+    if calibration is None:
+        return
+    alike = is_dense(calibration) and (calibration.shape[1:], calibration.dtype) == (few.shape[1:], few.dtype)
+    allowed = f"a tensor of some hundred images, (N, {', '.join(map(str, few.shape[1:]))}) of {few.dtype}"
+    check_that("calibration", calibration, alike and len(calibration), allowed)
 
 
 def _quantized(graph: Any, images: Tensor) -> bytes:
@@ -89,11 +96,12 @@ def _quantized(graph: Any, images: Tensor) -> bytes:
 @contextmanager
 def _quiet():
     """Leave out the advice that ONNX Runtime's quantizer logs."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 class _Session(RuntimeModel):

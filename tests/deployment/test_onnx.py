@@ -357,11 +357,22 @@ def test_the_runtimes_own_int8_loses_less_than_a_third_of_a_point(name, mnist, v
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("calibration", [3, [1, 2], torch.empty(0, 1, 28, 28)])
+@pytest.mark.parametrize(
+    "calibration",
+    [3, [1, 2], torch.empty(0, 1, 28, 28), torch.rand(3, 784), torch.rand(3, 1, 28, 28, dtype=torch.float64)],
+    ids=["number", "list", "none", "flat", "float64"],
+)
 def test_calibration_that_is_no_tensor_of_images_is_refused(calibration, tmp_path):
     with pytest.raises(ParameterError, match=r"^export_onnx\(\): 'calibration' must be a tensor of some"):
         export_onnx(build_model("mlp128"), tmp_path / "model.onnx", calibration=calibration)
     assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_int8_is_compared_on_other_images_than_those_it_was_calibrated_on(student, mnist, monkeypatch, tmp_path):
+    compared = []
+    monkeypatch.setattr("kd_lab.deployment.onnx.check_parity", lambda *given: compared.append(given[2]))
+    export_onnx(student, tmp_path / "model.onnx", calibration=mnist.train.images[:50])
+    assert compared == [None]  # which stands for real digits of the validation part
 
 
 def test_a_network_of_integers_is_not_quantized_again(integers, validation, tmp_path):
