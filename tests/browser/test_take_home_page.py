@@ -17,7 +17,7 @@ from kd_lab.results import RESULTS
 
 pytestmark = pytest.mark.browser
 SELF_TEST = "text => selfTest(Uint8Array.from(atob(text), letter => letter.charCodeAt(0)))"
-NAMES = {"lenet300": "lenet300_taught_7_1", "lenet5": "lenet5_taught_2_0"}
+NAMES = {"lenet300": "lenet300_taught_7_0", "lenet5": "lenet5_taught_2_0"}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,29 @@ def test_digits_drawn_by_two_hands_are_read_by_cnn(at_home, tmp_path):
         right += at_home.inner_text("#answer") == f"It is a {digit}."
     at_home.goto(back)
     assert right >= 18
+
+
+@pytest.mark.parametrize("digit, strokes", DRAWINGS[::5])
+def test_a_drawing_is_scaled_and_centred_as_those_of_mnist(digit, strokes, at_home):
+    at_home.click("#pad button")
+    draw(at_home, strokes)
+    image = torch.tensor(at_home.evaluate("Array.from(drawn)")).view(28, 28)
+    rows, columns = (image.sum(axis) * (torch.arange(28) + 0.5) for axis in (1, 0))
+    assert rows.sum() / image.sum() == pytest.approx(14, abs=0.3)  # the centre of mass
+    assert columns.sum() / image.sum() == pytest.approx(14, abs=0.3)
+    inked = image.nonzero()
+    assert (inked.max(0).values - inked.min(0).values + 1).max() in (20, 21)  # the box may lie across pixels
+    assert image.min() >= 0 and image.max() == pytest.approx(1)
+
+
+def test_a_pen_that_comes_in_from_outside_draws_nothing(at_home):
+    at_home.click("#pad button")
+    box = at_home.locator("#pad canvas").bounding_box()
+    at_home.mouse.move(box["x"] - 8, box["y"] + 100)
+    at_home.mouse.down()
+    at_home.mouse.move(box["x"] + 140, box["y"] + 140, steps=4)
+    at_home.mouse.up()
+    assert at_home.inner_text("#answer") == "Nothing is drawn yet."
 
 
 def test_the_slider_breaks_the_network_and_mends_it_by_keys(at_home):

@@ -50,7 +50,7 @@ function createPad(element, onDigit) {
     lineTo(pen.x, pen.y);
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (event.buttons) lineTo(...place(event));
+    if (canvas.hasPointerCapture(event.pointerId)) lineTo(...place(event)); // and not one that comes in from outside
   });
   canvas.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
