@@ -228,6 +228,17 @@ def test_a_client_that_leaves_in_the_middle_or_says_nothing_harms_nobody(servers
         each.close()
 
 
+def test_a_client_that_hangs_is_sent_away(served, monkeypatch):
+    monkeypatch.setattr("kd_lab.deployment.http.SECONDS", 0.3)
+    with serve({"digits": served["digits"]}, http_port=0, grpc_port=0, token=False) as running:
+        host, port = running.http.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as silent:
+            assert silent.recv(100) == b""  # closed by the server
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n{")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
 def test_a_busy_port_is_said_and_the_next_one_taken(served, capsys):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
