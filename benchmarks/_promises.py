@@ -651,6 +651,15 @@ def exports(case: Case) -> None:
         same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count].clone()))
 
 
+def exports_to_openvino(case: Case) -> None:
+    """OpenVINO answers as torch does, whatever the number of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        deployment.export_openvino(case.model, Path(folder) / "file.xml", case.images)
+        run = deployment.OpenvinoModel(Path(folder) / "file.xml")
+    for count in (1, 3, len(case.images)):
+        same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count].clone()))
+
+
 def exports_a_page(case: Case) -> None:
     """What a page holds has the network's logits, which is compared before it is written, or it is refused."""
     with tempfile.TemporaryDirectory() as folder:
@@ -915,6 +924,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "Quantize": partial(runs_stage, stage=compression.Quantize(4, 0)),
     "scorecard": fills_a_scorecard,
     "export_onnx": exports,
+    "export_openvino": exports_to_openvino,
     "export_page": exports_a_page,
     "serve": serves,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),

@@ -1,6 +1,7 @@
 """Take a compressed network out of the notebook, to other runtimes, and prove that it answers the same there."""
 
 from kd_lab.deployment.onnx import OnnxModel, export_onnx
+from kd_lab.deployment.openvino import OpenvinoModel, export_openvino
 from kd_lab.deployment.page import export_page
 from kd_lab.deployment.qr import to_qr
 from kd_lab.deployment.servers import Servers, serve

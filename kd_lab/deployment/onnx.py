@@ -3,7 +3,7 @@
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,21 +50,33 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor | None = None, cali
     SetupError where the packages are missing, and a ParameterError for a model that ONNX can't hold.
     """
     path = file_path(path)
+    _package("onnxruntime")
+    graph, rounds = onnx_graph(model, images, calibration, _add_layer)
+    content = graph.SerializeToString() if calibration is None else _quantized(graph, calibration)
+    check_parity(_Session(content, "the file"), model, images, "ONNX Runtime", rounds)
+    write_safely(path, content)
+
+
+def onnx_graph(
+    model: nn.Module, images: Tensor | None, calibration: Tensor | None, add_layer: Callable
+) -> tuple[Any, str]:
+    """Return what the ONNX checker passed, and how a runtime's answers may differ: see `rounds` of check_parity.
+
+    `add_layer(graph, layer)` adds an integer layer, or says why it can't be written.
+    """
     few = real_images(images, 2)
     predict(model, few)
     _check_calibration(calibration, few)
     kinds = {type(module) for module in model.modules()}
     check_that("model", model, not any(issubclass(kind, RuntimeModel) for kind in kinds), "a network of torch")
-    _package("onnx"), _package("onnxruntime")
     integer = any(issubclass(kind, IntegerLayer) for kind in kinds)
     check_that("model", model, not integer or calibration is None, "in fp32 where calibration images are given")
+    checker = _package("onnx").checker
     with torch.inference_mode(False):  # torch.export can't follow what inference_mode made
-        graph = (_integer_graph if integer else _float_graph)(model, few.clone())
-    _package("onnx.checker").check_model(graph)
-    content = graph.SerializeToString() if calibration is None else _quantized(graph, calibration)
-    rounds = "same" if integer else "" if calibration is None else "other"
-    check_parity(_Session(content, "the file"), model, images, "ONNX Runtime", rounds)
-    write_safely(path, content)
+        few = few.clone()
+        graph = _integer_graph(model, few, add_layer) if integer else _float_graph(model, few)
+    checker.check_model(graph)
+    return graph, "same" if integer else "" if calibration is None else "other"
 
 
 def _check_calibration(calibration: Tensor | None, few: Tensor) -> None:
@@ -80,7 +92,7 @@ def _quantized(graph: Any, images: Tensor) -> bytes:
     """Return the file of a network whose weights and activations ONNX Runtime has quantized, static int8."""
     runtime = _package("onnxruntime.quantization")
     batches = iter([{"images": batch.numpy()} for batch in images.split(BATCH_SIZE)])
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "int8.onnx"
         runtime.quantize_static(
             graph,
@@ -94,8 +106,8 @@ def _quantized(graph: Any, images: Tensor) -> bytes:
 
 
 @contextmanager
-def _quiet():
-    """Leave out the advice that ONNX Runtime's quantizer logs."""
+def quiet():
+    """Leave out the advice that a runtime's quantizer logs."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -193,13 +205,13 @@ def _float_graph(model: nn.Module, images: Tensor) -> Any:
         ) from error
 
 
-def _integer_graph(model: nn.Module, images: Tensor) -> Any:
-    graph = _Graph()
-    wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module))]
+def _integer_graph(model: nn.Module, images: Tensor, add_layer: Callable) -> Any:
+    graph = Graph()
+    wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module, add_layer))]
     if wrong:
         raise ParameterError(
-            "'model' must run on integers from its first layer to its last, as ONNX "
-            f"Runtime can. Got one with {', '.join(wrong)}."
+            "'model' must run on integers from its first layer to its last, as the "
+            f"runtime can. Got one with {', '.join(wrong)}."
         )
     return graph.finish(images.shape[1:], predict(model, images).shape[1:])
 
@@ -213,18 +225,22 @@ def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _steps(child, f"{name}.{key}".lstrip("."))
 
 
-class _Graph:
+class Graph:
     """Collect nodes, each of which takes what the one before it gives."""
 
     def __init__(self):
         self.helper, self.to_tensor = _package("onnx.helper"), _package("onnx.numpy_helper").from_array
         self.nodes, self.constants, self.flow = [], [], "images"
 
-    def node(self, kind: str, *constants: Tensor, domain: str = "", **attributes: Any) -> None:
-        """Add a node and the constants that it takes, too."""
+    def constant(self, tensor: Tensor) -> str:
+        """Return the name of a constant."""
+        self.constants.append(self.to_tensor(tensor.detach().numpy(), f"constant_{len(self.constants)}"))
+        return self.constants[-1].name
+
+    def node(self, kind: str, *others: Tensor | str, domain: str = "", **attributes: Any) -> None:
+        """Add a node; `others` are what it takes, too: constants, or the names of what is there already."""
         given = f"{kind}_{len(self.nodes)}"
-        names = [f"{given}_{place}" for place in range(len(constants))]
-        self.constants += map(self.to_tensor, (constant.detach().numpy() for constant in constants), names)
+        names = [other if isinstance(other, str) else self.constant(other) for other in others]
         self.nodes.append(self.helper.make_node(kind, [self.flow, *names], [given], domain=domain, **attributes))
         self.flow = given
 
@@ -238,10 +254,10 @@ class _Graph:
         return self.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opsets)
 
 
-def _add(graph: _Graph, module: nn.Module) -> str:
+def _add(graph: Graph, module: nn.Module, add_layer: Callable) -> str:
     """Add what a module computes; say why that can't be written, nothing where it can."""
     if isinstance(module, IntegerLayer):
-        return _add_layer(graph, module)
+        return add_layer(graph, module)
     if isinstance(module, nn.ReLU):
         graph.node("Relu")
     elif isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
@@ -249,34 +265,33 @@ def _add(graph: _Graph, module: nn.Module) -> str:
     elif isinstance(module, nn.MaxPool2d):
         parts = module.kernel_size, module.stride, module.padding, module.dilation
         size, strides, padding, dilations = (np.broadcast_to(part, 2).tolist() for part in parts)
-        window = {"kernel_shape": size, "strides": strides, "pads": padding * 2, "dilations": dilations}
-        graph.node("MaxPool", **window, ceil_mode=int(module.ceil_mode))
+        sizes = {"kernel_shape": size, "strides": strides, "pads": padding * 2, "dilations": dilations}
+        graph.node("MaxPool", **sizes, ceil_mode=int(module.ceil_mode))
     elif not isinstance(module, (nn.Identity, nn.Dropout)):  # which compute nothing
         return type(module).__name__
     return ""
 
 
-def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
+def _add_layer(graph: Graph, layer: IntegerLayer) -> str:
     """Add QGemm, a Linear layer on integers that is Microsoft's, or QLinearConv, and the rounding before it."""
-    given = _grid(layer.output.scale, layer.output.zero_point) if isinstance(layer.output, Requantize) else []
+    given = grid(layer.output.scale, layer.output.zero_point) if isinstance(layer.output, Requantize) else []
     if isinstance(layer, IntegerConv2d):
         if not given:
             return "a convolution that gives float32"
         if len(layer.weight_zero_point.unique()) > 1:
             return "a weight with several zero points"
-    taken = _grid(layer.input_scale, layer.input_zero_point)
+    taken = grid(layer.input_scale, layer.input_zero_point)
     if isinstance(layer.input, QuantizeInput):
         graph.node("QuantizeLinear", *taken)
         _clip(graph, *integer_range(layer.input.num_bits))
     if layer.spread > 1:  # the same numbers on a finer grid, whose unit rounds the bias less
         graph.node("DequantizeLinear", *taken)
-        taken = _grid(layer.input_scale / layer.spread, layer.input_zero_point.int() * layer.spread)
+        taken = grid(layer.input_scale / layer.spread, layer.input_zero_point.int() * layer.spread)
         graph.node("QuantizeLinear", *taken)
     weight = [layer.weight, layer.weight_scale.squeeze(), layer.weight_zero_point.squeeze()]
     bias = torch.zeros(len(layer.weight)).int() if layer.bias is None else layer.bias
     if isinstance(layer, IntegerConv2d):
-        window = {"strides": layer.stride, **PADDING.get(layer.padding, {"pads": layer.padding * 2})}
-        graph.node("QLinearConv", *taken, *weight, *given, bias, group=layer.groups, **window)
+        graph.node("QLinearConv", *taken, *weight, *given, bias, **window(layer))
     else:
         graph.node("QGemm", *taken, *weight, bias, *given, domain="com.microsoft", transB=1)
     if given:
@@ -284,11 +299,16 @@ def _add_layer(graph: _Graph, layer: IntegerLayer) -> str:
     return ""
 
 
-def _grid(scale: Tensor, zero_point: Tensor) -> list[Tensor]:
+def window(layer: IntegerConv2d) -> dict[str, Any]:
+    """Return how a convolution is laid over an image, in ONNX's words."""
+    return {"strides": layer.stride, "group": layer.groups, **PADDING.get(layer.padding, {"pads": layer.padding * 2})}
+
+
+def grid(scale: Tensor, zero_point: Tensor) -> list[Tensor]:
     """Return the grid of activations, raised by 128: uint8 times int8 is what ONNX Runtime computes fastest."""
     return [scale.squeeze(), (zero_point.int() + 128).to(torch.uint8).squeeze()]
 
 
-def _clip(graph: _Graph, smallest: int, largest: int) -> None:
+def _clip(graph: Graph, smallest: int, largest: int) -> None:
     if (smallest, largest) != integer_range(8):  # at which uint8 ends by itself
         graph.node("Clip", *torch.tensor([smallest + 128, largest + 128], dtype=torch.uint8))
