@@ -23,7 +23,7 @@ from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInp
 from kd_lab.storage import file_path, read_file, write_safely
 
 SETTINGS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-TYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i8": "int8", "i32": "int32"}
+TYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i32": "int32", "i64": "int64"}
 CODE = re.compile(r"(Exception from|Check '.*' failed at|FrontEnd API failed with) ?[^\n]*:?\n?")  # places in its code
 MARK = b"\n<!-- SHA-256 of this file and of its weights: "
 
@@ -54,11 +54,15 @@ def export_openvino(
 
 
 def _quantized(model: Any, images: Tensor) -> Any:
-    from IPython.utils.capture import capture_output  # which takes a while to import, as NNCF does
-
-    with capture_output(), quiet():  # a bar of progress, which a notebook would keep
-        nncf = _package("nncf")
-        return nncf.quantize(model, nncf.Dataset([one.numpy() for one in images.split(1)]), subset_size=len(images))
+    rich = _package("rich")
+    console, kept = rich.get_console(), vars(rich.get_console())
+    rich.reconfigure(quiet=True, force_jupyter=False)  # NNCF draws a bar of progress, which a notebook would keep
+    try:
+        with quiet():
+            nncf = _package("nncf")
+            return nncf.quantize(model, nncf.Dataset([one.numpy() for one in images.split(1)]), subset_size=len(images))
+    finally:
+        console.__dict__ = kept
 
 
 def _files(model: Any) -> tuple[bytes, bytes]:

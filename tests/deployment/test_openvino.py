@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import onnx
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes, latency
 from kd_lab.deployment import OpenvinoModel, export_openvino
+from kd_lab.deployment.openvino import _package
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
 from kd_lab.evaluation import accuracy
 from kd_lab.networks.predictions import predict
@@ -103,7 +103,8 @@ def test_other_layers_few_bits_and_several_zero_points(bits, symmetric, tmp_path
     logits, expected = predict(through_openvino(whole, tmp_path, images=images), images), predict(whole, images)
     last = whole[-1]
     step = last.input_scale * (last.weight_scale * (last.weight.int() - last.weight_zero_point).abs()).max()
-    assert (logits - expected).abs().max() <= 2 * step and (logits - expected).abs().mean() < 0.1 * step
+    # a sum halfway between two integers may be rounded to the other one, in more than one layer
+    assert (logits - expected).abs().max() <= 3 * step and (logits - expected).abs().mean() < 0.1 * step
 
 
 def test_a_convolution_may_be_the_last_layer(tmp_path):
@@ -191,6 +192,7 @@ def test_foreign_files_are_named(written):
 @pytest.mark.parametrize("batch", [-1, 1, 7])
 @pytest.mark.parametrize("kind", ["f32", "u8", "f64"])
 def test_files_made_elsewhere_give_the_logits_that_torch_gives(batch, kind, tmp_path):
+    openvino = _package("openvino")  # as the kit imports it, without what sends statistics
     ops, weight = openvino.opset13, torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
     images = ops.parameter([batch, 1, 4, 4], getattr(openvino.Type, kind))
     flat = ops.reshape(ops.convert(images, "f32"), ops.constant([-1, 16], openvino.Type.i64), False)
@@ -203,6 +205,7 @@ def test_files_made_elsewhere_give_the_logits_that_torch_gives(batch, kind, tmp_
 
 
 def test_files_that_take_or_give_several_tensors_are_named(tmp_path):
+    openvino = _package("openvino")
     ops = openvino.opset13
     taken = [ops.parameter([-1, 4], openvino.Type.f32) for _ in range(2)]
     openvino.serialize(openvino.Model([ops.add(*taken)], taken), tmp_path / "model.xml")
