@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints constraints clean
+.PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints litert litert-files constraints clean
 
 setup: $(INSTALLED)
 
@@ -50,10 +50,25 @@ results: setup  # tables of results/README.md, lists of modules in README.md and
 checkpoints: setup
 	$(BIN)/python -m kd_lab.checkpoints
 
+CONVERTER = .litert/installed
+
+litert: $(CONVERTER)  # 6 GB, beside .venv: what writes LiteRT files needs an older torch
+
+$(CONVERTER): litert-constraints.txt | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .litert
+	$(BIN)/uv pip install --python .litert/bin/python --requirement litert-constraints.txt
+	touch $@
+
+litert-files: litert  # the LiteRT files that ship
+	$(BIN)/python -c 'from kd_lab.deployment.litert import main; main()'
+
 constraints: setup  # takes the newest releases that fit pyproject.toml
 	{ sed 1q constraints.txt; echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --extra lab --extra test pyproject.toml -; } > constraints.new
 	mv constraints.new constraints.txt
+	{ sed 1q litert-constraints.txt; echo litert-torch | $(BIN)/uv pip compile --quiet --universal \
+		--python-version 3.11 --upgrade --no-header --no-annotate -; } > constraints.new
+	mv constraints.new litert-constraints.txt
 
 clean:
-	rm -rf .venv data/MNIST/raw/*-ubyte
+	rm -rf .venv .litert data/MNIST/raw/*-ubyte

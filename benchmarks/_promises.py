@@ -52,6 +52,7 @@ from benchmarks._judge import (
 )
 from kd_lab.compression.stages import Stage
 from kd_lab.data import Mnist, Split
+from kd_lab.deployment.litert import exported_program
 from kd_lab.errors import KdLabError, ParameterError
 from kd_lab.scorecard import scorecard
 from kd_lab.training import train, train_live
@@ -660,6 +661,12 @@ def exports_to_openvino(case: Case) -> None:
         same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count].clone()))
 
 
+def hands_over(case: Case) -> None:
+    """What the LiteRT converter is given has the network's logits; the converter itself takes half a minute."""
+    image = case.images[:1]
+    same("the logits", exported_program(case.model, image).module()(image.clone()), case.plain(image.clone()))
+
+
 def exports_a_page(case: Case) -> None:
     """What a page holds has the network's logits, which is compared before it is written, or it is refused."""
     with tempfile.TemporaryDirectory() as folder:
@@ -925,6 +932,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "scorecard": fills_a_scorecard,
     "export_onnx": exports,
     "export_openvino": exports_to_openvino,
+    "export_litert": hands_over,
     "export_page": exports_a_page,
     "serve": serves,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),

@@ -1,0 +1,177 @@
+"""Write a network as a LiteRT file (once TensorFlow Lite), and run such a file. Needs the extra `litert`."""
+
+import re
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lab.checkpoints import load_trained
+from kd_lab.data import REPOSITORY_DATA, load_mnist
+from kd_lab.deployment.parity import check_parity, real_images
+from kd_lab.deployment.runtime import RuntimeModel
+from kd_lab.environment import optional
+from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError, check_choice, check_that, reason
+from kd_lab.networks.checks import is_dense
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
+from kd_lab.quantization.integer import IntegerLayer
+from kd_lab.quantization.weights import FakeQuantizer
+from kd_lab.storage import file_path, read_file, write_safely
+
+ENVIRONMENT = REPOSITORY_DATA.parent / ".litert"  # of the converter, which needs an older torch than the kit
+SCRIPT = Path(__file__).with_name("litert_converter.py")
+_IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
+SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "litert"
+NAMES = (  # of the files that ship: a trained network and how it is kept
+    "cnn_dynamic_int8",
+    "cnn_static_int8",
+    "lenet5_classic_fp32",
+    "lenet5_classic_dynamic_int8",
+    "lenet5_classic_static_int8",
+)
+CALIBRATION_IMAGES = 300  # of the training part, for the files that ship
+SAID = re.compile(r"^[\w.]*(?:Error|Exception): (.+)", re.MULTILINE)  # the last line of a traceback
+
+
+def export_litert(
+    model: nn.Module, path: Path, images: Tensor | None = None, calibration: Tensor | None = None, dynamic: bool = False
+) -> None:
+    """Write a LiteRT file, whole or not at all, that takes one image at a time and gives its logits.
+
+    It is in fp32; in static int8 where `calibration` has some hundred images, from which the grids of the activations
+    are taken; or in dynamic int8, where each image gets its own grids while it is read. `images`, a few, are needed for
+    a network that reads others than (N, 1, 28, 28). Before anything is written, LiteRT must give the model's logits for
+    real images. It takes half a minute. Raises a SetupError without the converter, which `make litert` installs, and a
+    ParameterError for a model that LiteRT can't hold.
+    """
+    path = file_path(path)
+    given = calibration is None or (is_dense(calibration) and calibration.numel() > 0 and not dynamic)
+    check_that("calibration", calibration, given, "a tensor of some hundred images, (N, …), and None for dynamic int8")
+    images = calibration if images is None else images
+    few = real_images(images, 1)
+    predict(model, few)
+    program = exported_program(model, few)
+    recipe = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
+    with tempfile.TemporaryDirectory() as folder:
+        converted = _convert(program, few if calibration is None else calibration, recipe, Path(folder))
+        check_parity(LitertModel(converted), model, images, "LiteRT", "other" if recipe else "")
+        write_safely(path, read_file(converted))
+
+
+@torch.inference_mode(False)  # torch.export can't follow what it made
+def exported_program(model: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
+    """Return what the converter is given: the operations on one image, with permanent weights and in evaluation mode.
+
+    Raises a ParameterError for a model that rounds its activations, or that torch can't export.
+    """
+    plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
+    for name, module in plain.named_modules():
+        if isinstance(module, (RuntimeModel, IntegerLayer, FakeQuantizer)):
+            raise ParameterError(
+                "'model' must be a network of torch that computes in floating point, since LiteRT rounds to int8 by "
+                f"itself. Got one with {name or 'model'} ({type(module).__name__})."
+            )
+    try:
+        return torch.export.export(plain, (image.clone(),))
+    except Exception as error:  # whatever the model's code or torch raises
+        said = reason(error).splitlines()[0]
+        raise ParameterError(f"'model' must be one that torch can export. Got: {said:.200}") from error
+
+
+def _convert(program: torch.export.ExportedProgram, images: Tensor, recipe: str, folder: Path) -> Path:
+    """Return the file that the converter, in its own environment, makes of a network in this folder."""
+    if not (ENVIRONMENT / "installed").exists():
+        raise SetupError("The LiteRT converter is not installed. In a copy of the kit's repository, run: make litert")
+    torch.export.save(program, folder / "network.pt2")
+    np.save(folder / "images.npy", images.numpy())
+    try:  # -I: neither the kit's packages nor the folder of the script, where files are named like modules of Python
+        command = map(str, (ENVIRONMENT / "bin" / "python", "-I", SCRIPT, folder, recipe))
+        subprocess.run([*command], check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        said = (SAID.findall(error.stderr) or [f"it ended with {error.returncode}"])[-1]
+        where = _layer(program, said)
+        raise ParameterError(f"'model' must be one that LiteRT can hold. Got one{where}: {said:.200}") from error
+    return folder / "network.tflite"
+
+
+def _layer(program: torch.export.ExportedProgram, said: str) -> str:
+    """Return the layer whose operator an error names, where it does: "Lowering not found: aten.linalg_pinv…"."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and str(node.target) in said:
+            name, _ = [*node.meta["nn_module_stack"].values()][-1]
+            return f" with {name or 'an operation'}"
+    return ""
+
+
+class LitertModel(RuntimeModel):
+    """Run a LiteRT file (.tflite), on one thread, as if it were a network: model(images) gives the logits.
+
+    What is in the file shows only as its bytes: weights and MACs are not counted. Images of a file that takes int8 are
+    rounded by its own scale and zero point, and the logits back. A file that takes one image at a time is given one.
+    """
+
+    runtime = "LiteRT"
+
+    def __init__(self, path: Path):
+        super().__init__()
+        package = optional("ai_edge_litert.interpreter", "ai-edge-litert")
+        content = read_file(path)
+        try:
+            self._interpreter = package.Interpreter(model_content=content, num_threads=1)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise DamagedFileError(f"{path} is damaged, or LiteRT can't run it: {self.said(error)}") from error
+        taken, given = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        if (len(taken), len(given)) != (1, 1) or not (taken[0]["dtype"] is np.float32 or taken[0]["quantization"][0]):
+            types = " and ".join(each["dtype"].__name__ for each in taken)
+            raise StorageError(f"{path} must take one tensor, fp32 or rounded from it, and give one. It takes {types}.")
+        self._taken, self._given, self._lock = taken[0], given[0], threading.Lock()
+        self.shape = [size if size > 0 else None for size in self._taken["shape_signature"].tolist()]
+        self.dtype = torch.float32
+        self.keep_file(content)
+
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        with self._lock:  # servers ask from several threads
+            if None in self.shape:
+                self._interpreter.resize_tensor_input(self._taken["index"], images.shape)
+                self._interpreter.allocate_tensors()
+            self._interpreter.set_tensor(self._taken["index"], _rounded(images, self._taken))
+            self._interpreter.invoke()
+            logits = self._interpreter.get_tensor(self._given["index"])
+        scale, zero_point = self._given["quantization"]
+        return (logits.astype(np.float32) - zero_point) * np.float32(scale) if scale else logits
+
+    def said(self, error: Exception) -> str:
+        """Return the first line of what it says."""
+        return f"{reason(error).strip().splitlines()[0]:.200}"
+
+
+def _rounded(images: np.ndarray, tensor: dict) -> np.ndarray:
+    """Return images as the file takes them: rounded to its grid, where it has one."""
+    scale, zero_point = tensor["quantization"]
+    if not scale:  # it has none
+        return images
+    ends = np.iinfo(tensor["dtype"])
+    return np.clip(np.round(images / scale) + zero_point, ends.min, ends.max).astype(tensor["dtype"])
+
+
+def load_litert(name: str) -> LitertModel:
+    """Load a LiteRT file that ships with the kit, such as "cnn_static_int8": one of NAMES."""
+    check_choice("name", name, [*NAMES])
+    return LitertModel(SHIPPED / f"{name}.tflite")
+
+
+def main() -> None:
+    """Convert the networks that ship again: make litert-files."""
+    some = load_mnist().train.images[:CALIBRATION_IMAGES]
+    settings = {"fp32": {}, "dynamic_int8": {"dynamic": True}, "static_int8": {"calibration": some}}
+    for name in NAMES:
+        print(name)
+        kind = next(kind for kind in settings if name.endswith(kind))
+        model = load_trained(name.removesuffix(f"_{kind}"))
+        export_litert(model, REPOSITORY_DATA / "litert" / f"{name}.tflite", **settings[kind])
