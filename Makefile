@@ -60,7 +60,7 @@ $(CONVERTER): litert-constraints.txt | setup
 	touch $@
 
 litert-files: litert  # the LiteRT files that ship
-	$(BIN)/python -c 'from kd_lab.deployment.litert import main; main()'
+	$(BIN)/python -m benchmarks._litert
 
 constraints: setup  # takes the newest releases that fit pyproject.toml
 	{ sed 1q constraints.txt; echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \

@@ -932,7 +932,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "scorecard": fills_a_scorecard,
     "export_onnx": exports,
     "export_openvino": exports_to_openvino,
-    "export_litert": hands_over,
+    "exported_program": hands_over,
     "export_page": exports_a_page,
     "serve": serves,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),

@@ -27,6 +27,7 @@ NEED_NO_PROMISE = {
     "CompressionResult": "compress() makes it",
     "IntegerLayer": "to_integer() makes it",
     "IntegerLinear": "to_integer() makes it",
+    "export_litert": "it needs a converter that takes half a minute; exported_program() is what it hands over",
     "predict_classes_by_batch": "accuracy() and the panels are made of it",
 }
 

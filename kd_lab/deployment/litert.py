@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.checkpoints import load_trained
-from kd_lab.data import REPOSITORY_DATA, load_mnist
+from kd_lab.data import REPOSITORY_DATA
 from kd_lab.deployment.parity import check_parity, real_images
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
@@ -27,14 +26,6 @@ ENVIRONMENT = REPOSITORY_DATA.parent / ".litert"  # of the converter, which need
 SCRIPT = Path(__file__).with_name("litert_converter.py")
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
 SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "litert"
-NAMES = (  # of the files that ship: a trained network and how it is kept
-    "cnn_dynamic_int8",
-    "cnn_static_int8",
-    "lenet5_classic_fp32",
-    "lenet5_classic_dynamic_int8",
-    "lenet5_classic_static_int8",
-)
-CALIBRATION_IMAGES = 300  # of the training part, for the files that ship
 SAID = re.compile(r"^[\w.]*(?:Error|Exception): (.+)", re.MULTILINE)  # the last line of a traceback
 
 
@@ -161,17 +152,6 @@ def _rounded(images: np.ndarray, tensor: dict) -> np.ndarray:
 
 
 def load_litert(name: str) -> LitertModel:
-    """Load a LiteRT file that ships with the kit, such as "cnn_static_int8": one of NAMES."""
-    check_choice("name", name, [*NAMES])
+    """Load a LiteRT file that ships with the kit, by its name, such as "cnn_static_int8"."""
+    check_choice("name", name, sorted(path.stem for path in SHIPPED.glob("*.tflite")))
     return LitertModel(SHIPPED / f"{name}.tflite")
-
-
-def main() -> None:
-    """Convert the networks that ship again: make litert-files."""
-    some = load_mnist().train.images[:CALIBRATION_IMAGES]
-    settings = {"fp32": {}, "dynamic_int8": {"dynamic": True}, "static_int8": {"calibration": some}}
-    for name in NAMES:
-        print(name)
-        kind = next(kind for kind in settings if name.endswith(kind))
-        model = load_trained(name.removesuffix(f"_{kind}"))
-        export_litert(model, REPOSITORY_DATA / "litert" / f"{name}.tflite", **settings[kind])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks._litert import FILES
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.deployment import LitertModel, export_litert, litert, load_litert
@@ -21,7 +22,8 @@ from kd_lab.networks.predictions import predict
 from kd_lab.quantization import quantize_model, quantize_weights, to_integer
 
 FP32, STATIC = "lenet5_classic_fp32", "lenet5_classic_static_int8"
-IN_INT8 = [name for name in litert.NAMES if name.endswith("int8")]
+NAMES = [f"{network}_{kind}" for network, kinds in FILES.items() for kind in kinds]
+IN_INT8 = [name for name in NAMES if name.endswith("int8")]
 
 
 def twin(name):
@@ -71,7 +73,7 @@ def test_files_in_int8_read_as_many_digits_within_0_3_points_in_a_quarter_of_the
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", litert.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_files_that_ship_read_the_test_digits_as_torch_does(name, mnist):
     found = paired_difference(load_litert(name), twin(name), mnist.test)
     assert abs(found.gained - found.lost) <= (30 if name in IN_INT8 else 0)
@@ -79,7 +81,7 @@ def test_the_files_that_ship_read_the_test_digits_as_torch_does(name, mnist):
 
 def test_the_files_that_ship_are_small_and_hold_no_path_of_the_machine_that_made_them():
     files = sorted(litert.SHIPPED.iterdir())
-    assert [path.stem for path in files] == sorted(litert.NAMES)
+    assert [path.stem for path in files] == sorted(NAMES)
     content = b"".join(path.read_bytes() for path in files)
     assert len(content) < 1_000_000 and not any(word in content for word in (b"/tmp", b"/home", b"/root", b"site-pack"))
 
