@@ -50,7 +50,11 @@ def export_litert(
     recipe = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(program, few if calibration is None else calibration, recipe, Path(folder))
-        check_parity(LitertModel(converted), model, images, "LiteRT", "other" if recipe else "")
+        try:
+            deployed = LitertModel(converted)
+        except StorageError as error:
+            raise ParameterError(f"'model' must be one that LiteRT can run. Got: {error.__cause__!s:.200}") from error
+        check_parity(deployed, model, images, "LiteRT", "other" if recipe else "")
         write_safely(path, read_file(converted))
 
 
@@ -84,7 +88,7 @@ def _convert(program: torch.export.ExportedProgram, images: Tensor, recipe: str,
         command = map(str, (ENVIRONMENT / "bin" / "python", "-I", SCRIPT, folder, recipe))
         subprocess.run([*command], check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
-        said = (SAID.findall(error.stderr) or [f"it ended with {error.returncode}"])[-1]
+        said = re.sub(r"/\S+ ", "", (SAID.findall(error.stderr) or [f"it ended with {error.returncode}"])[-1])
         where = _layer(program, said)
         raise ParameterError(f"'model' must be one that LiteRT can hold. Got one{where}: {said:.200}") from error
     return folder / "network.tflite"

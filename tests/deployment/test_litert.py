@@ -236,6 +236,7 @@ class Inverse(nn.Module):
     [
         (f"RuntimeError('{NOT_FOUND}\\nmore')", f" with odd: {NOT_FOUND}"),
         ("MemoryError()", ": it ended with 1"),
+        ("ValueError('in passes: /usr/linear.py:134:0: error: no op')", ": in passes: error: no op"),
         ("ImportError('No module named x')", ": No module named x"),
     ],
 )
@@ -250,6 +251,13 @@ def test_a_layer_that_the_converter_has_no_word_for_is_named(raised, said, conve
     ) as error:
         export_litert(model, tmp_path / "network.tflite")
     assert f"Got one{said}" in str(error.value) and raised[:9] in error.value.__cause__.stderr
+
+
+def test_a_file_that_does_not_run_is_never_handed_over(converter, tmp_path):
+    converter("(folder / 'network.tflite').write_bytes(bytes(64))")
+    with pytest.raises(ParameterError, match=r"'model' must be one that LiteRT can run\. Got: .*Flatbuffer"):
+        export_litert(twin(FP32), tmp_path / "network.tflite")
+    assert not list(tmp_path.glob("network*"))
 
 
 class Choosing(nn.Module):
