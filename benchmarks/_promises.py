@@ -643,22 +643,13 @@ def round_trips(case: Case, change: Callable[[nn.Module], nn.Module]) -> None:
     same("bytes", formats.network_file_bytes(changed), size, 0)
 
 
-def exports(case: Case) -> None:
-    """ONNX Runtime answers as torch does, whatever the number of images."""
+def exports(case: Case, export: Callable, run: Callable, ending: str) -> None:
+    """Another runtime answers as torch does, whatever the number of images."""
     with tempfile.TemporaryDirectory() as folder:
-        deployment.export_onnx(case.model, Path(folder) / "file.onnx", case.images)
-        run = deployment.OnnxModel(Path(folder) / "file.onnx")
+        export(case.model, path := Path(folder) / f"file{ending}", case.images)
+        deployed = run(path)
     for count in (1, 3, len(case.images)):
-        same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count].clone()))
-
-
-def exports_to_openvino(case: Case) -> None:
-    """OpenVINO answers as torch does, whatever the number of images."""
-    with tempfile.TemporaryDirectory() as folder:
-        deployment.export_openvino(case.model, Path(folder) / "file.xml", case.images)
-        run = deployment.OpenvinoModel(Path(folder) / "file.xml")
-    for count in (1, 3, len(case.images)):
-        same(f"the logits of {count}", run(case.images[:count]), case.plain(case.images[:count].clone()))
+        same(f"the logits of {count}", deployed(case.images[:count]), case.plain(case.images[:count].clone()))
 
 
 def hands_over(case: Case) -> None:
@@ -930,8 +921,8 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "bit_scan": scans_bits,
     "Quantize": partial(runs_stage, stage=compression.Quantize(4, 0)),
     "scorecard": fills_a_scorecard,
-    "export_onnx": exports,
-    "export_openvino": exports_to_openvino,
+    "export_onnx": partial(exports, export=deployment.export_onnx, run=deployment.OnnxModel, ending=".onnx"),
+    "export_openvino": partial(exports, export=deployment.export_openvino, run=deployment.OpenvinoModel, ending=".xml"),
     "exported_program": hands_over,
     "export_page": exports_a_page,
     "serve": serves,

@@ -23,7 +23,7 @@ from kd_lab.quantization.weights import FakeQuantizer
 from kd_lab.storage import file_path, read_file, write_safely
 
 ENVIRONMENT = REPOSITORY_DATA.parent / ".litert"  # of the converter, which needs an older torch than the kit
-SCRIPT = Path(__file__).with_name("litert_converter.py")
+SCRIPT = Path(__file__).parent / "assets" / "litert_converter.py"
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
 SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "litert"
 SAID = re.compile(r"^[\w.]*(?:Error|Exception): (.+)", re.MULTILINE)  # the last line of a traceback

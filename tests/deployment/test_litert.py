@@ -3,6 +3,7 @@
 The converter has an environment of its own, which a learner need not have: a script stands in for it here.
 """
 
+import runpy
 import stat
 import sys
 from types import SimpleNamespace
@@ -305,12 +306,11 @@ def test_the_converter_gets_the_network_and_the_images_and_uses_the_recipe(monke
         quantizer=SimpleNamespace(Quantizer=Quantizer), recipe=SimpleNamespace(static_wi8_ai8=lambda: "static")
     )
     monkeypatch.setitem(sys.modules, "ai_edge_quantizer", quantizer)
-    from kd_lab.deployment import litert_converter
-
+    script = runpy.run_path(str(litert.SCRIPT))
     some, model = mnist.train.images[:3], twin(FP32)
     torch.export.save(litert.exported_program(model, some[:1]), tmp_path / "network.pt2")
     np.save(tmp_path / "images.npy", some.numpy())
-    assert litert_converter.convert(tmp_path, "") == b"fp32"
+    assert script["convert"](tmp_path, "") == b"fp32"
     assert torch.allclose(asked["logits"], predict(model, some[:1]), atol=1e-5)
-    assert litert_converter.convert(tmp_path, "static_wi8_ai8") == repr([(1, 1, 28, 28)] * 3).encode()
+    assert script["convert"](tmp_path, "static_wi8_ai8") == repr([(1, 1, 28, 28)] * 3).encode()
     assert asked["recipe"] == "static" and asked["content"] == b"fp32"
