@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.data import REPOSITORY_DATA
-from kd_lab.deployment.parity import check_parity, real_images
+from kd_lab.deployment.parity import check_calibration, check_parity, real_images
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError, check_choice, check_that, reason
-from kd_lab.networks.checks import is_dense
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.quantization.integer import IntegerLayer
@@ -41,11 +40,10 @@ def export_litert(
     ParameterError for a model that LiteRT can't hold.
     """
     path = file_path(path)
-    given = calibration is None or (is_dense(calibration) and calibration.numel() > 0 and not dynamic)
-    check_that("calibration", calibration, given, "a tensor of some hundred images, (N, …), and None for dynamic int8")
-    images = calibration if images is None else images
+    check_that("calibration", calibration, calibration is None or not dynamic, "None for dynamic int8")
     few = real_images(images, 1)
     predict(model, few)
+    check_calibration(calibration, few)
     program = exported_program(model, few)
     recipe = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
     with tempfile.TemporaryDirectory() as folder:

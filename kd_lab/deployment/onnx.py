@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.deployment.parity import check_parity, real_images
+from kd_lab.deployment.parity import check_calibration, check_parity, real_images
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_that
-from kd_lab.networks.checks import is_dense
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.quantization.grids import integer_range
@@ -66,7 +65,7 @@ def onnx_graph(
     """
     few = real_images(images, 2)
     predict(model, few)
-    _check_calibration(calibration, few)
+    check_calibration(calibration, few)
     kinds = {type(module) for module in model.modules()}
     check_that("model", model, not any(issubclass(kind, RuntimeModel) for kind in kinds), "a network of torch")
     integer = any(issubclass(kind, IntegerLayer) for kind in kinds)
@@ -77,15 +76,6 @@ def onnx_graph(
         graph = _integer_graph(model, few, add_layer) if integer else _float_graph(model, few)
     checker.check_model(graph)
     return graph, "same" if integer else "" if calibration is None else "other"
-
-
-def _check_calibration(calibration: Tensor | None, few: Tensor) -> None:
-    """Raise a ParameterError unless there are none, or images like those on which the file will be compared."""
-    if calibration is None:
-        return
-    alike = is_dense(calibration) and (calibration.shape[1:], calibration.dtype) == (few.shape[1:], few.dtype)
-    allowed = f"a tensor of some hundred images, (N, {', '.join(map(str, few.shape[1:]))}) of {few.dtype}"
-    check_that("calibration", calibration, alike and len(calibration), allowed)
 
 
 def _quantized(graph: Any, images: Tensor) -> bytes:

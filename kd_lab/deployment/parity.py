@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.data import load_mnist
-from kd_lab.errors import KdLabError, ParameterError, reason
+from kd_lab.errors import KdLabError, ParameterError, check_that, reason
+from kd_lab.networks.checks import is_dense
 from kd_lab.networks.predictions import TOLERANCE, example_images, predict
 
 COUNTS = 1, 3, 130  # of images in a batch, any of which a file may be asked for
@@ -26,6 +27,15 @@ def real_images(images: Tensor | None, count: int = DIGITS) -> Tensor:
 def _digits() -> Tensor:
     """Return the digits that are compared, a copy, so that the rest of MNIST needs no memory."""
     return load_mnist().validation.images[:DIGITS].clone()
+
+
+def check_calibration(calibration: Tensor | None, few: Tensor) -> None:
+    """Raise a ParameterError unless there are none, or images like those on which the file will be compared."""
+    if calibration is None:
+        return
+    alike = is_dense(calibration) and (calibration.shape[1:], calibration.dtype) == (few.shape[1:], few.dtype)
+    allowed = f"a tensor of some hundred images, (N, {', '.join(map(str, few.shape[1:]))}) of {few.dtype}"
+    check_that("calibration", calibration, alike and len(calibration), allowed)
 
 
 def check_parity(deployed: nn.Module, model: nn.Module, images: Tensor | None, runtime: str, rounds: str = "") -> None:
