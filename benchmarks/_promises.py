@@ -665,6 +665,13 @@ def exports_a_page(case: Case) -> None:
         holds("the page is empty", (Path(folder) / "page.html").stat().st_size > 0)
 
 
+def exports_c(case: Case) -> None:
+    """A header is written for what runs on integers alone, and compared before that; all else is refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        deployment.export_c(case.model, Path(folder) / "network.h")
+        holds("the header is empty", (Path(folder) / "network.h").stat().st_size > 0)
+
+
 def serves(case: Case) -> None:
     """Over HTTP come the logits of torch, or a sentence that says why there are none."""
     with deployment.serve({"network": case.model}, case.images, 0, 0) as servers:
@@ -925,6 +932,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "export_openvino": partial(exports, export=deployment.export_openvino, run=deployment.OpenvinoModel, ending=".xml"),
     "exported_program": hands_over,
     "export_page": exports_a_page,
+    "export_c": exports_c,
     "serve": serves,
     "PruningPanel": partial(shows, panel=panels.PruningPanel),
     "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),

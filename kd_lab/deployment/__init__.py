@@ -1,5 +1,6 @@
 """Take a compressed network out of the notebook, to other runtimes, and prove that it answers the same there."""
 
+from kd_lab.deployment.c_source import c_bytes, compile_c, export_c
 from kd_lab.deployment.litert import LitertModel, export_litert, load_litert
 from kd_lab.deployment.onnx import OnnxModel, export_onnx
 from kd_lab.deployment.openvino import OpenvinoModel, export_openvino

@@ -3,7 +3,7 @@
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +17,7 @@ from kd_lab.deployment.parity import check_calibration, check_parity, real_image
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_that
+from kd_lab.networks.layers import sequential_steps
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.quantization.grids import integer_range
@@ -196,23 +197,14 @@ def _float_graph(model: nn.Module, images: Tensor) -> Any:
 
 
 def _integer_graph(model: nn.Module, images: Tensor, add_layer: Callable) -> Any:
-    graph = Graph()
-    wrong = [f"{name} ({why})" for name, module in _steps(model, "") if (why := _add(graph, module, add_layer))]
+    graph, steps = Graph(), sequential_steps(model)
+    wrong = [f"{name} ({why})" for name, module in steps if (why := _add(graph, module, add_layer))]
     if wrong:
         raise ParameterError(
             "'model' must run on integers from its first layer to its last, as the "
             f"runtime can. Got one with {', '.join(wrong)}."
         )
     return graph.finish(images.shape[1:], predict(model, images).shape[1:])
-
-
-def _steps(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield what is in a Sequential, in the order in which it is run."""
-    if type(module) is not nn.Sequential:
-        yield name or "model", module
-    else:
-        for key, child in module._modules.items():  # named_children() would leave out a module's second place
-            yield from _steps(child, f"{name}.{key}".lstrip("."))
 
 
 class Graph:

@@ -7,7 +7,7 @@ whatever the optimizer does.
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -174,6 +174,15 @@ def warn_of_whole_weights(model: nn.Module) -> None:
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the Linear layers, convolutions and embeddings by name; raise a ParameterError where there is none."""
     return {name: weight.module for name, weight in _all_weights(model).items()}
+
+
+def sequential_steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield what is in a Sequential, by name, in the order in which it is run; another module is one step."""
+    if type(module) is not nn.Sequential:
+        yield name or "model", module
+    else:
+        for key, child in module._modules.items():  # named_children() would leave out a module's second place
+            yield from sequential_steps(child, f"{name}.{key}".lstrip("."))
 
 
 def describe(layer: nn.Module) -> str:

@@ -1,0 +1,84 @@
+/* {{about}}
+ *
+ * int {{name}}_read(const uint8_t pixels[{{pixels}}]) returns the digit that a picture shows: pixels row by row, 0 for paper, 255 for ink.
+ * C99, integers only, no allocation. What it writes to is in two buffers of its own, so one thread may use it at a time.
+ */
+#ifndef {{guard}}
+#define {{guard}}
+#include <stdint.h>
+
+typedef struct {
+  int inputs, height, width;              /* what it takes */
+  int outputs, out_height, out_width;     /* what it gives */
+  int size[2], stride[2], pad[2], groups; /* its window, down and across */
+  int input_zero, spread;                 /* the integer that stands for 0, and what sums are multiplied by */
+  const int8_t *weights, *weight_zeros;
+  const int32_t *bias, *multipliers;
+  const int8_t *shifts;
+  int zero_step, factor_step;  /* 1 where there is one for each output, 0 where one is for all */
+  int zero, low, high;         /* of what it gives: the integer that stands for 0, and the ends */
+} {{name}}_layer;
+
+static int8_t {{name}}_buffers[2][{{buffer}}];
+static int32_t {{name}}_sums[{{classes}}]; /* of the last layer */
+
+{{tables}}
+static int32_t {{name}}_sum(const {{name}}_layer *l, const int8_t *in, int output, int row, int column) {
+  const int inputs = l->inputs / l->groups, first = output / (l->outputs / l->groups) * inputs;
+  const int8_t *weight = l->weights + (int32_t)output * inputs * l->size[0] * l->size[1];
+  const int weight_zero = l->weight_zeros[output * l->zero_step];
+  int32_t sum = 0;
+  for (int i = first; i < first + inputs; i++)
+    for (int y = row * l->stride[0] - l->pad[0], dy = 0; dy < l->size[0]; dy++, y++)
+      for (int x = column * l->stride[1] - l->pad[1], dx = 0; dx < l->size[1]; dx++, x++, weight++)
+        if (y >= 0 && y < l->height && x >= 0 && x < l->width)
+          sum += (in[((int32_t)i * l->height + y) * l->width + x] - l->input_zero) * (*weight - weight_zero);
+  return sum * l->spread + (l->bias ? l->bias[output] : 0);
+}
+
+/* sum * multiplier / 2^shift, rounded half up; >> of a negative number is not the same everywhere */
+static int64_t {{name}}_scale(int32_t sum, int32_t multiplier, int shift) {
+  const int64_t half_up = (int64_t)sum * multiplier + ((int64_t)1 << (shift - 1));
+  return half_up >= 0 ? half_up >> shift : -((-half_up + ((int64_t)1 << shift) - 1) >> shift);
+}
+
+static void {{name}}_run(const {{name}}_layer *l, const int8_t *in, int8_t *out) {
+  for (int output = 0; output < l->outputs; output++)
+    for (int row = 0; row < l->out_height; row++)
+      for (int column = 0; column < l->out_width; column++) {
+        const int factor = output * l->factor_step;
+        const int32_t sum = {{name}}_sum(l, in, output, row, column);
+        const int64_t scaled = {{name}}_scale(sum, l->multipliers[factor], l->shifts[factor]) + l->zero;
+        *out++ = (int8_t)(scaled < l->low ? l->low : scaled > l->high ? l->high : scaled);
+      }
+}
+
+static void {{name}}_pool(const {{name}}_layer *l, const int8_t *in, int8_t *out) {
+  for (int channel = 0; channel < l->outputs; channel++, in += l->height * l->width)
+    for (int row = 0; row < l->out_height; row++)
+      for (int column = 0; column < l->out_width; column++) {
+        int8_t largest = -128;
+        for (int y = row * l->stride[0] - l->pad[0], dy = 0; dy < l->size[0]; dy++, y++)
+          for (int x = column * l->stride[1] - l->pad[1], dx = 0; dx < l->size[1]; dx++, x++)
+            if (y >= 0 && y < l->height && x >= 0 && x < l->width && in[y * l->width + x] > largest)
+              largest = in[y * l->width + x];
+        *out++ = largest;
+      }
+}
+
+static int {{name}}_read(const uint8_t pixels[{{pixels}}]) {
+  int8_t *in = {{name}}_buffers[0], *out = {{name}}_buffers[1], *taken;
+  int best = 0;
+  for (int i = 0; i < {{pixels}}; i++) in[i] = {{name}}_quantized[pixels[i]];
+  for (int i = 0; i + 1 < {{layers}}; i++, taken = in, in = out, out = taken)
+    ({{name}}_layers[i].weights ? {{name}}_run : {{name}}_pool)(&{{name}}_layers[i], in, out);
+  for (int i = 0; i < {{classes}}; i++) {
+    const {{name}}_layer *last = &{{name}}_layers[{{layers}} - 1];
+    {{name}}_sums[i] = {{name}}_sum(last, in, i, 0, 0);
+    if ((int64_t){{name}}_sums[i] * last->multipliers[i * last->factor_step] >
+        (int64_t){{name}}_sums[best] * last->multipliers[best * last->factor_step])
+      best = i;
+  }
+  return best;
+}
+#endif

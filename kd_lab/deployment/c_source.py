@@ -1,0 +1,216 @@
+"""Write a network on integers as one C header, which needs no library, no memory of its own and no floating point."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kd_lab.data import MEAN, STD
+from kd_lab.deployment.parity import real_images
+from kd_lab.errors import ParameterError, check_that
+from kd_lab.networks.layers import sequential_steps
+from kd_lab.networks.predictions import MNIST_IMAGE, predict
+from kd_lab.quantization.integer import Dequantize, IntegerConv2d, IntegerLayer, IntegerMaxPool2d, QuantizeInput
+from kd_lab.storage import file_path, write_safely
+
+ASSETS = Path(__file__).with_name("assets")
+STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+C_NAME = re.compile(r"[a-z_]\w*", re.ASCII | re.IGNORECASE)
+
+
+def export_c(model: nn.Module, path: Path) -> None:
+    """Write a C header with a function that takes the 784 pixels of a digit, 0 to 255, and returns its answer.
+
+    `model` must be what `to_integer` gives, of Linear, Conv2d and MaxPool2d layers, one after another, on images
+    (N, 1, 28, 28). The header's names begin with that of the file, so that several go together. Before it is written,
+    a C compiler must make a program of it that answers 1,000 real digits as the model does; without a compiler a
+    warning says that nothing was compared. Raises a ParameterError for what C can't hold, and names the layer.
+    """
+    path = file_path(path)
+    check_that("path", path, path.suffix == ".h" and C_NAME.fullmatch(path.stem), "a name in C that ends in .h")
+    content = _Header(model, path.stem).text()
+    _compare(content, path.stem, model)
+    write_safely(path, content.encode())
+
+
+def c_compiler() -> str | None:
+    """Return the path of the machine's C compiler, None where there is none."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def compile_c(header: Path, program: Path, *options: str) -> None:
+    """Make a program that reads the digits of a file and prints its answers, a line each."""
+    names = [f'-DHEADER="{header}"', f"-DREAD={header.stem}_read"]
+    command = [str(c_compiler()), *STRICT, *options, *names, str(ASSETS / "read_digits.c"), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ParameterError(f"'model' must be one that the C compiler takes. It says: {done.stderr:.200}")
+
+
+def c_bytes(header: Path, compiler: str = "cc", *options: str) -> tuple[int, int]:
+    """Return the bytes of flash and of RAM that a network needs, measured from what a compiler makes of its header.
+
+    Flash has the program and its tables, RAM the two buffers and the sums; a few bytes of stack come on top. `compiler`
+    may be that of a microcontroller: c_bytes(header, "arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb").
+    """
+    header = file_path(header)
+    check_that("compiler", compiler, shutil.which(compiler), "a C compiler of this machine")
+    size = re.sub(r"(cc|gcc|clang)$", "size", compiler)  # its sibling, which belongs to binutils
+    source = f'#include "{header.resolve()}"\nint f(const uint8_t *pixels) {{ return {header.stem}_read(pixels); }}\n'
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / "network.o"
+        command = [compiler, "-std=c99", "-Os", *options, "-x", "c", "-c", "-", "-o", str(compiled)]
+        subprocess.run(command, input=source, text=True, check=True, capture_output=True)
+        measured = subprocess.run([size, compiled], capture_output=True, text=True, check=True).stdout
+    text, data, zeros = map(int, measured.splitlines()[1].split()[:3])
+    return text + data, data + zeros
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """Return the pixels, 0 to 255, of images as `load_mnist` gives them."""
+    return ((images * STD + MEAN) * 255).round().to(torch.uint8)
+
+
+def _compare(content: str, name: str, model: nn.Module) -> None:
+    if not c_compiler():
+        warnings.warn("no C compiler was found, so the header was not compared with the model.", stacklevel=3)
+        return
+    images = real_images(None)
+    with tempfile.TemporaryDirectory() as folder:
+        header, digits = Path(folder) / f"{name}.h", Path(folder) / "digits"
+        header.write_text(content)
+        digits.write_bytes(pixels_of(images).numpy().tobytes())
+        compile_c(header, Path(folder) / "read")
+        found = subprocess.run([Path(folder) / "read", digits], capture_output=True, text=True, check=True).stdout
+    answers = torch.tensor([int(line) for line in found.split()])
+    differing = (answers != predict(model, images).argmax(1)).nonzero().flatten().tolist()
+    if differing:
+        raise ParameterError(
+            f"'model' must be one that C computes alike. {len(differing)} of {len(images)} answers differ: images "
+            f"{', '.join(map(str, differing[:10]))}."
+        )
+
+
+class _Header:
+    """Collect the tables and the layers of a network, as it reads an image."""
+
+    def __init__(self, model: nn.Module, name: str):
+        self.name, self.size = name, [int(np.prod(MNIST_IMAGE))]
+        self.tables: list[str] = []
+        self.layers: list[dict[str, Any]] = []
+        x, wrong = real_images(None, 1), []
+        predict(model, x)
+        with torch.no_grad():
+            for key, module in sequential_steps(model):
+                given = module(x)
+                if why := self._add(module, x, given):
+                    wrong.append(f"{key} ({why})")
+                x = given
+        last = self.layers[-1] if self.layers else {}
+        if wrong or not last.get("is_last") or x.dim() != 2:
+            layers = ", ".join(wrong) or "another end than a layer that gives (N, classes)"
+            raise ParameterError(
+                "'model' must run on integers from its first layer to its last, as quantize_model() and to_integer() "
+                f"make it, with layers that C can hold. Got one with {layers}."
+            )
+        self.classes = x.shape[1]
+
+    def _add(self, module: Any, x: Tensor, given: Tensor) -> str:
+        """Add what a module computes; say why that can't be written, nothing where it can."""
+        if isinstance(module, (nn.Identity, nn.Dropout)):
+            return ""
+        if isinstance(module, nn.Flatten):
+            return "" if (module.start_dim, module.end_dim) == (1, -1) else "Flatten of some sizes only"
+        if isinstance(module, IntegerMaxPool2d) and not self._is_first():
+            return self._add_pool(module, x, given)
+        if not isinstance(module, IntegerLayer) or isinstance(module.input, QuantizeInput) != self._is_first():
+            return type(module).__name__
+        if self.layers and self.layers[-1].get("is_last"):
+            return "a layer behind one that gives float32"
+        return self._add_layer(module, x, given)
+
+    def _is_first(self) -> bool:
+        return not self.layers
+
+    def _add_pool(self, module: nn.MaxPool2d, x: Tensor, given: Tensor) -> str:
+        if np.any(np.array(module.dilation) != 1):
+            return "MaxPool2d with dilation"
+        parts = module.kernel_size, module.stride, module.padding
+        size, stride, pad = (np.broadcast_to(part, 2).tolist() for part in parts)
+        self._keep(x, given, size=size, stride=stride, pad=pad)
+        return ""
+
+    def _add_layer(self, layer: Any, x: Tensor, given: Tensor) -> str:
+        window: dict[str, Any] = {"size": [1, 1], "stride": [1, 1], "pad": [0, 0], "groups": 1}
+        if isinstance(layer, IntegerConv2d):
+            size = list(layer.weight.shape[2:])
+            same = [(length - 1) // 2 for length in size]
+            pad = {"same": same, "valid": [0, 0]}.get(layer.padding) or list(layer.padding)
+            window = {"size": size, "stride": list(layer.stride), "pad": pad, "groups": layer.groups}
+        elif x.dim() != 2:
+            return "Linear on several rows"
+        if self._is_first():
+            grey = (torch.arange(256, dtype=torch.uint8).float() / 255 - MEAN) / STD
+            self._table("quantized", layer.input(grey))
+        place, end = len(self.layers), self._end(layer.output)
+        zeros = layer.weight_zero_point.flatten()
+        tables = {"weights": layer.weight, "weight_zeros": zeros, "bias": layer.bias, **end.pop("tables")}
+        window |= {key: self._table(f"{key}_{place}", values) for key, values in tables.items() if values is not None}
+        steps = {"zero_step": len(zeros) > 1, "factor_step": len(tables["multipliers"]) > 1}
+        steps |= {"input_zero": layer.input_zero_point, "spread": layer.spread}
+        self._keep(x, given, **window, **{key: int(value) for key, value in steps.items()}, **end)
+        return ""
+
+    def _end(self, output: Any) -> dict[str, Any]:
+        """Return how a layer rounds its sums; the last one's are compared, each times a whole number of 31 bits."""
+        if isinstance(output, Dequantize):
+            factor = output.factor.flatten()
+            whole = torch.ones(1) if len(factor) == 1 else (factor / factor.max() * (2**31 - 1)).round()
+            return {"is_last": 1, "tables": {"multipliers": whole.int()}}
+        low, high = output.ends()
+        tables = {"multipliers": output.multiplier.flatten(), "shifts": output.shift.flatten()}
+        return {"zero": int(output.zero_point), "low": low, "high": high, "tables": tables}
+
+    def _keep(self, x: Tensor, given: Tensor, **fields: Any) -> None:
+        taken, made = ([*each.shape[1:], 1, 1][:3] for each in (x, given))
+        names = "inputs", "height", "width", "outputs", "out_height", "out_width"
+        shapes = dict(zip(names, taken + made, strict=True))
+        self.size.append(given[0].numel())
+        self.layers.append({**shapes, **fields})
+
+    def _table(self, name: str, values: Tensor) -> str:
+        """Keep a table of integers, and return its name."""
+        kind = "int8_t" if values.dtype == torch.int8 else "int32_t"
+        numbers = ",".join(map(str, values.detach().flatten().tolist()))
+        self.tables.append(f"static const {kind} {self.name}_{name}[] = {{{numbers}}};")
+        return f"{self.name}_{name}"
+
+    def text(self) -> str:
+        """Return the header."""
+        layers = ",\n".join(map(_initialiser, self.layers))
+        layers = f"static const {self.name}_layer {self.name}_layers[] = {{\n{layers}}};"
+        fields = {
+            "about": "A neural network that reads digits, written by kd_lab.",
+            "name": self.name,
+            "guard": f"{self.name.upper()}_H",
+            "pixels": self.size[0],
+            "buffer": max(self.size[:-1]),
+            "classes": self.classes,
+            "layers": len(self.layers),
+            "tables": "\n".join([*self.tables, layers, ""]),
+        }
+        header = (ASSETS / "network.h").read_text(encoding="utf-8")
+        return re.sub(r"\{\{(\w+)\}\}", lambda match: str(fields[match[1]]), header)
+
+
+def _initialiser(layer: dict[str, Any]) -> str:
+    """Return the fields of a layer as C has them."""
+    values = {key: str(value).replace("[", "{").replace("]", "}") for key, value in layer.items() if key != "is_last"}
+    return f"  {{{', '.join(f'.{key} = {value}' for key, value in values.items())}}}"
