@@ -21,7 +21,6 @@ from kd_lab.quantization.integer import Dequantize, IntegerConv2d, IntegerLayer,
 from kd_lab.storage import file_path, write_safely
 
 ASSETS = Path(__file__).with_name("assets")
-STRICT = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 C_NAME = re.compile(r"[a-z_]\w*", re.ASCII | re.IGNORECASE)
 
 
@@ -45,32 +44,40 @@ def c_compiler() -> str | None:
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
-def compile_c(header: Path, program: Path, *options: str) -> None:
-    """Make a program that reads the digits of a file and prints its answers, a line each."""
-    names = [f'-DHEADER="{header}"', f"-DREAD={header.stem}_read"]
-    command = [str(c_compiler()), *STRICT, *options, *names, str(ASSETS / "read_digits.c"), "-o", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ParameterError(f"'model' must be one that the C compiler takes. It says: {done.stderr:.200}")
+def compile_c(header: Path, program: Path, compiler: str | None = None, *options: str) -> None:
+    """Make a program that reads the digits of a file and prints its answers, a line each.
+
+    The file has pictures of 784 bytes, or is one of MNIST's own, unpacked. `compiler` is the machine's by default.
+    """
+    header = file_path(header)
+    names = [f'-DHEADER="{header.resolve()}"', f"-DREAD={header.stem}_read"]
+    _compile(compiler, "-O2", *options, *names, str(ASSETS / "read_digits.c"), "-o", str(file_path(program)))
 
 
-def c_bytes(header: Path, compiler: str = "cc", *options: str) -> tuple[int, int]:
+def c_bytes(header: Path, compiler: str | None = None, *options: str) -> tuple[int, int]:
     """Return the bytes of flash and of RAM that a network needs, measured from what a compiler makes of its header.
 
     Flash has the program and its tables, RAM the two buffers and the sums; a few bytes of stack come on top. `compiler`
     may be that of a microcontroller: c_bytes(header, "arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb").
     """
-    header = file_path(header)
-    check_that("compiler", compiler, shutil.which(compiler), "a C compiler of this machine")
-    size = re.sub(r"(cc|gcc|clang)$", "size", compiler)  # its sibling, which belongs to binutils
+    header, compiler = file_path(header), compiler or c_compiler() or "cc"
     source = f'#include "{header.resolve()}"\nint f(const uint8_t *pixels) {{ return {header.stem}_read(pixels); }}\n'
     with tempfile.TemporaryDirectory() as folder:
-        compiled = Path(folder) / "network.o"
-        command = [compiler, "-std=c99", "-Os", *options, "-x", "c", "-c", "-", "-o", str(compiled)]
-        subprocess.run(command, input=source, text=True, check=True, capture_output=True)
-        measured = subprocess.run([size, compiled], capture_output=True, text=True, check=True).stdout
+        (Path(folder) / "network.c").write_text(source)
+        files = "-c", f"{folder}/network.c", "-o", f"{folder}/network.o"
+        _compile(compiler, "-Os", "-fno-pie", *options, *files)  # -fno-pie: addresses in flash, not in RAM
+        size = re.sub(r"(cc|gcc|clang)$", "size", compiler)  # its sibling, which belongs to binutils
+        measured = subprocess.run([size, f"{folder}/network.o"], capture_output=True, text=True, check=True).stdout
     text, data, zeros = map(int, measured.splitlines()[1].split()[:3])
     return text + data, data + zeros
+
+
+def _compile(compiler: str | None, *arguments: str) -> None:
+    compiler = compiler or c_compiler() or "cc"
+    check_that("compiler", compiler, shutil.which(compiler), "a C compiler of this machine")
+    done = subprocess.run([compiler, "-std=c99", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise ParameterError(f"'header' must be one that {compiler} compiles with the options. Got {done.stderr:.300}")
 
 
 def pixels_of(images: Tensor) -> Tensor:
@@ -128,16 +135,14 @@ class _Header:
             return ""
         if isinstance(module, nn.Flatten):
             return "" if (module.start_dim, module.end_dim) == (1, -1) else "Flatten of some sizes only"
-        if isinstance(module, IntegerMaxPool2d) and not self._is_first():
+        first = not self.layers
+        if isinstance(module, IntegerMaxPool2d) and not first:
             return self._add_pool(module, x, given)
-        if not isinstance(module, IntegerLayer) or isinstance(module.input, QuantizeInput) != self._is_first():
+        if not isinstance(module, IntegerLayer) or isinstance(module.input, QuantizeInput) != first:
             return type(module).__name__
-        if self.layers and self.layers[-1].get("is_last"):
+        if not first and self.layers[-1].get("is_last"):
             return "a layer behind one that gives float32"
         return self._add_layer(module, x, given)
-
-    def _is_first(self) -> bool:
-        return not self.layers
 
     def _add_pool(self, module: nn.MaxPool2d, x: Tensor, given: Tensor) -> str:
         if np.any(np.array(module.dilation) != 1):
@@ -156,7 +161,7 @@ class _Header:
             window = {"size": size, "stride": list(layer.stride), "pad": pad, "groups": layer.groups}
         elif x.dim() != 2:
             return "Linear on several rows"
-        if self._is_first():
+        if not self.layers:
             grey = (torch.arange(256, dtype=torch.uint8).float() / 255 - MEAN) / STD
             self._table("quantized", layer.input(grey))
         place, end = len(self.layers), self._end(layer.output)
@@ -169,7 +174,10 @@ class _Header:
         return ""
 
     def _end(self, output: Any) -> dict[str, Any]:
-        """Return how a layer rounds its sums; the last one's are compared, each times a whole number of 31 bits."""
+        """Return how a layer rounds its sums; the last one's are compared, each times a whole number of 31 bits.
+
+        They err by half of 1 in 2^31, so that a logit errs by less than half the largest factor, whatever its sum.
+        """
         if isinstance(output, Dequantize):
             factor = output.factor.flatten()
             whole = torch.ones(1) if len(factor) == 1 else (factor / factor.max() * (2**31 - 1)).round()
@@ -201,7 +209,8 @@ class _Header:
             "name": self.name,
             "guard": f"{self.name.upper()}_H",
             "pixels": self.size[0],
-            "buffer": max(self.size[:-1]),
+            "buffer_0": max(self.size[:-1:2]),  # each layer reads from one and writes to the other
+            "buffer_1": max([1, *self.size[1:-1:2]]),
             "classes": self.classes,
             "layers": len(self.layers),
             "tables": "\n".join([*self.tables, layers, ""]),

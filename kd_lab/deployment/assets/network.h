@@ -19,7 +19,7 @@ typedef struct {
   int zero, low, high;         /* of what it gives: the integer that stands for 0, and the ends */
 } {{name}}_layer;
 
-static int8_t {{name}}_buffers[2][{{buffer}}];
+static int8_t {{name}}_buffer_0[{{buffer_0}}], {{name}}_buffer_1[{{buffer_1}}];
 static int32_t {{name}}_sums[{{classes}}]; /* of the last layer */
 
 {{tables}}
@@ -32,7 +32,7 @@ static int32_t {{name}}_sum(const {{name}}_layer *l, const int8_t *in, int outpu
     for (int y = row * l->stride[0] - l->pad[0], dy = 0; dy < l->size[0]; dy++, y++)
       for (int x = column * l->stride[1] - l->pad[1], dx = 0; dx < l->size[1]; dx++, x++, weight++)
         if (y >= 0 && y < l->height && x >= 0 && x < l->width)
-          sum += (in[((int32_t)i * l->height + y) * l->width + x] - l->input_zero) * (*weight - weight_zero);
+          sum += (in[((int32_t)i * l->height + y) * l->width + x] - l->input_zero) * (int32_t)(*weight - weight_zero);
   return sum * l->spread + (l->bias ? l->bias[output] : 0);
 }
 
@@ -67,7 +67,7 @@ static void {{name}}_pool(const {{name}}_layer *l, const int8_t *in, int8_t *out
 }
 
 static int {{name}}_read(const uint8_t pixels[{{pixels}}]) {
-  int8_t *in = {{name}}_buffers[0], *out = {{name}}_buffers[1], *taken;
+  int8_t *in = {{name}}_buffer_0, *out = {{name}}_buffer_1, *taken;
   int best = 0;
   for (int i = 0; i < {{pixels}}; i++) in[i] = {{name}}_quantized[pixels[i]];
   for (int i = 0; i + 1 < {{layers}}; i++, taken = in, in = out, out = taken)

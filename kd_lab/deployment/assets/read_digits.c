@@ -5,17 +5,19 @@
 #include <string.h>
 
 int main(int count, char **arguments) {
-  static const uint8_t magic[4] = {0, 0, 8, 3}; /* of IDX files with three dimensions of bytes */
+  static const uint8_t kind[4] = {0, 0, 8, 3}, shape[8] = {0, 0, 0, 28, 0, 0, 0, 28}; /* of MNIST's files */
+  int failed;
   uint8_t pixels[784], begin[16];
   size_t got;
   FILE *file = count == 2 ? fopen(arguments[1], "rb") : NULL;
   if (!file) {
-    fprintf(stderr, "usage: %s FILE (pictures of 784 bytes)\n", arguments[0]);
+    fprintf(stderr, "usage: %s FILE, one that is there, of pictures of 784 bytes\n", count ? arguments[0] : "read_digits");
     return 2;
   }
-  if (fread(begin, 1, 16, file) != 16 || memcmp(begin, magic, 4)) rewind(file);
+  if (fread(begin, 1, 16, file) != 16 || memcmp(begin, kind, 4) || memcmp(begin + 8, shape, 8)) rewind(file);
   while ((got = fread(pixels, 1, 784, file)) == 784) printf("%d\n", READ(pixels));
-  if (got || ferror(file)) fprintf(stderr, "%s ends in the middle of a picture\n", arguments[1]);
+  failed = ferror(file) || got;
+  if (failed) fprintf(stderr, "%s can't be read, or ends in the middle of a picture\n", arguments[1]);
   fclose(file);
-  return got ? 1 : 0;
+  return failed;
 }
