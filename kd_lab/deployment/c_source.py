@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_lab.data import MEAN, STD
 from kd_lab.deployment.parity import real_images
-from kd_lab.errors import ParameterError, check_that
+from kd_lab.errors import ParameterError, SetupError, check_that
 from kd_lab.networks.layers import sequential_steps
 from kd_lab.networks.predictions import MNIST_IMAGE, predict
 from kd_lab.quantization.integer import Dequantize, IntegerConv2d, IntegerLayer, IntegerMaxPool2d, QuantizeInput
@@ -30,7 +30,8 @@ def export_c(model: nn.Module, path: Path) -> None:
     `model` must be what `to_integer` gives, of Linear, Conv2d and MaxPool2d layers, one after another, on images
     (N, 1, 28, 28). The header's names begin with that of the file, so that several go together. Before it is written,
     a C compiler must make a program of it that answers 1,000 real digits as the model does; without a compiler a
-    warning says that nothing was compared. Raises a ParameterError for what C can't hold, and names the layer.
+    warning says that nothing was compared. Logits that float32 can't tell apart may be ranked otherwise, since C
+    compares whole numbers. Raises a ParameterError for what C can't hold, and names the layer.
     """
     path = file_path(path)
     check_that("path", path, path.suffix == ".h" and C_NAME.fullmatch(path.stem), "a name in C that ends in .h")
@@ -60,24 +61,33 @@ def c_bytes(header: Path, compiler: str | None = None, *options: str) -> tuple[i
     Flash has the program and its tables, RAM the two buffers and the sums; a few bytes of stack come on top. `compiler`
     may be that of a microcontroller: c_bytes(header, "arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb").
     """
-    header, compiler = file_path(header), compiler or c_compiler() or "cc"
+    header, compiler = file_path(header), _installed(compiler or c_compiler())
+    size = _installed(re.sub(r"(cc|gcc|clang)$", "size", compiler))  # its sibling, which belongs to binutils
     source = f'#include "{header.resolve()}"\nint f(const uint8_t *pixels) {{ return {header.stem}_read(pixels); }}\n'
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "network.c").write_text(source)
         files = "-c", f"{folder}/network.c", "-o", f"{folder}/network.o"
         _compile(compiler, "-Os", "-fno-pie", *options, *files)  # -fno-pie: addresses in flash, not in RAM
-        size = re.sub(r"(cc|gcc|clang)$", "size", compiler)  # its sibling, which belongs to binutils
         measured = subprocess.run([size, f"{folder}/network.o"], capture_output=True, text=True, check=True).stdout
     text, data, zeros = map(int, measured.splitlines()[1].split()[:3])
     return text + data, data + zeros
 
 
 def _compile(compiler: str | None, *arguments: str) -> None:
-    compiler = compiler or c_compiler() or "cc"
-    check_that("compiler", compiler, shutil.which(compiler), "a C compiler of this machine")
+    compiler = _installed(compiler or c_compiler())
     done = subprocess.run([compiler, "-std=c99", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise ParameterError(f"'header' must be one that {compiler} compiles with the options. Got {done.stderr:.300}")
+
+
+def _installed(program: str | None) -> str:
+    """Return the name of a program that is installed, or raise a SetupError."""
+    if program is None or not shutil.which(program):
+        raise SetupError(
+            f"{program or 'A C compiler'} is not installed. On Debian and Ubuntu run: apt-get install gcc, or "
+            "gcc-arm-none-eabi for microcontrollers."
+        )
+    return program
 
 
 def pixels_of(images: Tensor) -> Tensor:
