@@ -87,7 +87,7 @@ class ServedModel:
         for batch in self._images(inputs[0]).split(BATCH_SIZE):
             if parts:
                 await asyncio.sleep(0)
-            parts.append(self._run(batch))
+            parts.append(self.run(batch))
         return torch.cat(parts).numpy()
 
     def _images(self, given: InputTensor) -> Tensor:
@@ -107,7 +107,8 @@ class ServedModel:
         return torch.from_numpy(numbers.reshape(shape))
 
     @torch.inference_mode()
-    def _run(self, images: Tensor) -> Tensor:
+    def run(self, images: Tensor) -> Tensor:
+        """Return the logits of images that fit; raise a RequestError where there are none."""
         try:
             logits = self.network(images)
         except Exception as error:  # of a learner's own layer
@@ -150,7 +151,7 @@ class ServedModels:
             check_that("models", key, match, "by names such as 'cnn' or, with a version, 'cnn:2'")
             name, version = match[1], int(match[2] or 1)  # type: ignore[index]
             check_that("models", key, version not in self._found.get(name, {}), "of one network for each version")
-            self._found.setdefault(name, {})[version] = _prepared(name, str(version), model, images)
+            self._found.setdefault(name, {})[version] = prepared(name, str(version), model, images)
 
     def find(self, name: str, version: str = "") -> ServedModel:
         """Return the model of this version or of the newest one; raise an UnknownModelError where there is none."""
@@ -181,7 +182,7 @@ def is_allowed(token: str, sent: str) -> bool:
     return not token or secrets.compare_digest(sent.encode(errors="replace"), f"Bearer {token}".encode())
 
 
-def _prepared(name: str, version: str, model: nn.Module | Path | str, images: Tensor | None) -> ServedModel:
+def prepared(name: str, version: str, model: nn.Module | Path | str, images: Tensor | None) -> ServedModel:
     """Return a model ready to serve: a copy in evaluation mode whose weights are plain, tried on an image."""
     network, size = _loaded(model) if isinstance(model, (str, Path)) else (model, _size(model))
     plain = network if isinstance(network, RuntimeModel) else make_permanent(network).eval()

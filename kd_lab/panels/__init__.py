@@ -2,6 +2,7 @@
 
 from kd_lab.panels.distillation import DistillationPanel
 from kd_lab.panels.least_squares import LeastSquaresPanel
+from kd_lab.panels.pad import DrawingPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.quantization import QuantizationPanel
 from kd_lab.panels.recipe import RecipePanel

@@ -11,12 +11,12 @@ import traitlets
 from kd_lab.errors import check_choice, check_number, check_whole_number
 
 
-class _Value(traitlets.TraitType):
+class Value(traitlets.TraitType):
     """Check a value where it is set; a validator of the widget would be passed over by what the browser sends."""
 
-    def validate(self, slider: "Slider", value: Any) -> float:
-        slider.check(value)
-        return slider.kind(value)
+    def validate(self, control: Any, value: Any) -> Any:
+        control.check(value)
+        return control.kind(value)
 
 
 class Slider(anywidget.AnyWidget):
@@ -31,7 +31,7 @@ class Slider(anywidget.AnyWidget):
     check_kind = staticmethod(check_number)
     label, unit = (traitlets.Unicode().tag(sync=True) for _ in range(2))
     min, max, step, factor = (traitlets.Float(number).tag(sync=True) for number in (0.0, 1.0, 0.01, 1.0))
-    value = _Value(0.0).tag(sync=True)
+    value = Value(0.0).tag(sync=True)
 
     def check(self, value: Any) -> None:
         """Raise a ParameterError for a value that the slider can't stand at."""
@@ -58,7 +58,7 @@ class BitSlider(WholeSlider):
 
     min, max = (traitlets.Float(number).tag(sync=True) for number in (1.0, 8.0))
     unit = traitlets.Unicode("bit").tag(sync=True)
-    value = _Value(8).tag(sync=True)
+    value = Value(8).tag(sync=True)
 
 
 def dropdown(name: str, options: Iterable[str], value: str | None = None) -> widgets.Dropdown:
@@ -82,7 +82,7 @@ def button(name: str, action: Callable[[], None]) -> widgets.Button:
 
 def check_control(name: str, control: widgets.Widget, value: Any) -> None:
     """Raise a ParameterError for a value that the control of this name can't have."""
-    if isinstance(control, Slider):
+    if isinstance(control, anywidget.AnyWidget):  # the kit's own
         control.check(value)
     else:
         check_choice(name, value, list(control.options))

@@ -7,7 +7,7 @@ function createPad(element, onDigit) {
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "application");
   canvas.ariaLabel = "Draw a digit: with a mouse or finger, or move the pen with the arrow keys and draw with Shift held";
-  canvas.style.cssText = "display:block;width:280px;height:280px;background:#000;border-radius:8px;touch-action:none";
+  canvas.style.cssText = "display:block;width:100%;max-width:280px;aspect-ratio:1;background:#000;border-radius:8px;touch-action:none";
   clear.type = "button";
   clear.textContent = "Clear";
   Object.assign(context, { lineWidth: 20, lineCap: "round", lineJoin: "round", strokeStyle: "#fff", fillStyle: "#000" });
@@ -57,6 +57,7 @@ function createPad(element, onDigit) {
     if (event.key === "Delete") wipe();
     if (!move) return;
     event.preventDefault();
+    event.stopPropagation(); // else a notebook moves between its cells
     const [x, y] = [pen.x + STEP * move[0], pen.y + STEP * move[1]].map((to) => Math.min(Math.max(to, 10), SIZE - 10));
     if (event.shiftKey) lineTo(x, y);
     else pen = { x, y };
