@@ -836,6 +836,16 @@ def shows_least_squares(case: Case) -> None:
     shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
 
 
+def shows_answers_to_drawings(case: Case) -> None:
+    """The panel to draw on shows the network's answer to a digit, or says why there is none."""
+    panel = panels.DrawingPanel({"network": case.model})
+    try:
+        answer = case.plain(panel._example.clone()).argmax()
+        holds("it shows another answer", panel.flush().title.endswith(f"is read as {answer}"))
+    finally:
+        panel.close()
+
+
 ALL: dict[str, Callable[[Any], None]] = {
     # networks
     "weights, weighted_layers, describe": finds_every_layer,
@@ -938,6 +948,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),
     "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),
     "LeastSquaresPanel": shows_least_squares,
+    "DrawingPanel": shows_answers_to_drawings,
     "DistillationPanel": partial(shows, panel=panels.DistillationPanel),
     "RecipePanel": partial(
         takes_only_its_own, function=lambda case: panels.RecipePanel(case.model, case.build(1), whole_data(case))

@@ -1,7 +1,7 @@
 """Draw a digit, and networks answer side by side while you draw: what each is sure of, its bytes and its time."""
 
+import math
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Pad(anywidget.AnyWidget):
     def check(self, value: Any) -> None:
         """Raise a ParameterError for what can't be drawn."""
         fits = isinstance(value, (tuple, list)) and len(value) in (0, SIDE * SIDE)
-        pixels = fits and all(isinstance(number, Real) and 0 <= number <= 1 for number in value)
+        pixels = fits and all(isinstance(number, (int, float)) and 0 <= number <= 1 for number in value)
         check_that("digit", value, pixels, f"{SIDE * SIDE} numbers from 0 to 1, row by row, or an empty tuple")
 
 
@@ -49,7 +49,7 @@ class DrawingPanel(Panel):
     that ship. Each must take images (N, 1, 28, 28) and give logits (N, classes). What is drawn is centred and scaled as
     MNIST's digits were; until then a validation digit is answered. The bytes are those of the file; the milliseconds
     are the median of one image's passes, measured when the panel is made. Raises a ParameterError for a network that
-    can't read such an image. In Colab, `google.colab.output.enable_custom_widget_manager()` must be called before.
+    can't read such an image. In Colab nothing else is needed: anywidget turns on custom widgets there by itself.
     """
 
     def __init__(self, models: Mapping[str, nn.Module | Path | str]):
@@ -105,6 +105,6 @@ class AnswersPicture:
         axes.set_title(model.name[:MAX_NAME], fontsize=9, loc="left", pad=3, parse_math=False)
         axes.set(ylim=(0, 1), yticks=(0, 1), yticklabels=("0 %", "100 %"))
         axes.tick_params(labelsize=8, length=2, pad=2)
-        axes.locator_params(axis="x", nbins=12, integer=True)
         (count,) = model.answer_shape
+        axes.set_xticks(range(0, count, math.ceil(count / 10)))
         return axes.bar(range(count), [1] * count, color=[COLOR, *[GREY] * (count - 1)])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from ipywidgets import Button
+from matplotlib.text import Text
 
 from kd_lab.panels import panel as panel_module
 from kd_lab.panels.panel import Panel
@@ -56,3 +57,18 @@ def button() -> Callable[[Panel, str], Button]:
     return lambda panel, name: next(
         child for child in panel._box.children[1].children if isinstance(child, Button) and child.description == name
     )
+
+
+@pytest.fixture
+def outside(monkeypatch) -> list[str]:
+    """Return the texts that were drawn, but not wholly inside their picture, from then on."""
+    found, draw = [], Text.draw
+
+    def look(text, renderer, *arguments, **options):
+        draw(text, renderer, *arguments, **options)
+        box, frame = text.get_window_extent(renderer), text.figure.bbox
+        if text.get_text().strip() and (box.x0 < 0 or box.y0 < 0 or box.x1 > frame.x1 or box.y1 > frame.y1):
+            found.append(text.get_text())
+
+    monkeypatch.setattr(Text, "draw", look)
+    return found

@@ -3,7 +3,6 @@
 from itertools import product
 
 import pytest
-from matplotlib.text import Text
 
 from kd_lab import checkpoints
 from kd_lab.checkpoints import load_trained
@@ -82,21 +81,6 @@ def settings(panel, end):
     alike = {name: ends(panel.controls[name])[end] for name in names}
     yield alike
     yield from ({**alike, name: ends(panel.controls[name])[1 - end]} for name in names)
-
-
-@pytest.fixture
-def outside(monkeypatch):
-    """Return the texts that were drawn, but not wholly inside their picture, from then on."""
-    found, draw = [], Text.draw
-
-    def look(text, renderer, *arguments, **options):
-        draw(text, renderer, *arguments, **options)
-        box, frame = text.get_window_extent(renderer), text.figure.bbox
-        if text.get_text().strip() and (box.x0 < 0 or box.y0 < 0 or box.x1 > frame.x1 or box.y1 > frame.y1):
-            found.append(text.get_text())
-
-    monkeypatch.setattr(Text, "draw", look)
-    return found
 
 
 @pytest.mark.parametrize(
