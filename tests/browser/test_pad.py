@@ -95,3 +95,15 @@ def test_all_fits_and_nothing_jumps(pad, width):
     expect(pad.get_by_text("Your digit is read as 2")).to_have_count(1)
     answers(pad)
     assert pad.evaluate(HEIGHTS) == before and pad.evaluate(SIZES) == [] and cut_off(pad) == []
+
+
+def test_a_second_view_wipes_nothing(pad):
+    page = pad.page
+    draw(page, DRAWINGS[8][1], CANVAS)
+    pad.get_by_text("Your digit is read as").wait_for()
+    drawn = answers(pad)
+    page.evaluate("() => jupyterapp.commands.execute('notebook:create-output-view')")
+    expect(page.locator(CANVAS)).to_have_count(2)
+    assert answers(pad) == drawn and pad.get_by_text("Your digit is read as").count() == 1
+    page.evaluate("() => [...jupyterapp.shell.widgets('main')].find(view => !view.context).close()")
+    expect(page.locator(CANVAS)).to_have_count(1)

@@ -66,7 +66,7 @@ def test_keys_draw_and_wipe(served_page):
     assert answers(served_page) == []
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [300, 375, 1280])
 def test_nothing_is_cut_off_or_jumps(width, served_page):
     served_page.set_viewport_size({"width": width, "height": 900})
     size = "[document.documentElement.scrollWidth, document.querySelector('table').getBoundingClientRect().height]"

@@ -125,7 +125,7 @@ def test_keys_reach_everything(at_home):
     assert {"network", "canvas", "button", "amount"} <= set(reached)
 
 
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [300, 375, 1280])
 def test_nothing_is_cut_off(width, at_home):
     at_home.set_viewport_size({"width": width, "height": 800})
     assert at_home.evaluate("document.documentElement.scrollWidth") <= width

@@ -57,7 +57,6 @@ function createPad(element, onDigit) {
     if (event.key === "Delete") wipe();
     if (!move) return;
     event.preventDefault();
-    event.stopPropagation(); // else a notebook moves between its cells
     const [x, y] = [pen.x + STEP * move[0], pen.y + STEP * move[1]].map((to) => Math.min(Math.max(to, 10), SIZE - 10));
     if (event.shiftKey) lineTo(x, y);
     else pen = { x, y };
