@@ -31,8 +31,8 @@ from kd_lab.pruning import IMPORTANCES, SCOPES, prune
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_trained("mlp128")
+def model(student):
+    return student
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +301,7 @@ def test_where_no_widgets_are_a_picture_is(panel):
 CELL = """
 from kd_lab.networks.zoo import small_student
 from kd_lab.panels import PruningPanel
-panels = [PruningPanel(small_student(), data) for _ in range({count})]
+panels = [PruningPanel(small_student(8), data) for _ in range({count})]
 panels[-1]
 """
 
