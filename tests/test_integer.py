@@ -223,11 +223,8 @@ def test_whole_models_answer_as_the_simulated_ones(name, quantized, validation):
 
 
 QUICK_BITS = (2, 8), (2, 2), (8, 1)
-BITS = [
-    pytest.param(weight, activation, marks=[] if (weight, activation) in QUICK_BITS else pytest.mark.slow)
-    for weight in range(2, 9)
-    for activation in range(1, 9)
-]
+SLOW_BITS = (2, 1), (8, 8), (3, 6), (4, 3), (5, 7), (6, 4), (7, 5)  # both ends; each number of bits at least once
+BITS = [*QUICK_BITS, *(pytest.param(*bits, marks=pytest.mark.slow) for bits in SLOW_BITS)]
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits", BITS)
