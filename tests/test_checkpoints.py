@@ -21,17 +21,6 @@ def quick(tmp_path, mnist, few, validation):
         yield
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("mlp128", "lenet300"))) for name in MODELS]
-)
-def test_the_shipped_networks_score_what_their_files_say(name, mnist):
-    _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
-    assert metadata["recipe"] == RECIPES[name] and metadata["seed"] == 0 and metadata["architecture"] == name
-    for part in ("validation", "test"):
-        correct = accuracy(load_trained(name), getattr(mnist, part)).correct
-        assert abs(correct - metadata["correct"][part]) <= 2  # another processor may round a borderline digit otherwise
-
-
 def test_they_are_small():
     assert sum(file.stat().st_size for file in SHIPPED.glob("*.safetensors")) < 6_000_000
     assert {file.stem for file in SHIPPED.glob("*.safetensors")} == {*MODELS, "hinton_logits"}

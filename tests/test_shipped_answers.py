@@ -1,4 +1,7 @@
-"""All shipped networks and recorded .kdz files answer as in version 0.1, on every validation and test image."""
+"""All shipped networks and recorded .kdz files answer as in version 0.1, on every validation and test image.
+
+The networks score what their files say, too.
+"""
 
 import hashlib
 import json
@@ -7,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_lab.checkpoints import load_trained
+from kd_lab.checkpoints import RECIPES, SHIPPED, load_trained
 from kd_lab.formats import load_packed
 from kd_lab.networks import MODELS, predict
 from kd_lab.results import RESULTS
+from kd_lab.storage import load_tensors
 
 ANSWERS = json.loads(Path(__file__).with_name("shipped_answers.json").read_text())
 FILES = sorted((RESULTS / "deep_compression").glob("*.kdz"))
@@ -23,9 +27,14 @@ def images(mnist):
     return torch.cat([mnist.validation.images, mnist.test.images])
 
 
-def digest(model, images):
-    """Return the SHA-256 of the digits that a network reads, which is the same on every machine."""
-    return hashlib.sha256(predict(model, images).argmax(1).to(torch.uint8).numpy().tobytes()).hexdigest()
+def digits(model, images):
+    """Return the digits that a network reads."""
+    return predict(model, images).argmax(1).to(torch.uint8)
+
+
+def digest(digits):
+    """Return the SHA-256 of digits, which is the same on every machine."""
+    return hashlib.sha256(digits.numpy().tobytes()).hexdigest()
 
 
 def test_every_network_and_every_file_is_recorded():
@@ -33,12 +42,19 @@ def test_every_network_and_every_file_is_recorded():
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
-def test_a_shipped_network_answers_as_it_did(name, images):
-    assert digest(load_trained(name), images) == ANSWERS[name]
+def test_a_shipped_network_answers_as_it_did_and_scores_what_its_file_says(name, images, mnist):
+    found = digits(load_trained(name), images)
+    assert digest(found) == ANSWERS[name]
+    _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
+    assert metadata["recipe"] == RECIPES[name] and metadata["seed"] == 0 and metadata["architecture"] == name
+    sizes = [len(mnist.validation.labels), len(mnist.test.labels)]
+    for part, read in zip(("validation", "test"), found.split(sizes), strict=True):
+        correct = int((read == getattr(mnist, part).labels).sum())
+        assert abs(correct - metadata["correct"][part]) <= 2  # another processor may round a borderline digit otherwise
 
 
 @pytest.mark.parametrize(
     "path", [pytest.param(path, id=path.name, marks=[] if path in FEW else pytest.mark.slow) for path in FILES]
 )
 def test_a_recorded_file_answers_as_it_did(path, images):
-    assert digest(load_packed(path), images) == ANSWERS[path.name]
+    assert digest(digits(load_packed(path), images)) == ANSWERS[path.name]
