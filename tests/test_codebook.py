@@ -74,7 +74,6 @@ def test_the_clusters_err_no_more_than_those_of_scikit_learn(values, count):
 @pytest.mark.parametrize(
     ("name", "layer", "count"),
     [
-        pytest.param("lenet300", "fc1", 16, marks=pytest.mark.slow),
         pytest.param("cnn", "fc1", 4, marks=pytest.mark.slow),
         pytest.param("lenet300", "fc2", 64, marks=pytest.mark.slow),
         ("lenet5_classic", "fc2", 64),
