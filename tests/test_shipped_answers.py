@@ -1,6 +1,7 @@
 """All shipped networks and recorded .kdz files answer as in version 0.1, on every validation and test image.
 
-The networks score what their files say, too.
+The networks score what their files say, too. A lenet5 reads the images ten times as long as its file is read, so the
+first file of each of its recipes answers; the others give the same weights to the bit, whose answers were the same.
 """
 
 import hashlib
@@ -16,7 +17,9 @@ from kd_lab.networks import MODELS, predict
 from kd_lab.results import RESULTS
 from kd_lab.storage import load_tensors
 
-ANSWERS = json.loads(Path(__file__).with_name("shipped_answers.json").read_text())
+ANSWERS, WEIGHTS = (
+    json.loads(Path(__file__).with_name(f"shipped_{name}.json").read_text()) for name in ("answers", "weights")
+)
 FILES = sorted((RESULTS / "deep_compression").glob("*.kdz"))
 FEW = FILES[:: len(FILES) // 2]
 SLOW = "lenet5", "lenet5_classic", "resnet"
@@ -32,13 +35,13 @@ def digits(model, images):
     return predict(model, images).argmax(1).to(torch.uint8)
 
 
-def digest(digits):
-    """Return the SHA-256 of digits, which is the same on every machine."""
-    return hashlib.sha256(digits.numpy().tobytes()).hexdigest()
+def digest(*tensors):
+    """Return the SHA-256 of tensors, which is the same on every machine."""
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def test_every_network_and_every_file_is_recorded():
-    assert set(ANSWERS) == {*MODELS, *(path.name for path in FILES)}
+    assert sorted([*ANSWERS, *WEIGHTS]) == sorted([*MODELS, *(path.name for path in FILES)])
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
@@ -57,4 +60,8 @@ def test_a_shipped_network_answers_as_it_did_and_scores_what_its_file_says(name,
     "path", [pytest.param(path, id=path.name, marks=[] if path in FEW else pytest.mark.slow) for path in FILES]
 )
 def test_a_recorded_file_answers_as_it_did(path, images):
-    assert digest(digits(load_packed(path), images)) == ANSWERS[path.name]
+    model = load_packed(path)
+    if path.name in WEIGHTS:
+        assert digest(*model.state_dict().values()) == WEIGHTS[path.name]
+    else:
+        assert digest(digits(model, images)) == ANSWERS[path.name]
