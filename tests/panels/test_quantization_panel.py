@@ -35,8 +35,8 @@ from kd_lab.quantization import (
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_trained("mlp128")
+def model(student):
+    return student
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +219,9 @@ def test_the_picture_shows_a_grid_for_every_channel_or_for_the_whole_layer(panel
     )
     assert panel._pictures["fc2"]._caption.get_text() == "a grid of 8 levels for the whole layer"
     panel.draw(first(panel, weight_bits=1, layer="fc1"))
-    sizes = model[1].weight.detach().abs().mean(1)[torch.linspace(0, 127, 16).long()]
+    sizes = model[1].weight.detach().abs().mean(1)[torch.linspace(0, 31, 16).long()]
     assert ticks(panel, "fc1")[:, 0, 0].tolist() == pytest.approx(torch.stack([-sizes, sizes], 1).flatten().tolist())
-    assert panel._pictures["fc1"]._caption.get_text() == "a grid of 2 levels for each channel (16 of 128)"
+    assert panel._pictures["fc1"]._caption.get_text() == "a grid of 2 levels for each channel (16 of 32)"
 
 
 def ticks(panel, layer):
