@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from kd_lab.data import MEAN, STD
 from kd_lab.deployment.parity import real_images
-from kd_lab.errors import ParameterError, SetupError, check_that
-from kd_lab.networks.layers import sequential_steps
-from kd_lab.networks.predictions import MNIST_IMAGE, predict
+from kd_lab.errors import ParameterError, check_that
+from kd_lab.networks.layers import describe, sequential_steps
+from kd_lab.networks.predictions import predict
 from kd_lab.quantization.integer import Dequantize, IntegerConv2d, IntegerLayer, IntegerMaxPool2d, QuantizeInput
 from kd_lab.storage import file_path, write_safely
 
 ASSETS = Path(__file__).with_name("assets")
+INSTALLED = "a C compiler that is installed, of the package gcc, or gcc-arm-none-eabi for microcontrollers"
+MIN_FACTOR = 1e-37  # a sum of 1 then gives a normal float32
 C_NAME = re.compile(r"[a-z_]\w*", re.ASCII | re.IGNORECASE)
 
 
@@ -40,11 +42,6 @@ def export_c(model: nn.Module, path: Path) -> None:
     write_safely(path, content.encode())
 
 
-def c_compiler() -> str | None:
-    """Return the path of the machine's C compiler, None where there is none."""
-    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-
-
 def compile_c(header: Path, program: Path, compiler: str | None = None, *options: str) -> None:
     """Make a program that reads the digits of a file and prints its answers, a line each.
 
@@ -58,24 +55,31 @@ def compile_c(header: Path, program: Path, compiler: str | None = None, *options
 def c_bytes(header: Path, compiler: str | None = None, *options: str) -> tuple[int, int]:
     """Return the bytes of flash and of RAM that a network needs, measured from what a compiler makes of its header.
 
-    Flash has the program and its tables, RAM the two buffers and the sums; a few bytes of stack come on top. `compiler`
-    may be that of a microcontroller: c_bytes(header, "arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb").
+    Flash has the program and its tables, RAM the two buffers and the logits; a few bytes of stack come on top. The
+    compiler may be that of a microcontroller, c_bytes(header, "arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb"); GNU
+    size must lie beside it.
     """
-    header, compiler = file_path(header), _installed(compiler or c_compiler())
-    size = _installed(re.sub(r"(cc|gcc|clang)$", "size", compiler))  # its sibling, which belongs to binutils
+    header, compiler = file_path(header), str(compiler or _compiler() or "cc")
     source = f'#include "{header.resolve()}"\nint f(const uint8_t *pixels) {{ return {header.stem}_read(pixels); }}\n'
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "network.c").write_text(source)
-        files = "-c", f"{folder}/network.c", "-o", f"{folder}/network.o"
-        _compile(compiler, "-Os", "-fno-pie", *options, *files)  # -fno-pie: addresses in flash, not in RAM
-        measured = subprocess.run([size, f"{folder}/network.o"], capture_output=True, text=True, check=True).stdout
-    text, data, zeros = map(int, measured.splitlines()[1].split()[:3])
+        code, made = Path(folder) / "network.c", f"{folder}/network.o"
+        code.write_text(source)
+        _compile(compiler, "-Os", "-fno-pie", *options, "-c", str(code), "-o", made)  # no pie: addresses in flash
+        size = shutil.which(re.sub(r"(cc|gcc|clang)(-\d+)?$", "size", compiler))
+        said = subprocess.run([size, made], capture_output=True, text=True).stdout.split() if size else []
+    check_that("compiler", compiler, said[:3] == ["text", "data", "bss"], "one with GNU size, of the package binutils")
+    text, data, zeros = map(int, said[6:9])
     return text + data, data + zeros
 
 
+def _compiler() -> str | None:
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
 def _compile(compiler: str | None, *arguments: str) -> None:
-    compiler = _installed(compiler or c_compiler())
-    done = subprocess.run([compiler, "-std=c99", *arguments], capture_output=True, text=True)
+    compiler = str(compiler or _compiler() or "cc")
+    check_that("compiler", compiler, shutil.which(compiler), INSTALLED)
+    done = subprocess.run([compiler, "-std=c99", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         raise ParameterError(f"'header' must be one that {compiler} compiles with the options. Got {done.stderr:.300}")
 
@@ -96,7 +100,7 @@ def pixels_of(images: Tensor) -> Tensor:
 
 
 def _compare(content: str, name: str, model: nn.Module) -> None:
-    if not c_compiler():
+    if not _compiler():
         warnings.warn("no C compiler was found, so the header was not compared with the model.", stacklevel=3)
         return
     images = real_images(None)
@@ -119,7 +123,7 @@ class _Header:
     """Collect the tables and the layers of a network, as it reads an image."""
 
     def __init__(self, model: nn.Module, name: str):
-        self.name, self.size = name, [int(np.prod(MNIST_IMAGE))]
+        self.name, self.classes = name, 0
         self.tables: list[str] = []
         self.layers: list[dict[str, Any]] = []
         x, wrong = real_images(None, 1), []
@@ -130,14 +134,12 @@ class _Header:
                 if why := self._add(module, x, given):
                     wrong.append(f"{key} ({why})")
                 x = given
-        last = self.layers[-1] if self.layers else {}
-        if wrong or not last.get("is_last") or x.dim() != 2:
+        if wrong or not self.classes or x.dim() != 2:
             layers = ", ".join(wrong) or "another end than a layer that gives (N, classes)"
             raise ParameterError(
                 "'model' must run on integers from its first layer to its last, as quantize_model() and to_integer() "
                 f"make it, with layers that C can hold. Got one with {layers}."
             )
-        self.classes = x.shape[1]
 
     def _add(self, module: Any, x: Tensor, given: Tensor) -> str:
         """Add what a module computes; say why that can't be written, nothing where it can."""
@@ -148,10 +150,8 @@ class _Header:
         first = not self.layers
         if isinstance(module, IntegerMaxPool2d) and not first:
             return self._add_pool(module, x, given)
-        if not isinstance(module, IntegerLayer) or isinstance(module.input, QuantizeInput) != first:
-            return type(module).__name__
-        if not first and self.layers[-1].get("is_last"):
-            return "a layer behind one that gives float32"
+        if not isinstance(module, IntegerLayer) or isinstance(module.input, QuantizeInput) != first or self.classes:
+            return describe(module)
         return self._add_layer(module, x, given)
 
     def _add_pool(self, module: nn.MaxPool2d, x: Tensor, given: Tensor) -> str:
@@ -174,34 +174,25 @@ class _Header:
         if not self.layers:
             grey = (torch.arange(256, dtype=torch.uint8).float() / 255 - MEAN) / STD
             self._table("quantized", layer.input(grey))
-        place, end = len(self.layers), self._end(layer.output)
-        zeros = layer.weight_zero_point.flatten()
-        tables = {"weights": layer.weight, "weight_zeros": zeros, "bias": layer.bias, **end.pop("tables")}
-        window |= {key: self._table(f"{key}_{place}", values) for key, values in tables.items() if values is not None}
-        steps = {"zero_step": len(zeros) > 1, "factor_step": len(tables["multipliers"]) > 1}
-        steps |= {"input_zero": layer.input_zero_point, "spread": layer.spread}
-        self._keep(x, given, **window, **{key: int(value) for key, value in steps.items()}, **end)
+        if isinstance(layer.output, Dequantize):
+            self.classes = len(layer.weight)
+            if given[0].numel() != self.classes:
+                return "a convolution that gives several numbers for a class"
+            if layer.output.factor.dtype != torch.float64 or layer.output.factor.min() < MIN_FACTOR:
+                return "scales that were made float32, or that float32 can't hold"
+        tables, ends = _end(layer.output)
+        tables |= {"weights": layer.weight, "weight_zeros": layer.weight_zero_point, "bias": layer.bias}
+        place = len(self.layers)
+        names = {key: self._table(f"{key}_{place}", each) for key, each in tables.items() if each is not None}
+        steps = {"zero_step": layer.weight_zero_point.numel() > 1, "factor_step": tables["multipliers"].numel() > 1}
+        numbers = {"input_zero": layer.input_zero_point, "spread": layer.spread, **steps, **ends}
+        self._keep(x, given, **window, **names, **{key: int(value) for key, value in numbers.items()})
         return ""
-
-    def _end(self, output: Any) -> dict[str, Any]:
-        """Return how a layer rounds its sums; the last one's are compared, each times a whole number of 31 bits.
-
-        They err by half of 1 in 2^31, so that a logit errs by less than half the largest factor, whatever its sum.
-        """
-        if isinstance(output, Dequantize):
-            factor = output.factor.flatten()
-            whole = torch.ones(1) if len(factor) == 1 else (factor / factor.max() * (2**31 - 1)).round()
-            return {"is_last": 1, "tables": {"multipliers": whole.int()}}
-        low, high = output.ends()
-        tables = {"multipliers": output.multiplier.flatten(), "shifts": output.shift.flatten()}
-        return {"zero": int(output.zero_point), "low": low, "high": high, "tables": tables}
 
     def _keep(self, x: Tensor, given: Tensor, **fields: Any) -> None:
         taken, made = ([*each.shape[1:], 1, 1][:3] for each in (x, given))
         names = "inputs", "height", "width", "outputs", "out_height", "out_width"
-        shapes = dict(zip(names, taken + made, strict=True))
-        self.size.append(given[0].numel())
-        self.layers.append({**shapes, **fields})
+        self.layers.append(dict(zip(names, taken + made, strict=True)) | fields)
 
     def _table(self, name: str, values: Tensor) -> str:
         """Keep a table of integers, and return its name."""
@@ -213,23 +204,34 @@ class _Header:
     def text(self) -> str:
         """Return the header."""
         layers = ",\n".join(map(_initialiser, self.layers))
-        layers = f"static const {self.name}_layer {self.name}_layers[] = {{\n{layers}}};"
+        sizes = [layer["inputs"] * layer["height"] * layer["width"] for layer in self.layers]
         fields = {
-            "about": "A neural network that reads digits, written by kd_lab.",
             "name": self.name,
             "guard": f"{self.name.upper()}_H",
-            "pixels": self.size[0],
-            "buffer_0": max(self.size[:-1:2]),  # each layer reads from one and writes to the other
-            "buffer_1": max([1, *self.size[1:-1:2]]),
+            "pixels": sizes[0],
+            "buffer_0": max(sizes[::2]),  # each layer reads from one and writes to the other
+            "buffer_1": max([1, *sizes[1::2]]),
             "classes": self.classes,
-            "layers": len(self.layers),
-            "tables": "\n".join([*self.tables, layers, ""]),
+            "count": len(self.layers),
+            "tables": "\n".join(self.tables),
+            "layers": layers,
         }
         header = (ASSETS / "network.h").read_text(encoding="utf-8")
         return re.sub(r"\{\{(\w+)\}\}", lambda match: str(fields[match[1]]), header)
 
 
+def _end(output: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tables and numbers by which sums are rounded: those of the last layer give the bits of a float32."""
+    if isinstance(output, Dequantize):
+        fraction, exponent = torch.frexp(output.factor)
+        whole = (fraction * 2**53).long()
+        return {"multipliers": whole >> 22, "rests": whole & (2**22 - 1), "shifts": exponent.to(torch.int8)}, {}
+    low, high = output.ends()
+    ends = {"zero": output.zero_point, "low": low, "high": high}
+    return {"multipliers": output.multiplier, "shifts": output.shift}, ends
+
+
 def _initialiser(layer: dict[str, Any]) -> str:
     """Return the fields of a layer as C has them."""
-    values = {key: str(value).replace("[", "{").replace("]", "}") for key, value in layer.items() if key != "is_last"}
-    return f"  {{{', '.join(f'.{key} = {value}' for key, value in values.items())}}}"
+    values = (f".{key} = {value}".replace("[", "{").replace("]", "}") for key, value in layer.items())
+    return f"  {{{', '.join(values)}}}"

@@ -1,4 +1,4 @@
-/* {{about}}
+/* A neural network that reads digits, written by kd_lab.
  *
  * int {{name}}_read(const uint8_t pixels[{{pixels}}]) returns the digit that a picture shows: pixels row by row, 0 for paper, 255 for ink.
  * C99, integers only, no allocation. What it writes to is in two buffers of its own, so one thread may use it at a time.
@@ -14,15 +14,19 @@ typedef struct {
   int input_zero, spread;                 /* the integer that stands for 0, and what sums are multiplied by */
   const int8_t *weights, *weight_zeros;
   const int32_t *bias, *multipliers;
+  const int32_t *rests; /* of the last layer's multipliers: 22 bits more */
   const int8_t *shifts;
   int zero_step, factor_step;  /* 1 where there is one for each output, 0 where one is for all */
   int zero, low, high;         /* of what it gives: the integer that stands for 0, and the ends */
 } {{name}}_layer;
 
 static int8_t {{name}}_buffer_0[{{buffer_0}}], {{name}}_buffer_1[{{buffer_1}}];
-static int32_t {{name}}_sums[{{classes}}]; /* of the last layer */
+static int32_t {{name}}_logits[{{classes}}]; /* the bits of each as float32; minus those of its size where it is negative */
 
 {{tables}}
+static const {{name}}_layer {{name}}_layers[] = {
+{{layers}}};
+
 static int32_t {{name}}_sum(const {{name}}_layer *l, const int8_t *in, int output, int row, int column) {
   const int inputs = l->inputs / l->groups, first = output / (l->outputs / l->groups) * inputs;
   const int8_t *weight = l->weights + (int32_t)output * inputs * l->size[0] * l->size[1];
@@ -66,18 +70,30 @@ static void {{name}}_pool(const {{name}}_layer *l, const int8_t *in, int8_t *out
       }
 }
 
+/* sum * multiplier, rounded half to even to 53 bits, as float64 is, and then to 24: equal where float32 is, and in its order */
+static int32_t {{name}}_logit(const {{name}}_layer *l, int32_t sum, int factor) {
+  uint64_t size = (uint64_t)(sum < 0 ? -(int64_t)sum : sum), rest, bits;
+  int32_t exponent = l->shifts[factor] + 156, logit; /* 127, the bias of float32, and what the bits stand to the left */
+  if (sum == 0) return 0;
+  for (; size < (uint64_t)1 << 30; exponent--) size *= 2;
+  rest = size * (uint64_t)l->rests[factor];
+  bits = (size * (uint64_t)l->multipliers[factor] + (rest >> 22)) * 2 + (rest % 4194304 != 0);
+  for (; bits < (uint64_t)1 << 62; exponent--) bits *= 2;
+  for (int cut = 10; cut < 40; cut += 29) bits = (bits + (((uint64_t)1 << (cut - 1)) - 1) + (bits >> cut & 1)) >> cut << cut;
+  logit = (int32_t)(bits >> 39) + exponent * 8388608;
+  return sum < 0 ? -logit : logit;
+}
+
 static int {{name}}_read(const uint8_t pixels[{{pixels}}]) {
+  const {{name}}_layer *last = &{{name}}_layers[{{count}} - 1];
   int8_t *in = {{name}}_buffer_0, *out = {{name}}_buffer_1, *taken;
   int best = 0;
   for (int i = 0; i < {{pixels}}; i++) in[i] = {{name}}_quantized[pixels[i]];
-  for (int i = 0; i + 1 < {{layers}}; i++, taken = in, in = out, out = taken)
+  for (int i = 0; i + 1 < {{count}}; i++, taken = in, in = out, out = taken)
     ({{name}}_layers[i].weights ? {{name}}_run : {{name}}_pool)(&{{name}}_layers[i], in, out);
   for (int i = 0; i < {{classes}}; i++) {
-    const {{name}}_layer *last = &{{name}}_layers[{{layers}} - 1];
-    {{name}}_sums[i] = {{name}}_sum(last, in, i, 0, 0);
-    if ((int64_t){{name}}_sums[i] * last->multipliers[i * last->factor_step] >
-        (int64_t){{name}}_sums[best] * last->multipliers[best * last->factor_step])
-      best = i;
+    {{name}}_logits[i] = {{name}}_logit(last, {{name}}_sum(last, in, i, 0, 0), i * last->factor_step);
+    if ({{name}}_logits[i] > {{name}}_logits[best]) best = i;
   }
   return best;
 }
