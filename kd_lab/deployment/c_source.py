@@ -163,7 +163,8 @@ class _Header:
         return ""
 
     def _add_layer(self, layer: Any, x: Tensor, given: Tensor) -> str:
-        window: dict[str, Any] = {"size": [1, 1], "stride": [1, 1], "pad": [0, 0], "groups": 1}
+        row = {"inputs": 1, "width": x.shape[1]}  # of a Linear layer: the window is the whole row, as wide as the input
+        window: dict[str, Any] = {**row, "size": [1, x.shape[1]], "stride": [1, 1], "pad": [0, 0], "groups": 1}
         if isinstance(layer, IntegerConv2d):
             size = list(layer.weight.shape[2:])
             same = [(length - 1) // 2 for length in size]

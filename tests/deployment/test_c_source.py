@@ -123,10 +123,14 @@ def test_logits_are_those_of_torch_to_the_last_bit(integer, tmp_path):
     hard, generator = copy.deepcopy(integer), torch.Generator().manual_seed(0)
     factor = torch.rand(10, generator=generator, dtype=torch.float64) * 10.0 ** torch.arange(-8, 2)
     factor[1], factor[2] = torch.nextafter(factor[0], factor[1]), factor[0] * (1 + 2**-30)
+    factor[3], factor[4] = (
+        0.25,
+        ((2**54 + 2**30 + 1) // 3) / 2**60,
+    )  # halves; 3 times it, rounded once, is another number
     hard[-1].output.factor = factor
     (tmp_path / "hard.h").write_text(c_source._Header(hard, "hard").text())
     small, large = torch.arange(-40, 40), torch.randint(-(2**31), 2**31, (2_000,), generator=generator)
-    ends = torch.tensor([2**24 + 1, 2**25 + 3, 2**31 - 1, 1 - 2**31, -(2**31)])
+    ends = torch.tensor([2**24 + 1, 2**24 + 3, 2**31 - 1, 1 - 2**31, -(2**31)])
     sums = torch.cat([small, large, large >> 5, ends]).int()
     expected = ordered_bits((sums[:, None] * factor).float())
     assert torch.equal(printed_by(PRINT_LOGITS_OF_SUMS, tmp_path / "hard.h", sums), expected)

@@ -33,10 +33,12 @@ static int32_t {{name}}_sum(const {{name}}_layer *l, const int8_t *in, int outpu
   const int weight_zero = l->weight_zeros[output * l->zero_step];
   int32_t sum = 0;
   for (int i = first; i < first + inputs; i++)
-    for (int y = row * l->stride[0] - l->pad[0], dy = 0; dy < l->size[0]; dy++, y++)
+    for (int y = row * l->stride[0] - l->pad[0], dy = 0; dy < l->size[0]; dy++, y++) {
+      const int32_t start = ((int32_t)i * l->height + y) * l->width;
       for (int x = column * l->stride[1] - l->pad[1], dx = 0; dx < l->size[1]; dx++, x++, weight++)
         if (y >= 0 && y < l->height && x >= 0 && x < l->width)
-          sum += (in[((int32_t)i * l->height + y) * l->width + x] - l->input_zero) * (int32_t)(*weight - weight_zero);
+          sum += (in[start + x] - l->input_zero) * (int32_t)(*weight - weight_zero);
+    }
   return sum * l->spread + (l->bias ? l->bias[output] : 0);
 }
 
