@@ -183,7 +183,7 @@ def test_nothing_is_undefined_on_real_digits(header, integer, mnist):
 
 @pytest.mark.slow
 def test_the_convolutional_network_of_the_kit_answers_as_its_integers_do(mnist, tmp_path):
-    integer, some = integer_of(load_trained("lenet5"), mnist, weight_bits=4), mnist.test.images[:500]
+    integer, some = integer_of(load_trained("cnn"), mnist, weight_bits=4), mnist.test.images[:300]
     export_c(integer, tmp_path / "digits.h")
     assert answers_of(tmp_path / "digits.h", some) == predict_classes(integer, some).tolist()
 

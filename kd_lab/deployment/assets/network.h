@@ -29,15 +29,16 @@ static const {{name}}_layer {{name}}_layers[] = {
 
 static int32_t {{name}}_sum(const {{name}}_layer *l, const int8_t *in, int output, int row, int column) {
   const int inputs = l->inputs / l->groups, first = output / (l->outputs / l->groups) * inputs;
-  const int8_t *weight = l->weights + (int32_t)output * inputs * l->size[0] * l->size[1];
-  const int weight_zero = l->weight_zeros[output * l->zero_step];
+  const int top = row * l->stride[0] - l->pad[0], left = column * l->stride[1] - l->pad[1];
+  const int bottom = top + l->size[0], right = left + l->size[1], weight_zero = l->weight_zeros[output * l->zero_step];
+  const int stop = right < l->width ? right : l->width;
   int32_t sum = 0;
-  for (int i = first; i < first + inputs; i++)
-    for (int y = row * l->stride[0] - l->pad[0], dy = 0; dy < l->size[0]; dy++, y++) {
-      const int32_t start = ((int32_t)i * l->height + y) * l->width;
-      for (int x = column * l->stride[1] - l->pad[1], dx = 0; dx < l->size[1]; dx++, x++, weight++)
-        if (y >= 0 && y < l->height && x >= 0 && x < l->width)
-          sum += (in[start + x] - l->input_zero) * (int32_t)(*weight - weight_zero);
+  for (int i = 0; i < inputs; i++)
+    for (int y = top < 0 ? 0 : top; y < bottom && y < l->height; y++) {
+      const int8_t *from = in + ((int32_t)(first + i) * l->height + y) * l->width;
+      const int8_t *weight = l->weights + (((int32_t)output * inputs + i) * l->size[0] + y - top) * l->size[1];
+      for (int x = left < 0 ? 0 : left; x < stop; x++)
+        sum += (from[x] - l->input_zero) * (int32_t)(weight[x - left] - weight_zero);
     }
   return sum * l->spread + (l->bias ? l->bias[output] : 0);
 }
