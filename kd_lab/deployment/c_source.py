@@ -32,8 +32,7 @@ def export_c(model: nn.Module, path: Path) -> None:
     `model` must be what `to_integer` gives, of Linear, Conv2d and MaxPool2d layers, one after another, on images
     (N, 1, 28, 28). The header's names begin with that of the file, so that several go together. Before it is written,
     a C compiler must make a program of it that answers 1,000 real digits as the model does; without a compiler a
-    warning says that nothing was compared. Logits that float32 can't tell apart may be ranked otherwise, since C
-    compares whole numbers. Raises a ParameterError for what C can't hold, and names the layer.
+    warning says that nothing was compared. Raises a ParameterError for what C can't hold, and names the layer.
     """
     path = file_path(path)
     check_that("path", path, path.suffix == ".h" and C_NAME.fullmatch(path.stem), "a name in C that ends in .h")
@@ -82,16 +81,6 @@ def _compile(compiler: str | None, *arguments: str) -> None:
     done = subprocess.run([compiler, "-std=c99", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         raise ParameterError(f"'header' must be one that {compiler} compiles with the options. Got {done.stderr:.300}")
-
-
-def _installed(program: str | None) -> str:
-    """Return the name of a program that is installed, or raise a SetupError."""
-    if program is None or not shutil.which(program):
-        raise SetupError(
-            f"{program or 'A C compiler'} is not installed. On Debian and Ubuntu run: apt-get install gcc, or "
-            "gcc-arm-none-eabi for microcontrollers."
-        )
-    return program
 
 
 def pixels_of(images: Tensor) -> Tensor:
