@@ -193,7 +193,6 @@ class _Header:
 
     def text(self) -> str:
         """Return the header."""
-        layers = ",\n".join(map(_initialiser, self.layers))
         sizes = [layer["inputs"] * layer["height"] * layer["width"] for layer in self.layers]
         fields = {
             "name": self.name,
@@ -204,7 +203,7 @@ class _Header:
             "classes": self.classes,
             "count": len(self.layers),
             "tables": "\n".join(self.tables),
-            "layers": layers,
+            "layers": ",\n".join(map(_initialiser, self.layers)),
         }
         header = (ASSETS / "network.h").read_text(encoding="utf-8")
         return re.sub(r"\{\{(\w+)\}\}", lambda match: str(fields[match[1]]), header)
@@ -217,8 +216,8 @@ def _end(output: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         whole = (fraction * 2**53).long()
         return {"multipliers": whole >> 22, "rests": whole & (2**22 - 1), "shifts": exponent.to(torch.int8)}, {}
     low, high = output.ends()
-    ends = {"zero": output.zero_point, "low": low, "high": high}
-    return {"multipliers": output.multiplier, "shifts": output.shift}, ends
+    tables = {"multipliers": output.multiplier, "shifts": output.shift}
+    return tables, {"zero": output.zero_point, "low": low, "high": high}
 
 
 def _initialiser(layer: dict[str, Any]) -> str:
