@@ -83,14 +83,14 @@ class ServedModel:
         """
         if len(inputs) != 1 or any(name != OUTPUT for name in outputs):
             raise RequestError(f"A request must have one input, {INPUT!r}, and may ask for one output, {OUTPUT!r}.")
-        parts: list[Tensor] = []
-        for batch in self._images(inputs[0]).split(BATCH_SIZE):
-            if parts:
+        images, parts = self._images(inputs[0]), []
+        for start in range(0, len(images), BATCH_SIZE):
+            if start:
                 await asyncio.sleep(0)
-            parts.append(self.run(batch))
-        return torch.cat(parts).numpy()
+            parts.append(self._run(images[start : start + BATCH_SIZE]))
+        return np.concatenate(parts)
 
-    def _images(self, given: InputTensor) -> Tensor:
+    def _images(self, given: InputTensor) -> np.ndarray:
         if (given.name, given.datatype) != (INPUT, self.datatype):
             named = f"{given.name!r:.80} of {given.datatype!r:.80}"
             raise RequestError(f"The input must be {INPUT!r} of datatype {self.datatype!r}. Got {named}.")
@@ -104,16 +104,15 @@ class ServedModel:
             raise RequestError(f"The data must be {np.prod(shape, dtype=object)} numbers. Got {numbers.size}.")
         if not np.isfinite(numbers).all():
             raise RequestError("The data must be finite numbers. Got NaN or infinite ones.")
-        return torch.from_numpy(numbers.reshape(shape))
+        return numbers.reshape(shape)
 
     @torch.inference_mode()
-    def run(self, images: Tensor) -> Tensor:
-        """Return the logits of images that fit; raise a RequestError where there are none."""
+    def _run(self, images: np.ndarray) -> np.ndarray:
         try:
-            logits = self.network(images)
+            logits = self.network(torch.from_numpy(images)).numpy()
         except Exception as error:  # of a learner's own layer
             raise RequestError(f"The network can't read these images: {reason(error):.200}") from error
-        if not torch.isfinite(logits).all():
+        if not np.isfinite(logits).all():
             raise RequestError("The logits of these images are not finite: their numbers are too large.")
         return logits
 
