@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints litert litert-files constraints clean
+.PHONY: setup triton lab test test-all test-slow test-browser loopback notebooks results checkpoints constraints clean
 
 setup: $(INSTALLED)
 
@@ -21,6 +21,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	touch $@
 
+triton: setup .triton/installed  # other clients of the servers, which the slow tests run
+
+.triton/installed: tests/deployment/triton.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .triton
+	$(BIN)/uv pip install --quiet --python .triton/bin/python --requirement tests/deployment/triton.txt
+	$(BIN)/uv pip install --quiet --python .triton/bin/python --target .triton/protobuf5 --no-deps protobuf==5.29.5
+	touch $@
+
 lab: setup loopback  # in copies of the lessons without their outputs; root, as in a container, is refused by Jupyter unless it is told
 	$(BIN)/python notebooks/lab.py
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/mine/00_start_here.ipynb
@@ -30,7 +38,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope
 test: setup loopback  # every lesson once, every quick test
 	$(PYTEST)
 
-test-slow: setup loopback  # what takes long, and every lesson again and backwards
+test-slow: setup triton loopback  # what takes long, and every lesson again and backwards
 	$(PYTEST) --run slow
 
 test-browser: setup loopback  # needs Chromium
@@ -71,4 +79,4 @@ constraints: setup  # takes the newest releases that fit pyproject.toml
 	mv constraints.new litert-constraints.txt
 
 clean:
-	rm -rf .venv .litert data/MNIST/raw/*-ubyte
+	rm -rf .venv .triton data/MNIST/raw/*-ubyte
