@@ -64,8 +64,8 @@ def http_app(models: ServedModels, token: str = "") -> FastAPI:
     for path, answer in ANSWERS.items():
         add(path, answer)
     for path, said in HEALTH.items():
-        app.router.routes.append(Route(path, JSONResponse(said)))
-    app.router.routes.append(Route("/", HTMLResponse(_page())))
+        app.router.routes.append(Route(path, JSONResponse(said), methods=["GET"]))
+    app.router.routes.append(Route("/", HTMLResponse(_page()), methods=["GET"]))
     app.mount("/", StaticFiles(directory=ASSETS))
     return app
 
