@@ -1,6 +1,5 @@
 """Check what clients ask of the networks that are served, and compute the answers: what HTTP and gRPC share."""
 
-import asyncio
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 
 from kd_lab.checkpoints import RECIPES, load_trained
 from kd_lab.cost import file_bytes
+from kd_lab.deployment.batches import Batches, RequestError
 from kd_lab.deployment.onnx import OnnxModel
 from kd_lab.deployment.runtime import RuntimeModel
-from kd_lab.errors import KdLabError, ParameterError, check_kind, check_that, reason
+from kd_lab.errors import ParameterError, check_kind, check_that, reason
 from kd_lab.formats import load_network, load_packed, network_file_bytes
 from kd_lab.networks.checks import check_model
 from kd_lab.networks.permanent import make_permanent
-from kd_lab.networks.predictions import BATCH_SIZE, MNIST_IMAGE, example_images, predict
+from kd_lab.networks.predictions import MNIST_IMAGE, example_images, predict
 from kd_lab.quantization.integer import IntegerLayer
 from kd_lab.storage import file_path
 
@@ -38,10 +38,6 @@ DATATYPES = {  # of the protocol, as NumPy has them
 }
 LOADERS: dict[str, Any] = {".kdz": load_packed, ".safetensors": load_network, ".onnx": OnnxModel}
 KEY = re.compile(r"([\w.-]{1,64})(?::([1-9]\d{0,8}))?", re.ASCII)
-
-
-class RequestError(KdLabError):
-    """A request that can't be answered, for a reason that its client can mend."""
 
 
 class UnknownModelError(RequestError):
@@ -63,7 +59,7 @@ class ServedModel:
 
     name: str
     version: str
-    network: nn.Module
+    batches: Batches  # of its network
     bytes: int  # of its file
     shape: tuple[int, ...]  # of an image
     datatype: str
@@ -77,18 +73,10 @@ class ServedModel:
         return {"name": self.name, "versions": versions, "platform": "kd_lab", "inputs": [taken], "outputs": [given]}
 
     async def answer(self, inputs: list[InputTensor], outputs: list[Any]) -> np.ndarray:
-        """Return the logits (N, …); raise a RequestError that says what is wrong with the request.
-
-        Servers run on one thread: after each batch of a large request, the others have a turn.
-        """
+        """Return the logits (N, …); raise a RequestError that says what is wrong with the request."""
         if len(inputs) != 1 or any(name != OUTPUT for name in outputs):
             raise RequestError(f"A request must have one input, {INPUT!r}, and may ask for one output, {OUTPUT!r}.")
-        images, parts = self._images(inputs[0]), []
-        for start in range(0, len(images), BATCH_SIZE):
-            if start:
-                await asyncio.sleep(0)
-            parts.append(self._run(images[start : start + BATCH_SIZE]))
-        return np.concatenate(parts)
+        return await self.batches.logits(self._images(inputs[0]))
 
     def _images(self, given: InputTensor) -> np.ndarray:
         if (given.name, given.datatype) != (INPUT, self.datatype):
@@ -105,16 +93,6 @@ class ServedModel:
         if not np.isfinite(numbers).all():
             raise RequestError("The data must be finite numbers. Got NaN or infinite ones.")
         return numbers.reshape(shape)
-
-    @torch.inference_mode()
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        try:
-            logits = self.network(torch.from_numpy(images)).numpy()
-        except Exception as error:  # of a learner's own layer
-            raise RequestError(f"The network can't read these images: {reason(error):.200}") from error
-        if not np.isfinite(logits).all():
-            raise RequestError("The logits of these images are not finite: their numbers are too large.")
-        return logits
 
 
 def _from_bytes(data: bytes, dtype: np.dtype) -> np.ndarray:
@@ -194,7 +172,7 @@ def prepared(name: str, version: str, model: nn.Module | Path | str, images: Ten
             f"{name!r} must take and give {', '.join(DATATYPES)}. Got {example.dtype}, {logits.dtype}."
         )
     return ServedModel(
-        name, version, plain, size, tuple(example.shape[1:]), kinds[0], tuple(logits.shape[1:]), kinds[1]
+        name, version, Batches(plain), size, tuple(example.shape[1:]), kinds[0], tuple(logits.shape[1:]), kinds[1]
     )
 
 

@@ -13,7 +13,7 @@ from kd_lab.deployment.served import ServedModels
 from kd_lab.networks.zoo import small_student
 
 DESCRIPTION = json.loads((http.ASSETS / "openapi.json").read_text())
-GENERATED = 200  # requests of each kind in a run of the tests
+GENERATED = 100  # requests of each kind in a run of the tests
 
 
 @pytest.fixture

@@ -1,0 +1,65 @@
+"""Run a network once for all the images that clients have sent by then: one pass costs little more than one image."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kd_lab.errors import KdLabError, reason
+from kd_lab.networks.predictions import BATCH_SIZE
+
+
+class RequestError(KdLabError):
+    """A request that can't be answered, for a reason that its client can mend."""
+
+
+class Batches:
+    """Collect images in one event loop, and run a network on them in its next turn, BATCH_SIZE at a time."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self._waiting: list[tuple[np.ndarray, asyncio.Future]] = []
+
+    async def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return the logits (N, …) of images (N, …); raise a RequestError where the network gives none."""
+        parts = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
+        return np.concatenate([await self._of_part(part) for part in parts])
+
+    async def _of_part(self, images: np.ndarray) -> np.ndarray:
+        loop = asyncio.get_running_loop()
+        self._waiting.append((images, answer := loop.create_future()))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._run_next, loop)
+        return await answer
+
+    def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        ends = np.cumsum([len(images) for images, _ in self._waiting])
+        count = max(1, int((ends <= BATCH_SIZE).sum()))
+        asked, self._waiting = self._waiting[:count], self._waiting[count:]
+        if self._waiting:
+            loop.call_soon(self._run_next, loop)
+        logits: list[Any] = [None] * count
+        with suppress(RequestError):  # for the images of one client, perhaps: then each is answered alone
+            logits = np.split(self._run(np.concatenate([images for images, _ in asked])), ends[: count - 1])
+        for (images, answer), found in zip(asked, logits, strict=True):
+            if not answer.done():  # a client may have left
+                self._give(answer, images, found)
+
+    def _give(self, answer: asyncio.Future, images: np.ndarray, found: np.ndarray | None) -> None:
+        try:
+            answer.set_result(self._run(images) if found is None else found)
+        except RequestError as error:
+            answer.set_exception(error)
+
+    @torch.inference_mode()
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        try:
+            logits = self.network(torch.from_numpy(images)).numpy()
+        except Exception as error:  # of a learner's own layer
+            raise RequestError(f"The network can't read these images: {reason(error):.200}") from error
+        if len(logits) != len(images) or not np.isfinite(logits).all():
+            raise RequestError("The network has no finite logits for each image. Are their numbers too large?")
+        return logits
