@@ -1,8 +1,7 @@
 """Run a network once for all the images that clients have sent by then: one pass costs little more than one image."""
 
 import asyncio
-from contextlib import suppress
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,23 +35,20 @@ class Batches:
         return await answer
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        ends = np.cumsum([len(images) for images, _ in self._waiting])
-        count = max(1, int((ends <= BATCH_SIZE).sum()))
+        count = int((np.cumsum([len(images) for images, _ in self._waiting]) <= BATCH_SIZE).sum())
         asked, self._waiting = self._waiting[:count], self._waiting[count:]
         if self._waiting:
             loop.call_soon(self._run_next, loop)
-        logits: list[Any] = [None] * count
-        with suppress(RequestError):  # for the images of one client, perhaps: then each is answered alone
-            logits = np.split(self._run(np.concatenate([images for images, _ in asked])), ends[: count - 1])
-        for (images, answer), found in zip(asked, logits, strict=True):
+        for (_, answer), found in zip(asked, self._answers([images for images, _ in asked]), strict=True):
             if not answer.done():  # a client may have left
-                self._give(answer, images, found)
+                answer.set_exception(found) if isinstance(found, RequestError) else answer.set_result(found)
 
-    def _give(self, answer: asyncio.Future, images: np.ndarray, found: np.ndarray | None) -> None:
+    def _answers(self, parts: list[np.ndarray]) -> Sequence[np.ndarray | RequestError]:
+        """Return the logits of each client's images, or an error only for those that have none."""
         try:
-            answer.set_result(self._run(images) if found is None else found)
+            return np.split(self._run(np.concatenate(parts)), np.cumsum([len(part) for part in parts[:-1]], dtype=int))
         except RequestError as error:
-            answer.set_exception(error)
+            return [error] if len(parts) == 1 else [answer for part in parts for answer in self._answers([part])]
 
     @torch.inference_mode()
     def _run(self, images: np.ndarray) -> np.ndarray:

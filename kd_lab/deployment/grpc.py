@@ -4,7 +4,7 @@ Code that protoc generates refuses a protobuf of another age, and learners have 
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,35 +16,29 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from kd_lab.deployment.served import (
-    MAX_BYTES,
-    OUTPUT,
-    InputTensor,
-    RequestError,
-    ServedModels,
-    UnknownModelError,
-    is_allowed,
-)
+from kd_lab.deployment import served
+from kd_lab.deployment.served import InputTensor, RequestError, ServedModels
 
 SERVICE = "inference.GRPCInferenceService"
 PROTOCOL = Path(__file__).parent / "assets" / "inference.proto"
 MESSAGE, RPC = re.compile(r"message (\w+) \{(.*?)\}", re.DOTALL), re.compile(r"rpc (\w+)\((\w+)\) returns \((\w+)\)")
 FIELD = re.compile(r"(repeated )?(\w+) (\w+) = (\d+);")
-CONTENTS = {  # the fields of typed contents, by datatype; those of FP16 only come raw
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "INT8": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-}
+# the fields of typed contents, by datatype; those of FP16 only come raw
+CONTENTS = {"FP32": "fp32", "FP64": "fp64", "INT8": "int", "INT32": "int", "INT64": "int64", "UINT8": "uint"}
 OPEN = "ServerLive", "ServerReady"  # which need no token
 OPTIONS = {
-    "grpc.max_receive_message_length": MAX_BYTES,
+    "grpc.max_receive_message_length": served.MAX_BYTES,
     "grpc.so_reuseport": 0,  # else another server could share the port
     "grpc.keepalive_time_ms": 20_000,  # a client that is gone is seen
     "grpc.max_connection_age_ms": 600_000,  # one that hangs is sent away
     "grpc.max_connection_age_grace_ms": 30_000,
+}
+ANSWERS: dict[str, Callable[[ServedModels, Any], dict]] = {  # to all calls but ModelInfer
+    "ServerLive": lambda _models, _asked: {"live": True},
+    "ServerReady": lambda _models, _asked: {"ready": True},
+    "ServerMetadata": lambda models, _asked: models.server_metadata(),
+    "ModelReady": lambda models, asked: {"ready": bool(models.find(asked.name, asked.version))},
+    "ModelMetadata": lambda models, asked: models.metadata(asked.name, asked.version),
 }
 MOST_CALLS = 1_000  # at a time
 NO_TOKEN = "Send the token as metadata: authorization: Bearer TOKEN."
@@ -90,27 +84,26 @@ def grpc_server(models: ServedModels, token: str = "") -> grpc.aio.Server:
     Must be called in the event loop in which it is to run.
     """
     server = grpc.aio.server(options=list(OPTIONS.items()), maximum_concurrent_rpcs=MOST_CALLS)
-    service = _Service(models)
     handlers = {
-        name: grpc.unary_unary_rpc_method_handler(
-            _handler(getattr(service, name), taken, given, "" if name in OPEN else token)
-        )
+        name: grpc.unary_unary_rpc_method_handler(_handler(name, taken, given, models, token))
         for name, taken, given in _calls()
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     return server
 
 
-def _handler(answer: Callable[[Any], Awaitable[dict]], taken: Any, given: Any, token: str) -> Callable:
+def _handler(name: str, taken: Any, given: Any, models: ServedModels, token: str) -> Callable:
     """Return what takes the bytes of a request and gives those of its answer, or ends the call with a status."""
 
     async def handle(content: bytes, context: Any) -> bytes:
-        sent = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not is_allowed(token, sent if isinstance(sent, str) else ""):
+        sent = dict(context.invocation_metadata()).get("authorization", "")
+        if name not in OPEN and not served.is_allowed(token, sent):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, NO_TOKEN)
         try:
-            return given(**await answer(taken.FromString(content))).SerializeToString()
-        except UnknownModelError as error:
+            request = taken.FromString(content)
+            answer = ANSWERS[name](models, request) if name in ANSWERS else await _infer(models, request)
+            return given(**answer).SerializeToString()
+        except served.UnknownModelError as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         except (RequestError, DecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -119,37 +112,15 @@ def _handler(answer: Callable[[Any], Awaitable[dict]], taken: Any, given: Any, t
     return handle
 
 
-class _Service:
-    """Answer each call of the protocol with the fields of its response."""
-
-    def __init__(self, models: ServedModels):
-        self.models = models
-
-    async def ServerLive(self, _request: Any) -> dict:
-        return {"live": True}
-
-    async def ServerReady(self, _request: Any) -> dict:
-        return {"ready": True}
-
-    async def ServerMetadata(self, _request: Any) -> dict:
-        return self.models.server_metadata()
-
-    async def ModelReady(self, request: Any) -> dict:
-        self.models.find(request.name, request.version)
-        return {"ready": True}
-
-    async def ModelMetadata(self, request: Any) -> dict:
-        return self.models.metadata(request.name, request.version)
-
-    async def ModelInfer(self, request: Any) -> dict:
-        model = self.models.find(request.model_name, request.model_version)
-        logits = await model.answer(_inputs(request), [output.name for output in request.outputs])
-        tensor: dict[str, Any] = {"name": OUTPUT, "datatype": model.answer_datatype, "shape": logits.shape}
-        answer = {"model_name": model.name, "model_version": model.version, "id": request.id, "outputs": [tensor]}
-        if request.raw_input_contents or model.answer_datatype not in CONTENTS:
-            return answer | {"raw_output_contents": [logits.astype(logits.dtype.newbyteorder("<")).tobytes()]}
-        tensor["contents"] = {CONTENTS[model.answer_datatype]: logits.ravel().tolist()}
-        return answer
+async def _infer(models: ServedModels, request: Any) -> dict:
+    model = models.find(request.model_name, request.model_version)
+    logits = await model.answer(_inputs(request), [output.name for output in request.outputs])
+    tensor, datatype = model.given | {"shape": logits.shape}, model.given["datatype"]
+    answer = {"model_name": model.name, "model_version": model.version, "id": request.id, "outputs": [tensor]}
+    if request.raw_input_contents or datatype not in CONTENTS:
+        return answer | {"raw_output_contents": [served.little_endian(logits)]}
+    tensor["contents"] = {f"{CONTENTS[datatype]}_contents": logits.ravel().tolist()}
+    return answer
 
 
 def _inputs(request: Any) -> list[InputTensor]:
@@ -165,7 +136,7 @@ def _inputs(request: Any) -> list[InputTensor]:
 
 
 def _contents(tensor: Any) -> np.ndarray:
-    field = CONTENTS.get(tensor.datatype, "raw_input_contents")
+    field = f"{CONTENTS.get(tensor.datatype, 'raw_input')}_contents"
     sent = [descriptor.name for descriptor, _value in tensor.contents.ListFields()]
     if sent != [field]:
         raise RequestError(f"The contents of {tensor.datatype[:80]!r} must come as {field}. Got {sent}.")

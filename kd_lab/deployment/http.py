@@ -7,27 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kd_lab.data import MEAN, STD
 from kd_lab.deployment import served
-from kd_lab.deployment.served import OUTPUT, InputTensor, RequestError, ServedModel, ServedModels
+from kd_lab.deployment.served import InputTensor, RequestError, ServedModel, ServedModels
 
-ASSETS = Path(__file__).parent / "assets"  # openapi.json is among them
+ASSETS = Path(__file__).parent / "assets"  # openapi.json, which describes the addresses, is among them
 SECONDS = 30  # that a client may take to send a request
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in a body that goes on with binary tensors
-HEALTH = {"/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}
-ANSWERS: dict[str, Any] = {  # to what is asked by GET, as JSON
-    "/v2/models/{name}": ServedModels.metadata,
-    "/v2/models/{name}/ready": lambda models, **path: {"name": models.find(**path).name, "ready": True},
+ANSWERS: dict[str, Any] = {  # to a GET, as JSON
+    "/v2/health/live": lambda _models: {"live": True},
+    "/v2/health/ready": lambda _models: {"ready": True},
     "/v2": ServedModels.server_metadata,
     "/kit/models": ServedModels.listing,
+    "/v2/models/{name}": ServedModels.metadata,
+    "/v2/models/{name}/ready": lambda models, **path: {"name": models.find(**path).name, "ready": True},
+    "/v2/models/{name}/infer": None,  # which is a POST
 }
 
 
@@ -46,33 +49,21 @@ def http_app(models: ServedModels, token: str = "") -> FastAPI:
     Its routes are those of Starlette: what FastAPI finds out of a function's arguments takes longer than an answer.
     """
 
-    def add(path: str, answer: Any, method: str = "GET") -> None:
+    def route(path: str, answer: Any) -> Route:
         async def endpoint(request: Request) -> Response:
-            if not served.is_allowed(token, request.headers.get("authorization", "")):
+            if "health" not in path and not served.is_allowed(token, request.headers.get("authorization", "")):
                 raise HTTPException(401, "Send the token: Authorization: Bearer TOKEN.")
-            if method == "GET":
-                return JSONResponse(answer(models, **request.path_params))
-            return await answer(models.find(**request.path_params), request)
+            if answer is None:
+                return await _infer(models.find(**request.path_params), request)
+            return JSONResponse(answer(models, **request.path_params))
 
-        for each in sorted({path, path.replace("{name}", "{name}/versions/{version}")}):
-            app.router.add_route(each, endpoint, [method])
+        return Route(path, endpoint, methods=["GET" if answer else "POST"])
 
-    app = FastAPI(title="kd_lab", openapi_url=None)
-    app.add_exception_handler(RequestError, _refuse)
-    app.add_exception_handler(HTTPException, _say)
-    add("/v2/models/{name}/infer", _infer, "POST")
-    for path, answer in ANSWERS.items():
-        add(path, answer)
-    for path, said in HEALTH.items():
-        app.router.routes.append(Route(path, JSONResponse(said), methods=["GET"]))
-    app.router.routes.append(Route("/", HTMLResponse(_page()), methods=["GET"]))
-    app.mount("/", StaticFiles(directory=ASSETS))
-    return app
-
-
-def _page() -> str:
-    pixels = json.dumps({"mean": MEAN, "std": STD})
-    return (ASSETS / "draw.html").read_text("utf-8").replace("{{pixels}}", pixels)
+    versions = {path.replace("{name}", "{name}/versions/{version}"): answer for path, answer in ANSWERS.items()}
+    draw = (ASSETS / "draw.html").read_text("utf-8").replace("{{pixels}}", json.dumps({"mean": MEAN, "std": STD}))
+    routes: list[BaseRoute] = [route(*each) for each in (ANSWERS | versions).items()]
+    routes += [Route("/", HTMLResponse(draw), methods=["GET"]), Mount("/", StaticFiles(directory=ASSETS))]
+    return FastAPI(openapi_url=None, routes=routes, exception_handlers={RequestError: _refuse, HTTPException: _say})
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:
@@ -101,16 +92,15 @@ async def _body(request: Request) -> bytes:
 
 async def _infer(model: ServedModel, request: Request) -> Response:
     asked, binary = _parsed(await _body(request), request.headers.get(JSON_LENGTH))
-    inputs = [_input(each, binary) for each in _dicts(asked, "inputs")]
     outputs = _dicts(asked, "outputs")
-    logits = await model.answer(inputs, [each.get("name") for each in outputs])
     in_binary = _parameter(asked, "binary_data_output")
     for each in outputs:
         in_binary = _parameter(each, "binary_data", in_binary)
+    inputs = [_input(each, binary) for each in _dicts(asked, "inputs")]
+    logits = await model.answer(inputs, [each.get("name") for each in outputs])
     answer = {"model_name": model.name, "model_version": model.version}
     answer |= {"id": asked["id"]} if isinstance(asked.get("id"), str) else {}
-    tensor: dict[str, Any] = {"name": OUTPUT, "datatype": model.answer_datatype, "shape": list(logits.shape)}
-    return _in_binary(answer, tensor, logits) if in_binary is True else _in_json(answer, tensor, logits)
+    return _response(answer, model.given | {"shape": list(logits.shape)}, logits, in_binary is True)
 
 
 def _parsed(body: bytes, length: str | None) -> tuple[dict, bytes]:
@@ -149,13 +139,9 @@ def _input(given: dict, binary: bytes) -> InputTensor:
     return InputTensor(given.get("name"), given.get("datatype"), given.get("shape"), data)
 
 
-def _in_json(answer: dict, tensor: dict, logits: np.ndarray) -> Response:
-    tensor["data"] = logits.ravel().tolist()
-    return Response(json.dumps(answer | {"outputs": [tensor]}), media_type="application/json")
-
-
-def _in_binary(answer: dict, tensor: dict, logits: np.ndarray) -> Response:
-    content = logits.astype(logits.dtype.newbyteorder("<")).tobytes()
-    tensor["parameters"] = {"binary_data_size": len(content)}
-    head = json.dumps(answer | {"outputs": [tensor]}).encode()
+def _response(answer: dict, tensor: dict, logits: np.ndarray, in_binary: bool) -> Response:
+    if not in_binary:
+        return JSONResponse(answer | {"outputs": [tensor | {"data": logits.ravel().tolist()}]})
+    content = served.little_endian(logits)
+    head = json.dumps(answer | {"outputs": [tensor | {"parameters": {"binary_data_size": len(content)}}]}).encode()
     return Response(head + content, headers={JSON_LENGTH: str(len(head))}, media_type="application/octet-stream")

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -27,15 +27,8 @@ from kd_lab.storage import file_path
 
 INPUT, OUTPUT = "images", "logits"  # the names of the tensors that clients send and get
 MAX_BYTES = 8_000_000  # of a request: 2,500 digits in binary, 500 or more in JSON
-DATATYPES = {  # of the protocol, as NumPy has them
-    "FP16": np.dtype("float16"),
-    "FP32": np.dtype("float32"),
-    "FP64": np.dtype("float64"),
-    "INT8": np.dtype("int8"),
-    "INT32": np.dtype("int32"),
-    "INT64": np.dtype("int64"),
-    "UINT8": np.dtype("uint8"),
-}
+# of the protocol, as NumPy has them
+DATATYPES = {"FP16": "f2", "FP32": "f4", "FP64": "f8", "INT8": "i1", "INT32": "i4", "INT64": "i8", "UINT8": "u1"}
 LOADERS: dict[str, Any] = {".kdz": load_packed, ".safetensors": load_network, ".onnx": OnnxModel}
 KEY = re.compile(r"([\w.-]{1,64})(?::([1-9]\d{0,8}))?", re.ASCII)
 
@@ -61,16 +54,8 @@ class ServedModel:
     version: str
     batches: Batches  # of its network
     bytes: int  # of its file
-    shape: tuple[int, ...]  # of an image
-    datatype: str
-    answer_shape: tuple[int, ...]  # of one image's logits
-    answer_datatype: str
-
-    def metadata(self, versions: list[str]) -> dict[str, Any]:
-        """Return the protocol's description of a model."""
-        taken = {"name": INPUT, "datatype": self.datatype, "shape": [-1, *self.shape]}
-        given = {"name": OUTPUT, "datatype": self.answer_datatype, "shape": [-1, *self.answer_shape]}
-        return {"name": self.name, "versions": versions, "platform": "kd_lab", "inputs": [taken], "outputs": [given]}
+    taken: dict[str, Any]  # the protocol's description of its input
+    given: dict[str, Any]  # and of its output
 
     async def answer(self, inputs: list[InputTensor], outputs: list[Any]) -> np.ndarray:
         """Return the logits (N, …); raise a RequestError that says what is wrong with the request."""
@@ -79,15 +64,15 @@ class ServedModel:
         return await self.batches.logits(self._images(inputs[0]))
 
     def _images(self, given: InputTensor) -> np.ndarray:
-        if (given.name, given.datatype) != (INPUT, self.datatype):
+        datatype, shape = self.taken["datatype"], given.shape
+        if (given.name, given.datatype) != (INPUT, datatype):
             named = f"{given.name!r:.80} of {given.datatype!r:.80}"
-            raise RequestError(f"The input must be {INPUT!r} of datatype {self.datatype!r}. Got {named}.")
-        shape = given.shape
+            raise RequestError(f"The input must be {INPUT!r} of datatype {datatype!r}. Got {named}.")
         whole = isinstance(shape, list) and all(type(size) is int for size in shape)
-        if not whole or tuple(shape[1:]) != self.shape or not 1 <= shape[0] <= MAX_BYTES:
-            raise RequestError(f"The shape must be [N, {', '.join(map(str, self.shape))}]. Got {shape!r:.80}.")
-        read: Callable[..., np.ndarray] = _from_bytes if isinstance(given.data, bytes) else _from_list
-        numbers = read(given.data, DATATYPES[self.datatype])
+        if not whole or shape[1:] != self.taken["shape"][1:] or not 1 <= shape[0] <= MAX_BYTES:
+            wanted = ", ".join(map(str, self.taken["shape"][1:]))
+            raise RequestError(f"The shape must be [N, {wanted}]. Got {shape!r:.80}.")
+        numbers = _numbers(given.data, np.dtype(DATATYPES[datatype]))
         if numbers.shape != tuple(shape) and numbers.shape != (np.prod(shape, dtype=object),):
             raise RequestError(f"The data must be {np.prod(shape, dtype=object)} numbers. Got {numbers.size}.")
         if not np.isfinite(numbers).all():
@@ -95,18 +80,12 @@ class ServedModel:
         return numbers.reshape(shape)
 
 
-def _from_bytes(data: bytes, dtype: np.dtype) -> np.ndarray:
-    if len(data) % dtype.itemsize:
-        raise RequestError(f"The data must be numbers of {dtype.itemsize} bytes. Got {len(data)} bytes.")
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
-
-
-def _from_list(data: Any, dtype: np.dtype) -> np.ndarray:
-    """Return what JSON or protobuf has as numbers in this dtype; raise a RequestError where they would change."""
+def _numbers(data: Any, dtype: np.dtype) -> np.ndarray:
+    """Return what a client sent as numbers in this dtype; raise a RequestError where they would change."""
     try:
-        numbers = np.asarray(data)
+        numbers = np.frombuffer(data, dtype.newbyteorder("<")) if isinstance(data, bytes) else np.asarray(data)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise RequestError(f"The data must be numbers in rows of equal length. {reason(error):.80}") from error
+        raise RequestError(f"The data must be numbers of {dtype}, in equal rows. {reason(error):.80}") from error
     if numbers.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
         raise RequestError(f"The data must be numbers of {dtype}. Got others, or none.")
     with np.errstate(over="ignore"):  # what becomes infinite is refused later
@@ -114,6 +93,11 @@ def _from_list(data: Any, dtype: np.dtype) -> np.ndarray:
     if dtype.kind != "f" and not np.array_equal(converted, numbers):
         raise RequestError(f"The data must be numbers of {dtype}. Got some out of its range.")
     return converted
+
+
+def little_endian(logits: np.ndarray) -> bytes:
+    """Return numbers as the protocol sends them in binary."""
+    return logits.astype(logits.dtype.newbyteorder("<")).tobytes()
 
 
 class ServedModels:
@@ -142,7 +126,9 @@ class ServedModels:
     def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """Return the protocol's description of a model; raise as `find` does."""
         found = self.find(name, version)
-        return found.metadata([str(number) for number in sorted(self._found[name])])
+        versions = [str(number) for number in sorted(self._found[name])]
+        tensors = {"inputs": [found.taken], "outputs": [found.given]}
+        return {"name": name, "versions": versions, "platform": "kd_lab", **tensors}
 
     def server_metadata(self) -> dict[str, Any]:
         """Return the protocol's description of the server."""
@@ -164,16 +150,16 @@ def prepared(name: str, version: str, model: nn.Module | Path | str, images: Ten
     network, size = _loaded(model) if isinstance(model, (str, Path)) else (model, _size(model))
     plain = network if isinstance(network, RuntimeModel) else make_permanent(network).eval()
     example = _example(plain, images)
-    logits = predict(plain, example)
-    names = {str(dtype): datatype for datatype, dtype in DATATYPES.items()}
-    kinds = [names.get(str(each.dtype).removeprefix("torch."), "") for each in (example, logits)]
-    if not all(kinds):
-        raise ParameterError(
-            f"{name!r} must take and give {', '.join(DATATYPES)}. Got {example.dtype}, {logits.dtype}."
-        )
-    return ServedModel(
-        name, version, Batches(plain), size, tuple(example.shape[1:]), kinds[0], tuple(logits.shape[1:]), kinds[1]
-    )
+    taken, given = _described(INPUT, example), _described(OUTPUT, predict(plain, example))
+    return ServedModel(name, version, Batches(plain), size, taken, given)
+
+
+def _described(name: str, tensor: Tensor) -> dict[str, Any]:
+    """Return the protocol's description of a tensor, for any number of images."""
+    names = {f"torch.{np.dtype(kind)}": datatype for datatype, kind in DATATYPES.items()}
+    kind = str(tensor.dtype)
+    check_that("models", kind, kind in names, f"networks that take and give {', '.join(DATATYPES)}")
+    return {"name": name, "datatype": names[kind], "shape": [-1, *tensor.shape[1:]]}
 
 
 def _size(network: nn.Module) -> int:
