@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from h11 import SEND_RESPONSE
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,7 +22,7 @@ from kd_lab.deployment import served
 from kd_lab.deployment.served import InputTensor, RequestError, ServedModel, ServedModels
 
 ASSETS = Path(__file__).parent / "assets"  # openapi.json, which describes the addresses, is among them
-SECONDS = 30  # that a client may take to send a request
+SECONDS = 30  # that a client may take to send the head of a request, and then its body
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in a body that goes on with binary tensors
 ANSWERS: dict[str, Any] = {  # to a GET, as JSON
     "/v2/health/live": lambda _models: {"live": True},
@@ -35,12 +36,18 @@ ANSWERS: dict[str, Any] = {  # to a GET, as JSON
 
 
 class ImpatientProtocol(H11Protocol):
-    """Send small answers at once, and close a connection on which no request has come after some seconds."""
+    """Send small answers at once, and close a connection on which no request begins within some seconds."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms go by
-        self.loop.call_later(SECONDS, lambda: None if self.cycle else transport.close())
+        self.timeout_keep_alive = SECONDS  # after each answer; before the first request:
+        self.timeout_keep_alive_task = self.loop.call_later(SECONDS, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Stop the clock only for a whole head; at its first byte, where uvicorn stops it, a client can hang."""
+        if self.conn.our_state is SEND_RESPONSE or self.transport.is_closing():
+            super()._unset_keepalive_if_required()
 
 
 def http_app(models: ServedModels, token: str = "") -> FastAPI:

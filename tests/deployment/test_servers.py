@@ -63,6 +63,16 @@ def tensor(images, **changes):
     } | changes
 
 
+def connect(servers):
+    host, port = servers.http.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def wait_until_closed(connection):
+    while connection.recv(1000):
+        pass
+
+
 def post(servers, body, path="digits", **settings):
     content = body if isinstance(body, bytes) else json.dumps(body)
     settings = {"headers": servers.headers, "timeout": 20} | settings
@@ -218,8 +228,7 @@ def test_a_body_that_is_too_large_is_refused(servers, stub, digits):
 
 
 def test_a_client_that_leaves_in_the_middle_or_says_nothing_harms_nobody(servers, digits):
-    host, port = servers.http.removeprefix("http://").split(":")
-    silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+    silent = [connect(servers) for _ in range(20)]
     for each in silent[:10]:
         each.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n{")
         each.close()
@@ -228,15 +237,30 @@ def test_a_client_that_leaves_in_the_middle_or_says_nothing_harms_nobody(servers
         each.close()
 
 
-def test_a_client_that_hangs_is_sent_away(served, monkeypatch):
-    monkeypatch.setattr("kd_lab.deployment.http.SECONDS", 0.3)
-    with serve({"digits": served["digits"]}, http_port=0, grpc_port=0, token=False) as running:
-        host, port = running.http.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as silent:
-            assert silent.recv(100) == b""  # closed by the server
-        with socket.create_connection((host, int(port)), timeout=10) as slow:
-            slow.sendall(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n{")
-            assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+INFER = "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nAuthorization: Bearer {}\r\n\r\n{{"
+
+
+@pytest.mark.parametrize("begun", [b"", INFER[:40].encode()], ids=["nothing", "half a head"])
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_client_that_hangs_is_sent_away(answered, begun, servers, monkeypatch):
+    monkeypatch.setattr("kd_lab.deployment.http.SECONDS", 0.2)
+    with connect(servers) as silent:
+        for _ in range(answered):
+            silent.sendall(LIVE)
+            assert silent.recv(1000).startswith(b"HTTP/1.1 200 ")
+        silent.sendall(begun)
+        wait_until_closed(silent)
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 408), ("x", 401)])
+def test_a_client_that_hangs_in_a_body_is_told_and_sent_away(token, status, servers, monkeypatch):
+    monkeypatch.setattr("kd_lab.deployment.http.SECONDS", 0.2)
+    with connect(servers) as slow:
+        slow.sendall(INFER.format(token or servers.token).encode())
+        assert slow.recv(1000).startswith(b"HTTP/1.1 %d " % status)
+        slow.sendall(b" ")
+        wait_until_closed(slow)
 
 
 def test_a_busy_port_is_said_and_the_next_one_taken(served, capsys):
