@@ -21,9 +21,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
 	touch $@
 
-triton: setup .triton/installed  # other clients of the servers, which the slow tests run
+triton: .triton/installed  # other clients of the servers, and the oldest protobuf, for the slow tests
 
-.triton/installed: tests/deployment/triton.txt
+.triton/installed: tests/deployment/triton.txt | $(INSTALLED)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .triton
 	$(BIN)/uv pip install --quiet --python .triton/bin/python --requirement tests/deployment/triton.txt
 	$(BIN)/uv pip install --quiet --python .triton/bin/python --target .triton/protobuf5 --no-deps protobuf==5.29.5
@@ -58,25 +58,13 @@ results: setup  # tables of results/README.md, lists of modules in README.md and
 checkpoints: setup
 	$(BIN)/python -m kd_lab.checkpoints
 
-CONVERTER = .litert/installed
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate
 
-litert: $(CONVERTER)  # 6 GB, beside .venv: what writes LiteRT files needs an older torch
-
-$(CONVERTER): litert-constraints.txt | setup
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .litert
-	$(BIN)/uv pip install --python .litert/bin/python --requirement litert-constraints.txt
-	touch $@
-
-litert-files: litert  # the LiteRT files that ship
-	$(BIN)/python -m benchmarks._litert
-
-constraints: setup  # takes the newest releases that fit pyproject.toml
-	{ sed 1q constraints.txt; echo uv | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-		--no-header --no-annotate --extra lab --extra test pyproject.toml -; } > constraints.new
+constraints: setup  # takes the newest releases that fit pyproject.toml, and the newest of other clients
+	{ sed 1q constraints.txt; echo uv | $(COMPILE) --extra lab --extra test pyproject.toml -; } > constraints.new
 	mv constraints.new constraints.txt
-	{ sed 1q litert-constraints.txt; echo litert-torch | $(BIN)/uv pip compile --quiet --universal \
-		--python-version 3.11 --upgrade --no-header --no-annotate -; } > constraints.new
-	mv constraints.new litert-constraints.txt
+	{ sed 1q tests/deployment/triton.txt; printf 'schemathesis\ntritonclient[grpc,http]\n' | $(COMPILE) -; } > triton.new
+	mv triton.new tests/deployment/triton.txt
 
 clean:
 	rm -rf .venv .triton data/MNIST/raw/*-ubyte

@@ -14,7 +14,7 @@ from h11 import SEND_RESPONSE
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kd_lab.data import MEAN, STD
@@ -69,7 +69,8 @@ def http_app(models: ServedModels, token: str = "") -> FastAPI:
     versions = {path.replace("{name}", "{name}/versions/{version}"): answer for path, answer in ANSWERS.items()}
     draw = (ASSETS / "draw.html").read_text("utf-8").replace("{{pixels}}", json.dumps({"mean": MEAN, "std": STD}))
     routes: list[BaseRoute] = [route(*each) for each in (ANSWERS | versions).items()]
-    routes += [Route("/", HTMLResponse(draw), methods=["GET"]), Mount("/", StaticFiles(directory=ASSETS))]
+    files: dict[str, Any] = {"/": HTMLResponse(draw), "/{file}": StaticFiles(directory=ASSETS)}
+    routes += [Route(path, file, methods=["GET"]) for path, file in files.items()]
     return FastAPI(openapi_url=None, routes=routes, exception_handlers={RequestError: _refuse, HTTPException: _say})
 
 

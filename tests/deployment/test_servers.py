@@ -2,10 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
 
 import grpc
 import numpy as np
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kd_lab.deployment import export_onnx, serve
+from kd_lab.deployment.command import main
 from kd_lab.deployment.grpc import grpc_stub, messages
 from kd_lab.deployment.served import MAX_BYTES
 from kd_lab.errors import ParameterError, StorageError
@@ -27,7 +28,6 @@ from kd_lab.networks.zoo import small_student
 from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_model, to_integer
 
-COMMAND = [sys.executable, "-m", "kd_lab.deployment.command", "serve"]
 MALFORMED = 150  # requests of each kind in a run of the tests
 
 
@@ -287,47 +287,46 @@ def test_what_can_not_be_served_is_refused(models, said):
         serve(models, http_port=0, grpc_port=0)
 
 
-@pytest.mark.slow
-def test_files_are_served_and_damaged_ones_refused(student, digits, tmp_path):
+def test_files_are_served_and_damaged_ones_refused(served, student, digits, tmp_path):
     save_packed(tmp_path / "small.kdz", student)
     save_network(tmp_path / "whole.safetensors", student)
-    export_onnx(student, tmp_path / "other.onnx")
+    export_onnx(served["integer"], tmp_path / "integer.onnx")
     files = {path.stem: path for path in tmp_path.iterdir() if path.suffix in (".kdz", ".safetensors", ".onnx")}
     with serve(files, http_port=0, grpc_port=0) as running:
         for name in files:
-            found = logits(post(running, {"inputs": [tensor(digits)]}, name))
-            assert torch.allclose(found, predict(student, digits), atol=1e-4)
+            expected = predict(served.get(name, student), digits)
+            assert torch.allclose(logits(post(running, {"inputs": [tensor(digits)]}, name)), expected, atol=1e-4)
     files["small"].write_bytes(files["small"].read_bytes()[:-1])
     with pytest.raises(StorageError, match="damaged"):
         serve(files, http_port=0, grpc_port=0)
 
 
-def test_the_command_serves_until_it_is_interrupted(student, digits, tmp_path):
+@pytest.fixture
+def command():
+    """Give the command, and put back what listens to the signals afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield main
+    for number, listens in before.items():
+        signal.signal(number, listens)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(number, command, student, tmp_path, capsys):
     save_packed(tmp_path / "small.kdz", student)
-    command = [sys.executable, "-m", "kd_lab.deployment.command", "serve", str(tmp_path / "small.kdz")]
-    process = subprocess.Popen(
-        [*command, "--http-port=0", "--grpc-port=0", "--no-token"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = process.stdout.readline().removeprefix("HTTP: ").strip()
-        body = json.dumps({"inputs": [tensor(digits)]})
-        answer = requests.post(f"{address}/v2/models/small/infer", data=body, timeout=20)
-        assert torch.allclose(logits(answer), predict(student, digits), atol=1e-5)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
-        assert process.stderr.read() == ""
-    finally:
-        process.kill()
+    threading.Timer(0.2, os.kill, [os.getpid(), number]).start()
+    assert command(["serve", f"other:2={tmp_path / 'small.kdz'}", "--http-port=0", "--grpc-port=0"]) == 0
+    said = capsys.readouterr()
+    assert re.sub(r": .*", "", said.out).split("\n")[:4] == ["HTTP", "gRPC", "Page", "Token"]
+    assert not said.err
 
 
-@pytest.mark.slow
-def test_the_command_says_what_it_can_not_serve(tmp_path):
-    done = subprocess.run([*COMMAND, str(tmp_path / "none.kdz")], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("kd-lab: ") and "none.kdz" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("models", "said"), [(["none.kdz"], "none.kdz"), (["a=cnn", "a=lenet5"], "two models are named 'a'")]
+)
+def test_the_command_says_what_it_can_not_serve(models, said, command, capsys):
+    assert command(["serve", *models]) == 1
+    found = capsys.readouterr().err
+    assert found.startswith("kd-lab: ") and said in found and found.count("\n") == 1
 
 
 JSON = st.recursive(
