@@ -10,20 +10,19 @@ from kd_lab.deployment.servers import serve
 from kd_lab.environment import use_one_thread
 from kd_lab.errors import KdLabError, reason
 
-EPILOG = """MODEL is a file (.kdz, .safetensors, .onnx) or the name of a network that ships, such as cnn.
+EPILOG = """MODEL is a file (.kdz, .safetensors, .onnx) or the name of a network that ships, such as cnn. \
 NAME=MODEL serves it under a name, and NAME:2=MODEL as version 2 of that name."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command until Ctrl-C or SIGTERM; return 0, or 1 where a model can't be served."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
     use_one_thread()
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_given: stopped.set())
     try:
-        models = _named(options.models)
-        with serve(models, http_port=options.http_port, grpc_port=options.grpc_port, token=options.token) as servers:
+        with serve(_named(options.pop("models")), **options) as servers:
             print(f"HTTP: {servers.http}\ngRPC: {servers.grpc}\nPage: {servers.page}")
             print(f"Token: {servers.token or 'none'}\nStop with Ctrl-C.", flush=True)
             while not stopped.wait(1):  # without a limit, Windows would not hear Ctrl-C
@@ -36,10 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("kd-lab")
-    raw = argparse.RawDescriptionHelpFormatter
-    command = parser.add_subparsers(required=True).add_parser(
-        "serve", help="serve networks over HTTP and gRPC on this machine", epilog=EPILOG, formatter_class=raw
-    )
+    about = "serve networks over HTTP and gRPC on this machine"
+    command = parser.add_subparsers(required=True).add_parser("serve", help=about, description=about, epilog=EPILOG)
     command.add_argument("models", nargs="+", metavar="MODEL", help="what to serve")
     command.add_argument("--http-port", type=int, default=8000, help="8000, or the next one that is free")
     command.add_argument("--grpc-port", type=int, default=8001, help="8001, or the next one that is free")

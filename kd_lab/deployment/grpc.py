@@ -70,12 +70,11 @@ def _calls() -> list[tuple[str, Any, Any]]:
 
 def grpc_stub(channel: grpc.Channel) -> SimpleNamespace:
     """Return the calls of the service on a channel, by name: `grpc_stub(channel).ServerLive(request)`."""
-    return SimpleNamespace(
-        **{
-            name: channel.unary_unary(f"/{SERVICE}/{name}", taken.SerializeToString, given.FromString)
-            for name, taken, given in _calls()
-        }
-    )
+    calls = {
+        name: channel.unary_unary(f"/{SERVICE}/{name}", taken.SerializeToString, given.FromString)
+        for name, taken, given in _calls()
+    }
+    return SimpleNamespace(**calls)
 
 
 def grpc_server(models: ServedModels, token: str = "") -> grpc.aio.Server:

@@ -176,10 +176,8 @@ def _loaded(where: Path | str) -> tuple[nn.Module, int]:
         return network, network_file_bytes(network)
     path = file_path(where)
     if path.suffix not in LOADERS:
-        known = f"{', '.join(LOADERS)} or {', '.join(RECIPES)}"
-        raise ParameterError(
-            f"a model must be a network, its file or the name of one that ships ({known}). Got {where}."
-        )
+        allowed = f"a network, its file or the name of one that ships ({', '.join([*LOADERS, *RECIPES])})"
+        raise ParameterError(f"a model must be {allowed}. Got {where}.")
     return LOADERS[path.suffix](path), path.stat().st_size
 
 

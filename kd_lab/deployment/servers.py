@@ -66,10 +66,9 @@ class Servers:
         from kd_lab.deployment.grpc import grpc_server
         from kd_lab.deployment.http import ImpatientProtocol, http_app
 
-        app, quiet = http_app(models, self.token), {"log_config": None, "access_log": False, "log_level": "error"}
-        limits = {"limit_concurrency": MOST_CONNECTIONS, "timeout_graceful_shutdown": GRACE}
-        settings: dict[str, Any] = {"http": ImpatientProtocol, "ws": "none", "lifespan": "off", **quiet, **limits}
-        config = uvicorn.Config(app, **settings)
+        quiet: Any = {"log_config": None, "access_log": False, "log_level": "error", "ws": "none", "lifespan": "off"}
+        limits: Any = {"limit_concurrency": MOST_CONNECTIONS, "timeout_graceful_shutdown": GRACE}
+        config = uvicorn.Config(http_app(models, self.token), http=ImpatientProtocol, **quiet, **limits)
         self._http, self._grpc = uvicorn.Server(config), grpc_server(models, self.token)
         self._running = asyncio.create_task(self._http.serve([http_socket]))
         grpc_socket.close()  # gRPC opens its own

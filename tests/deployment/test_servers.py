@@ -272,6 +272,11 @@ def test_a_busy_port_is_said_and_the_next_one_taken(served, capsys):
     assert capsys.readouterr().out.startswith(f"Port {port} is busy, so HTTP takes ")
 
 
+class Rounded(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).bfloat16()
+
+
 @pytest.mark.parametrize(
     ("models", "said"),
     [
@@ -280,6 +285,7 @@ def test_a_busy_port_is_said_and_the_next_one_taken(served, capsys):
         ({"a": 3}, "must be"),
         ({"a": "other"}, "a model must be a network, its file or the name of one that ships"),
         ([nn.Identity()], "'models' must be a dict"),
+        ({"a": nn.Sequential(nn.Flatten(), Rounded(784, 10))}, "'models' must be networks that take and give FP16"),
     ],
 )
 def test_what_can_not_be_served_is_refused(models, said):
