@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Batches:
         return await answer
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        count = int((np.cumsum([len(images) for images, _ in self._waiting]) <= BATCH_SIZE).sum())
+        count = sum(end <= BATCH_SIZE for end in accumulate(len(images) for images, _ in self._waiting))
         asked, self._waiting = self._waiting[:count], self._waiting[count:]
         if self._waiting:
             loop.call_soon(self._run_next, loop)
@@ -46,7 +47,8 @@ class Batches:
     def _answers(self, parts: list[np.ndarray]) -> Sequence[np.ndarray | RequestError]:
         """Return the logits of each client's images, or an error only for those that have none."""
         try:
-            return np.split(self._run(np.concatenate(parts)), np.cumsum([len(part) for part in parts[:-1]], dtype=int))
+            logits = self._run(np.concatenate(parts))
+            return [logits[end - len(part) : end] for end, part in zip(accumulate(map(len, parts)), parts, strict=True)]
         except RequestError as error:
             return [error] if len(parts) == 1 else [answer for part in parts for answer in self._answers([part])]
 
