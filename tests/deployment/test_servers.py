@@ -28,7 +28,7 @@ from kd_lab.networks.zoo import small_student
 from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_model, to_integer
 
-MALFORMED = 150  # requests of each kind in a run of the tests
+MALFORMED = 100  # requests of each kind in a run of the tests
 
 
 @pytest.fixture(scope="module")
