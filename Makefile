@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup triton lab test test-all test-slow test-browser loopback notebooks results checkpoints constraints clean
+.PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints litert litert-files triton constraints clean
 
 setup: $(INSTALLED)
 
@@ -19,14 +19,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[lab,test]'
 	$(BIN)/uv pip install --python $(BIN)/python --target .venv/ipywidgets7 --no-deps $(IPYWIDGETS7)
 	$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
-	touch $@
-
-triton: .triton/installed  # other clients of the servers, and the oldest protobuf, for the slow tests
-
-.triton/installed: tests/deployment/triton.txt | $(INSTALLED)
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .triton
-	$(BIN)/uv pip install --quiet --python .triton/bin/python --requirement tests/deployment/triton.txt
-	$(BIN)/uv pip install --quiet --python .triton/bin/python --target .triton/protobuf5 --no-deps protobuf==5.29.5
 	touch $@
 
 lab: setup loopback  # in copies of the lessons without their outputs; root, as in a container, is refused by Jupyter unless it is told
@@ -58,13 +50,35 @@ results: setup  # tables of results/README.md, lists of modules in README.md and
 checkpoints: setup
 	$(BIN)/python -m kd_lab.checkpoints
 
+CONVERTER = .litert/installed
+
+litert: $(CONVERTER)  # 6 GB, beside .venv: what writes LiteRT files needs an older torch
+
+$(CONVERTER): litert-constraints.txt | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .litert
+	$(BIN)/uv pip install --python .litert/bin/python --requirement litert-constraints.txt
+	touch $@
+
+litert-files: litert  # the LiteRT files that ship
+	$(BIN)/python -m benchmarks._litert
+
+triton: .triton/installed  # other clients of the servers, and the oldest protobuf, for the slow tests
+
+.triton/installed: tests/deployment/triton.txt | $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .triton
+	$(BIN)/uv pip install --quiet --python .triton/bin/python --requirement tests/deployment/triton.txt
+	$(BIN)/uv pip install --quiet --python .triton/bin/python --target .triton/protobuf5 --no-deps protobuf==5.29.5
+	touch $@
+
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate
 
-constraints: setup  # takes the newest releases that fit pyproject.toml, and the newest of other clients
+constraints: setup  # takes the newest releases that fit pyproject.toml, and those of the other environments
 	{ sed 1q constraints.txt; echo uv | $(COMPILE) --extra lab --extra test pyproject.toml -; } > constraints.new
 	mv constraints.new constraints.txt
-	{ sed 1q tests/deployment/triton.txt; printf 'schemathesis\ntritonclient[grpc,http]\n' | $(COMPILE) -; } > triton.new
-	mv triton.new tests/deployment/triton.txt
+	{ sed 1q litert-constraints.txt; echo litert-torch | $(COMPILE) -; } > constraints.new
+	mv constraints.new litert-constraints.txt
+	{ sed 1q tests/deployment/triton.txt; printf 'schemathesis\ntritonclient[grpc,http]\n' | $(COMPILE) -; } > constraints.new
+	mv constraints.new tests/deployment/triton.txt
 
 clean:
-	rm -rf .venv .triton data/MNIST/raw/*-ubyte
+	rm -rf .venv .litert .triton data/MNIST/raw/*-ubyte

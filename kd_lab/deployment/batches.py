@@ -47,13 +47,14 @@ class Batches:
     def _answers(self, parts: list[np.ndarray]) -> Sequence[np.ndarray | RequestError]:
         """Return the logits of each client's images, or an error only for those that have none."""
         try:
-            logits = self._run(np.concatenate(parts))
+            logits = self.run(np.concatenate(parts))
             return [logits[end - len(part) : end] for end, part in zip(accumulate(map(len, parts)), parts, strict=True)]
         except RequestError as error:
             return [error] if len(parts) == 1 else [answer for part in parts for answer in self._answers([part])]
 
     @torch.inference_mode()
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Return the logits of images that fit; raise a RequestError where there are none."""
         try:
             logits = self.network(torch.from_numpy(images)).numpy()
         except Exception as error:  # of a learner's own layer

@@ -10,7 +10,7 @@ from kd_lab.deployment.servers import serve
 from kd_lab.environment import use_one_thread
 from kd_lab.errors import KdLabError, reason
 
-EPILOG = """MODEL is a file (.kdz, .safetensors, .onnx) or the name of a network that ships, such as cnn. \
+EPILOG = """MODEL is a file (.kdz, .safetensors, .onnx, .xml, .tflite) or the name of a network that ships, such as cnn.
 NAME=MODEL serves it under a name, and NAME:2=MODEL as version 2 of that name."""
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from kd_lab.checkpoints import RECIPES, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.deployment.batches import Batches, RequestError
+from kd_lab.deployment.litert import LitertModel
 from kd_lab.deployment.onnx import OnnxModel
+from kd_lab.deployment.openvino import OpenvinoModel
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.errors import ParameterError, check_kind, check_that, reason
 from kd_lab.formats import load_network, load_packed, network_file_bytes
@@ -29,7 +31,8 @@ INPUT, OUTPUT = "images", "logits"  # the names of the tensors that clients send
 MAX_BYTES = 8_000_000  # of a request: 2,500 digits in binary, 500 or more in JSON
 # of the protocol, as NumPy has them
 DATATYPES = {"FP16": "f2", "FP32": "f4", "FP64": "f8", "INT8": "i1", "INT32": "i4", "INT64": "i8", "UINT8": "u1"}
-LOADERS: dict[str, Any] = {".kdz": load_packed, ".safetensors": load_network, ".onnx": OnnxModel}
+LOADERS: dict[str, Any] = {".kdz": load_packed, ".safetensors": load_network}
+LOADERS |= {".onnx": OnnxModel, ".xml": OpenvinoModel, ".tflite": LitertModel}
 KEY = re.compile(r"([\w.-]{1,64})(?::([1-9]\d{0,8}))?", re.ASCII)
 
 
@@ -178,7 +181,8 @@ def _loaded(where: Path | str) -> tuple[nn.Module, int]:
     if path.suffix not in LOADERS:
         allowed = f"a network, its file or the name of one that ships ({', '.join([*LOADERS, *RECIPES])})"
         raise ParameterError(f"a model must be {allowed}. Got {where}.")
-    return LOADERS[path.suffix](path), path.stat().st_size
+    network = LOADERS[path.suffix](path)
+    return network, len(network.file) if isinstance(network, RuntimeModel) else path.stat().st_size
 
 
 def _example(network: nn.Module, images: Tensor | None) -> Tensor:

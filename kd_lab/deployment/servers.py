@@ -31,10 +31,10 @@ def serve(
 ) -> "Servers":
     """Serve networks over HTTP and gRPC on this machine until `stop()`, or to the end of a `with` block.
 
-    `models` has networks, their files (.kdz, .safetensors, .onnx) or names of those that ship, by names such as "cnn"
-    or, with a version, "cnn:2". `images`, one or more, are needed for networks that read others than (N, 1, 28, 28).
-    Ports that are busy are passed over, and 0 is any free one. Without `token=False`, clients must send a token, so
-    that no other user of this machine is answered.
+    `models` has networks, their files (.kdz, .safetensors, .onnx, .xml, .tflite) or names of those that ship, by names
+    such as "cnn" or, with a version, "cnn:2". `images`, one or more, are needed for networks that read others than
+    (N, 1, 28, 28). Ports that are busy are passed over, and 0 is any free one. Without `token=False`, clients must send
+    a token, so that no other user of this machine is answered.
     """
     for package in ("fastapi", "grpc", "google.protobuf", "uvicorn"):
         optional(package, "fastapi", "grpcio", "protobuf", "uvicorn")

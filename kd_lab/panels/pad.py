@@ -45,11 +45,11 @@ class Pad(anywidget.AnyWidget):
 class DrawingPanel(Panel):
     """Draw a digit on a pad, and let networks answer side by side while you draw.
 
-    `models` are networks by name, or, as `serve` takes them, files (.kdz, .safetensors, .onnx) or names of networks
-    that ship. Each must take images (N, 1, 28, 28) and give logits (N, classes). What is drawn is centred and scaled as
-    MNIST's digits were; until then a validation digit is answered. The bytes are those of the file; the milliseconds
-    are the median of one image's passes, measured when the panel is made. Raises a ParameterError for a network that
-    can't read such an image. In Colab nothing else is needed: anywidget turns on custom widgets there by itself.
+    `models` are networks by name, or, as `serve` takes them, files (.kdz, .safetensors, .onnx, .xml, .tflite) or names
+    of networks that ship. Each must take images (N, 1, 28, 28) and give logits (N, classes). What is drawn is centred
+    and scaled as MNIST's digits were; until then a validation digit is answered. The bytes are those of the file; the
+    milliseconds are the median of one image's passes, measured when the panel is made. Raises a ParameterError for a
+    network that can't read such an image. In Colab nothing else is needed: anywidget turns on custom widgets there.
     """
 
     def __init__(self, models: Mapping[str, nn.Module | Path | str]):
@@ -58,8 +58,9 @@ class DrawingPanel(Panel):
         self._example = real_images(None, 1)
         self._models = [prepared(str(name), "1", model, self._example) for name, model in models.items()]
         for model in self._models:
-            check_that("models", model.answer_shape, len(model.answer_shape) == 1, "networks with logits (N, classes)")
-        self._milliseconds = [1000 * latency(model.network, 1, self._example) for model in self._models]
+            shape = model.given["shape"]
+            check_that("models", shape, len(shape) == 2, "networks with logits (N, classes)")
+        self._milliseconds = [1000 * latency(model.batches.network, 1, self._example) for model in self._models]
         self._drawing = AnswersPicture(self._models)
         super().__init__({"digit": Pad()}, (PICTURE_WIDTH, self._drawing.height), 24 + 22 * len(self._models))
         self._box.children[1].layout.display = "none"  # a drawing is not pinned
@@ -69,7 +70,10 @@ class DrawingPanel(Panel):
         """Yield the answers to a drawing once all networks have given them."""
         pixels = torch.tensor(digit, dtype=torch.float32).view(-1, *MNIST_IMAGE)
         image = (pixels - MEAN) / STD if digit else self._example
-        shares = [model.run(image)[0].double().softmax(0) for model in self.steps(self._models)]
+        shares = [
+            torch.from_numpy(model.batches.run(image.numpy()))[0].double().softmax(0)
+            for model in self.steps(self._models)
+        ]
         answers = " or ".join(map(str, sorted({int(each.argmax()) for each in shares})))
         title = f"{'Your digit' if digit else 'This example'} is read as {answers}"
         yield Shown(title, self._drawing.png(image, shares), side_by_side(self._table(shares)))
@@ -105,6 +109,6 @@ class AnswersPicture:
         axes.set_title(model.name[:MAX_NAME], fontsize=9, loc="left", pad=3, parse_math=False)
         axes.set(ylim=(0, 1), yticks=(0, 1), yticklabels=("0 %", "100 %"))
         axes.tick_params(labelsize=8, length=2, pad=2)
-        (count,) = model.answer_shape
+        _, count = model.given["shape"]
         axes.set_xticks(range(0, count, math.ceil(count / 10)))
         return axes.bar(range(count), [1] * count, color=[COLOR, *[GREY] * (count - 1)])

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kd_lab.deployment import export_onnx, serve
+from kd_lab.checkpoints import load_trained
+from kd_lab.deployment import export_onnx, export_openvino, litert, serve
 from kd_lab.deployment.command import main
 from kd_lab.deployment.grpc import grpc_stub, messages
 from kd_lab.deployment.served import MAX_BYTES
@@ -299,11 +300,18 @@ def test_files_are_served_and_damaged_ones_refused(served, student, digits, tmp_
     save_packed(tmp_path / "small.kdz", student)
     save_network(tmp_path / "whole.safetensors", student)
     export_onnx(served["integer"], tmp_path / "integer.onnx")
-    files = {path.stem: path for path in tmp_path.iterdir() if path.suffix in (".kdz", ".safetensors", ".onnx")}
+    export_openvino(student, tmp_path / "vino.xml")
+    files = {path.stem: path for path in tmp_path.iterdir() if path.suffix != ".bin"}
+    files["cnn"] = litert.SHIPPED / "cnn_fp32.tflite"
+    models = {"cnn": load_trained("cnn")} | served
     with serve(files, http_port=0, grpc_port=0) as running:
         for name in files:
-            expected = predict(served.get(name, student), digits)
+            expected = predict(models.get(name, student), digits)
             assert torch.allclose(logits(post(running, {"inputs": [tensor(digits)]}, name)), expected, atol=1e-4)
+        listed = requests.get(f"{running.http}/kit/models", headers=running.headers).json()
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    sizes["vino"] += files["vino"].with_suffix(".bin").stat().st_size
+    assert all(abs(each["bytes"] - sizes[each["name"]]) < 200 for each in listed)
     files["small"].write_bytes(files["small"].read_bytes()[:-1])
     with pytest.raises(StorageError, match="damaged"):
         serve(files, http_port=0, grpc_port=0)
