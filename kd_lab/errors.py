@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from numbers import Integral, Real
 from types import FrameType
@@ -144,6 +145,12 @@ def check_whole_number(argument: str, value: object, allowed: str) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not _contains(allowed, value):
         raise ParameterError(_sentence(argument, f"a whole number in {allowed}", value))
     return int(value)
+
+
+def check_fields(instance: Any, check: Callable[[str, Any, str], Any], **allowed: str) -> None:
+    """Check fields of a frozen dataclass in turn, each in its interval, and keep what the check returns."""
+    for name, interval in allowed.items():
+        object.__setattr__(instance, name, check(name, getattr(instance, name), interval))
 
 
 def check_choice(argument: str, value: object, choices: list[str]) -> None:

@@ -12,7 +12,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from kd_lab.errors import ParameterError, check_that, check_whole_number, described
+from kd_lab.errors import ParameterError, check_fields, check_that, check_whole_number, described
 from kd_lab.networks.checks import check_model, conversion_hint, is_dense
 from kd_lab.networks.predictions import predict, predict_by_batch
 
@@ -28,8 +28,7 @@ class Accuracy:
     count: int
 
     def __post_init__(self):
-        for name, allowed in {"count": "[1, 1e9]", "correct": f"[0, {self.count}]"}.items():
-            object.__setattr__(self, name, check_whole_number(name, getattr(self, name), allowed))
+        check_fields(self, check_whole_number, count="[1, 1e9]", correct=f"[0, {self.count}]")
 
     @classmethod
     def of(cls, right: Tensor) -> "Accuracy":
@@ -64,11 +63,8 @@ class PairedDifference:
     count: int
 
     def __post_init__(self):
-        count = check_whole_number("count", self.count, "[1, 1e9]")
-        gained = check_whole_number("gained", self.gained, f"[0, {count}]")
-        lost = check_whole_number("lost", self.lost, f"[0, {count - gained}]")
-        for name, value in {"gained": gained, "lost": lost, "count": count}.items():
-            object.__setattr__(self, name, value)
+        check_fields(self, check_whole_number, count="[1, 1e9]", gained=f"[0, {self.count}]")
+        check_fields(self, check_whole_number, lost=f"[0, {self.count - self.gained}]")
 
     @classmethod
     def of(cls, right: Tensor, baseline_right: Tensor) -> "PairedDifference":

@@ -26,6 +26,7 @@ from kd_lab.errors import (
     TrainingError,
     called_function,
     check_choice,
+    check_fields,
     check_kind,
     check_number,
     check_whole_number,
@@ -42,14 +43,6 @@ Data = tuple[Tensor, ...]
 Loss = Callable[..., Tensor]
 SCHEDULES = ("one_cycle", "constant")
 FINISHED = "finished"
-NUMBERS = {  # of the settings
-    "seed": (check_whole_number, "[0, 1000000]"),
-    "epochs": (check_whole_number, "[1, 1000]"),
-    "learning_rate": (check_number, "(0, 10]"),
-    "weight_decay": (check_number, "[0, 100]"),
-    "batch_size": (check_whole_number, "[1, 60000]"),
-    "steps_per_epoch": (check_whole_number, "[1, 1000000]"),
-}
 
 
 class Epoch(NamedTuple):
@@ -111,10 +104,10 @@ class Settings:
     def __post_init__(self):
         check_kind("progress", self.progress, bool, "True or False")
         check_choice("schedule", self.schedule, list(SCHEDULES))
-        for name, (check, allowed) in NUMBERS.items():
-            value = getattr(self, name)
-            if name != "steps_per_epoch" or value is not None:
-                object.__setattr__(self, name, check(name, value, allowed))
+        check_fields(self, check_whole_number, seed="[0, 1000000]", epochs="[1, 1000]", batch_size="[1, 60000]")
+        check_fields(self, check_number, learning_rate="(0, 10]", weight_decay="[0, 100]")
+        if self.steps_per_epoch is not None:
+            check_fields(self, check_whole_number, steps_per_epoch="[1, 1000000]")
 
     def optimizer(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
         """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""

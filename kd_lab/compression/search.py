@@ -21,7 +21,7 @@ from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.environment import optional
-from kd_lab.errors import ParameterError, TrainingError, check_kind, check_number, check_whole_number
+from kd_lab.errors import ParameterError, TrainingError, check_fields, check_kind, check_number, check_whole_number
 from kd_lab.evaluation import (
     Accuracy,
     PairedDifference,
@@ -217,10 +217,9 @@ class Budget:
                 f"each other. Got {self.most_bytes!r} and {self.most_lost!r}."
             )
         if self.most_bytes is None:
-            object.__setattr__(self, "most_lost", check_number("most_lost", self.most_lost, "[0, 100]"))
+            check_fields(self, check_number, most_lost="[0, 100]")
         else:
-            most_bytes = check_whole_number("most_bytes", self.most_bytes, "[1, 1000000000]")
-            object.__setattr__(self, "most_bytes", most_bytes)
+            check_fields(self, check_whole_number, most_bytes="[1, 1000000000]")
 
     def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""

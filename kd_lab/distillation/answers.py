@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, called_function, check_number
+from kd_lab.errors import ParameterError, called_function, check_fields, check_number
 from kd_lab.evaluation import Checked, accuracy, check_data, check_labels, check_scorable
 from kd_lab.networks.checks import check_shapes, check_tensors
 from kd_lab.networks.predictions import predict
@@ -59,8 +59,7 @@ class DistillationLoss:
     alpha: float
 
     def __post_init__(self):
-        for name, allowed in {"temperature": TEMPERATURE_RANGE, "alpha": ALPHA_RANGE}.items():
-            object.__setattr__(self, name, check_number(name, getattr(self, name), allowed))
+        check_fields(self, check_number, temperature=TEMPERATURE_RANGE, alpha=ALPHA_RANGE)
 
     def __call__(self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the `distillation_loss` of a batch."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.distillation.answers import DistillationLoss, check_teacher, distillation_loss
-from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
+from kd_lab.distillation.answers import ALPHA_RANGE, TEMPERATURE_RANGE, check_teacher, distillation_loss
+from kd_lab.errors import ParameterError, check_choice, check_fields, check_number, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
 from kd_lab.networks.checks import check_model, check_not_compiled, check_shapes
 from kd_lab.networks.copies import copied
@@ -18,8 +18,6 @@ from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import initial_weights
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train
-
-WEIGHT_RANGE = "[0, 1e6]"
 
 
 def hint_loss(output: Tensor, hint: Tensor) -> Tensor:
@@ -80,10 +78,7 @@ class FeatureLoss:
 
     def __post_init__(self):
         check_choice("kind", self.kind, list(LOSSES))
-        answers = DistillationLoss(self.temperature, self.alpha)  # refuses what it must
-        checked = {"weight": check_number("weight", self.weight, WEIGHT_RANGE), **vars(answers)}
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        check_fields(self, check_number, temperature=TEMPERATURE_RANGE, alpha=ALPHA_RANGE, weight="[0, 1e6]")
 
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
         """Return the loss of a batch; `outputs` are (N, classes + features)."""
