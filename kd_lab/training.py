@@ -152,16 +152,7 @@ def train(
 
 
 def train_live(
-    model: nn.Module,
-    data: Data,
-    loss_fn: Loss,
-    *,
-    validation: Data,
-    epochs: int,
-    steps_per_epoch: int,
-    learning_rate: float = 3e-3,
-    batch_size: int = 256,
-    seed: int = 0,
+    model: nn.Module, data: Data, loss_fn: Loss, *, validation: Data, **settings
 ) -> Iterator[tuple[nn.Module, History]]:
     """Yield the model and the history after each epoch of a training, to look on or to stop it.
 
@@ -169,11 +160,9 @@ def train_live(
     changes. No global random numbers are used, so that it may run in the background: it is for networks without
     dropout.
     """
-    settings = Settings(
-        epochs, learning_rate, batch_size=batch_size, seed=seed, steps_per_epoch=steps_per_epoch, progress=False
-    )
-    model, data, validation = _prepare(model, data, validation, loss_fn, None, settings)
-    yield from _fit(model, data, validation, loss_fn, None, settings)
+    checked = Settings(progress=False, **settings)
+    model, data, validation = _prepare(model, data, validation, loss_fn, None, checked)
+    yield from _fit(model, data, validation, loss_fn, None, checked)
 
 
 @torch.inference_mode(False)
