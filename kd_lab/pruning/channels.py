@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -82,17 +82,13 @@ def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Te
     """Return the masks of the weights that compute or read these channels, by layer."""
     masks: dict[str, Tensor] = {}
     for name, group in groups.items():
-        for layers, axis_of in _parts(group):
+        parts = (group.producers, output_axis), (group.grouped, lambda _: 0), (group.consumers, input_axis)
+        for layers, axis_of in parts:
             for layer in layers:
                 module = model.get_submodule(layer)
                 mask, axis = masks.setdefault(layer, torch.ones_like(module.weight, dtype=torch.bool)), axis_of(module)
                 mask.transpose(0, axis)[~features_kept(kept[name], mask.shape[axis])] = False
     return masks
-
-
-def _parts(group: Group) -> list[tuple[tuple[str, ...], Callable[[nn.Module], int]]]:
-    """Return the layers whose weights compute, pass on and read these channels, with the axis where they lie."""
-    return [(group.producers, output_axis), (group.grouped, lambda _: 0), (group.consumers, input_axis)]
 
 
 def remove_channels(model: nn.Module, kept: dict[str, Tensor], images: Tensor | None = None) -> nn.Module:
@@ -115,8 +111,8 @@ def narrowed(
     whole = make_permanent(model)
     narrow = copied(whole)
     _cut(narrow, groups, masks)
-    for name, mask in masks.items():
-        _silence(whole, groups[name], mask)
+    for layer, kept in _weight_masks(whole, groups, masks).items():
+        whole.get_submodule(layer).weight.detach()[~kept] = 0
     _check_answers(narrow, whole, images)
     return narrow
 
@@ -286,13 +282,6 @@ def _laid_out_as(tensor: Tensor, part: Tensor) -> Tensor:
     if last is None or tensor.stride() != torch.empty_like(tensor, memory_format=last).stride():
         return part.contiguous()
     return torch.empty_like(part, memory_format=last).copy_(part)
-
-
-def _silence(model: nn.Module, group: Group, mask: Tensor) -> None:
-    """Make the channels that a mask leaves out unread, in place: all weights that read them become zero."""
-    for layer in map(model.get_submodule, group.consumers):
-        columns = layer.weight.detach().transpose(0, input_axis(layer))
-        columns[~features_kept(mask, len(columns))] = 0
 
 
 def _read(model: nn.Module, group: Group) -> Tensor:
