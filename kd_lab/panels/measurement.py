@@ -45,11 +45,6 @@ def _trainable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def guessing(dense: nn.Module, data: Mnist) -> float:
-    """Return the accuracy of an answer by chance: 1 / classes."""
-    return 1 / predict(dense, data.validation.images[:1]).shape[1]
-
-
 def _check_parts(data: object) -> None:
     """Raise a ParameterError, in which no tensor is printed, unless the data are three parts."""
     parts = list(data) if isinstance(data, (tuple, list)) else []
@@ -105,6 +100,7 @@ class Measurement:
 
     def __init__(self, dense: nn.Module, data: Split, steps: Callable[[Iterable], Iterator]):
         self._dense, self._data, self._steps = dense, data, steps
+        self.by_chance = 1 / predict(dense, data.images[:1]).shape[1]  # the accuracy of guessing
         self._dense_answers: list[Tensor] = []  # batch by batch, as far as they were needed
 
     def compare(self, model: nn.Module, count: int | None = None) -> Iterator[Comparison]:

@@ -17,7 +17,7 @@ from kd_lab.networks.copies import copied
 from kd_lab.networks.layers import describe, weights
 from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
@@ -67,7 +67,7 @@ class PruningPanel(Panel):
         self._ranking = functools.cache(self._rank)
         self._curves: dict[tuple[str, str], dict[float, float]] = {}
         every = torch.cat([weight.value.detach().flatten() for weight in self._weights.values()])
-        self._drawing = PruningPicture(every.float(), data.validation.images, guessing(self._dense, data))
+        self._drawing = PruningPicture(every.float(), data.validation.images, self._validation.by_chance)
         controls = {
             "sparsity": FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.5),
             "importance": dropdown("importance", IMPORTANCES),

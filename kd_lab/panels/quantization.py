@@ -18,17 +18,10 @@ from kd_lab.networks.layers import describe, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, guessing, table, title_of
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
-from kd_lab.quantization import (
-    CALIBRATIONS,
-    GRANULARITIES,
-    fold_batch_norm,
-    output_errors,
-    quantize_activations,
-    quantize_model,
-)
-from kd_lab.quantization.weights import Quantizer, quantize_weights
+from kd_lab.quantization import CALIBRATIONS, fold_batch_norm, output_errors, quantize_activations, quantize_model
+from kd_lab.quantization.weights import GRANULARITIES, Quantizer, quantize_weights
 
 BITS = range(1, 9)
 CALIBRATION_IMAGES, ERROR_IMAGES = 1000, 250  # from the training and from the validation part
@@ -79,7 +72,6 @@ class QuantizationPanel(Panel):
         quantize_model(self._dense, data.train.images[:2])  # says so where that can't be
         self._weights = weights(self._dense)
         self._layers = {name: weight.module for name, weight in self._weights.items()}  # of tied ones the first
-        self._guessing = guessing(self._dense, data)
         self._data, self._validation = data, Measurement(self._dense, data.validation, self.steps)
         self._bytes = file_bytes(self._dense)
         self._network = functools.lru_cache(CACHED_NETWORKS)(self._quantize)
@@ -141,7 +133,8 @@ class QuantizationPanel(Panel):
         name = answer.layer
         if name not in self._pictures:
             what, weight = f"{name}, {describe(self._layers[name])}", self._weights[name].value.detach()
-            self._pictures[name] = QuantizationPicture(what, weight, self._data.validation.images, self._guessing)
+            images, by_chance = self._data.validation.images, self._validation.by_chance
+            self._pictures[name] = QuantizationPicture(what, weight, images, by_chance)
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
         costs = [["file, dense", f"{self._bytes:,} bytes"], ["file, quantized, factor", packed]]
         title = title_of(f"{bits}-bit weights, {activations} activations", answer.comparison)

@@ -18,16 +18,7 @@ from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import (
-    FIRST,
-    CurveAnswer,
-    Measurement,
-    counted_costs,
-    dense_network,
-    guessing,
-    table,
-    title_of,
-)
+from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank
 from kd_lab.pruning.channels import channel_importances, narrowed
@@ -82,7 +73,7 @@ class StructuredPruningPanel(Panel):
         self._ranking = functools.cache(self._rank)
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
         self._drawing = StructuredPicture(
-            self._dense, self._groups, guessing(self._dense, data), len(data.validation.images)
+            self._dense, self._groups, self._validation.by_chance, len(data.validation.images)
         )
         self._ratios = dict.fromkeys(self._groups, 0.5)
         self._names = {
