@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, described
 
 
 def check_model(model: object) -> None:
@@ -56,6 +56,18 @@ def check_tensors(dimensions: int | None = None, dtype: torch.dtype | None = Non
             got = f"{tensor.dtype}, {tuple(tensor.shape)}" if is_dense(tensor) else type(tensor).__name__
             got += ", with NaN or infinite ones" if fits else ""
             raise ParameterError(f"{name!r} must be a tensor of {kind}. Got {got}.{conversion_hint(tensor)}")
+
+
+def check_finite(dimensions: int | None = None, /, **tensors: Tensor) -> None:
+    """Raise a ParameterError unless all are tensors of finite numbers in float32, which the kit computes in."""
+    check_tensors(dimensions, torch.float32, **tensors)
+
+
+def check_mask(title: str, mask: object, weight: Tensor) -> None:
+    """Raise a ParameterError unless this is a bool tensor in the weight's shape; `title` says what it is."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        got = f"{mask.dtype}, {tuple(mask.shape)}" if isinstance(mask, Tensor) else described(mask)
+        raise ParameterError(f"{title} must be a bool tensor of shape {tuple(weight.shape)}. Got {got}.")
 
 
 def check_shapes(rule: str, fits: Callable[..., bool], *tensors: Tensor) -> None:

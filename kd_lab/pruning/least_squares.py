@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kd_lab.errors import ParameterError, called_function, check_choice
-from kd_lab.networks.checks import check_shapes, check_tensors
+from kd_lab.networks.checks import check_mask, check_shapes, check_tensors
 from kd_lab.networks.layers import Weight, describe, warn_of_whole_weights, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import TOLERANCE, predict, record
 from kd_lab.pruning.importance import importances
-from kd_lab.pruning.masks import Sparsity, check_mask, check_sparsity, rank, set_masks
+from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 
 DAMPING = 0.01  # of the mean of the diagonal, as GPTQ has it (Frantar et al. 2022, arXiv 2210.17323)
 MAX_INVERSES = 2**24  # numbers in the inverses of the rows that are worked on side by side, 128 MB

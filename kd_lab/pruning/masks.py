@@ -7,16 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import (
-    EmptyLayerError,
-    ParameterError,
-    check_choice,
-    check_kind,
-    check_number,
-    check_whole_number,
-    described,
-)
-from kd_lab.networks.checks import check_shapes, check_tensors
+from kd_lab.errors import EmptyLayerError, ParameterError, check_choice, check_kind, check_number, check_whole_number
+from kd_lab.networks.checks import check_mask, check_shapes, check_tensors
 from kd_lab.networks.copies import copied
 from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights
 from kd_lab.pruning.importance import IMPORTANCES, importances, layer_adaptive
@@ -121,13 +113,6 @@ def _set_mask(weight: Weight, mask: Tensor) -> None:
         earlier.mask = own
     else:
         weight.parametrize(Mask(own))
-
-
-def check_mask(title: str, mask: object, weight: Tensor) -> None:
-    """Raise a ParameterError unless this is a bool tensor in the weight's shape; `title` says what it is."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        got = f"{mask.dtype}, {tuple(mask.shape)}" if isinstance(mask, Tensor) else described(mask)
-        raise ParameterError(f"{title} must be a bool tensor of shape {tuple(weight.shape)}. Got {got}.")
 
 
 @torch.inference_mode(False)  # in which no copy could be trained later

@@ -11,13 +11,13 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kd_lab.errors import ParameterError, called_function, check_choice, check_whole_number, reason
-from kd_lab.networks.checks import check_tensors
+from kd_lab.networks.checks import check_finite, check_tensors
 from kd_lab.networks.copies import copied
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import check_same_answers, example_images, predict, record
 from kd_lab.networks.tracing import is_plain, trace
-from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, check_finite, find_grid
+from kd_lab.quantization.grids import CALIBRATIONS, MIN_SCALE, find_grid
 from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_weights
 
 MAX_CALIBRATION_NUMBERS = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_whole_number
+from kd_lab.networks.checks import check_finite
 from kd_lab.networks.layers import Weight
-from kd_lab.quantization.grids import check_finite
 from kd_lab.quantization.weights import Quantizer, bits_by_layer, set_quantizers
 
 BORDERS = 1024  # places at which clusters may end; where there are no more values, at every one

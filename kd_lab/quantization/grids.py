@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
-from kd_lab.networks.checks import check_shapes, check_tensors
+from kd_lab.networks.checks import check_finite, check_shapes
 
 BITS_RANGE = "[1, 16]"
 CALIBRATIONS = ("min_max", "percentile", "least_squares")
@@ -129,8 +129,3 @@ def _percentiles(rows: Tensor) -> tuple[Tensor, Tensor]:
     count = rows.shape[1]
     place = round(count * PERCENTILE / 100)
     return rows.kthvalue(count - place + 1, dim=1).values, rows.kthvalue(place, dim=1).values
-
-
-def check_finite(dimensions: int | None = None, /, **tensors: Tensor) -> None:
-    """Raise a ParameterError unless all are tensors of finite numbers in float32, which the kit computes in."""
-    check_tensors(dimensions, torch.float32, **tensors)

@@ -6,17 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_kind, check_whole_number
+from kd_lab.networks.checks import check_finite
 from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights
 from kd_lab.networks.permanent import without
-from kd_lab.quantization.grids import (
-    BITS_RANGE,
-    CALIBRATIONS,
-    check_finite,
-    fake_quantize,
-    find_grid,
-    integer_range,
-    quantize,
-)
+from kd_lab.quantization.grids import BITS_RANGE, CALIBRATIONS, fake_quantize, find_grid, integer_range, quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
 WEIGHT_BITS_RANGE = "[1, 8]"
