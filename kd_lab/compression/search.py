@@ -25,7 +25,6 @@ from kd_lab.errors import ParameterError, TrainingError, check_fields, check_kin
 from kd_lab.evaluation import (
     Accuracy,
     PairedDifference,
-    accuracy,
     check_data,
     check_scorable,
     correct_answers,
@@ -64,7 +63,8 @@ def try_setting(fit: Fit, temperature: float, alpha: float, validation: Data) ->
     check_kind("fit", fit, Callable, "a function of temperature and alpha")
     student = check_returned("fit", fit(temperature, alpha))
     validation = check_scorable(student, validation)
-    return SettingTrial(temperature, alpha, accuracy(student, validation), mean_cross_entropy(student, validation))
+    right = correct_answers(student, validation)
+    return SettingTrial(temperature, alpha, Accuracy.of(right), mean_cross_entropy(student, validation))
 
 
 def search_settings(fit: Fit, validation: Data, *, runs: int, seed: int = 0) -> list[SettingTrial]:
