@@ -3,8 +3,8 @@
 import difflib
 import itertools
 import sys
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import fields
 from numbers import Integral, Real
 from types import FrameType
 from typing import Any
@@ -147,10 +147,19 @@ def check_whole_number(argument: str, value: object, allowed: str) -> int:
     return int(value)
 
 
-def check_fields(instance: Any, check: Callable[[str, Any, str], Any], **allowed: str) -> None:
-    """Check fields of a frozen dataclass in turn, each in its interval, and keep what the check returns."""
+def check_fields(instance: Any, **allowed: str) -> None:
+    """Check numbers of a frozen dataclass in turn, each in its interval, and keep them as Python's own.
+
+    A field is of whole numbers unless its type has float in it; one that may be a dict has a number for each layer.
+    """
+    kinds = {field.name: str(field.type) for field in fields(instance)}
     for name, interval in allowed.items():
-        object.__setattr__(instance, name, check(name, getattr(instance, name), interval))
+        check, value = check_number if "float" in kinds[name] else check_whole_number, getattr(instance, name)
+        if "dict" in kinds[name] and isinstance(value, dict) and value:
+            value = {layer: check(f"{name} of layer {layer}", each, interval) for layer, each in value.items()}
+        else:
+            value = check(name, value, interval)
+        object.__setattr__(instance, name, value)
 
 
 def check_choice(argument: str, value: object, choices: list[str]) -> None:

@@ -12,7 +12,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from kd_lab.errors import ParameterError, check_fields, check_that, check_whole_number, described
+from kd_lab.errors import ParameterError, check_fields, check_that, described
 from kd_lab.networks.checks import check_model, conversion_hint, is_dense
 from kd_lab.networks.predictions import predict, predict_by_batch
 
@@ -28,7 +28,7 @@ class Accuracy:
     count: int
 
     def __post_init__(self):
-        check_fields(self, check_whole_number, count="[1, 1e9]", correct=f"[0, {self.count}]")
+        check_fields(self, count="[1, 1e9]", correct=f"[0, {self.count}]")
 
     @classmethod
     def of(cls, right: Tensor) -> "Accuracy":
@@ -63,8 +63,8 @@ class PairedDifference:
     count: int
 
     def __post_init__(self):
-        check_fields(self, check_whole_number, count="[1, 1e9]", gained=f"[0, {self.count}]")
-        check_fields(self, check_whole_number, lost=f"[0, {self.count - self.gained}]")
+        check_fields(self, count="[1, 1e9]", gained=f"[0, {self.count}]")
+        check_fields(self, lost=f"[0, {self.count - self.gained}]")
 
     @classmethod
     def of(cls, right: Tensor, baseline_right: Tensor) -> "PairedDifference":

@@ -21,17 +21,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from kd_lab.errors import (
-    ParameterError,
-    TrainingError,
-    called_function,
-    check_choice,
-    check_fields,
-    check_kind,
-    check_number,
-    check_whole_number,
-    reason,
-)
+from kd_lab.errors import ParameterError, TrainingError, called_function, check_choice, check_fields, check_kind, reason
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.networks.copies import copied
 from kd_lab.networks.modes import evaluation_mode
@@ -104,10 +94,10 @@ class Settings:
     def __post_init__(self):
         check_kind("progress", self.progress, bool, "True or False")
         check_choice("schedule", self.schedule, list(SCHEDULES))
-        check_fields(self, check_whole_number, seed="[0, 1000000]", epochs="[1, 1000]", batch_size="[1, 60000]")
-        check_fields(self, check_number, learning_rate="(0, 10]", weight_decay="[0, 100]")
+        check_fields(self, seed="[0, 1000000]", epochs="[1, 1000]", batch_size="[1, 60000]")
+        check_fields(self, learning_rate="(0, 10]", weight_decay="[0, 100]")
         if self.steps_per_epoch is not None:
-            check_fields(self, check_whole_number, steps_per_epoch="[1, 1000000]")
+            check_fields(self, steps_per_epoch="[1, 1000000]")
 
     def optimizer(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
         """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""

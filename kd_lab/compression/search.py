@@ -217,9 +217,9 @@ class Budget:
                 f"each other. Got {self.most_bytes!r} and {self.most_lost!r}."
             )
         if self.most_bytes is None:
-            check_fields(self, check_number, most_lost="[0, 100]")
+            check_fields(self, most_lost="[0, 100]")
         else:
-            check_fields(self, check_whole_number, most_bytes="[1, 1000000000]")
+            check_fields(self, most_bytes="[1, 1000000000]")
 
     def over(self, trial: RecipeTrial) -> float:
         """Return by how much a trial is over the budget: 0 or less if it meets it."""

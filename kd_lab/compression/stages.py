@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from kd_lab.errors import check_fields, check_number, check_whole_number
+from kd_lab.errors import check_fields
 from kd_lab.networks.copies import copied
 from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
@@ -26,7 +25,7 @@ class FineTune:
     epochs: int
 
     def __post_init__(self):
-        check_fields(self, check_whole_number, epochs=EPOCHS_RANGE)
+        check_fields(self, epochs=EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(model, self.epochs)
@@ -44,8 +43,7 @@ class Prune:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_by_layer(self, check_number, sparsity="(0, 1)")
-        check_fields(self, check_whole_number, steps="[1, 1000]", epochs=EPOCHS_RANGE)
+        check_fields(self, sparsity="(0, 1)", steps="[1, 1000]", epochs=EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         kept = {name: weight.value != 0 for name, weight in weights(model).items()}
@@ -78,8 +76,7 @@ class PruneUnits:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_by_layer(self, check_number, ratio="[0, 1)")
-        check_fields(self, check_whole_number, epochs=EPOCHS_RANGE)
+        check_fields(self, ratio="[0, 1)", epochs=EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return hard_prune(fine_tune(with_masks(hard_prune(prune_channels(model, self.ratio))), self.epochs))
@@ -96,8 +93,7 @@ class Quantize:
     epochs: int = 2
 
     def __post_init__(self):
-        _check_by_layer(self, check_whole_number, num_bits="[1, 8]")
-        check_fields(self, check_whole_number, epochs=EPOCHS_RANGE)
+        check_fields(self, num_bits="[1, 8]", epochs=EPOCHS_RANGE)
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         return fine_tune(quantize_weights(model, self.num_bits, "per_tensor"), self.epochs)
@@ -115,7 +111,7 @@ class Share(Quantize):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self, check_whole_number, bias_bits="[1, 8]")
+        check_fields(self, bias_bits="[1, 8]")
 
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         shared = share_weights(model, self.num_bits)
@@ -148,14 +144,3 @@ def _halve(model: nn.Module) -> nn.Module:
         parameter.data = parameter.data.half().float()
         parameter.requires_grad_(True)
     return plain
-
-
-def _check_by_layer(stage: Any, check: Callable[[str, Any, str], Any], **allowed: str) -> None:
-    """Check a stage's number, or those for each layer by name, and keep it as Python's own: its repr makes keys."""
-
-    def check_each(argument: str, value: Any, interval: str) -> Any:
-        if not isinstance(value, dict) or not value:
-            return check(argument, value, interval)
-        return {layer: check(f"{argument} of layer {layer}", number, interval) for layer, number in value.items()}
-
-    check_fields(stage, check_each, **allowed)

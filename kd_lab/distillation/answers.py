@@ -59,7 +59,7 @@ class DistillationLoss:
     alpha: float
 
     def __post_init__(self):
-        check_fields(self, check_number, temperature=TEMPERATURE_RANGE, alpha=ALPHA_RANGE)
+        check_fields(self, temperature=TEMPERATURE_RANGE, alpha=ALPHA_RANGE)
 
     def __call__(self, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the `distillation_loss` of a batch."""

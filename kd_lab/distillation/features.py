@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.distillation.answers import ALPHA_RANGE, TEMPERATURE_RANGE, check_teacher, distillation_loss
-from kd_lab.errors import ParameterError, check_choice, check_fields, check_number, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_fields, check_whole_number
 from kd_lab.evaluation import Checked, check_data, check_scorable
 from kd_lab.networks.checks import check_model, check_not_compiled, check_shapes
 from kd_lab.networks.copies import copied
@@ -78,7 +78,7 @@ class FeatureLoss:
 
     def __post_init__(self):
         check_choice("kind", self.kind, list(LOSSES))
-        check_fields(self, check_number, temperature=TEMPERATURE_RANGE, alpha=ALPHA_RANGE, weight="[0, 1e6]")
+        check_fields(self, temperature=TEMPERATURE_RANGE, alpha=ALPHA_RANGE, weight="[0, 1e6]")
 
     def __call__(self, outputs: Tensor, labels: Tensor, teacher_logits: Tensor, hint: Tensor) -> Tensor:
         """Return the loss of a batch; `outputs` are (N, classes + features)."""
