@@ -24,6 +24,7 @@ from kd_lab.networks.layers import other_state, state_tensors
 from kd_lab.networks.modes import evaluation_mode
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import example_images, predict
+from kd_lab.storage import contiguous
 
 ZIP_STEP = 16_384  # bytes
 aten = torch.ops.aten
@@ -164,7 +165,4 @@ def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> 
 
 
 def _serialise(model: nn.Module) -> bytes:
-    tensors = state_tensors(model)
-    return safetensors.torch.save(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    )
+    return safetensors.torch.save(contiguous(state_tensors(model)))

@@ -187,14 +187,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None
 
 def serialise(tensors: dict[str, Tensor], metadata: dict) -> bytes:
     """Return the bytes of the file that `save_tensors` writes."""
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones each get a copy
-        for name, tensor in tensors.items()
-    }
     header = {"schema": str(SCHEMA), "sha256": NO_DIGEST, "metadata": json.dumps(metadata)}
-    content = safetensors.torch.save(tensors, header)
+    content = safetensors.torch.save(contiguous(tensors), header)
     digest = hashlib.sha256(content).hexdigest()
     return content.replace(NO_DIGEST.encode(), digest.encode(), 1)
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: on the CPU, row by row, and each of tied ones a copy."""
+    return {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
