@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from kd_lab.errors import ParameterError, called_function, check_choice, check_whole_number, reason
 from kd_lab.networks.checks import check_finite, check_tensors
 from kd_lab.networks.copies import copied
-from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.layers import CONVOLUTIONS, weighted_layers
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import check_same_answers, example_images, predict, record
 from kd_lab.networks.tracing import is_plain, trace
@@ -23,12 +23,7 @@ from kd_lab.quantization.weights import FakeQuantizer, bits_by_layer, quantize_w
 MAX_CALIBRATION_NUMBERS = 200_000  # of the numbers at a layer's input, those that "least_squares" looks at
 EXAMPLES = 16  # images on which a rewritten network is compared with the one that it was
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-DIMENSIONS = {  # of the output of each layer whose channels, dimension 1, a BatchNorm may follow
-    nn.Linear: 2,
-    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), 3),
-    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), 4),
-    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d), 5),
-}
+FOLDABLE = nn.Linear, *CONVOLUTIONS  # whose channels, dimension 1 of the output, a BatchNorm may follow
 
 
 def fold_batch_norm(model: nn.Module, images: Tensor | None = None) -> nn.Module:
@@ -74,7 +69,7 @@ def _foldable(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
     return [
         (layer, norm)
         for layer, norm in pairs.items()
-        if set(dimensions[layer]) == {DIMENSIONS[type(model.get_submodule(layer))]}
+        if set(dimensions[layer]) == {model.get_submodule(layer).weight.dim()}  # else the channels lie elsewhere
     ]
 
 
@@ -92,7 +87,7 @@ def _fits(model: nn.Module, layer_name: str, norm_name: str) -> bool:
     tied = any(owners[tensor] > 1 for tensor in layer.parameters(recurse=False))
     grouped = getattr(layer, "transposed", False) and layer.groups > 1
     fixed = any(is_plain(norm, kind) for kind in NORMS) and norm.running_mean is not None
-    return fixed and not tied and any(computes_as(layer, kind) for kind in DIMENSIONS) and not grouped
+    return fixed and not tied and any(computes_as(layer, kind) for kind in FOLDABLE) and not grouped
 
 
 def computes_as(layer: nn.Module, kind: type[nn.Module]) -> bool:
