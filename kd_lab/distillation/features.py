@@ -14,7 +14,7 @@ from kd_lab.evaluation import Checked, check_data, check_scorable
 from kd_lab.networks.checks import check_model, check_not_compiled, check_shapes
 from kd_lab.networks.copies import copied
 from kd_lab.networks.modes import evaluation_mode
-from kd_lab.networks.predictions import predict
+from kd_lab.networks.predictions import predict, record
 from kd_lab.networks.zoo import initial_weights
 from kd_lab.penalties import Penalty
 from kd_lab.training import Data, History, Loss, train
@@ -128,8 +128,7 @@ def layer_outputs(model: nn.Module, layer: str, images: Tensor, argument: str = 
     Raises a ParameterError for a layer that does not give one tensor (N, …).
     """
     _check_layer(argument, model, layer)
-    with _listening(model, layer) as outputs:
-        predict(model, images)
+    outputs = record(model, [layer], images, lambda _inputs, output: output)[layer]
     tensors = [output for output in outputs if isinstance(output, Tensor) and output.dim() > 1]
     if sum(map(len, tensors)) != len(images):
         raise ParameterError(
