@@ -102,9 +102,8 @@ def _remedy(model: nn.Module, images: Tensor) -> str:
         with suppress(Exception):
             model(change(images[:2].clone()))
             return sentence
-    others = (
-        "A network that reads others needs some of its own, as 'images' or 'data'. "  # else it was tried with these
-    )
+    # else it was tried with these
+    others = "A network that reads others needs some of its own, as 'images' or 'data'. "
     return others * (images.shape[1:] == MNIST_IMAGE)
 
 
