@@ -77,7 +77,7 @@ class LeastSquaresPanel(Panel):
         self._rankings = {MAGNITUDE: rank({layer: self._weight.abs()}, "per_layer")}
         self._importance: list[Tensor] = []  # by least squares, as far as it is known
         self._curves: dict[str, dict[float, float]] = {method: {} for method in METHODS}
-        self._drawing = LeastSquaresPicture(f"{layer}, {kind}", self._weight, inputs, len(data.validation.images))
+        self._drawing = LeastSquaresPicture(f"{layer}, {kind}", self._weight, inputs, self._validation.first)
         sparsity = FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.95)
         super().__init__({"sparsity": sparsity}, (WIDTH, HEIGHT), TABLES_HEIGHT)
 
@@ -144,10 +144,10 @@ class LeastSquaresPanel(Panel):
 class LeastSquaresPicture:
     """What both methods make of a dense layer's `weight` (rows, n), and of its outputs from `inputs` (N, n).
 
-    `name` says in words which layer it is, `images` how many there are to validate.
+    `name` says in words which layer it is, `first` how many images give a first answer.
     """
 
-    def __init__(self, name: str, weight: Tensor, inputs: Tensor, images: int):
+    def __init__(self, name: str, weight: Tensor, inputs: Tensor, first: int):
         self._inputs = inputs[_evenly(len(inputs), POINTS)]
         self._units = _evenly(len(weight), UNITS)
         self._outputs = self._inputs @ weight[self._units].T  # (points, units)
@@ -155,7 +155,7 @@ class LeastSquaresPicture:
         by_size = weight[self._row].abs().argsort(descending=True)
         self._bars = by_size[_evenly(len(by_size), BARS)]
         figure = new_figure(HEIGHT)
-        self._add_curves(figure.add_axes((0.1, 0.51, 0.385, 0.425)), images)
+        self._add_curves(figure.add_axes((0.1, 0.51, 0.385, 0.425)), first)
         self._add_outputs(figure.add_axes((0.58, 0.51, 0.405, 0.425)), name)
         self._add_weights(figure.add_axes((0.1, 0.08, 0.885, 0.285)), weight[self._row, self._bars])
         curves = [line for curve in self._curves.values() for line in curve.moving]
@@ -173,7 +173,7 @@ class LeastSquaresPicture:
             self._marks[method].set_data(bars.nonzero()[0], bars[bars != 0])
         return self._canvas.png()
 
-    def _add_curves(self, axes: Axes, images: int) -> None:
+    def _add_curves(self, axes: Axes, first: int) -> None:
         # errors by their root, else what lies between 95 % and 99 % could not be told apart
         axes.set_yscale("function", functions=(lambda y: -np.sqrt(np.clip(1 - y, 0, 1)), lambda root: 1 - root**2))
         # and sparsities by the logarithm of what is kept, since it all happens where little is
@@ -182,7 +182,7 @@ class LeastSquaresPicture:
         axes.set(xlabel="sparsity of this layer (log of what is kept)", ylabel="accuracy (root scale)")
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
         axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
-        axes.set_title(f"here with its interval, elsewhere on {min(FIRST, images):,} images")
+        axes.set_title(f"here with its interval, elsewhere on {first:,} images")
         self._curves = {
             method: AccuracyCurve(axes, color, color, marker, method) for method, (marker, color) in STYLES.items()
         }

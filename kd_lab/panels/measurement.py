@@ -100,6 +100,7 @@ class Measurement:
 
     def __init__(self, dense: nn.Module, data: Split, steps: Callable[[Iterable], Iterator]):
         self._dense, self._data, self._steps = dense, data, steps
+        self.images, self.first = data.images, min(FIRST, len(data.images))  # and how many of them give a first answer
         self.by_chance = 1 / predict(dense, data.images[:1]).shape[1]  # the accuracy of guessing
         self._dense_answers: list[Tensor] = []  # batch by batch, as far as they were needed
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import ipywidgets as widgets
 import torch
 from IPython import get_ipython
-from torch import nn
 
 from kd_lab.data import Split
 from kd_lab.errors import KdLabError, check_choice
@@ -50,10 +49,11 @@ class Panel:
     """Show live what its controls do; a subclass measures and draws.
 
     `controls` are widgets by the name of the setting. `measure(**setting)` yields answers, each better than the one
-    before, or what is Shown at once; `draw(answer)` returns what is Shown. An answer has a `setting`, a named tuple of
-    all that its networks depend on, and `comparisons`, what was measured of each. A button keeps an answer as `pinned`;
-    with a `test` part another reads it, once for a setting. Measuring begins when the panel is displayed or flushed, so
-    that a subclass is whole by then. Run again, a cell closes the panels that it made before.
+    before, or what is Shown at once; `draw(answer)` returns what is Shown; both run in the background. An answer has a
+    `setting`, a named tuple of all that its networks depend on, and `comparisons`, what was measured of each. A button
+    keeps an answer as `pinned`; with a `test` part another tests the `networks(answer)`, once for a setting, where
+    there are any yet. Measuring begins when the panel is displayed or flushed, so that a subclass is whole by then. Run
+    again, a cell closes the panels that it made before.
     """
 
     _changed = threading.Condition()  # one for all panels, since it is held for moments only
@@ -96,18 +96,6 @@ class Panel:
         self._box = widgets.VBox([slider, row, self._title, self._picture, self._tables, self._message, style])
         self._box.add_class("kd-lab-panel")
         self._title.add_class("kd-lab-title")
-
-    def measure(self, *_: Any, **setting: Any) -> Iterator[Any]:
-        """Yield the answers for a setting; runs in the background."""
-        raise NotImplementedError
-
-    def draw(self, answer: Any) -> Shown:
-        """Draw an answer; runs in the background."""
-        raise NotImplementedError
-
-    def networks(self, answer: Any) -> list[nn.Module]:
-        """Return the networks that "Reveal test" tests once an answer is complete, none where there is nothing yet."""
-        raise NotImplementedError
 
     def scores(self, answer: Any, **rows: Any) -> str:
         """Return an HTML table of what was measured; `rows` are more arguments of `measurement.scores`."""

@@ -17,7 +17,7 @@ from kd_lab.networks.copies import copied
 from kd_lab.networks.layers import describe, weights
 from kd_lab.panels.canvas import COLOR, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
+from kd_lab.panels.measurement import CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, SCOPES, Ranking, importances, rank
 
@@ -67,7 +67,7 @@ class PruningPanel(Panel):
         self._ranking = functools.cache(self._rank)
         self._curves: dict[tuple[str, str], dict[float, float]] = {}
         every = torch.cat([weight.value.detach().flatten() for weight in self._weights.values()])
-        self._drawing = PruningPicture(every.float(), data.validation.images, self._validation.by_chance)
+        self._drawing = PruningPicture(every.float(), self._validation)
         controls = {
             "sparsity": FractionSlider(label="sparsity", max=MAX_SPARSITY, value=0.5),
             "importance": dropdown("importance", IMPORTANCES),
@@ -133,17 +133,14 @@ class PruningPanel(Panel):
 
 
 class PruningPicture:
-    """Accuracy over sparsity, the weights (count,) that are left, in the order of the masks, and the lost digits.
+    """Accuracy over sparsity, the weights (count,) that are left, in the order of the masks, and the lost digits."""
 
-    `by_chance` is the accuracy of guessing.
-    """
-
-    def __init__(self, weights: Tensor, images: Tensor, by_chance: float):
+    def __init__(self, weights: Tensor, validation: Measurement):
         figure = new_figure(HEIGHT)
-        self._digits = LostDigits(figure, images, "pruned")
-        title = f"here (orange), and elsewhere on {min(FIRST, len(images)):,} images (grey)"
+        self._digits = LostDigits(figure, validation.images, "pruned")
+        title = f"here (orange), and elsewhere on {validation.first:,} images (grey)"
         axes = figure.add_axes((0.095, 0.425, 0.39, 0.5))
-        self._curve = new_accuracy_curve(axes, by_chance, xlabel="sparsity", title=title)
+        self._curve = new_accuracy_curve(axes, validation.by_chance, xlabel="sparsity", title=title)
         self._add_weights(figure.add_axes((0.575, 0.425, 0.41, 0.5)), weights)
         self._canvas = Canvas(figure, [*self._curve.moving, self._kept, self._thresholds])
 

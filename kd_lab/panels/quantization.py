@@ -18,7 +18,7 @@ from kd_lab.networks.layers import describe, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, dense_network, table, title_of
+from kd_lab.panels.measurement import CurveAnswer, Measurement, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.quantization import CALIBRATIONS, fold_batch_norm, output_errors, quantize_activations, quantize_model
 from kd_lab.quantization.weights import GRANULARITIES, Quantizer, quantize_weights
@@ -133,8 +133,7 @@ class QuantizationPanel(Panel):
         name = answer.layer
         if name not in self._pictures:
             what, weight = f"{name}, {describe(self._layers[name])}", self._weights[name].value.detach()
-            images, by_chance = self._data.validation.images, self._validation.by_chance
-            self._pictures[name] = QuantizationPicture(what, weight, images, by_chance)
+            self._pictures[name] = QuantizationPicture(what, weight, self._validation)
         packed = f"{answer.packed:,} bytes, {self._bytes / answer.packed:.1f} ×" if answer.packed else "…"
         costs = [["file, dense", f"{self._bytes:,} bytes"], ["file, quantized, factor", packed]]
         title = title_of(f"{bits}-bit weights, {activations} activations", answer.comparison)
@@ -155,19 +154,16 @@ class QuantizationPanel(Panel):
 
 
 class QuantizationPicture:
-    """Accuracy over bits, a layer's weights and their grids, and the lost digits; `name` says which layer it is.
+    """Accuracy over bits, a layer's weights and their grids, and the lost digits; `name` says which layer it is."""
 
-    `by_chance` is the accuracy of guessing.
-    """
-
-    def __init__(self, name: str, weight: Tensor, images: Tensor, by_chance: float):
+    def __init__(self, name: str, weight: Tensor, validation: Measurement):
         self._weight = weight
         self._limit = MARGIN * (weight.abs().max().item() or 1.0)
         figure = new_figure(HEIGHT)
-        self._digits = LostDigits(figure, images, "quantized")
-        title = f"here (orange); other bits on {min(FIRST, len(images)):,} images (grey)"
+        self._digits = LostDigits(figure, validation.images, "quantized")
+        title = f"here (orange); other bits on {validation.first:,} images (grey)"
         axes = figure.add_axes((0.095, 0.44, 0.38, 0.48))
-        self._curve = new_accuracy_curve(axes, by_chance, BITS, xlabel="bits of a weight", title=title)
+        self._curve = new_accuracy_curve(axes, validation.by_chance, BITS, xlabel="bits of a weight", title=title)
         self._add_weights(figure.add_axes((0.575, 0.67, 0.395, 0.25)), name)
         self._add_grids(figure.add_axes((0.575, 0.44, 0.395, 0.165)))
         self._canvas = Canvas(figure, [*self._curve.moving, self._quantized, self._ticks, self._caption])

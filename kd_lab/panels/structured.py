@@ -18,7 +18,7 @@ from kd_lab.data import Mnist
 from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import FIRST, CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
+from kd_lab.panels.measurement import CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank
 from kd_lab.pruning.channels import channel_importances, narrowed
@@ -72,9 +72,7 @@ class StructuredPruningPanel(Panel):
         self._costs = counted_costs(self._dense, self._images)
         self._ranking = functools.cache(self._rank)
         self._curves: dict[str, dict[float, float]] = {importance: {} for importance in IMPORTANCES}
-        self._drawing = StructuredPicture(
-            self._dense, self._groups, self._validation.by_chance, len(data.validation.images)
-        )
+        self._drawing = StructuredPicture(self._dense, self._groups, self._validation)
         self._ratios = dict.fromkeys(self._groups, 0.5)
         self._names = {
             f"{' + '.join(group.producers)}: {describe(self._dense.get_submodule(name))}": name
@@ -174,12 +172,9 @@ def share_removed(masks: dict[str, Tensor]) -> float:
 
 
 class StructuredPicture:
-    """The widths of a network beside the dense ones, and accuracy over the channels removed.
+    """The widths of a network beside the dense ones, and accuracy over the channels removed."""
 
-    `by_chance` is the accuracy of guessing, `images` how many there are to validate.
-    """
-
-    def __init__(self, dense: nn.Module, groups: dict[str, Group], by_chance: float, images: int):
+    def __init__(self, dense: nn.Module, groups: dict[str, Group], validation: Measurement):
         layers = weighted_layers(dense)
         first = next(iter(layers.values()))
         self._dense = [_size(first, READ), *(_size(layer, GIVEN) for layer in layers.values())]
@@ -190,9 +185,9 @@ class StructuredPicture:
         self._passed_on = {1 + place for place, layer in enumerate(layers) if layer in _passed_on(groups)}
         figure = new_figure(HEIGHT)
         network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
-        title = f"here (orange); all layers alike,\non {min(FIRST, images):,} images (grey)"
+        title = f"here (orange); all layers alike,\non {validation.first:,} images (grey)"
         axes = figure.add_axes((0.69, 0.16, 0.285, 0.71))
-        self._curve = new_accuracy_curve(axes, by_chance, xlabel="channels and units removed", title=title)
+        self._curve = new_accuracy_curve(axes, validation.by_chance, xlabel="channels and units removed", title=title)
         self._canvas = Canvas(figure, [*network, *self._curve.moving])
 
     def png(self, answer: StructuredAnswer, pinned: StructuredAnswer | None) -> bytes:
