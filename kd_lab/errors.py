@@ -3,7 +3,8 @@
 import difflib
 import itertools
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from numbers import Integral, Real
 from types import FrameType
@@ -84,6 +85,15 @@ def reason(error: Exception) -> str:
     said = str(getattr(error, "problem", error))
     whole = said and not isinstance(error, (KeyError, AssertionError))  # "'k'" alone says nothing
     return said if whole else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+@contextmanager
+def saying(problem: str) -> Iterator[None]:
+    """Raise a ParameterError that begins with the problem where what is inside fails, such as a learner's own code."""
+    try:
+        yield
+    except Exception as error:
+        raise ParameterError(f"{problem}: {reason(error)}") from error
 
 
 def described(value: Any) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from kd_lab.errors import ParameterError, check_that, reason
+from kd_lab.errors import ParameterError, check_that, saying
 from kd_lab.networks.checks import is_dense
 
 
@@ -49,12 +49,8 @@ def plot_intervals(names: Sequence[str], values: Sequence[float], intervals: Seq
 
 def _ends(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
     """Return lower ends, values and upper ends; raise a ParameterError unless each interval holds its value."""
-    try:
-        rows = np.array(
-            [(float(low), float(value), float(high)) for value, (low, high) in zip(values, intervals, strict=True)]
-        )
-    except (TypeError, ValueError) as error:
-        raise ParameterError(f"'values' must be numbers, and 'intervals' pairs of them: {reason(error)}") from error
+    with saying("'values' must be numbers, and 'intervals' pairs of them"):
+        rows = np.array([(float(low), float(x), float(high)) for x, (low, high) in zip(values, intervals, strict=True)])
     check_that("intervals", intervals, (np.diff(rows) >= 0).all(), "pairs (low, high) that hold their values")
     return iter(rows.T)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -21,7 +21,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from kd_lab.errors import ParameterError, TrainingError, called_function, check_choice, check_fields, check_kind, reason
+from kd_lab.errors import ParameterError, TrainingError, called_function, check_choice, check_fields, check_kind, saying
 from kd_lab.evaluation import check_data, check_labels
 from kd_lab.networks.copies import copied
 from kd_lab.networks.modes import evaluation_mode
@@ -310,7 +310,8 @@ def _check_step(model: nn.Module, loss_fn: Loss, batch: Data, validation_batch: 
         _batch_loss(probe, loss_fn, *validation_batch)
     probe.train()
     loss = _batch_loss(probe, loss_fn, *batch)
-    _try("the loss can't be traced back to the weights", loss.backward)
+    with saying("the loss can't be traced back to the weights"):
+        loss.backward()
     if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in probe.parameters()):
         raise ParameterError(
             "'model' must have dense gradients. Got sparse ones. Did you set nn.Embedding's sparse=True?"
@@ -319,23 +320,17 @@ def _check_step(model: nn.Module, loss_fn: Loss, batch: Data, validation_batch: 
 
 def _batch_loss(model: nn.Module, loss_fn: Loss, x: Tensor, *targets: Tensor) -> Tensor:
     mode = "trained on" if model.training else "judged by"
-    answers = _try(f"the model can't be {mode} a batch of {len(x)}", model, x)
+    with saying(f"the model can't be {mode} a batch of {len(x)}"):
+        answers = model(x)
     return _check_loss("loss_fn", "compare the answers with the targets", loss_fn, answers, *targets)
 
 
 def _check_loss(argument: str, task: str, loss_of: Callable[..., Tensor], *arguments: object) -> Tensor:
-    loss = _try(f"{argument!r} can't {task}", loss_of, *arguments)
+    with saying(f"{argument!r} can't {task}"):
+        loss = loss_of(*arguments)
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ParameterError(f"{argument!r} must return a tensor with one number. Got {got}.")
     if not loss.requires_grad:
         raise ParameterError(f"{argument!r} must return a loss that gradients flow through. Got a detached one.")
     return loss
-
-
-def _try(problem: str, called: Callable[..., Any], *arguments: object) -> Any:
-    """Return what a learner's own code gives; raise a ParameterError that begins with the problem where it fails."""
-    try:
-        return called(*arguments)
-    except Exception as error:
-        raise ParameterError(f"{problem}: {reason(error)}") from error

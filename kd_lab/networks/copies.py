@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, reason
+from kd_lab.errors import saying
 from kd_lab.networks.checks import check_model
 
 
@@ -26,7 +26,8 @@ def copied(model: nn.Module) -> nn.Module:
         made = copy.deepcopy(model, copies := dict(memo))
     except Exception:  # noqa: BLE001 whatever a learner's class raises; most often it holds a lock or an open file
         copies = memo | {id(each): each for each in held if not _copies(each)}
-        made = _with_shared(model, copies)
+        with saying("'model' must be one that can be copied"):
+            made = copy.deepcopy(model, copies)
     for module in made.modules():
         _rebind(vars(module), copies)
     return made
@@ -62,13 +63,6 @@ def _own_cell(cell: CellType, copies: dict[int, Any]) -> CellType:
 
 def _own_part(part: Any, copies: dict[int, Any]) -> Any:
     return copies.get(id(part), part) if isinstance(part, (nn.Module, Tensor)) else part
-
-
-def _with_shared(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ParameterError(f"'model' must be one that can be copied: {reason(error)}") from error
 
 
 def _leaves(value: object) -> Iterator[object]:

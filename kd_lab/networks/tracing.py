@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from kd_lab.errors import ParameterError, reason
+from kd_lab.errors import ParameterError, saying
 from kd_lab.networks.layers import WEIGHTED
 from kd_lab.networks.modes import evaluation_mode
 from kd_lab.networks.predictions import check_same_answers
@@ -20,13 +20,10 @@ def trace(model: nn.Module, images: Tensor) -> fx.GraphModule:
 
     Raises a ParameterError where torch.fx can't follow the network, or another way than these images take.
     """
-    try:
-        with evaluation_mode(model):
-            traced = _graph(model, images)
-            check_same_answers(traced, model, images, "followed")
-    except Exception as error:
-        raise ParameterError(f"torch.fx can't follow the network: {_told(error)}") from error
-    return traced
+    with saying("torch.fx can't follow the network"), evaluation_mode(model):
+        traced = _graph(model, images)
+        check_same_answers(traced, model, images, "followed")
+        return traced
 
 
 def trace_training(model: nn.Module, images: Tensor) -> fx.GraphModule:
@@ -34,22 +31,18 @@ def trace_training(model: nn.Module, images: Tensor) -> fx.GraphModule:
 
     Raises a ParameterError where torch.fx can't follow the network.
     """
-    try:
-        with evaluation_mode(model):  # which restores the mode of every module
-            model.train()
-            return _graph(model, images)
-    except Exception as error:
-        raise ParameterError(f"torch.fx can't follow the network in training mode: {_told(error)}") from error
-
-
-def _told(error: Exception) -> str:
-    remedy = " Its forward must not ask for the values of the data." * isinstance(error, fx.proxy.TraceError)
-    return reason(error) + remedy
+    # evaluation mode first, since leaving it restores the mode of every module
+    with saying("torch.fx can't follow the network in training mode"), evaluation_mode(model):
+        model.train()
+        return _graph(model, images)
 
 
 def _graph(model: nn.Module, images: Tensor) -> fx.GraphModule:
-    with _tracing, _len_recorded(model), _attributes_kept(model):
-        return fx.GraphModule(model, _Tracer(images).trace(model))
+    try:
+        with _tracing, _len_recorded(model), _attributes_kept(model):
+            return fx.GraphModule(model, _Tracer(images).trace(model))
+    except fx.proxy.TraceError as error:
+        raise ParameterError(f"{error} Its forward must not ask for the values of the data.") from error
 
 
 @contextmanager

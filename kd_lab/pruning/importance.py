@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice, check_whole_number, reason
+from kd_lab.errors import ParameterError, check_choice, check_whole_number, saying
 from kd_lab.evaluation import check_scorable
 from kd_lab.networks.checks import check_tensors
 from kd_lab.networks.layers import weights
@@ -84,9 +84,6 @@ def average_gradients(model: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str
 
 def _gradients(model: nn.Module, x: Tensor, y: Tensor, used: list[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of the cross-entropy, added up over a batch, for these weights."""
-    try:
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(x.clone()), y, reduction="sum")
-            return torch.autograd.grad(loss, used, allow_unused=True, materialize_grads=True)
-    except RuntimeError as error:
-        raise ParameterError(f"no gradient can be computed through the model: {reason(error)}") from error
+    with saying("no gradient can be computed through the model"), torch.enable_grad():
+        loss = F.cross_entropy(model(x.clone()), y, reduction="sum")
+        return torch.autograd.grad(loss, used, allow_unused=True, materialize_grads=True)
