@@ -6,7 +6,7 @@ Optimal Brain Surgeon (Hassibi & Stork 1993), for each output of a layer by itse
 
 import itertools
 import sys
-import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -93,12 +93,9 @@ def _work(weight: Weight) -> int:
 
 def _announce(work: dict[str, int]) -> bool:
     """Say how long it will take, measured by a product of matrices; return whether it is too short to say so."""
-    probe, seconds = torch.ones(PROBE, PROBE, dtype=torch.float64), []
-    for _ in range(3):
-        start = time.perf_counter()
-        probe @ probe
-        seconds.append(time.perf_counter() - start)
-    minutes = COST * sum(work.values()) * min(seconds) / (2 * PROBE**3) / 60
+    probe = torch.ones(PROBE, PROBE, dtype=torch.float64)
+    seconds = min(timeit.repeat(lambda: probe @ probe, number=1, repeat=3))
+    minutes = COST * sum(work.values()) * seconds / (2 * PROBE**3) / 60
     if minutes >= MIN_MINUTES:
         longest = max(work, key=lambda name: work[name])
         print(
