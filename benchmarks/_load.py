@@ -1,6 +1,6 @@
-"""Send one HTTP request again and again from many clients, as fast as they are answered: python -m benchmarks._load.
+"""Send one HTTP request again and again from many clients, as fast as they are answered.
 
-It runs in a process of its own, so that clients and server do not wait for one interpreter.
+As a script it runs in a process of its own, so that clients and server do not wait for one interpreter.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ LENGTH = b"content-length: "
 def throughput(address: str, request: bytes, clients: int, seconds: float) -> tuple[float, int]:
     """Return the answers a second of the server at `address` (http://HOST:PORT), and how many were no answer."""
     given = json.dumps([address, base64.b64encode(request).decode(), clients, seconds])
-    done = subprocess.run([sys.executable, "-m", "benchmarks._load"], input=given, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__], input=given, capture_output=True, text=True)
     return tuple(json.loads(done.stdout))
 
 
