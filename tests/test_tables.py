@@ -34,7 +34,8 @@ def test_a_table_is_written_in_markdown():
 
 
 def test_every_module_has_its_place_and_its_first_line():
-    files = [path.relative_to(ROOT / "kd_lab").as_posix() for path in (ROOT / "kd_lab").rglob("*.py")]
+    paths = [path.relative_to(ROOT / "kd_lab") for path in (ROOT / "kd_lab").rglob("*.py")]
+    files = [path.as_posix() for path in paths if "assets" not in path.parts]  # another environment runs those
     listed = [name for _, name, _ in _modules.list_modules(inside=True)]
     assert sorted(listed) == sorted(file for file in files if not file.endswith("__init__.py"))
     assert listed[0] == "errors.py" and listed.index("evaluation.py") < listed.index("results.py")
