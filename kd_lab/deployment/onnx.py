@@ -189,11 +189,14 @@ def _float_graph(model: nn.Module, images: Tensor) -> Any:
     settings = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        return torch.onnx.export(plain, (images.clone(),), dynamic_shapes=shapes, **settings).model_proto
+        graph = torch.onnx.export(plain, (images.clone(),), dynamic_shapes=shapes, **settings).model_proto
     except torch.onnx.OnnxExporterError as error:
         raise ParameterError(
             f"'model' must be one that torch can export. Got: {error.__cause__ or error!s:.200}"
         ) from error
+    for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.initializer):
+        del part.metadata_props[:]  # places in the files of the machine that made it
+    return graph
 
 
 def _integer_graph(model: nn.Module, images: Tensor, add_layer: Callable) -> Any:

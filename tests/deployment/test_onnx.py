@@ -389,3 +389,14 @@ def test_the_checker_of_onnx_finds_nothing_and_any_batch_is_taken(integer, integ
     assert (taken.name, given.name) == ("images", "logits")
     assert taken.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert {opset.domain: opset.version for opset in file.opset_import}[""] >= 17
+
+
+def test_a_file_holds_no_place_in_the_code_that_made_it(student, tmp_path):
+    def deeper(path):
+        export_onnx(student, path)
+
+    export_onnx(student, tmp_path / "first.onnx")
+    deeper(tmp_path / "second.onnx")
+    content = (tmp_path / "first.onnx").read_bytes()
+    assert content == (tmp_path / "second.onnx").read_bytes()
+    assert b".py" not in content and b"line " not in content
