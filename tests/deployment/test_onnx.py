@@ -72,24 +72,8 @@ def test_the_file_holds_the_same_integers_scales_and_zero_points(integers, tmp_p
         (6, {"granularity": "per_tensor", "symmetric": False}),
     ],
 )
-def test_other_layers_and_few_bits(bits, options, tmp_path):
-    torch.manual_seed(0)
-    relu = nn.ReLU()
-    dense = nn.Sequential(
-        nn.MaxPool2d(2),
-        nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False),
-        relu,
-        nn.Dropout(),
-        nn.Conv2d(4, 8, (3, 4), padding="same", groups=4),
-        nn.Conv2d(8, 8, 1, padding="valid"),
-        nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
-        nn.Conv2d(8, 4, 2),
-        nn.Flatten(),
-        nn.Linear(4 * 3 * 8, 20),
-        relu,
-        nn.Linear(20, 5, bias=False),
-        relu,
-    )
+def test_other_layers_and_few_bits(bits, options, odd_layers, tmp_path):
+    dense = nn.Sequential(*odd_layers, odd_layers[2])  # and a ReLU behind the last layer
     images = torch.randn(70, 1, 28, 28)
     whole = to_integer(quantize_model(dense, images, bits, bits, **options))
     assert not whole.left_in_float

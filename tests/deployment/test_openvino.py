@@ -81,24 +81,9 @@ def test_openvino_gives_the_answers_of_the_integers(name, student, mnist, tmp_pa
 
 
 @pytest.mark.parametrize("bits, symmetric", [(8, True), (4, True), (2, True), (5, False)])
-def test_other_layers_few_bits_and_several_zero_points(bits, symmetric, tmp_path):
-    torch.manual_seed(0)
-    relu = nn.ReLU()
-    dense = nn.Sequential(
-        nn.MaxPool2d(2),
-        nn.Conv2d(1, 4, 3, stride=(2, 1), padding=(0, 2), bias=False),
-        relu,
-        nn.Conv2d(4, 8, (3, 4), padding="same", groups=4),
-        nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
-        nn.Dropout(),
-        nn.Conv2d(8, 4, 2),
-        nn.Flatten(),
-        nn.Linear(4 * 3 * 8, 20),
-        relu,
-        nn.Linear(20, 5, bias=False),
-    )
+def test_other_layers_few_bits_and_several_zero_points(bits, symmetric, odd_layers, tmp_path):
     images = torch.randn(70, 1, 28, 28)
-    whole = to_integer(quantize_model(dense, images, bits, bits, symmetric=symmetric))
+    whole = to_integer(quantize_model(odd_layers, images, bits, bits, symmetric=symmetric))
     assert not whole.left_in_float
     logits, expected = predict(through_openvino(whole, tmp_path, images=images), images), predict(whole, images)
     last = whole[-1]
