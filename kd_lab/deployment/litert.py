@@ -1,10 +1,12 @@
 """Write a network as a LiteRT file (once TensorFlow Lite), and run such a file. Needs the extra `litert`."""
 
+import importlib
 import re
 import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,9 @@ from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError, check_choice, check_that, reason
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
-from kd_lab.quantization.integer import IntegerLayer
+from kd_lab.quantization.activations import replace
+from kd_lab.quantization.grids import integer_range
+from kd_lab.quantization.integer import IntegerLayer, IntegerMaxPool2d, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer
 from kd_lab.storage import file_path, read_file, write_safely
 
@@ -33,10 +37,11 @@ def export_litert(
 ) -> None:
     """Write a LiteRT file, whole or not at all, that takes one image at a time and gives its logits.
 
-    It is in fp32; in static int8 where `calibration` has some hundred images, from which the grids of the activations
-    are taken; or in dynamic int8, where each image gets its own grids while it is read. `images`, a few, are needed for
-    a network that reads others than (N, 1, 28, 28). Before anything is written, LiteRT must give the model's logits for
-    real images. It takes half a minute. Raises a SetupError without the converter, which `make litert` installs, and a
+    What `to_integer` gives is written with its own integers, scales and zero points. Another model is written in fp32;
+    in static int8 where `calibration` has some hundred images, from which the grids of the activations are taken; or in
+    dynamic int8, where each image gets its own grids while it is read. `images`, a few, are needed for a network that
+    reads others than (N, 1, 28, 28). Before anything is written, LiteRT must give the model's logits for real images.
+    It takes half a minute. Raises a SetupError without the converter, which `make litert` installs, and a
     ParameterError for a model that LiteRT can't hold.
     """
     path = file_path(path)
@@ -44,15 +49,19 @@ def export_litert(
     few = real_images(images, 1)
     predict(model, few)
     check_calibration(calibration, few)
+    integer = any(isinstance(module, IntegerLayer) for module in model.modules())
+    in_fp32 = not integer or (calibration is None and not dynamic)
+    check_that("model", model, in_fp32, "in fp32 where calibration images or dynamic int8 are asked for")
     program = exported_program(model, few)
-    recipe = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
+    quantized = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
+    recipe = "integers" if integer else quantized
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(program, few if calibration is None else calibration, recipe, Path(folder))
         try:
             deployed = LitertModel(converted)
         except StorageError as error:
             raise ParameterError(f"'model' must be one that LiteRT can run. Got: {error.__cause__!s:.200}") from error
-        check_parity(deployed, model, images, "LiteRT", "other" if recipe else "")
+        check_parity(deployed, model, images, "LiteRT", "same" if integer else "other" if recipe else "")
         write_safely(path, read_file(converted))
 
 
@@ -60,20 +69,72 @@ def export_litert(
 def exported_program(model: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
     """Return what the converter is given: the operations on one image, with permanent weights and in evaluation mode.
 
-    Raises a ParameterError for a model that rounds its activations, or that torch can't export.
+    Integers are there as the numbers that they stand for, each rounded to its grid. Raises a ParameterError for a model
+    that rounds its activations in floating point, or that torch can't export.
     """
-    plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
-    for name, module in plain.named_modules():
-        if isinstance(module, (RuntimeModel, IntegerLayer, FakeQuantizer)):
-            raise ParameterError(
-                "'model' must be a network of torch that computes in floating point, since LiteRT rounds to int8 by "
-                f"itself. Got one with {name or 'model'} ({type(module).__name__})."
-            )
+    holder = nn.Sequential(make_permanent(model).eval())  # in which the model itself can be replaced, too
+    for name, module in list(holder[0].named_modules()):
+        check_that("model", module, not isinstance(module, RuntimeModel), "a network of torch")
+        if isinstance(module, IntegerLayer):
+            replace(holder, module, _OnGrids(module, name or "model"))
+        elif isinstance(module, IntegerMaxPool2d):  # pools int8 alone
+            module.__class__ = nn.MaxPool2d
+    if any(isinstance(module, FakeQuantizer) for module in holder.modules()):
+        raise ParameterError(
+            "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
+        )
+    (plain,) = holder.to(memory_format=torch.contiguous_format)  # else the converter reads weights in another order
     try:
         return torch.export.export(plain, (image.clone(),))
     except Exception as error:  # whatever the model's code or torch raises
         said = reason(error).splitlines()[0]
         raise ParameterError(f"'model' must be one that torch can export. Got: {said:.200}") from error
+
+
+class _Grid(nn.Module):
+    """Round numbers to a grid, as the operations that the converter takes for int8."""
+
+    def __init__(self, to: Any, ends: tuple[int, int]):
+        super().__init__()
+        self.grid = float(to.scale), int(to.zero_point), *integer_range(8), torch.int8
+        self.ends = [float(to.scale) * (end - int(to.zero_point)) for end in ends if ends != integer_range(8)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clamp(*self.ends) if self.ends else x  # int8 ends by itself
+        rounded = torch.ops.quantized_decomposed.quantize_per_tensor(x, *self.grid)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(rounded, *self.grid)
+
+
+class _OnGrids(nn.Module):
+    """Compute an integer layer in the numbers that its integers stand for."""
+
+    def __init__(self, layer: IntegerLayer, name: str):
+        super().__init__()
+        if layer.weight_zero_point.any():
+            raise ParameterError(
+                f"'model' must be one that LiteRT can hold. Got one with {name}, whose weight has a zero point; "
+                "quantize_model(…, symmetric=True) gives it none."
+            )
+        importlib.import_module("torch.ao.quantization.fx._decomposed")  # which defines the operations
+        self.multiply, count = layer.multiply, len(layer.weight)
+        scale = layer.weight_scale.detach()
+        self.register_buffer("weight", scale * layer.weight.detach())
+        self.register_buffer("scale", scale.flatten().expand(count).clone())
+        self.register_buffer("zero_point", torch.zeros(count).long())
+        bias = torch.zeros(count) if layer.bias is None else layer.bias.detach().float()
+        unit = layer.input_scale / layer.spread * scale.flatten()
+        self.register_buffer("bias", (unit * bias).view(-1, *[1] * (layer.weight.dim() - 2)))
+        self.input, self.output = nn.Identity(), nn.Identity()
+        if isinstance(layer.input, QuantizeInput):
+            self.input = _Grid(layer.input, integer_range(layer.input.num_bits))
+        if isinstance(layer.output, Requantize):
+            self.output = _Grid(layer.output, layer.output.ends())
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.scale, self.zero_point, 0, *integer_range(8), torch.int8
+        integers = torch.ops.quantized_decomposed.quantize_per_channel(self.weight, *grid)
+        weight = torch.ops.quantized_decomposed.dequantize_per_channel(integers, *grid)
+        return self.output(self.multiply(self.input(x), weight) + self.bias)
 
 
 def _convert(program: torch.export.ExportedProgram, images: Tensor, recipe: str, folder: Path) -> Path:

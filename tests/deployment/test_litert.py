@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks._litert import KINDS
+from benchmarks._litert import CALIBRATION_IMAGES, KINDS
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_parameters, file_bytes
 from kd_lab.deployment import LitertModel, export_litert, litert, load_litert
@@ -22,9 +22,9 @@ from kd_lab.evaluation import accuracy, paired_difference
 from kd_lab.networks.predictions import predict
 from kd_lab.quantization import quantize_model, quantize_weights, to_integer
 
-FP32, STATIC = "cnn_fp32", "cnn_static_int8"
+FP32, STATIC, INTEGER = "cnn_fp32", "cnn_static_int8", "cnn_integer"
 NAMES = [f"cnn_{kind}" for kind in KINDS]
-IN_INT8 = [name for name in NAMES if name.endswith("int8")]
+IN_INT8 = [name for name in NAMES if name != FP32]
 
 
 @pytest.fixture
@@ -74,6 +74,29 @@ def test_files_in_int8_read_as_many_digits_within_0_3_points_in_a_quarter_of_the
     assert file_bytes(deployed) < 0.31 * 4 * count_parameters(cnn)
 
 
+@pytest.mark.parametrize("part", ["validation", pytest.param("test", marks=pytest.mark.slow)])
+def test_the_kits_own_integers_answer_as_they_do_in_torch(part, mnist, cnn):
+    integer = to_integer(quantize_model(cnn, mnist.train.images[:CALIBRATION_IMAGES]))
+    images = getattr(mnist, part).images
+    found, expected = predict(load_litert(INTEGER), images), predict(integer, images)
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    wrong = (found - expected).abs().amax(1)
+    assert wrong.median() < 1e-4 and (wrong > 1e-3).sum() < 0.01 * len(images)  # a few sums round to their other side
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_the_converter_is_given_of_integers_is_the_numbers_that_they_stand_for(bits, odd_layers, mnist):
+    some = mnist.train.images[:100]
+    integer = to_integer(quantize_model(odd_layers, some, weight_bits=bits, activation_bits=bits))
+    program = litert.exported_program(integer, some[:1]).module()
+    found = torch.cat([program(image) for image in some.split(1)])
+    wrong, largest = (found - predict(integer, some)).abs(), found.abs().max()
+    assert wrong.median() < 1e-6 * largest and wrong.mean() < 1e-3 * largest
+    alone = to_integer(quantize_model(nn.Linear(28, 10), some))  # a model that is one layer
+    rows = some[:1]
+    assert torch.allclose(litert.exported_program(alone, rows).module()(rows), predict(alone, rows), atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_files_that_ship_read_the_test_digits_as_torch_does(name, mnist, cnn):
@@ -85,7 +108,7 @@ def test_the_files_that_ship_are_small_and_hold_no_path_of_the_machine_that_made
     files = sorted(litert.SHIPPED.iterdir())
     assert [path.stem for path in files] == sorted(NAMES)
     content = b"".join(path.read_bytes() for path in files)
-    assert len(content) < 1_300_000 and not any(word in content for word in (b"/tmp", b"/home", b"/root", b"site-pack"))
+    assert len(content) < 1_500_000 and not any(word in content for word in (b"/tmp", b"/home", b"/root", b"site-pack"))
 
 
 def test_the_bytes_are_what_it_costs_and_another_name_is_refused():
@@ -274,9 +297,15 @@ def test_what_cannot_be_handed_over_is_refused_before_the_converter_starts(conve
     with pytest.raises(ParameterError, match=r"'model' must be one that torch can export\. Got: "):
         export_litert(Choosing(), path)
     rounding = quantize_model(cnn, some)
-    for model, layer in ((rounding, "FakeQuantizer"), (to_integer(rounding), "Integer"), (load_litert(FP32), "Litert")):
-        with pytest.raises(ParameterError, match=rf"floating point, since LiteRT rounds .* Got one with .*{layer}"):
-            export_litert(model, path)
+    with pytest.raises(ParameterError, match=r"^export_litert\(\): 'model' must not round .* call to_integer\(model\)"):
+        export_litert(rounding, path)
+    for settings in ({"calibration": some}, {"dynamic": True}):
+        with pytest.raises(ParameterError, match=r"^export_litert\(\): 'model' must be in fp32 where "):
+            export_litert(to_integer(rounding), path, **settings)
+    with pytest.raises(ParameterError, match=r"^export_litert\(\): 'model' must be a network of torch\."):
+        export_litert(load_litert(FP32), path)
+    with pytest.raises(ParameterError, match=r"LiteRT can hold\. Got one with conv1, whose weight has a zero point"):
+        export_litert(to_integer(quantize_model(cnn, some, symmetric=False)), path)
     for calibration in (some[:0], [1], some.tolist(), some[:, :, 1:]):
         with pytest.raises(ParameterError, match=r"'calibration' must be a tensor of some hundred images"):
             export_litert(cnn, path, calibration=calibration)
@@ -299,11 +328,18 @@ def test_the_converter_gets_the_network_and_the_images_and_uses_the_recipe(monke
         def quantize(self, seen):
             return SimpleNamespace(quantized_model=repr(seen).encode())
 
-    def convert(network, sample):
-        asked["logits"] = network(*sample)
+    def convert(network, sample, quant_config):
+        asked.update(logits=network(*sample), config=quant_config)
         return SimpleNamespace(model_content=lambda: b"fp32")
 
     monkeypatch.setitem(sys.modules, "litert_torch", SimpleNamespace(convert=convert))
+    of_torch = SimpleNamespace(
+        PT2EQuantizer=lambda: SimpleNamespace(set_global=lambda setting: setting),
+        get_symmetric_quantization_config=lambda: "int8",
+        QuantConfig=lambda quantizer: f"static {quantizer}",
+    )
+    for module in ("pt2e_quantizer", "quant_config"):
+        monkeypatch.setitem(sys.modules, f"litert_torch.quantize.{module}", of_torch)
     quantizer = SimpleNamespace(
         quantizer=SimpleNamespace(Quantizer=Quantizer), recipe=SimpleNamespace(static_wi8_ai8=lambda: "static")
     )
@@ -312,7 +348,8 @@ def test_the_converter_gets_the_network_and_the_images_and_uses_the_recipe(monke
     some = mnist.train.images[:3]
     torch.export.save(litert.exported_program(cnn, some[:1]), tmp_path / "network.pt2")
     np.save(tmp_path / "images.npy", some.numpy())
-    assert script["convert"](tmp_path, "") == b"fp32"
+    assert script["convert"](tmp_path, "") == b"fp32" and asked["config"] is None
+    assert script["convert"](tmp_path, "integers") == b"fp32" and asked["config"] == "static int8"
     assert torch.allclose(asked["logits"], predict(cnn, some[:1]), atol=1e-5)
     assert script["convert"](tmp_path, "static_wi8_ai8") == repr([(1, 1, 28, 28)] * 3).encode()
     assert asked["recipe"] == "static" and asked["content"] == b"fp32"
