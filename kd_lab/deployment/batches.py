@@ -17,7 +17,7 @@ class RequestError(KdLabError):
 
 
 class Batches:
-    """Collect images in one event loop, and run a network on them in its next turn, BATCH_SIZE at a time."""
+    """Collect images in one event loop until a turn of it brings no more, and run a network on BATCH_SIZE at a time."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -32,14 +32,17 @@ class Batches:
         loop = asyncio.get_running_loop()
         self._waiting.append((images, answer := loop.create_future()))
         if len(self._waiting) == 1:
-            loop.call_soon(self._run_next, loop)
+            loop.call_soon(self._run_next, loop, 0)
         return await answer
 
-    def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run_next(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        if seen < len(self._waiting) < BATCH_SIZE:  # others that come in the loop's next turn may share the pass
+            loop.call_soon(self._run_next, loop, len(self._waiting))
+            return
         count = sum(end <= BATCH_SIZE for end in accumulate(len(images) for images, _ in self._waiting))
         asked, self._waiting = self._waiting[:count], self._waiting[count:]
         if self._waiting:
-            loop.call_soon(self._run_next, loop)
+            loop.call_soon(self._run_next, loop, 0)
         for (_, answer), found in zip(asked, self._answers([images for images, _ in asked]), strict=True):
             if not answer.done():  # a client may have left
                 answer.set_exception(found) if isinstance(found, RequestError) else answer.set_result(found)

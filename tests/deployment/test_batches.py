@@ -42,6 +42,20 @@ def test_what_comes_together_is_run_together_and_given_to_whom_it_belongs():
     assert [each.ravel().tolist() for each in found] == [[1.0], [2.0, 3.0], [4.0]]
 
 
+def test_those_that_come_one_after_another_in_the_turns_of_the_loop_share_a_pass_too():
+    async def one_after_another(batches):
+        tasks = []
+        for value in range(200):
+            tasks.append(asyncio.create_task(batches.logits(images(float(value)))))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*tasks)
+
+    network = Counted()
+    found = asyncio.run(one_after_another(Batches(network)))
+    assert network.counts == [BATCH_SIZE, 200 - BATCH_SIZE]
+    assert np.array_equal(np.concatenate(found).ravel(), np.arange(200.0))
+
+
 def test_no_batch_is_larger_than_the_kit_s_and_nothing_is_lost():
     network = Counted()
     many = [images(*np.arange(first, first + 60.0)) for first in range(0, 600, 60)] + [images(*np.arange(600.0, 900.0))]
