@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from h11 import SEND_RESPONSE
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
@@ -25,13 +25,13 @@ ASSETS = Path(__file__).parent / "assets"  # openapi.json, which describes the a
 SECONDS = 30  # that a client may take to send the head of a request, and then its body
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON in a body that goes on with binary tensors
 ANSWERS: dict[str, Any] = {  # to a GET, as JSON
+    "/v2/models/{name}/infer": None,  # which is a POST, and the first that is looked for
     "/v2/health/live": lambda _models: {"live": True},
     "/v2/health/ready": lambda _models: {"ready": True},
     "/v2": ServedModels.server_metadata,
     "/kit/models": ServedModels.listing,
     "/v2/models/{name}": ServedModels.metadata,
     "/v2/models/{name}/ready": lambda models, **path: {"name": models.find(**path).name, "ready": True},
-    "/v2/models/{name}/infer": None,  # which is a POST
 }
 
 
@@ -117,7 +117,7 @@ def _parsed(body: bytes, length: str | None) -> tuple[dict, bytes]:
         raise RequestError(f"{JSON_LENGTH} must be a number of bytes of the body. Got {length!r:.80}.")
     end = len(body) if length is None else int(length)
     try:
-        asked = from_json(body[:end])  # in a third of json's time
+        asked = from_json(body[:end], cache_strings="none")  # in a fifth of json's time
     except ValueError as error:
         raise RequestError(f"The body must be JSON. {error!s:.80}") from error
     if not isinstance(asked, dict):
@@ -149,7 +149,8 @@ def _input(given: dict, binary: bytes) -> InputTensor:
 
 def _response(answer: dict, tensor: dict, logits: np.ndarray, in_binary: bool) -> Response:
     if not in_binary:
-        return JSONResponse(answer | {"outputs": [tensor | {"data": logits.ravel().tolist()}]})
+        given = to_json(answer | {"outputs": [tensor | {"data": logits.ravel().tolist()}]})
+        return Response(given, media_type="application/json")
     content = served.little_endian(logits)
     head = json.dumps(answer | {"outputs": [tensor | {"parameters": {"binary_data_size": len(content)}}]}).encode()
     return Response(head + content, headers={JSON_LENGTH: str(len(head))}, media_type="application/octet-stream")
