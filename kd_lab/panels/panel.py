@@ -67,6 +67,7 @@ class Panel:
         self.shown: Shown | None = None
         self.error: Exception | None = None  # of the newest setting
         self.pinned: Any = None  # the answer that others are compared with
+        self._drawn: Any = None  # the one that was pinned when the last answer was drawn
         self.tests: Tests = {}
         self._answer: Any = None  # the one that is shown
         self._test, self._waiting, self._begun = test, None, False
@@ -188,9 +189,12 @@ class Panel:
         with self._changed:
             if waiting := self._waiting:
                 self._waiting = self.error = None
-            else:
-                self._end()  # under the same lock, so that no setting can come between
-            return waiting
+                return waiting
+            moved = self._waiting is None and self._drawn is not self.pinned
+            if moved and self._answer and not self.error:  # its pin was moved after it had been drawn
+                self._show(self._answer)
+            self._end()  # under the same lock, so that nothing can come between
+            return None
 
     def _end(self) -> None:
         with self._changed:
@@ -210,16 +214,17 @@ class Panel:
             self._show(answer)
 
     def _show(self, answer: Any) -> None:
+        pinned = self.pinned  # which may move while we draw
         shown = answer if isinstance(answer, Shown) else self.draw(answer)
         with self._changed:  # so that no newer setting can come between the look and the showing
             if self._waiting is not None:
                 return
-            self.shown, self._answer = shown, None if answer is shown else answer
+            self._drawn, self.shown, self._answer = pinned, shown, None if answer is shown else answer
             self._title.value = f"<b>{html.escape(shown.title)}</b>"
             self._picture.value, self._tables.value = shown.png, shown.tables
             self._pin_button.description = "Unpin" if self._is_pinned(self._answer) else "Pin"
-            pinned = f"pinned, in faint grey: {in_words(self.pinned.setting)}" if self.pinned else ""
-            self._message.value = html.escape(pinned)
+            words = f"pinned, in faint grey: {in_words(self.pinned.setting)}" if self.pinned else ""
+            self._message.value = html.escape(words)
 
     def _fail(self, error: Exception) -> None:
         kind = "" if isinstance(error, KdLabError) else f"{type(error).__name__}: "
@@ -234,7 +239,7 @@ class Panel:
     def _move_pin(self) -> None:
         with self._changed:
             self.pinned = None if self._is_pinned(self._answer) else self._answer
-            if self._worker is None and self._answer:  # else the next answer is drawn with it
+            if self._worker is None and self._answer:  # else the worker draws with it, at the latest before it ends
                 self._show(self._answer)
 
     def __repr__(self) -> str:

@@ -276,6 +276,37 @@ def test_a_pin_keeps_what_is_shown_until_it_is_moved_or_taken_off(recorder, monk
     assert recorder.pinned is None and recorder._message.value == "" and button(recorder, "Pin")
 
 
+class MovesItsPin(Recorder):
+    """Move the pin while the last answer is drawn, or when nothing is left to be drawn but the worker still lives."""
+
+    moves: tuple = ()
+
+    def draw(self, answer):
+        if answer.part in self.moves:
+            self.moves = self.moves[1:]
+            self._move_pin()
+        return super().draw(answer)
+
+    def measure(self, x):
+        yield from super().measure(x)
+        if "late" in self.moves:
+            self._move_pin()
+
+
+@pytest.mark.parametrize("recorder", [MovesItsPin], indirect=True)
+@pytest.mark.parametrize("when", ["all", "late"])
+def test_a_pin_that_is_moved_while_the_worker_ends_is_drawn(when, recorder, button):
+    recorder.moves = (when,)
+    recorder.set(x=1)
+    recorder.flush()
+    recorder.moves = ()
+    assert recorder.pinned.setting == Setting(1) and recorder._message.value == "pinned, in faint grey: x 1"
+    recorder.moves = (when,)
+    recorder.refresh()
+    recorder.flush()
+    assert recorder.pinned is None and recorder._message.value == "" and button(recorder, "Pin")
+
+
 def test_a_pin_follows_its_own_setting_to_the_end(recorder):
     recorder.set(x=1)
     recorder.flush()
