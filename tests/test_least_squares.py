@@ -12,13 +12,13 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import (
     compensated_weight,
     damped_hessian,
-    layer_inputs,
     least_squares,
     least_squares_importance,
     prune,
@@ -416,7 +416,7 @@ def test_a_layer_that_is_called_by_name_is_refitted_as_any_other():
 def test_tied_weights_are_named():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
-    with pytest.raises(ParameterError, match="layer '0' can't be pruned by least squares: other layers share"):
+    with pytest.raises(ParameterError, match="layer '0' must be left out: other layers share"):
         prune_least_squares(model, 0.5, torch.randn(9, 8))
 
 

@@ -11,9 +11,10 @@ from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats import save_network
 from kd_lab.networks.copies import copied
+from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import build_model
-from kd_lab.pruning import hard_prune, layer_inputs, prune, prune_gradually, prune_until
+from kd_lab.pruning import hard_prune, prune, prune_gradually, prune_until
 from kd_lab.quantization import quantize_activations
 from kd_lab.scorecard import scorecard
 from kd_lab.training import train

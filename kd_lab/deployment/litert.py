@@ -17,9 +17,9 @@ from kd_lab.deployment.parity import check_calibration, check_parity, real_image
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError, check_choice, check_that, reason
+from kd_lab.networks.layers import replace
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
-from kd_lab.quantization.activations import replace
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerLayer, IntegerMaxPool2d, QuantizeInput, Requantize
 from kd_lab.quantization.weights import FakeQuantizer

@@ -116,6 +116,13 @@ def _weighted_tensors(module: nn.Module) -> tuple[str, ...]:
     return next(tensors for kind, tensors in WEIGHTED.items() if isinstance(module, kind))
 
 
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, in place and under each of its names."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(name, new)
+
+
 def identity(module: nn.Module, name: str) -> tuple[int, ...]:
     """Return what two modules share that have one weight: the tensor and its parametrizations."""
     if not parametrize.is_parametrized(module, name):

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from kd_lab.data import Mnist
 from kd_lab.networks.copies import copied
+from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.layers import describe, weighted_layers
 from kd_lab.panels.canvas import PALE, WIDTH, AccuracyCurve, Canvas, new_figure
 from kd_lab.panels.controls import FractionSlider
 from kd_lab.panels.measurement import FIRST, Comparison, CurveAnswer, Measurement, dense_network
 from kd_lab.panels.panel import Panel, Shown, side_by_side
-from kd_lab.pruning import compensated_weight, damped_hessian, layer_inputs, least_squares_importance, rank
+from kd_lab.pruning import compensated_weight, damped_hessian, least_squares_importance, rank
 
 MAX_SPARSITY = 0.99
 CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)

@@ -6,7 +6,6 @@ from kd_lab.pruning.importance import IMPORTANCES, average_gradients, importance
 from kd_lab.pruning.least_squares import (
     compensated_weight,
     damped_hessian,
-    layer_inputs,
     least_squares_importance,
     prune_least_squares,
 )

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kd_lab.errors import ParameterError, called_function, check_choice
+from kd_lab.errors import ParameterError, called_function
 from kd_lab.networks.checks import check_mask, check_shapes, check_tensors
-from kd_lab.networks.layers import Weight, describe, warn_of_whole_weights, weights
+from kd_lab.networks.inputs import grouped_inputs
+from kd_lab.networks.layers import Weight, warn_of_whole_weights, weights
 from kd_lab.networks.permanent import make_permanent
-from kd_lab.networks.predictions import TOLERANCE, predict, record
+from kd_lab.networks.predictions import predict
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_sparsity, rank, set_masks
 
@@ -26,7 +27,6 @@ MAX_INVERSES = 2**24  # numbers in the inverses of the rows that are worked on s
 STEPS = 128  # removals between two changes of the inverses, chosen for speed
 MIN_DIAGONAL_MEAN = 1e-9  # the least mean of a diagonal
 TIE_BREAK = 1e-12  # by how much more a weight matters than one of its row that went before it at the same cost
-KINDS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 MIN_MINUTES = 0.5  # of work that is announced
 COST = 4  # multiplications or additions of a matrix product that take as long as one weight's share of the work
 PROBE = 512  # rows and columns of the product that is timed
@@ -52,7 +52,7 @@ def prune_least_squares(model: nn.Module, sparsity: Sparsity, images: Tensor) ->
     try:
         with tqdm(None, "least squares", sum(work.values()), file=sys.stdout, bar_format=BAR, disable=quick) as bar:
             for name, fraction in cut.items():
-                inputs, before = (_inputs(each, name, images) for each in (pruned, dense))
+                inputs, before = (grouped_inputs(each, name, images) for each in (pruned, dense))
                 masks[name] = _prune_layer(name, present[name].value, fraction, inputs, before, bar.update)
     except KeyboardInterrupt:
         if not masks:
@@ -103,68 +103,6 @@ def _announce(work: dict[str, int]) -> bool:
             "An interrupt keeps the layers that are done."
         )
     return minutes < MIN_MINUTES
-
-
-def layer_inputs(model: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """Return what a layer reads when the model reads the images, in evaluation mode: (N, inputs) for a Linear layer.
-
-    For a convolution they are its patches, (N · positions, channels · window), as its weight.flatten(1) is laid out.
-    Raises a ParameterError for a grouped one, whose outputs read different patches, and for a layer that computes
-    something else than its weight times its inputs.
-    """
-    present = weights(model)
-    check_choice("layer", layer, list(present))
-    groups = getattr(present[layer].module, "groups", 1)
-    if groups > 1:
-        raise ParameterError(f"a grouped convolution reads other inputs in each group. Layer {layer!r} has {groups}.")
-    return _inputs(model, layer, images)[0]
-
-
-@torch.no_grad()
-def _inputs(model: nn.Module, name: str, images: Tensor) -> Tensor:
-    """Return what a layer reads, (groups, N, n), where a layer that is no grouped convolution is one group."""
-    weight = weights(model)[name]
-    _check_kind(name, weight)
-    found = record(model, [name], images, lambda inputs, output: _read(weight, inputs, output))
-    if not found:
-        raise ParameterError(f"the model never runs its layer {name!r}.")
-    if any(each is None for each in found[name]):
-        raise ParameterError(
-            f"layer {name!r} can't be pruned by least squares: it computes something else than its weight times its "
-            "inputs, by a forward or a hook of its own. Leave it out."
-        )
-    return torch.cat(found[name], 1)
-
-
-def _read(weight: Weight, inputs: tuple, output: Tensor) -> Tensor | None:
-    """Return what a layer reads in one call, (groups, N, n), None where that and its weight don't give the output."""
-    layer, rows = weight.module, weight.value.flatten(1)
-    if len(inputs) != 1 or not isinstance(output, Tensor):
-        return None
-    x = _patches(layer, inputs[0], rows.shape[1])
-    expected = (x @ rows.unflatten(0, (len(x), -1)).mT).movedim(0, 1).flatten(1)  # (N, outputs)
-    expected = expected if layer.bias is None else expected + layer.bias
-    found = _flat(layer, output)
-    largest = max(TOLERANCE, 4 * torch.finfo(found.dtype).eps) * float(found.abs().max())
-    return x if found.shape == expected.shape and torch.allclose(found, expected, 0, largest) else None
-
-
-def _patches(layer: nn.Module, x: Tensor, size: int) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, size)
-    # a convolution whose filters pick one input each: F.unfold knows no padding by "same" or by reflection
-    picking = torch.eye(size, dtype=x.dtype).view(size, *layer.weight.shape[1:])
-    kind = next(kind for kind in KINDS if isinstance(layer, kind))
-    picked = kind._conv_forward(layer, x, picking.repeat(layer.groups, *[1] * (picking.dim() - 1)), None)
-    return torch.stack([_flat(layer, each) for each in picked.chunk(layer.groups, -layer.weight.dim() + 1)])
-
-
-def _flat(layer: nn.Module, outputs: Tensor) -> Tensor:
-    """Return a layer's outputs for each row of its inputs, (N, outputs)."""
-    if isinstance(layer, nn.Linear):
-        return outputs.flatten(0, -2) if outputs.dim() > 1 else outputs[None]
-    outputs = outputs if outputs.dim() == layer.weight.dim() else outputs[None]  # of one image
-    return outputs.flatten(2).mT.flatten(0, 1)
 
 
 def damped_hessian(inputs: Tensor) -> Tensor:
@@ -275,20 +213,10 @@ def _check(model: nn.Module, sparsity: Sparsity, images: Tensor) -> dict[str, fl
     check_tensors(images=images)
     predict(model, images[:2])
     for name, fraction in cut.items():
-        _inputs(model, name, images[:2])
+        grouped_inputs(model, name, images[:2])
         if round(fraction * (count := present[name].value.numel())) == count:
             raise ParameterError(f"sparsity {fraction} leaves no weight in layer {name!r}. Lower it.")
     return {name: cut[name] for name in present if name in cut}
-
-
-def _check_kind(name: str, weight: Weight) -> None:
-    """Raise a ParameterError for a layer that has no least-squares problem of its own."""
-    problem = "other layers share its weight" if weight.tied else f"it is {describe(weight.module)}"
-    if weight.tied or not isinstance(weight.module, KINDS):
-        raise ParameterError(
-            f"layer {name!r} can't be pruned by least squares: {problem}, and only Linear layers and convolutions with "
-            "a weight of their own can. Leave it out."
-        )
 
 
 def _checked(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from kd_lab.errors import ParameterError, called_function, check_choice, check_whole_number, reason
 from kd_lab.networks.checks import check_finite, check_tensors
 from kd_lab.networks.copies import copied
-from kd_lab.networks.layers import CONVOLUTIONS, weighted_layers
+from kd_lab.networks.layers import CONVOLUTIONS, replace, weighted_layers
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import check_same_answers, example_images, predict, record
 from kd_lab.networks.tracing import is_plain, trace
@@ -102,13 +102,6 @@ def _fold(model: nn.Module, layer: nn.Module, norm: nn.Module) -> None:
     transposed = getattr(layer, "transposed", False)
     layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transposed)
     replace(model, norm, nn.Identity())
-
-
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, in place and under each of its names."""
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            model.set_submodule(name, new)
 
 
 def quantize_activations(

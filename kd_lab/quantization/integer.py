@@ -15,10 +15,10 @@ from torch.nn.utils import parametrize
 from kd_lab.errors import ParameterError
 from kd_lab.networks.checks import check_model
 from kd_lab.networks.copies import copied
-from kd_lab.networks.layers import WEIGHTED, Weight, describe
+from kd_lab.networks.layers import WEIGHTED, Weight, describe, replace
 from kd_lab.networks.predictions import example_images, own_reason, predict
 from kd_lab.networks.tracing import is_plain, trace
-from kd_lab.quantization.activations import EXAMPLES, called_once, computes_as, replace
+from kd_lab.quantization.activations import EXAMPLES, called_once, computes_as
 from kd_lab.quantization.grids import MIN_SCALE, integer_range, quantize
 from kd_lab.quantization.weights import FakeQuantizer
 

@@ -14,10 +14,11 @@ from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
+from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import LeastSquaresPanel
 from kd_lab.panels.least_squares import CALIBRATION_IMAGES, CURVE, HEIGHT, LeastSquaresAnswer
-from kd_lab.pruning import layer_inputs, prune, prune_least_squares
+from kd_lab.pruning import prune, prune_least_squares
 
 LAYER = "fc2"  # 128 to 10
 
