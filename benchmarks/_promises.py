@@ -25,6 +25,7 @@ import kd_lab.cost as cost
 import kd_lab.deployment as deployment
 import kd_lab.distillation as distillation
 import kd_lab.evaluation as evaluation
+import kd_lab.factorization as factorization
 import kd_lab.formats as formats
 import kd_lab.networks as networks
 import kd_lab.panels as panels
@@ -54,6 +55,7 @@ from kd_lab.compression.stages import Stage
 from kd_lab.data import Mnist, Split
 from kd_lab.deployment.litert import exported_program
 from kd_lab.errors import KdLabError, ParameterError
+from kd_lab.networks import layer_inputs
 from kd_lab.scorecard import scorecard
 from kd_lab.training import train, train_live
 
@@ -491,9 +493,19 @@ def whole_data(case: Case) -> Mnist:
 def reads_inputs(case: Case) -> None:
     """The inputs of the first layer are those that it took when it was called."""
     name = products(case)[0]
-    found = pruning.layer_inputs(case.model, name, case.images)
+    found = layer_inputs(case.model, name, case.images)
     if isinstance(case.plain.get_submodule(name), nn.Linear):
         same("the inputs", found, torch.cat([each.flatten(0, -2) for each in seen(case.plain, [name], case)[name]]))
+
+
+def factorizes(case: Case) -> None:
+    """Two thin layers of full rank have the network's logits."""
+    name = products(case)[0]
+    rows = case.found_weights[name].flatten(1)
+    for nearest in factorization.NEAREST:
+        whole = factorization.factorize(case.model, {name: min(rows.shape)}, case.images, nearest)
+        same_answers("two layers", whole, case.plain, case)
+        holds("there are no two layers", isinstance(whole.get_submodule(f"{name}.first"), nn.Module))
 
 
 # quantization
@@ -883,6 +895,7 @@ ALL: dict[str, Callable[[Any], None]] = {
     "prune_gradually, prune_until, masks lost": sees_lost_masks,
     "rewind": rewinds,
     "layer_inputs": reads_inputs,
+    "factorize": factorizes,
     # channels
     "prune_channels, channel_groups, remove_channels": prunes_channels,
     "hard_prune": prunes_hard,

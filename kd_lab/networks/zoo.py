@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.networks.checks import check_model
+from kd_lab.networks.layers import weighted_layers
 
 STUDENT = re.compile(r"784-([1-9]\d{0,4})-10")  # the architecture of a small student
+LOW_RANK = re.compile(r"(.+)/([\w.]+)=([1-9]\d{0,4})")  # that of a network with two thin layers for one
 
 
 def mlp128() -> nn.Module:
@@ -155,11 +157,40 @@ def small_student(width: int = 30, seed: int = 0) -> nn.Module:
 
 
 def build_architecture(architecture: str) -> nn.Module:
-    """Build the network, dense, with initial weights, whose `architecture` this is: "lenet5", or "784-30-10"."""
+    """Build the network, dense, with initial weights, whose `architecture` this is.
+
+    "lenet5", say, or "784-30-10", or "lenet5/fc1=20/fc2=5", in which fc1 and fc2 are two thin layers each, of ranks 20
+    and 5.
+    """
     if match := STUDENT.fullmatch(str(architecture)):
         return small_student(int(match[1]))
+    if match := LOW_RANK.fullmatch(str(architecture)):
+        model, layers = build_architecture(match[1]), weighted_layers(build_architecture(match[1]))
+        check_choice("layer of the architecture", match[2], list(layers))
+        model.set_submodule(match[2], thin_layers(layers[match[2]], int(match[3])))
+        model.architecture = architecture
+        return model
     check_choice("architecture", architecture, [*MODELS, "784-30-10"])
     return build_model(architecture)
+
+
+def thin_layers(layer: nn.Module, rank: int) -> nn.Sequential:
+    """Build two layers, `first` and `second`, in place of one, a Linear layer or convolution: from its inputs to a few
+    numbers, `rank`, and from these to its outputs. Raises a ParameterError unless it has as many inputs and outputs.
+    """
+    most = min(len(layer.weight), layer.weight[0].numel())
+    check_whole_number(f"rank of a layer of {most} at most,", rank, f"[1, {most}]")
+    with initial_weights(0):
+        if isinstance(layer, nn.Linear):
+            first = nn.Linear(layer.in_features, rank, bias=False)
+            second = nn.Linear(rank, layer.out_features, layer.bias is not None)
+        else:
+            window = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+            kind, padded = type(layer), {"padding_mode": layer.padding_mode}
+            first = kind(layer.in_channels, rank, *window, bias=False, **padded)
+            second = kind(rank, layer.out_channels, 1, bias=layer.bias is not None)
+    thin = nn.Sequential(OrderedDict(first=first, second=second)).to(layer.weight)
+    return thin.to(memory_format=torch.channels_last) if layer.weight.dim() == 4 else thin
 
 
 def architecture_of(model: nn.Module) -> str:
