@@ -101,7 +101,7 @@ def public() -> Iterator[tuple[str, Callable]]:
 def takes_a_network(called: Callable) -> bool:
     """Return whether a function, a class or what it makes takes a network, or a function that gives one."""
     parts = [called.__init__, vars(called).get("__call__")] if isinstance(called, type) else [called]
-    taken = [dict(getattr(part, "__annotations__", {})) | {"return": None} for part in parts]
+    taken = [dict(getattr(part, "__annotations__", {})) | {"return": None, "self": None} for part in parts]
     return any("torch.nn.modules.module.Module" in str(kind) for kinds in taken for kind in kinds.values())
 
 
