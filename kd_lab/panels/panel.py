@@ -4,7 +4,7 @@ import base64
 import gc
 import html
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ class Panel:
         self.shown: Shown | None = None
         self.error: Exception | None = None  # of the newest setting
         self.pinned: Any = None  # the answer that others are compared with
-        self._drawn: Any = None  # the one that was pinned when the last answer was drawn
+        self._drawn_pin: Any = None  # the one that was pinned when the last answer was drawn
         self.tests: Tests = {}
         self._answer: Any = None  # the one that is shown
         self._test, self._waiting, self._begun = test, None, False
@@ -176,23 +176,24 @@ class Panel:
 
     def _work(self) -> None:
         try:
-            while waiting := self._take():
+            while task := self._take():
                 try:
                     with suppress(Stopped):
-                        self._follow(*waiting)
+                        task()
                 except Exception as error:  # noqa: BLE001 whatever came, the learner must see it
                     self._fail(error)
         finally:  # whoever waits must not wait for a worker that has ended, however it did
             self._end()
 
-    def _take(self) -> tuple | None:
+    def _take(self) -> Callable[[], None] | None:
+        """Return what to do next: follow the newest setting, or draw again an answer whose pin was moved since."""
         with self._changed:
             if waiting := self._waiting:
                 self._waiting = self.error = None
-                return waiting
-            moved = self._waiting is None and self._drawn is not self.pinned
-            if moved and self._answer and not self.error:  # its pin was moved after it had been drawn
-                self._show(self._answer)
+                return lambda: self._follow(*waiting)
+            moved = self._waiting is None and self._drawn_pin is not self.pinned
+            if moved and (answer := self._answer) and not self.error:
+                return lambda: self._show(answer)
             self._end()  # under the same lock, so that nothing can come between
             return None
 
@@ -219,7 +220,7 @@ class Panel:
         with self._changed:  # so that no newer setting can come between the look and the showing
             if self._waiting is not None:
                 return
-            self._drawn, self.shown, self._answer = pinned, shown, None if answer is shown else answer
+            self._drawn_pin, self.shown, self._answer = pinned, shown, None if answer is shown else answer
             self._title.value = f"<b>{html.escape(shown.title)}</b>"
             self._picture.value, self._tables.value = shown.png, shown.tables
             self._pin_button.description = "Unpin" if self._is_pinned(self._answer) else "Pin"
