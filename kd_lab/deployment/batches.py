@@ -36,10 +36,11 @@ class Batches:
         return await answer
 
     def _run_next(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        if seen < len(self._waiting) < BATCH_SIZE:  # others that come in the loop's next turn may share the pass
-            loop.call_soon(self._run_next, loop, len(self._waiting))
+        ends = list(accumulate(len(images) for images, _ in self._waiting))
+        if seen < ends[-1] < BATCH_SIZE:  # others that come in the loop's next turn may share the pass
+            loop.call_soon(self._run_next, loop, ends[-1])
             return
-        count = sum(end <= BATCH_SIZE for end in accumulate(len(images) for images, _ in self._waiting))
+        count = sum(end <= BATCH_SIZE for end in ends)
         asked, self._waiting = self._waiting[:count], self._waiting[count:]
         if self._waiting:
             loop.call_soon(self._run_next, loop, 0)
