@@ -109,9 +109,10 @@ def test_it_goes_together_with_masks_channels_and_integers(tmp_path, mnist, vali
     assert torch.allclose(predict(plain, validation.images), predict(masked, validation.images), atol=1e-4)
     narrow = hard_prune(prune_channels(thin, 0.25))
     assert count_macs(narrow) < count_macs(thin)
-    save_packed(tmp_path / "narrow.kdz", narrow)
-    found = predict(load_packed(tmp_path / "narrow.kdz"), validation.images)
-    assert torch.allclose(found, predict(narrow, validation.images), atol=1e-4)
+    for both in (narrow, factorize(hard_prune(prune_channels(load_trained("cnn"), 0.5)), {"fc1": 20})):
+        save_packed(tmp_path / "both.kdz", both)
+        found = predict(load_packed(tmp_path / "both.kdz"), validation.images)
+        assert torch.allclose(found, predict(both, validation.images), atol=1e-4)
     integer = to_integer(quantize_model(thin, mnist.train.images[:300]))
     assert not integer.left_in_float
     assert accuracy(integer, validation).value > accuracy(thin, validation).value - 0.005
@@ -152,9 +153,9 @@ def hooked():
 @pytest.mark.parametrize(
     "model, ranks, said",
     [
-        (build_model("mlp128"), {"fc1": 0}, r"rank of a layer of 128 at most,' must be a whole number in \[1, 128\]"),
-        (build_model("mlp128"), {"fc2": 11}, r"rank .* \[1, 10\]"),
-        (build_model("mlp128"), {"fc1": 2.5}, r"rank .* Got 2\.5"),
+        (build_model("mlp128"), {"fc1": 0}, r"'rank of fc1' must be a whole number in \[1, 128\]"),
+        (build_model("mlp128"), {"fc2": 11}, r"'rank of fc2' must .* \[1, 10\]"),
+        (build_model("mlp128"), {"fc1": 2.5}, r"'rank of fc1' must .* Got 2\.5"),
         (build_model("mlp128"), {"fc3": 2}, "must be one of fc1, fc2. Got 'fc3'"),
         (build_model("mlp128"), 20, "'ranks' must be a dict of ranks by the names of layers"),
         (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), {"0": 2}, "'0' can't be two thin ones: it is "),
@@ -162,7 +163,7 @@ def hooked():
         (nn.Sequential(nn.Embedding(9, 4)), {"0": 2}, "'0' can't be two thin ones: it is "),
         (hooked(), {"0": 2}, "'0' can't be two thin ones: it is "),
         (Tied(), {"fc": 2}, "it is shared with other layers"),
-        (Reads(), {"fc": 2}, "must run the layers in 'ranks'"),
+        (Reads(), {"fc": 2}, "must run the layers in 'ranks' as modules. Got one that can't do with two for one: "),
     ],
     ids=str,
 )
@@ -170,6 +171,12 @@ def test_what_cannot_be_factorized_is_refused(model, ranks, said):
     images = None if "fc1" in dict(model.named_modules()) else random(4, 4)
     with pytest.raises(ParameterError, match=rf"^factorize\(\): .*{said}"):
         factorize(model, ranks, images)
+
+
+def test_a_network_of_your_own_keeps_what_it_calls_its_architecture():
+    model = nn.Sequential(nn.Linear(8, 8))
+    model.architecture = {"layers": 1}
+    assert factorize(model, {"0": 2}, random(4, 8)).architecture == {"layers": 1}
 
 
 def test_it_must_be_said_what_is_to_be_near_and_for_the_output_by_which_images():

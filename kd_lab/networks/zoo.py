@@ -165,7 +165,7 @@ def build_architecture(architecture: str) -> nn.Module:
     if match := STUDENT.fullmatch(str(architecture)):
         return small_student(int(match[1]))
     if match := LOW_RANK.fullmatch(str(architecture)):
-        model, layers = build_architecture(match[1]), weighted_layers(build_architecture(match[1]))
+        layers = weighted_layers(model := build_architecture(match[1]))
         check_choice("layer of the architecture", match[2], list(layers))
         model.set_submodule(match[2], thin_layers(layers[match[2]], int(match[3])))
         model.architecture = architecture
@@ -175,11 +175,12 @@ def build_architecture(architecture: str) -> nn.Module:
 
 
 def thin_layers(layer: nn.Module, rank: int) -> nn.Sequential:
-    """Build two layers, `first` and `second`, in place of one, a Linear layer or convolution: from its inputs to a few
-    numbers, `rank`, and from these to its outputs. Raises a ParameterError unless it has as many inputs and outputs.
+    """Build the two layers that can stand for one, a Linear layer or a convolution without groups.
+
+    `first` goes from its inputs to as many numbers as `rank` says, and `second` from these to its outputs. Raises a
+    ParameterError for a rank that is above the layer's.
     """
-    most = min(len(layer.weight), layer.weight[0].numel())
-    check_whole_number(f"rank of a layer of {most} at most,", rank, f"[1, {most}]")
+    check_whole_number("rank", rank, f"[1, {min(len(layer.weight), layer.weight[0].numel())}]")
     with initial_weights(0):
         if isinstance(layer, nn.Linear):
             first = nn.Linear(layer.in_features, rank, bias=False)
