@@ -117,7 +117,7 @@ def _parsed(body: bytes, length: str | None) -> tuple[dict, bytes]:
         raise RequestError(f"{JSON_LENGTH} must be a number of bytes of the body. Got {length!r:.80}.")
     end = len(body) if length is None else int(length)
     try:
-        asked = from_json(body[:end], cache_strings="none")  # in a fifth of json's time
+        asked = from_json(body[:end], cache_strings="none")  # several times faster than json
     except ValueError as error:
         raise RequestError(f"The body must be JSON. {error!s:.80}") from error
     if not isinstance(asked, dict):

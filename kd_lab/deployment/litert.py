@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lab.data import REPOSITORY_DATA
-from kd_lab.deployment.parity import check_calibration, check_parity, real_images
+from kd_lab.deployment.parity import check_calibration, check_not_simulated, check_parity, real_images
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError, check_choice, check_that, reason
@@ -22,7 +22,6 @@ from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerLayer, IntegerMaxPool2d, QuantizeInput, Requantize
-from kd_lab.quantization.weights import FakeQuantizer
 from kd_lab.storage import file_path, read_file, write_safely
 
 ENVIRONMENT = REPOSITORY_DATA.parent / ".litert"  # of the converter, which needs an older torch than the kit
@@ -49,19 +48,19 @@ def export_litert(
     few = real_images(images, 1)
     predict(model, few)
     check_calibration(calibration, few)
-    integer = any(isinstance(module, IntegerLayer) for module in model.modules())
-    in_fp32 = not integer or (calibration is None and not dynamic)
-    check_that("model", model, in_fp32, "in fp32 where calibration images or dynamic int8 are asked for")
+    recipe = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
+    rounds = "other" if recipe else ""
+    if any(isinstance(module, IntegerLayer) for module in model.modules()):
+        check_that("model", model, not recipe, "in fp32 where calibration images or dynamic int8 are asked for")
+        recipe, rounds = "integers", "same"
     program = exported_program(model, few)
-    quantized = "static_wi8_ai8" if calibration is not None else "dynamic_wi8_afp32" if dynamic else ""
-    recipe = "integers" if integer else quantized
     with tempfile.TemporaryDirectory() as folder:
         converted = _convert(program, few if calibration is None else calibration, recipe, Path(folder))
         try:
             deployed = LitertModel(converted)
         except StorageError as error:
             raise ParameterError(f"'model' must be one that LiteRT can run. Got: {error.__cause__!s:.200}") from error
-        check_parity(deployed, model, images, "LiteRT", "same" if integer else "other" if recipe else "")
+        check_parity(deployed, model, images, "LiteRT", rounds)
         write_safely(path, read_file(converted))
 
 
@@ -79,10 +78,7 @@ def exported_program(model: nn.Module, image: Tensor) -> torch.export.ExportedPr
             replace(holder, module, _OnGrids(module, name or "model"))
         elif isinstance(module, IntegerMaxPool2d):  # pools int8 alone
             module.__class__ = nn.MaxPool2d
-    if any(isinstance(module, FakeQuantizer) for module in holder.modules()):
-        raise ParameterError(
-            "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
-        )
+    check_not_simulated(holder)
     (plain,) = holder.to(memory_format=torch.contiguous_format)  # else the converter reads weights in another order
     try:
         return torch.export.export(plain, (image.clone(),))
@@ -121,9 +117,9 @@ class _OnGrids(nn.Module):
         self.register_buffer("weight", scale * layer.weight.detach())
         self.register_buffer("scale", scale.flatten().expand(count).clone())
         self.register_buffer("zero_point", torch.zeros(count).long())
-        bias = torch.zeros(count) if layer.bias is None else layer.bias.detach().float()
-        unit = layer.input_scale / layer.spread * scale.flatten()
-        self.register_buffer("bias", (unit * bias).view(-1, *[1] * (layer.weight.dim() - 2)))
+        bias = layer.real_bias()
+        bias = torch.zeros(count) if bias is None else bias
+        self.register_buffer("bias", bias.view(-1, *[1] * (layer.weight.dim() - 2)))
         self.input, self.output = nn.Identity(), nn.Identity()
         if isinstance(layer.input, QuantizeInput):
             self.input = _Grid(layer.input, integer_range(layer.input.num_bits))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.deployment.parity import check_calibration, check_parity, real_images
+from kd_lab.deployment.parity import check_calibration, check_not_simulated, check_parity, real_images
 from kd_lab.deployment.runtime import RuntimeModel
 from kd_lab.environment import optional
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_that
@@ -22,7 +22,6 @@ from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import BATCH_SIZE, predict
 from kd_lab.quantization.grids import integer_range
 from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInput, Requantize
-from kd_lab.quantization.weights import FakeQuantizer
 from kd_lab.storage import file_path, read_file, write_safely
 
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
@@ -181,10 +180,7 @@ def _package(name: str) -> ModuleType:
 
 def _float_graph(model: nn.Module, images: Tensor) -> Any:
     plain = make_permanent(model).eval().to(memory_format=torch.contiguous_format)
-    if any(isinstance(module, FakeQuantizer) for module in plain.modules()):
-        raise ParameterError(
-            "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
-        )
+    check_not_simulated(plain)
     _package("onnxscript")
     settings = {"input_names": ["images"], "output_names": ["logits"], "dynamo": True, "verbose": False}
     shapes = ({0: torch.export.Dim("batch")},)

@@ -141,8 +141,7 @@ def _add_layer(graph: Graph, layer: IntegerLayer) -> str:
     taken, graph.flow = graph.flow, graph.constant(layer.weight)
     graph.node("DequantizeLinear", layer.weight_scale.squeeze(), layer.weight_zero_point.squeeze(), axis=0)
     weight, graph.flow = graph.flow, taken
-    unit = layer.input_scale / layer.spread * layer.weight_scale.flatten()
-    bias = [] if layer.bias is None else [layer.bias * unit]
+    bias = [] if layer.bias is None else [layer.real_bias()]
     if isinstance(layer, IntegerConv2d):
         graph.node("Conv", weight, *bias, **window(layer))
     else:

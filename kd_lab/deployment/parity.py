@@ -10,6 +10,7 @@ from kd_lab.data import load_mnist
 from kd_lab.errors import KdLabError, ParameterError, check_that, reason
 from kd_lab.networks.checks import is_dense
 from kd_lab.networks.predictions import TOLERANCE, example_images, predict
+from kd_lab.quantization.weights import FakeQuantizer
 
 COUNTS = 1, 3, 130  # of images in a batch, any of which a file may be asked for
 DIGITS = 1_000  # that are compared where a learner gives no images
@@ -36,6 +37,14 @@ def check_calibration(calibration: Tensor | None, few: Tensor) -> None:
     alike = is_dense(calibration) and (calibration.shape[1:], calibration.dtype) == (few.shape[1:], few.dtype)
     allowed = f"a tensor of some hundred images, (N, {', '.join(map(str, few.shape[1:]))}) of {few.dtype}"
     check_that("calibration", calibration, alike and len(calibration), allowed)
+
+
+def check_not_simulated(model: nn.Module) -> None:
+    """Raise a ParameterError for a network that rounds its activations in floating point."""
+    if any(isinstance(module, FakeQuantizer) for module in model.modules()):
+        raise ParameterError(
+            "'model' must not round its activations in floating point. Got one that does; call to_integer(model) first."
+        )
 
 
 def check_parity(deployed: nn.Module, model: nn.Module, images: Tensor | None, runtime: str, rounds: str = "") -> None:

@@ -112,6 +112,11 @@ class IntegerLayer(nn.Module):
         sums = sums * self.spread
         return sums if self.bias is None else sums + self.bias.view(-1, *[1] * (self.weight.dim() - 2))
 
+    def real_bias(self) -> Tensor | None:
+        """Return the numbers that the integers of the bias stand for, (outputs,), None where there is no bias."""
+        unit = self.input_scale / self.spread * self.weight_scale.flatten()
+        return None if self.bias is None else self.bias.detach() * unit
+
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.accumulate(self.input(x)))
 
