@@ -24,9 +24,10 @@ SCRIPTED = ", which torch.jit made: give the network that it was made of"
 TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d  # whose weights are (inputs, outputs, …)
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED
 EMBEDDINGS = nn.Embedding, nn.EmbeddingBag
+RECURRENT = nn.RNN, nn.LSTM, nn.GRU
+CELLS = nn.RNNCell, nn.LSTMCell, nn.GRUCell
 NORMALIZERS = {WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}  # hooks, before parametrizations
-# the tensors of each kind of module that compression transforms
-WEIGHTED: dict[type[nn.Module], tuple[str, ...]] = dict.fromkeys((nn.Linear, *CONVOLUTIONS, *EMBEDDINGS), ("weight",))
+WEIGHTED = nn.Linear, *CONVOLUTIONS, *EMBEDDINGS, *RECURRENT, *CELLS, nn.MultiheadAttention
 
 
 class Weight(NamedTuple):
@@ -80,10 +81,11 @@ def _own_class(module: nn.Module) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Weight]:
-    """Return what compression transforms: weights of Linear layers, convolutions and embeddings, by the layer's name.
+    """Return what compression transforms, the matrices that a layer multiplies by, under the layer's name.
 
-    A module's weight that is not called "weight" has its own name behind it; one that several layers share has the name
-    of the first. Raises a ParameterError where there is none.
+    They are those of Linear layers, convolutions, embeddings, recurrent layers and attention. One that its module does
+    not call "weight" has its own name behind it, as "lstm.weight_ih_l0"; one that several layers share has the name of
+    the first. Raises a ParameterError where there is none.
     """
     tied: dict[tuple, list[tuple[str, Weight]]] = defaultdict(list)
     for title, weight in _all_weights(model).items():
@@ -96,24 +98,42 @@ def _all_weights(model: nn.Module) -> dict[str, Weight]:
     check_model(model)
     check_not_compiled(model)
     found = {
-        name if tensor == "weight" else f"{name}.{tensor}": Weight(module, tensor)
+        title: Weight(module, tensor)
         for name, module in model.named_modules()
-        for tensor in _weighted_tensors(module)
+        for title, tensor in weight_titles(name, module).items()
     }
     for title, weight in found.items():
         _check_weight(title, weight.module, weight.name)
     if not found:
         raise ParameterError(
-            "'model' must have a Linear or Conv2d layer, another convolution or an embedding. Got "
+            "'model' must have a Linear layer, a convolution, an embedding, a recurrent layer or attention. Got "
             f"{type(model).__name__}{SCRIPTED if isinstance(model, torch.jit.ScriptModule) else ''}."
         )
     return found
 
 
+def weight_titles(name: str, module: nn.Module) -> dict[str, str]:
+    """Return the names of the tensors that compression transforms in a module by what `weights` calls them."""
+    tensors = _weighted_tensors(module)
+    return {name if tensor == "weight" else f"{name}.{tensor}".lstrip("."): tensor for tensor in tensors}
+
+
 def _weighted_tensors(module: nn.Module) -> tuple[str, ...]:
-    if not isinstance(module, tuple(WEIGHTED)):  # which is quicker
-        return ()
-    return next(tensors for kind, tensors in WEIGHTED.items() if isinstance(module, kind))
+    if isinstance(module, RECURRENT):
+        kinds = ("ih", "hh", "hr") if module.proj_size else ("ih", "hh")
+        return tuple(f"weight_{kind}_{layer}" for layer in recurrent_layers(module) for kind in kinds)
+    if isinstance(module, CELLS):
+        return "weight_ih", "weight_hh"
+    if isinstance(module, nn.MultiheadAttention):
+        together = module.kdim == module.vdim == module.embed_dim
+        return ("in_proj_weight",) if together else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return ("weight",) if isinstance(module, WEIGHTED) else ()
+
+
+def recurrent_layers(module: nn.RNNBase) -> list[str]:
+    """Return what the names of the tensors end in, for each layer and direction: ["l0", "l0_reverse", "l1", …]."""
+    ways = ("", "_reverse") if module.bidirectional else ("",)
+    return [f"l{layer}{way}" for layer in range(module.num_layers) for way in ways]
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -159,7 +179,7 @@ def removal(hook: Any) -> tuple[Callable[..., nn.Module], str] | None:
 
 
 def warn_of_whole_weights(model: nn.Module) -> None:
-    """Warn of the weights that compression can't transform, such as those of an LSTM; it names them with their kinds.
+    """Warn of the weights that compression can't transform, such as a table of positions, each with its kind.
 
     Call it where weights are pruned or quantized. Normalization layers, biases and other vectors are not named.
     """
@@ -172,15 +192,16 @@ def warn_of_whole_weights(model: nn.Module) -> None:
     ]
     if whole:
         warnings.warn(
-            f"{called_function()}(): {', '.join(whole)} stay whole: only the weights of Linear layers, convolutions "
-            "and embeddings are pruned and quantized.",
+            f"{called_function()}(): {', '.join(whole)} stay whole: only the weights of Linear layers, convolutions, "
+            "embeddings, recurrent layers and attention are pruned and quantized.",
             stacklevel=5,  # in the learner's code: quantize_weights, set_quantizers and what wraps it lie between
         )
 
 
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the Linear layers, convolutions and embeddings by name; raise a ParameterError where there is none."""
-    return {name: weight.module for name, weight in _all_weights(model).items()}
+    """Return the layers that `weights` are of, by name; raise a ParameterError where there is none."""
+    _all_weights(model)
+    return {name: module for name, module in model.named_modules() if _weighted_tensors(module)}
 
 
 def sequential_steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -193,7 +214,7 @@ def sequential_steps(module: nn.Module, name: str = "") -> Iterator[tuple[str, n
 
 
 def describe(layer: nn.Module) -> str:
-    """Return a layer's kind and, of the known ones, size: "Linear 784-300", "Conv2d 16-32, 3×3, 4 groups"."""
+    """Return a layer's kind and, of the known ones, size: "Linear 784-300", "Conv2d 16-32, 3×3", "LSTM 28-128"."""
     name = next((kind.__name__ for kind in WEIGHTED if isinstance(layer, kind)), "")
     if isinstance(layer, nn.Linear):
         return f"Linear {layer.in_features}-{layer.out_features}"
@@ -202,6 +223,10 @@ def describe(layer: nn.Module) -> str:
     if isinstance(layer, CONVOLUTIONS):
         window, groups = "×".join(map(str, layer.kernel_size)), f", {layer.groups} groups" * (layer.groups > 1)
         return f"{name} {layer.in_channels}-{layer.out_channels}, {window}{groups}"
+    if isinstance(layer, (*RECURRENT, *CELLS)):
+        return f"{name} {layer.input_size}-{layer.hidden_size}"
+    if isinstance(layer, nn.MultiheadAttention):
+        return f"{name} {layer.embed_dim}, {layer.num_heads} heads"
     return parametrize.type_before_parametrizations(layer).__name__
 
 

@@ -10,6 +10,7 @@ from kd_lab.errors import ParameterError, saying
 from kd_lab.networks.layers import WEIGHTED
 from kd_lab.networks.modes import evaluation_mode
 from kd_lab.networks.predictions import check_same_answers
+from kd_lab.networks.transformer import Heads
 
 ASKING = "size", "dim", "numel", "shape", "ndim", "dtype", "device", len  # they tell nothing of the values
 _tracing = threading.Lock()  # torch.fx replaces methods of nn.Module while it traces
@@ -99,7 +100,7 @@ class _Tracer(fx.Tracer):
             self.deciding = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, tuple(WEIGHTED)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*WEIGHTED, Heads)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m, forward, args, kwargs):
         return super().call_module(m, forward, args, kwargs) if self._follows() else forward(*args, **kwargs)

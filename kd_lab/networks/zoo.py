@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from kd_lab.errors import ParameterError, check_choice, check_whole_number
 from kd_lab.networks.checks import check_model
 from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.recurrent import RowReader
+from kd_lab.networks.transformer import Patches, TokenMean, TransformerBlock
 
 STUDENT = re.compile(r"784-([1-9]\d{0,4})-10")  # the architecture of a small student
 LOW_RANK = re.compile(r"(.+)/([\w.]+)=([1-9]\d{0,4})")  # that of a network with two thin layers for one
@@ -51,6 +53,17 @@ def resnet() -> nn.Module:
     return _sequence(*first, *second, nn.AdaptiveAvgPool2d(1), *_fully_connected(48, 10))
 
 
+def lstm() -> nn.Module:
+    """Build a recurrent network that reads an image row by row: an LSTM of 128 units, then 10 outputs."""
+    return RowReader(128)
+
+
+def vit() -> nn.Module:
+    """Build a small vision transformer: 16 patches of 7×7; 3 blocks of 64 features, 4 heads and 128 hidden units."""
+    blocks = [TransformerBlock(64, num_heads=4, hidden=128) for _ in range(3)]
+    return _sequence(Patches(7, 64), *blocks, nn.LayerNorm(64), TokenMean(), nn.Linear(64, 10))
+
+
 class Residual(nn.Module):
     """Add what two normalised convolutions make of x to x itself; the shape (N, C, H, W) stays."""
 
@@ -81,11 +94,15 @@ KINDS = {
     nn.Conv2d: "conv",
     nn.Linear: "fc",  # fully connected
     nn.BatchNorm2d: "norm",
+    nn.LayerNorm: "norm",
     nn.ReLU: "relu",
     nn.MaxPool2d: "pool",
     nn.AdaptiveAvgPool2d: "mean",
     nn.Flatten: "flatten",
     Residual: "block",
+    Patches: "patches",
+    TransformerBlock: "block",
+    TokenMean: "mean",
 }
 
 
@@ -96,12 +113,12 @@ def _sequence(*layers: nn.Module) -> nn.Sequential:
     for layer in layers:
         kind = KINDS[type(layer)]
         counts[kind] += 1
-        named.add_module(kind if kind in ("flatten", "mean") else f"{kind}{counts[kind]}", layer)
+        named.add_module(kind if kind in ("flatten", "mean", "patches") else f"{kind}{counts[kind]}", layer)
     return named
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    build.__name__: build for build in (mlp128, lenet300, cnn, lenet5, lenet5_classic, resnet)
+    build.__name__: build for build in (mlp128, lenet300, cnn, lenet5, lenet5_classic, resnet, lstm, vit)
 }
 
 

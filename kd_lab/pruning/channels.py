@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from kd_lab.errors import ParameterError, check_choice, check_kind, check_whole_number, described, reason
 from kd_lab.evaluation import check_data
 from kd_lab.networks.copies import copied
-from kd_lab.networks.layers import weighted_layers
+from kd_lab.networks.layers import weight_titles, weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import check_same_answers, example_images, own_reason, predict, record
 from kd_lab.networks.zoo import architecture_of, build_architecture
-from kd_lab.pruning.groups import Group, channel_groups, find_groups, input_axis, output_axis
+from kd_lab.pruning.groups import Group, Part, channel_groups, computed, fed_back, find_groups, read
 from kd_lab.pruning.importance import importances
 from kd_lab.pruning.masks import Sparsity, check_left, check_sparsity, lift_masks, rank, set_masks
 
 # how many channels a layer computes, passes on or reads
-OUTPUTS = {"out_features", "out_channels", "embedding_dim"}
-PASSED_ON = {"num_features", "num_channels", "num_groups", "in_channels", "out_channels", "groups"}
-INPUTS = {"in_features", "in_channels"}
+OUTPUTS = {"out_features", "out_channels", "embedding_dim", "hidden_size"}
+PASSED_ON = {"num_features", "num_channels", "num_groups", "num_heads", "in_channels", "out_channels", "groups"}
+INPUTS = {"in_features", "in_channels", "input_size"}
 
 
 def prune_channels(
@@ -61,33 +61,54 @@ def channel_importances(
     """
     found = importances(model, importance, data, seed)
     rows = {
-        name: torch.cat([_rows(model, group, producer, found[producer]) for producer in group.producers], 1)
+        name: torch.cat([_by_channel(found[title], part, group.size) for title, _, part in _computing(model, group)], 1)
         for name, group in groups.items()
     }
     # one chance a channel: the mean of many is always near a half, and layers with few weights would go first
     return {name: values[:, 0] if importance == "random" else values.mean(1) for name, values in rows.items()}
 
 
-def _rows(model: nn.Module, group: Group, producer: str, values: Tensor) -> Tensor:
-    """Return what belongs to the weights that compute each channel, (size, …)."""
-    return values.movedim(output_axis(model.get_submodule(producer)), 0).reshape(group.size, -1)
+def _computing(model: nn.Module, group: Group, grouped: bool = False) -> Iterator[tuple[str, nn.Module, Part]]:
+    """Yield the weights that compute a group's channels, by name and with the layer; of `grouped` ones if asked for."""
+    for name in group.producers:
+        yield from _titled(model, name, computed(model.get_submodule(name)))
+    for name in group.grouped if grouped else ():
+        yield from _titled(model, name, [Part("weight", 0, group.turns[name])])
 
 
-def features_kept(kept: Tensor, features: int) -> Tensor:
+def _reading(model: nn.Module, group: Group) -> Iterator[tuple[str, nn.Module, Part]]:
+    """Yield the weights that read a group's channels, by name and with the layer."""
+    for name in group.consumers:
+        yield from _titled(model, name, read(model.get_submodule(name), group.turns[name]))
+    for name in group.producers:
+        yield from _titled(model, name, fed_back(model.get_submodule(name)))
+
+
+def _titled(model: nn.Module, name: str, parts: list[Part]) -> Iterator[tuple[str, nn.Module, Part]]:
+    layer = model.get_submodule(name)
+    titles = {tensor: title for title, tensor in weight_titles(name, layer).items()}
+    yield from ((titles[part.tensor], layer, part) for part in parts if part.tensor in titles)  # a bias has none
+
+
+def _by_channel(values: Tensor, part: Part, size: int) -> Tensor:
+    """Return what belongs to each channel of a tensor, (size, …)."""
+    apart = values.movedim(part.axis, 0).reshape(part.turns, size, -1)
+    return apart.transpose(0, 1).flatten(1)
+
+
+def features_kept(kept: Tensor, features: int, turns: int = 1) -> Tensor:
     """Return for each feature whether its channel is kept: flattened, every channel has as many features."""
-    return kept.repeat_interleave(features // len(kept))
+    return kept.repeat_interleave(features // (len(kept) * turns)).repeat(turns)
 
 
 def _weight_masks(model: nn.Module, groups: dict[str, Group], kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the masks of the weights that compute or read these channels, by layer."""
     masks: dict[str, Tensor] = {}
+    present = weights(model)
     for name, group in groups.items():
-        parts = (group.producers, output_axis), (group.grouped, lambda _: 0), (group.consumers, input_axis)
-        for layers, axis_of in parts:
-            for layer in layers:
-                module = model.get_submodule(layer)
-                mask, axis = masks.setdefault(layer, torch.ones_like(module.weight, dtype=torch.bool)), axis_of(module)
-                mask.transpose(0, axis)[~features_kept(kept[name], mask.shape[axis])] = False
+        for title, _, (_, axis, turns) in (*_computing(model, group, grouped=True), *_reading(model, group)):
+            mask = masks.setdefault(title, torch.ones_like(present[title].value, dtype=torch.bool))
+            mask.transpose(0, axis)[~features_kept(kept[name], mask.shape[axis], turns)] = False
     return masks
 
 
@@ -111,8 +132,9 @@ def narrowed(
     whole = make_permanent(model)
     narrow = copied(whole)
     _cut(narrow, groups, masks)
-    for layer, kept in _weight_masks(whole, groups, masks).items():
-        whole.get_submodule(layer).weight.detach()[~kept] = 0
+    present = weights(whole)
+    for title, kept in _weight_masks(whole, groups, masks).items():
+        present[title].value.detach()[~kept] = 0
     _check_answers(narrow, whole, images)
     return narrow
 
@@ -186,11 +208,13 @@ def form_of(model: nn.Module) -> Form:
 def form_of_tensors(architecture: str, removed: Sequence[str], tensors: dict[str, Tensor]) -> Form:
     """Return the form of a network without these layers that has these tensors."""
     dense, groups = _dense(architecture, tuple(removed))
-    for group in groups:
-        if f"{group}.weight" not in tensors:
+    first = {name: f"{name}.{computed(dense.get_submodule(name))[0].tensor}" for name in groups}
+    for group, key in first.items():
+        if key not in tensors:
             raise ParameterError(f"It has no layer {group!r}; a {architecture} has {', '.join(groups)}.")
-    widths = {name: len(tensors[f"{name}.weight"]) for name in groups}
-    biasless = [name for name, layer in weighted_layers(dense).items() if layer.bias is None]
+    whole = dense.state_dict()
+    widths = {name: len(tensors[key]) * groups[name].size // len(whole[key]) for name, key in first.items()}
+    biasless = [name for name, layer in weighted_layers(dense).items() if getattr(layer, "bias", layer) is None]
     biased = [name for name in biasless if f"{name}.bias" in tensors]
     return Form(architecture, removed, {name: n for name, n in widths.items() if n != groups[name].size}, biased)
 
@@ -258,19 +282,22 @@ def _cut(model: nn.Module, groups: dict[str, Group], masks: dict[str, Tensor]) -
     for name, mask in masks.items():
         group = groups[name]
         for layer in map(model.get_submodule, group.producers):
-            _select(layer, mask, {"weight": output_axis(layer), "bias": 0}, OUTPUTS)
-        for layer in map(model.get_submodule, group.norms + group.grouped):
+            _select(layer, mask, computed(layer), OUTPUTS)
+            _select(layer, mask, fed_back(layer), set())
+        for passing in group.norms + group.grouped:
+            layer, turns = model.get_submodule(passing), group.turns[passing]
             tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
-            _select(layer, mask, {key: 0 for key, tensor in tensors if tensor.dim()}, PASSED_ON)
-        for layer in map(model.get_submodule, group.consumers):
-            _select(layer, mask, {"weight": input_axis(layer)}, INPUTS)
+            _select(layer, mask, [Part(key, 0, turns) for key, tensor in tensors if tensor.dim()], PASSED_ON)
+        for consumer in group.consumers:
+            layer = model.get_submodule(consumer)
+            _select(layer, mask, read(layer, group.turns[consumer]), INPUTS)
 
 
-def _select(layer: nn.Module, mask: Tensor, axes: dict[str, int], numbers: set[str]) -> None:
+def _select(layer: nn.Module, mask: Tensor, parts: list[Part], numbers: set[str]) -> None:
     """Select a part of a layer's tensors, each along its axis, and lower those of its numbers that count channels."""
-    for key, axis in axes.items():
+    for key, axis, turns in parts:
         if (tensor := getattr(layer, key, None)) is not None:
-            stay = features_kept(mask, tensor.shape[axis]).nonzero().flatten().to(tensor.device)
+            stay = features_kept(mask, tensor.shape[axis], turns).nonzero().flatten().to(tensor.device)
             tensor.data = _laid_out_as(tensor, tensor.detach().index_select(axis, stay))
     for number in numbers & {*vars(layer)}:
         setattr(layer, number, getattr(layer, number) * int(mask.sum()) // len(mask))
@@ -286,10 +313,9 @@ def _laid_out_as(tensor: Tensor, part: Tensor) -> Tensor:
 
 def _read(model: nn.Module, group: Group) -> Tensor:
     """Return which channels some layer reads, (size,) bool."""
-    layers = map(model.get_submodule, group.consumers)
-    columns = [layer.weight.detach().transpose(0, input_axis(layer)) for layer in layers]
-    # (inputs, outputs, …): the features of a flattened channel lie side by side
-    return torch.cat([column.reshape(group.size, -1) for column in columns], 1).any(1)
+    present = weights(model)
+    parts = ((present[title].value.detach(), part) for title, _, part in _reading(model, group))
+    return torch.cat([_by_channel(weight, part, group.size) for weight, part in parts], 1).any(1)
 
 
 def _check_answers(narrow: nn.Module, whole: nn.Module, images: Tensor | None) -> None:

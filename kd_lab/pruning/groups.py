@@ -3,19 +3,30 @@
 import math
 import operator
 import warnings
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kd_lab.errors import ParameterError, called_function, check_choice, reason
-from kd_lab.networks.layers import CONVOLUTIONS, EMBEDDINGS, TRANSPOSED, Weight, weights
+from kd_lab.networks.layers import (
+    CONVOLUTIONS,
+    EMBEDDINGS,
+    RECURRENT,
+    TRANSPOSED,
+    recurrent_layers,
+    weight_titles,
+    weighted_layers,
+    weights,
+)
 from kd_lab.networks.modes import evaluation_mode
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import example_images, predict
 from kd_lab.networks.tracing import is_plain, trace, trace_training
+from kd_lab.networks.transformer import Heads
 
 COPIES = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.dropout, F.dropout2d}
 COPIES |= {"contiguous", "clone", "detach", "float", torch.clone}
@@ -30,6 +41,7 @@ SIZES = "1d", "2d", "3d"
 POOLS = {getattr(nn, f"{kind}Pool{size}") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for size in SIZES}
 POOLS |= {getattr(F, f"{kind}_pool{size}") for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for size in SIZES}
 LAYERS = {nn.Linear, *CONVOLUTIONS, *EMBEDDINGS}
+GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}  # whose weights lie in the same tensor, one gate after another
 NORMS = {nn.GroupNorm, *(getattr(nn, f"{kind}Norm{size}") for kind in ("Batch", "Instance") for size in SIZES)}
 ARITHMETIC = {operator.add, operator.iadd, torch.add, "add", "add_", operator.sub, operator.isub, torch.sub, "sub"}
 ARITHMETIC |= {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
@@ -45,12 +57,14 @@ NO_TENSOR = int, float, str, torch.Size, torch.dtype, torch.device, type(None)
 
 @dataclass
 class Group:
-    """The layers, by name, that share channels (units, of Linear layers): to remove one, all must be changed.
+    """The layers, by name, that share channels (units, or attention heads): to remove one, all must be changed.
 
-    `producers` are the Linear layers, convolutions and embeddings that compute them, `norms` the normalization layers
-    on their way, `consumers` the Linear layers and convolutions that read them, `grouped` the depthwise and grouped
-    convolutions that pass them on; `obstacle` says why none can be removed, if so. `size` is how many can be removed
-    apart from each other: where a convolution or a GroupNorm has fewer groups than channels, that of its groups.
+    `producers` are the layers that compute them, `norms` the normalization layers and the attention on their way,
+    `consumers` the layers that read them, `grouped` the depthwise and grouped convolutions that pass them on;
+    `obstacle` says why none can be removed, if so. `size` is how many can be removed apart from each other: where a
+    convolution or a GroupNorm has fewer groups than channels, that of its groups, and of attention that of its heads.
+    `turns` is how often all of them come, one after another, in what a norm or a consumer reads: flattened steps, or
+    the two directions of a recurrent layer.
     """
 
     size: int = 0
@@ -59,6 +73,7 @@ class Group:
     consumers: tuple[str, ...] = ()
     grouped: tuple[str, ...] = ()
     obstacle: str = ""
+    turns: dict[str, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -81,6 +96,46 @@ class Group:
 
 
 PARTS = "producers", "norms", "consumers", "grouped"
+
+
+class Part(NamedTuple):
+    """A tensor of a layer, by name, with channels along an axis; all of them come `turns` times, one after another."""
+
+    tensor: str
+    axis: int
+    turns: int = 1
+
+
+def computed(layer: nn.Module) -> list[Part]:
+    """Return where the channels lie that a layer computes."""
+    if isinstance(layer, RECURRENT):
+        kinds, gates = ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), GATES[type(layer)]
+        return [Part(f"{kind}_{each}", 0, gates) for each in recurrent_layers(layer) for kind in kinds]
+    return [Part("weight", output_axis(layer)), Part("bias", 0)]
+
+
+def read(layer: nn.Module, turns: int) -> list[Part]:
+    """Return where the channels of another layer lie that a layer reads."""
+    if isinstance(layer, RECURRENT):
+        return [Part(f"weight_ih_{each}", 1, turns) for each in recurrent_layers(layer) if each.startswith("l0")]
+    return [Part("weight", input_axis(layer), turns)]
+
+
+def fed_back(layer: nn.Module) -> list[Part]:
+    """Return where the channels lie that a recurrent layer reads of its own; of other layers nothing."""
+    if not isinstance(layer, RECURRENT):
+        return []
+    names = recurrent_layers(layer)
+    upper = [Part(f"weight_ih_{each}", 1, 1 + layer.bidirectional) for each in names if not each.startswith("l0")]
+    return [Part(f"weight_hh_{each}", 1) for each in names] + upper
+
+
+class _Place(NamedTuple):
+    """Where the channels of a group lie in a result: the axis, and how often all come on it, one after another."""
+
+    group: Group
+    axis: int
+    turns: int = 1
 
 
 def output_axis(layer: nn.Module) -> int:
@@ -121,16 +176,19 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
                 f"the channels of layer {name!r} go together with those of {group.producers[0]!r}. Name that one."
             )
         check_choice("group", name, list(groups))
-    stay = {name: group.obstacle for name, group in by_layer.items() if group.obstacle not in ("", ANSWERS)}
-    if names is None and stay:
-        why = "; ".join(f"{name!r}: {obstacle}" for name, obstacle in stay.items())
-        warnings.warn(f"{called_function()}(): some channels can't be removed safely, and stay. {why}.", stacklevel=3)
+    stay: dict[str, list[str]] = defaultdict(list)
+    for name, group in by_layer.items():
+        stay[group.obstacle].append(repr(name))
+    why = [f"{', '.join(names)}: {obstacle}" for obstacle, names in stay.items() if obstacle not in ("", ANSWERS)]
+    if names is None and why:
+        stay_said = f"some channels can't be removed safely, and stay. {'; '.join(why)}."
+        warnings.warn(f"{called_function()}(): {stay_said}", stacklevel=3)
     return groups if names is None else {name: groups[name] for name in names}
 
 
 def _all_groups(model: nn.Module, images: Tensor | None) -> list[Group]:
     """Return the groups of all layers, those that can't be pruned with their obstacle."""
-    layers, images = weights(model), example_images(images)
+    layers, images = weighted_layers(model), example_images(images)
     plain = make_permanent(model)
     predict(plain, images)  # names a model that can't read them
     try:
@@ -150,7 +208,7 @@ def _closed(layers: list[str], obstacle: str) -> list[Group]:
 
 def _follow(traced: fx.GraphModule, plain: nn.Module, images: Tensor) -> list[Group]:
     """Return the groups of the layers that a traced network runs."""
-    follower = _Follower(traced, weights(plain))
+    follower = _Follower(traced, plain)
     with evaluation_mode(traced), torch.no_grad():
         follower.run(images.clone())
     used = [group for group in follower.made if group.layers]
@@ -178,15 +236,15 @@ def _wider(group: Group, trained: Group) -> Group:
 class _Follower(fx.Interpreter):
     """Run a traced network and note to which group the channels of every result belong, and on which axis they lie."""
 
-    def __init__(self, traced: fx.GraphModule, present: dict[str, Weight]):
+    def __init__(self, traced: fx.GraphModule, plain: nn.Module):
         super().__init__(traced)
-        self._weights = present
+        self._weights, self._layers = weights(plain), weighted_layers(plain)
         self.made: list[Group] = []
-        self._at: dict[fx.Node, tuple[Group, int]] = {}
+        self._at: dict[fx.Node, _Place] = {}
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
         called = [module for node in traced.graph.nodes if (module := self._module(node))]
         uses = [tensor for module in called for tensor in _tensors(module)]
-        uses += [module for module in called if type(module) in LAYERS | NORMS]
+        uses += [module for module in called if type(module) in LAYERS | NORMS | {*GATES}]
         uses += [self.fetch_attr(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
         self._uses = Counter(map(id, uses))
 
@@ -200,18 +258,20 @@ class _Follower(fx.Interpreter):
             self._at[node] = self._follow(node)
         return result
 
-    def _follow(self, node: fx.Node) -> tuple[Group, int]:
-        """Return the group of the node's channels and their axis."""
+    def _follow(self, node: fx.Node) -> _Place:
+        """Return the group of the node's channels and where they lie."""
         module, sources = self._module(node), self._sources(node)
         kind = type(module) if module else node.target
         if module and (obstacle := self._obstacle(module)):
             return self._block(node, f"{_reason(node, module)}, {obstacle}")
-        if kind in LAYERS and getattr(module, "groups", 1) == 1:
+        if (kind in LAYERS and getattr(module, "groups", 1) == 1) or (kind in GATES and len(sources) == 1):
             return self._layer(node, module)
-        if len(sources) == 1 and (axis := self._axis(kind, sources[0], node)) is not None:
-            return self._pass(node, module, self._at[sources[0]][0], axis)
+        if kind is Heads and self._agree(*sources):
+            return self._attend(node, module, sources)
+        if len(sources) == 1 and (place := self._place(kind, sources[0], node)) is not None:
+            return self._pass(node, module, place)
         if len(sources) == 2 and kind in ARITHMETIC and self._agree(*sources):
-            return self._unite(self._at[sources[0]], self._at[sources[1]], _reason(node, module))
+            return self._unite(sources[0], sources[1], _reason(node, module))
         return self._block(node, _reason(node, module))
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
@@ -223,97 +283,134 @@ class _Follower(fx.Interpreter):
             return "whose weights are used twice"
         return "" if is_plain(module, type(module)) else "which has a hook or a forward of its own"
 
-    def _layer(self, node: fx.Node, layer: nn.Module) -> tuple[Group, int]:
-        """Begin a group at a Linear layer, convolution or embedding, which reads the one before."""
+    def _layer(self, node: fx.Node, layer: nn.Module) -> _Place:
+        """Begin a group at a layer, which reads the one before."""
         (source,) = self._sources(node)
-        read, axis = self._at[source]
-        own_axis = 1 if isinstance(layer, CONVOLUTIONS) else len(self._shapes[node]) - 1
-        if axis == own_axis and not isinstance(layer, EMBEDDINGS):
-            read.consumers += (node.target,)
+        before, axis, turns = self._at[source]
+        last = len(self._shapes[source]) - 1
+        if axis == (1 if isinstance(layer, CONVOLUTIONS) else last) and not isinstance(layer, EMBEDDINGS):
+            before.consumers += (node.target,)
+            before.turns[node.target] = turns
         else:
-            read.block(_reason(node, layer))
-        self.made.append(Group(layer.weight.shape[output_axis(layer)], (node.target,)))
-        if node.target not in self._weights:
+            before.block(_reason(node, layer))
+        size = getattr(layer, "hidden_size", 0) or layer.weight.shape[output_axis(layer)]
+        self.made.append(Group(size, (node.target,)))
+        if not {*weight_titles(node.target, layer)} <= {*self._weights}:
             self.made[-1].block("another layer has the same weights")
         if getattr(layer, "max_norm", None) is not None:
             self.made[-1].block(f"'{node.target}' normalizes all of them together (max_norm)")
-        return self.made[-1], own_axis
+        if getattr(layer, "proj_size", 0):
+            self.made[-1].block(f"'{node.target}' projects them (proj_size)")
+        if type(layer) in GATES:
+            return _Place(self.made[-1], last, 1 + layer.bidirectional)
+        return _Place(self.made[-1], 1 if isinstance(layer, CONVOLUTIONS) else len(self._shapes[node]) - 1)
 
-    def _axis(self, kind: object, source: fx.Node, node: fx.Node) -> int | None:
-        """Return the axis of the channels behind an operation that keeps them apart, None behind another."""
-        axis = self._at[source][1]
+    def _attend(self, node: fx.Node, heads: nn.Module, sources: list[fx.Node]) -> _Place:
+        """Make one group of the channels of queries, keys and values, of which those of a head go together."""
+        for source in sources[1:]:
+            self._unite(sources[0], source, _reason(node, heads))
+        return self._pass(node, heads, self._at[sources[0]])
+
+    def _place(self, kind: object, source: fx.Node, node: fx.Node) -> _Place | None:
+        """Return where the channels lie behind an operation that keeps them apart, None behind another."""
+        place = self._at[source]
+        if isinstance(self.env[source], tuple):
+            return self._taken(place, node)
         if kind in MOVES:
-            return self._moved_axis(source, node)
-        apart = kind in ELEMENTWISE | ARITHMETIC or (kind in POOLS | NORMS | {*CONVOLUTIONS} and axis == 1)
-        return axis if apart else None
+            return self._moved(source, node)
+        apart = kind in ELEMENTWISE | ARITHMETIC or (kind in POOLS | NORMS | {*CONVOLUTIONS} and place.axis == 1)
+        return place if apart else None
 
-    def _moved_axis(self, source: fx.Node, node: fx.Node) -> int | None:
+    def _taken(self, place: _Place, node: fx.Node) -> _Place | None:
+        """Return where channels lie in one of the results of a recurrent layer: its steps, or its last state."""
+        if node.target is operator.getitem and (place.turns == 1 or node.args[1] == 0 or not node.users):
+            return place
+        return None  # the last states of both directions lie beside each other on another axis
+
+    def _moved(self, source: fx.Node, node: fx.Node) -> _Place | None:
         """Return where the channels lie behind an operation that moves them: each is marked by its number."""
-        (group, axis), shape = self._at[source], self._shapes[source]
+        (group, axis, turns), shape = self._at[source], self._shapes[source]
         if group.size < 2 or axis >= len(shape):  # it may be a part of a tuple
             return None
-        marks = _marks(group.size, shape, axis).expand(shape).contiguous()
+        marks = _marks(group.size, shape, axis, turns).expand(shape).contiguous()
         given = (node.args, node.kwargs)  # by place or by name
         args, kwargs = fx.node.map_arg(given, lambda each: marks if each is source else self.env[each])
         moved = getattr(self, node.op)(node.target, args, kwargs)
         for place in sorted(range(moved.dim()), key=lambda place: abs(place - axis)):
-            fits = moved.shape[place] % group.size == 0
-            if fits and torch.allclose(moved, _marks(group.size, moved.shape, place).expand_as(moved)):
-                return place
+            if (found := _turns(group.size, moved, place)) is not None:
+                return _Place(group, place, found)
         return None
 
-    def _pass(self, node: fx.Node, module: nn.Module | None, group: Group, axis: int) -> tuple[Group, int]:
+    def _pass(self, node: fx.Node, module: nn.Module | None, place: _Place) -> _Place:
         """Go on with a group behind an operation that keeps its channels apart."""
+        group, axis, turns = place
         if node.target in VIEWS and (number := _fixed_size(node, axis)):
             group.block(
                 f"{_reason(node, module)}, which asks for {number} numbers, whatever is removed: write x.flatten(1) or "
                 "x.view(x.size(0), -1) in the forward"
             )
-        if type(module) in NORMS:
+        if type(module) in NORMS | {Heads}:
             group.norms += (node.target,)
         if type(module) in CONVOLUTIONS:
             group.grouped += (node.target,)
-        if groups := getattr(module, "num_groups", getattr(module, "groups", 0)):
-            group.coarsen(groups, f"{_reason(node, module)}, which takes all channels together")
-        return group, axis
+        if module:
+            group.turns[node.target] = turns
+        if groups := getattr(module, "num_heads", getattr(module, "num_groups", getattr(module, "groups", 0))):
+            together = f"{_reason(node, module)}, which takes all channels together"
+            group.coarsen(groups, together)
+            if turns > 1:
+                group.block(together)
+        return place
 
-    def _agree(self, one: fx.Node, other: fx.Node) -> bool:
-        """Return whether channels lie on the same axis of two results, as many features on it."""
-        (_, axis), (_, other_axis) = self._at[one], self._at[other]
-        a, b = self._shapes[one], self._shapes[other]
-        return len(a) == len(b) and axis == other_axis and a[axis : axis + 1] == b[axis : axis + 1]
+    def _agree(self, *nodes: fx.Node) -> bool:
+        """Return whether channels lie on the same axis of these results, as many features on it."""
+        places = {(self._at[node].axis, self._at[node].turns, len(self._shapes[node])) for node in nodes}
+        sizes = {self._shapes[node][self._at[node].axis : self._at[node].axis + 1] for node in nodes}
+        return len(places) == len(sizes) == 1
 
-    def _unite(self, one: tuple[Group, int], other: tuple[Group, int], reason: str) -> tuple[Group, int]:
-        """Make one group of two whose channels are added to each other; the first one made gives it the name."""
-        if one[0] is other[0]:
-            return one
-        first, second = (group for group in self.made if group is one[0] or group is other[0])
-        for part in PARTS:
-            setattr(first, part, getattr(first, part) + getattr(second, part))
-        first.block(second.obstacle)
-        first.coarsen(second.size, reason)
-        second.producers = second.grouped = ()  # they are the first one's now
-        self._at |= {node: (first, axis) for node, (group, axis) in self._at.items() if group is second}
-        return first, one[1]
+    def _unite(self, one: fx.Node, other: fx.Node, reason: str) -> _Place:
+        """Make one group of two whose channels go together; the first one made gives it the name."""
+        both = self._at[one].group, self._at[other].group
+        groups = [group for group in self.made if group is both[0] or group is both[1]]  # equal ones are not the same
+        if len(groups) == 2:
+            first, second = groups
+            for part in PARTS:
+                setattr(first, part, getattr(first, part) + getattr(second, part))
+            first.turns |= second.turns
+            first.block(second.obstacle)
+            first.coarsen(second.size, reason)
+            second.producers = second.grouped = ()  # they are the first one's now
+            self._at |= {node: place._replace(group=first) for node, place in self._at.items() if place.group is second}
+        return self._at[one]
 
-    def _block(self, node: fx.Node, reason: str) -> tuple[Group, int]:
+    def _block(self, node: fx.Node, reason: str) -> _Place:
         """Close the groups that this node reads, and begin one that is closed from the start."""
         for source in self._sources(node):
-            self._at[source][0].block(reason)
+            self._at[source].group.block(reason)
         inside = {*module.modules()} if (module := self._module(node)) else set()
-        layers = tuple(name for name, weight in self._weights.items() if weight.module in inside)
+        layers = tuple(name for name, layer in self._layers.items() if layer in inside)
         self.made.append(Group(producers=layers, obstacle=reason))
-        return self.made[-1], 1
+        return _Place(self.made[-1], 1)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _marks(size: int, shape: tuple[int, ...], axis: int) -> Tensor:
+def _marks(size: int, shape: tuple[int, ...], axis: int, turns: int) -> Tensor:
     """Return the number of the channel to which each feature on an axis belongs, as wide as `shape` there."""
-    numbers = torch.arange(size, dtype=torch.float64).repeat_interleave(shape[axis] // size)
+    numbers = torch.arange(size, dtype=torch.float64).repeat_interleave(shape[axis] // (size * turns)).repeat(turns)
     return numbers.view([-1 if place == axis else 1 for place in range(len(shape))])
+
+
+def _turns(size: int, marked: Tensor, axis: int) -> int | None:
+    """Return how often all channels come on an axis of marked features, None where they don't lie on it."""
+    row = marked.movedim(axis, -1).reshape(-1, marked.shape[axis])[0]
+    together = int((row.cumsum(0) == 0).sum())  # the features of the first channel
+    if not together or len(row) % (size * together):
+        return None
+    turns = len(row) // (size * together)
+    return turns if torch.allclose(marked, _marks(size, marked.shape, axis, turns).expand_as(marked)) else None
 
 
 def _fixed_size(node: fx.Node, axis: int) -> int:
@@ -331,5 +428,7 @@ def _reason(node: fx.Node, module: nn.Module | None) -> str:
     if node.op == "placeholder":
         return "they are those of the images"
     if module:
-        return f"they reach '{node.target}' ({type(module).__name__})"
+        tied = any(isinstance(each, nn.MultiheadAttention) for each in module.modules())
+        advice = ", whose heads can't be removed since their size depends on their number: take SelfAttention" * tied
+        return f"they reach '{node.target}' ({type(module).__name__}){advice}"
     return f"they reach the function {getattr(node.target, '__name__', node.target)!r}"

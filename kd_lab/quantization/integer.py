@@ -234,7 +234,7 @@ def _convert(module: nn.Module, name: str, left: dict[str, str], done: dict[nn.M
         return done.setdefault(module, done.get(module) or kind(module))
     if type(module) not in (*HANDED_ON, *CONTAINERS):
         left[name or "model"] = why
-    if not isinstance(module, tuple(WEIGHTED)):  # inside of those are their parametrizations
+    if not isinstance(module, WEIGHTED):  # inside of those are their parametrizations
         for key, child in module._modules.items():  # named_children() would leave out a module's second place
             module._modules[key] = child and _convert(child, f"{name}.{key}".lstrip("."), left, done)
     return module
