@@ -30,6 +30,17 @@ class Recurrent(nn.Module):
         return self.fc(self.layer(x)[0][:, -1])
 
 
+class Pairs(nn.Module):
+    """A Bilinear layer, whose weight of three dimensions is no matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs, self.fc = nn.Bilinear(9, 9, 6), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pairs(x, x))
+
+
 class TiedEmbedding(nn.Module):
     """An embedding whose weight gives the answers as well, as language models have it."""
 
@@ -91,10 +102,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # and 
     "in place": (Added, (1, 6, 6)),
     "transformer": (Heads, (5, 8)),
     "LSTM": (lambda: Recurrent(nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), 14), (5, 6)),
+    "Bilinear": (Pairs, (9,)),
     "GRU": (lambda: Recurrent(nn.GRU(6, 7, batch_first=True), 7), (5, 6)),
     "RNN": (lambda: Recurrent(nn.RNN(6, 7, batch_first=True), 7), (5, 6)),
 }
-WHOLE = {"transformer", "LSTM", "GRU", "RNN"}  # those with weights that compression can't transform
+WHOLE = {"Bilinear"}  # those with weights that compression can't transform
 WORDS = {"Embedding", "EmbeddingBag", "tied"}  # those that read whole numbers
 
 

@@ -275,7 +275,7 @@ SCAN = {"fc1": {2: 0.1, 4: 0.0}}
         ),
         (lambda model, data: bit_scan("cnn", data, [4]), "bit_scan(): 'model' must be a network"),
         (lambda model, data: bit_scan(model, data[0], [4]), "bit_scan(): "),
-        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear or Conv2d layer, "),
+        (lambda _, data: bit_scan(nn.Flatten(), data, [4]), "bit_scan(): 'model' must have a Linear layer, "),
         *(
             (
                 lambda *_, budget=budget: choose_bits(SCAN, {"fc1": 9}, budget),

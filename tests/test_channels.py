@@ -493,7 +493,7 @@ BAD = [
     (lambda: remove_channels(build_model("cnn"), {"conv1": [0, 1]}), "of different indices from 0 to 15. Got [0, 1]."),
     (lambda: remove_channels(build_model("cnn"), {"conv1": torch.tensor([True])}), "of different indices"),
     (lambda: remove_channels(build_model("cnn"), None), "remove_channels(): 'kept' must be a dict"),
-    (lambda: hard_prune(nn.ReLU()), "hard_prune(): 'model' must have a Linear or Conv2d layer"),
+    (lambda: hard_prune(nn.ReLU()), "hard_prune(): 'model' must have a Linear layer"),
     (lambda: hard_prune("cnn"), "hard_prune(): 'model' must be a network"),
     (lambda: hard_prune(emptied()), "hard_prune(): no layer reads any channel of layer 'fc1'"),
     (

@@ -492,7 +492,7 @@ def test_the_estimate_is_of_the_size_that_the_work_has(monkeypatch, capsys):
         (dict(images=IMAGES / 0), "finite"),
         (dict(images=IMAGES[..., 1:]), "the model can't read images of shape (1, 28, 27)"),
         (dict(images=torch.zeros(2, 1, 28, 28, dtype=torch.uint8)), "the model can't read images"),
-        (dict(model=nn.ReLU()), "'model' must have a Linear or Conv2d layer"),
+        (dict(model=nn.ReLU()), "'model' must have a Linear layer"),
         (
             dict(
                 model=Grouped().apply(

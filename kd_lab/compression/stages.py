@@ -116,10 +116,11 @@ class Share(Quantize):
     def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
         shared = share_weights(model, self.num_bits)
         for layer in weighted_layers(shared).values():
-            if getattr(layer, "bias", None) is not None:
-                values, codes = kmeans(layer.bias, 2**self.bias_bits)
-                layer.bias.data = values.half().float()[codes.int()]
-                layer.bias.requires_grad_(False)
+            for name, bias in layer.named_parameters(recurse=False):
+                if "bias" in name:  # recurrent layers have several
+                    values, codes = kmeans(bias, 2**self.bias_bits)
+                    bias.data = values.half().float()[codes.int()]
+                    bias.requires_grad_(False)
         return _halve(fine_tune(shared, self.epochs))
 
 

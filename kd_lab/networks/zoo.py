@@ -59,9 +59,9 @@ def lstm() -> nn.Module:
 
 
 def vit() -> nn.Module:
-    """Build a small vision transformer: 16 patches of 7×7; 3 blocks of 64 features, 4 heads and 128 hidden units."""
+    """Build a small vision transformer: 16 tokens; 3 blocks of 64 features, 4 heads and 128 hidden units."""
     blocks = [TransformerBlock(64, num_heads=4, hidden=128) for _ in range(3)]
-    return _sequence(Patches(7, 64), *blocks, nn.LayerNorm(64), TokenMean(), nn.Linear(64, 10))
+    return _sequence(Patches(16, 64), *blocks, nn.LayerNorm(64), TokenMean(), nn.Linear(64, 10))
 
 
 class Residual(nn.Module):

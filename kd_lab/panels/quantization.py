@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kd_lab.cost import file_bytes
 from kd_lab.data import Mnist
 from kd_lab.formats.network_file import network_file_bytes
-from kd_lab.networks.layers import describe, weights
+from kd_lab.networks.layers import describe, weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.panels.canvas import COLOR, DARK, PALE, WIDTH, Canvas, LostDigits, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import BitSlider, dropdown
@@ -122,8 +122,11 @@ class QuantizationPanel(Panel):
     def _report(self, network: nn.Module) -> dict[str, Any]:
         """Return the bytes of the file, and the different weights and the error of each layer."""
         errors = output_errors(network, self._dense, self._data.validation.images[:ERROR_IMAGES])
-        present = weights(network).items()
-        found = {name: (len(weight.value.unique()), errors.get(name, math.nan)) for name, weight in present}
+        layer_of = {layer: name for name, layer in weighted_layers(network).items()}
+        found = {
+            name: (len(weight.value.unique()), errors.get(layer_of[weight.module], math.nan))
+            for name, weight in weights(network).items()
+        }
         return {"packed": network_file_bytes(network), "layers": found}
 
     def draw(self, answer: QuantizationAnswer) -> Shown:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd_lab.cost import latency
 from kd_lab.data import Mnist
-from kd_lab.networks.layers import describe, weighted_layers
+from kd_lab.networks.layers import CONVOLUTIONS, describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
 from kd_lab.panels.measurement import CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
@@ -30,8 +30,11 @@ GRADIENT_IMAGES = 1000
 BATCH_SIZES = (1, 256)
 HEIGHT, TABLES_HEIGHT = 300, 230  # in pixels
 ALL = "all layers"
-READ, GIVEN = ("in_features", "in_channels", "embedding_dim"), ("out_features", "out_channels", "embedding_dim")
+READ = "in_features", "in_channels", "embedding_dim", "input_size", "embed_dim"
+GIVEN = "out_features", "out_channels", "embedding_dim", "hidden_size", "embed_dim"
+MAX_COLUMNS = 10  # of more layers only those are drawn whose channels can go
 LIGHT, TEXT = "#fde3d3", "#4b5563"
+LINE = 0.1  # the height of a line of text, in that of the tallest column
 HALF_WIDTH = 0.3  # of a column; the next stands 1 to the right
 MIN_HEIGHT = 0.006  # of a column, in that of the tallest: one unit of many must be seen
 
@@ -175,16 +178,17 @@ class StructuredPicture:
     """The widths of a network beside the dense ones, and accuracy over the channels removed."""
 
     def __init__(self, dense: nn.Module, groups: dict[str, Group], validation: Measurement):
-        layers = weighted_layers(dense)
+        layers = _drawn(weighted_layers(dense), groups)
         first = next(iter(layers.values()))
         self._dense = [_size(first, READ), *(_size(layer, GIVEN) for layer in layers.values())]
-        self._units = ["units" if isinstance(layer, nn.Linear) else "channels" for layer in layers.values()]
-        self._units.insert(0, "pixels" if isinstance(first, nn.Linear) else "channels")
+        self._units = ["channels" if isinstance(layer, CONVOLUTIONS) else "units" for layer in layers.values()]
+        self._units.insert(0, "channels" if isinstance(first, CONVOLUTIONS) else "pixels")
         group_of = {layer: name for name, group in groups.items() for layer in group.layers}
         self._groups = [None, *map(group_of.get, layers)]
         self._passed_on = {1 + place for place, layer in enumerate(layers) if layer in _passed_on(groups)}
         figure = new_figure(HEIGHT)
-        network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), ["input", *layers])
+        names = ["input", *(name.replace(".", "\n") for name in layers)]
+        network = self._add_network(figure.add_axes((0.01, 0.02, 0.6, 0.89)), names)
         title = f"here (orange); all layers alike,\non {validation.first:,} images (grey)"
         axes = figure.add_axes((0.69, 0.16, 0.285, 0.71))
         self._curve = new_accuracy_curve(axes, validation.by_chance, xlabel="channels and units removed", title=title)
@@ -199,7 +203,8 @@ class StructuredPicture:
         return self._canvas.png()
 
     def _add_network(self, axes: Axes, names: list[str]) -> list[Artist]:
-        axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.88, 0.72))
+        lines = LINE * max(name.count("\n") for name in names)
+        axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.88 - lines, 0.72))
         axes.axis("off")
         axes.set_title("kept (orange) of what the dense network has (outline); grey stays whole", fontsize=9)
         heights, places = self._heights(self._dense), range(len(names))
@@ -208,7 +213,7 @@ class StructuredPicture:
         colors = [COLOR if group else GREY for group in self._groups]
         self._columns = axes.bar(places, heights, 2 * HALF_WIDTH, -heights / 2, color=colors)
         below = {"ha": "center", "va": "top", "fontsize": 8}
-        self._labels = [axes.text(place, -0.65, "", linespacing=1.4, **below) for place in places]
+        self._labels = [axes.text(place, -0.65 - lines, "", linespacing=1.4, **below) for place in places]
         for place, name in enumerate(names):
             axes.text(place, -0.54, name, color=TEXT, **below)
         self._join(axes, heights)
@@ -239,6 +244,12 @@ class StructuredPicture:
         for label, dense, width, units in zip(self._labels, self._dense, widths, self._units, strict=True):
             count = f"{dense} → {width}" if width < dense else f"{dense}"
             label.set_text(f"{count}\n{units if dense > 1 else units[:-1]}")
+
+
+def _drawn(layers: dict[str, nn.Module], groups: dict[str, Group]) -> dict[str, nn.Module]:
+    """Return the layers that have a column: all or, of many, the first of each group and the last of the network."""
+    shown = [*groups, *list(layers)[-1:]]
+    return {name: layer for name, layer in layers.items() if name in shown or len(layers) < MAX_COLUMNS}
 
 
 def _size(layer: nn.Module, numbers: tuple[str, ...]) -> int:

@@ -73,7 +73,7 @@ class Group:
     consumers: tuple[str, ...] = ()
     grouped: tuple[str, ...] = ()
     obstacle: str = ""
-    turns: dict[str, int] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -264,7 +264,8 @@ class _Follower(fx.Interpreter):
         kind = type(module) if module else node.target
         if module and (obstacle := self._obstacle(module)):
             return self._block(node, f"{_reason(node, module)}, {obstacle}")
-        if (kind in LAYERS and getattr(module, "groups", 1) == 1) or (kind in GATES and len(sources) == 1):
+        recurrent = kind in GATES and len(sources) == 1 and not getattr(module, "proj_size", 0)  # from a state of zeros
+        if recurrent or (kind in LAYERS and getattr(module, "groups", 1) == 1):
             return self._layer(node, module)
         if kind is Heads and self._agree(*sources):
             return self._attend(node, module, sources)
@@ -299,8 +300,6 @@ class _Follower(fx.Interpreter):
             self.made[-1].block("another layer has the same weights")
         if getattr(layer, "max_norm", None) is not None:
             self.made[-1].block(f"'{node.target}' normalizes all of them together (max_norm)")
-        if getattr(layer, "proj_size", 0):
-            self.made[-1].block(f"'{node.target}' projects them (proj_size)")
         if type(layer) in GATES:
             return _Place(self.made[-1], last, 1 + layer.bidirectional)
         return _Place(self.made[-1], 1 if isinstance(layer, CONVOLUTIONS) else len(self._shapes[node]) - 1)

@@ -107,10 +107,11 @@ def _fold(model: nn.Module, layer: nn.Module, norm: nn.Module) -> None:
 def quantize_activations(
     model: nn.Module, images: Tensor, num_bits: int = 8, calibration: str = "least_squares"
 ) -> nn.Module:
-    """Return a new model that rounds the input of every Linear layer and convolution to an affine grid of 1 to 8 bits.
+    """Return a new model that rounds the input of every layer (weighted_layers) to an affine grid of 1 to 8 bits.
 
     `images` (N, 1, 28, 28), from the training part, are run through the model to find each grid (calibration); grids
-    that were there are replaced, and a layer that is never run, or reads whole numbers, gets none.
+    that were there are replaced, and a layer that is never run, or reads whole numbers, gets none. What a recurrent
+    layer hands from step to step stays as it is, as do keys and values that are not the queries.
     """
     num_bits = check_whole_number("num_bits", num_bits, "[1, 8]")
     check_choice("calibration", calibration, list(CALIBRATIONS))
@@ -118,7 +119,8 @@ def quantize_activations(
     for layer in weighted_layers(quantized).values():
         set_input_quantizer(layer, None)
     for name, parts in _record(quantized, images, inputs=True).items():
-        if not all(part.is_floating_point() for part in parts):  # an Embedding's, which are places in a table
+        # an Embedding's are places in a table, and a packed sequence is no tensor
+        if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
             continue
         row = torch.cat([part.reshape(1, -1) for part in parts], 1)
         if calibration == "least_squares":
@@ -182,17 +184,18 @@ def set_input_quantizer(layer: nn.Module, quantizer: FakeQuantizer | None) -> No
 def _quantize_input(layer: nn.Module, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     if layer.input_quantizer is None:
         return arguments, named
-    if not arguments:  # as in conv(input=x)
-        return arguments, named | {"input": layer.input_quantizer(named["input"])}
-    return (layer.input_quantizer(arguments[0]), *arguments[1:]), named
+    first = (*arguments, *named.values())[0]  # it may have a name, as in conv(input=x)
+    rounded = layer.input_quantizer(first)
+    args = tuple(rounded if each is first else each for each in arguments)  # attention may take one tensor three times
+    return args, {name: rounded if each is first else each for name, each in named.items()}
 
 
 def _record(model: nn.Module, images: Tensor, inputs: bool) -> dict[str, list[Tensor]]:
     """Return what each layer takes, or gives, for these images, call by call, in the order in which they are run."""
     _check_images(images)
 
-    def keep(taken: tuple[Tensor, ...], given: Tensor) -> Tensor:
-        return (taken[0] if inputs else given).clone()  # a ReLU(inplace=True) behind it would change it
+    def keep(taken: tuple[Tensor, ...], given: Tensor | tuple) -> Tensor:
+        return taken[0] if inputs else given if isinstance(given, Tensor) else given[0]  # a recurrent layer's steps
 
     return record(model, weighted_layers(model), images, keep)
 

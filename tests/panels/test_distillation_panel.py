@@ -355,7 +355,7 @@ def test_set_checks_everything_before_it_changes_anything(panel):
     "arguments, expected",
     [
         (("lenet300", None), "Did you mean load_trained(name)?"),
-        ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((nn.ReLU(), None), "must have a Linear layer"),
         ((build_model("mlp128"), (1, 2)), "Got tuple of int, int."),
         ((nn.Sequential(nn.Flatten(), nn.Linear(784, 11)), None), "the teacher gives 11 classes"),
     ],

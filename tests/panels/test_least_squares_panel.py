@@ -164,7 +164,7 @@ def test_an_error_is_shown_in_words(panel, monkeypatch):
     "arguments, said",
     [
         (("model", None, "fc1"), "LeastSquaresPanel(): 'model' must be a network"),
-        ((nn.ReLU(), None, "1"), "must have a Linear or Conv2d layer"),
+        ((nn.ReLU(), None, "1"), "must have a Linear layer"),
         ((build_model("mlp128"), "mnist", "fc1"), "each (images, labels). Got 'mnist'."),
         ((build_model("mlp128"), None, "2"), "'layer' must be one of fc1, fc2. Got '2'"),
         ((nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), None, "1"), "the labels must be 0 to 4"),

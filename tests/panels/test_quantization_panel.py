@@ -354,7 +354,7 @@ def with_nan():
     "arguments, expected",
     [
         (("mlp128", None), "Did you mean load_trained(name)?"),
-        ((torch.nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((torch.nn.ReLU(), None), "must have a Linear layer"),
         ((build_model("mlp128"), (1, 2)), "Got tuple of int, int."),
         ((with_nan(), None), "NaN or infinite"),
     ],

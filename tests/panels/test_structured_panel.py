@@ -230,7 +230,7 @@ def with_nan():
     "arguments, part",
     [
         (("mlp128", None), "Did you mean load_trained(name)?"),
-        ((nn.ReLU(), None), "must have a Linear or Conv2d layer"),
+        ((nn.ReLU(), None), "must have a Linear layer"),
         ((build_model("mlp128"), (1, 2)), "Got tuple of int, int."),
         ((with_nan(), None), "NaN or infinite"),
         ((nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), None), "they are the network's answers"),

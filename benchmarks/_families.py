@@ -1,0 +1,94 @@
+"""A recurrent network and a transformer: dense, taught by the CNN, and compressed; five seeds each."""
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from benchmarks._campaign import SEEDS, keep, scores
+from kd_lab.checkpoints import RECIPES, load_trained
+from kd_lab.compression import CompressionResult, PruneUnits, Quantize, compress
+from kd_lab.cost import count_macs, count_parameters, latency
+from kd_lab.data import Mnist
+from kd_lab.distillation import DistillationLoss, with_answers
+from kd_lab.networks import build_model
+from kd_lab.results import Record
+from kd_lab.training import train
+
+FAMILIES = {"rnn": "lstm", "vit": "vit"}
+TEACHER, TEMPERATURE, ALPHA = "cnn", 4.0, 0.1
+STAGES = {"lstm": [PruneUnits(0.625, epochs=4), Quantize(8, epochs=2)]}
+BATCH_SIZES, TURNS = (1, 256), 5
+
+
+def family_campaign(data: Mnist) -> None:
+    """Record what each seed of both families gives, as soon as it is known."""
+    for part, name in FAMILIES.items():
+        for seed in SEEDS:
+            keep("beyond", f"{part}_{seed}", family_run(name, seed, data))
+            print(f"{name}, seed {seed}: done", flush=True)
+
+
+def family_run(name: str, seed: int, data: Mnist) -> dict:
+    """Return what one seed's network gives on labels alone, taught by the CNN, and compressed."""
+    dense = load_trained(name, seed)
+    compressed = compress(dense, dense, data, STAGES[name], seed=seed, progress=False)
+    return {
+        "dense": {**scores(dense, data), **costs(dense)},
+        "distilled": scores(taught(name, seed, data), data),
+        "compressed": {**scores(compressed.model, data), **costs(compressed.model), **packed(compressed)},
+        "speedups": speedups(dense, compressed.model),
+    }
+
+
+def taught(name: str, seed: int, data: Mnist) -> nn.Module:
+    """Return the network trained as on labels, from the same initial weights, but taught by the CNN as well."""
+    teacher = load_trained(TEACHER)
+    parts = with_answers(teacher, data.train), with_answers(teacher, data.validation)
+    loss, student = DistillationLoss(TEMPERATURE, ALPHA), build_model(name, seed)
+    return train(student, parts[0], loss, validation=parts[1], seed=seed, progress=False, **RECIPES[name])[0]
+
+
+def costs(model: nn.Module) -> dict[str, int]:
+    """Return what a network costs."""
+    return {"parameters": count_parameters(model), "macs": count_macs(model)}
+
+
+def packed(compressed: CompressionResult) -> dict[str, int]:
+    """Return the bytes of the file of what is left."""
+    return {"bytes": list(compressed.bytes.values())[-1]}
+
+
+def speedups(dense: nn.Module, compressed: nn.Module) -> dict[str, float]:
+    """Return how many times faster what is left is, by batch size, on one thread; both are measured in turn."""
+    torch.set_num_threads(1)
+    found = {}
+    for batch_size in BATCH_SIZES:
+        turns = [[latency(model, batch_size) for model in (dense, compressed)] for _ in range(TURNS)]
+        whole, left = (min(times) for times in zip(*turns, strict=True))
+        found[str(batch_size)] = round(whole / left, 2)
+    return found
+
+
+def score_families(recorded: Record) -> dict[str, float]:
+    """Print both families' figures, and return them."""
+    rows, found = [], {}
+    for part, name in FAMILIES.items():
+        dense, distilled, compressed = (recorded.errors(part, way) for way in ("dense", "distilled", "compressed"))
+        sizes = {way: recorded.figures(part, way, "parameters").mean for way in ("dense", "compressed")}
+        gain, delta = dense - distilled, dense - compressed
+        speed = recorded.figures(part, "speedups", "256")
+        left = f"{sizes['dense'] / sizes['compressed']:.1f} × fewer, {recorded.figures(part, 'bytes').mean:,.0f} bytes"
+        rows.append([name, f"{100 - dense.mean:.2f}", f"{gain}", f"{delta}", left, f"{speed}"])
+        found |= {f"{part}.dense": round(100 - dense.mean, 3), f"{part}.distilled_gain": round(gain.mean, 3)}
+        found |= {f"{part}.compressed_delta": round(delta.mean, 3), f"{part}.compressed_delta_low": delta.interval[0]}
+        found |= {f"{part}.distilled_gain_low": gain.interval[0], f"{part}.speedup": speed.mean}
+    headers = [
+        "network",
+        "dense, %",
+        "taught by the CNN, points",
+        "compressed, points",
+        "parameters",
+        "speed, 256 images",
+    ]
+    print(tabulate(rows, headers))
+    return {f"beyond.{key}": value for key, value in found.items()}
