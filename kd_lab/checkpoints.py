@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # the settings of `train` that made each
     "lenet5_classic": {"epochs": 10, "learning_rate": 5e-3, "weight_decay": 0.1, "batch_size": 128},
     "resnet": {"epochs": 8, "learning_rate": 1e-2, "weight_decay": 0.1, "batch_size": 128},
     "lstm": {"epochs": 12, "learning_rate": 5e-3, "weight_decay": 0.1, "batch_size": 128},
-    "vit": {"epochs": 15, "learning_rate": 3e-3, "weight_decay": 0.1, "batch_size": 128},
+    "vit": {"epochs": 12, "learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128},
 }
 
 CURVE_POINTS = 20  # of the curve that a training draws

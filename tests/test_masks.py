@@ -12,7 +12,7 @@ from torch.nn.utils import prune as torch_prune
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.errors import EmptyLayerError, ParameterError
-from kd_lab.networks.layers import Weight, weighted_layers, weights
+from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model
@@ -40,19 +40,18 @@ HAND = torch.tensor([[3.0, -1.0], [0.5, -2.0]])
 
 
 def masks_of(model):
-    return {name: Weight(layer).parametrization(Mask).mask for name, layer in weighted_layers(model).items()}
+    return {name: weight.parametrization(Mask).mask for name, weight in weights(model).items()}
 
 
 def masks_of_torch(model, amount, scope):
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # which its global pruning needs
-    layers = weighted_layers(model)
+    present = {name: (weight.module, weight.name) for name, weight in weights(model).items()}
     if scope == "global":
-        parameters = [(layer, "weight") for layer in layers.values()]
-        torch_prune.global_unstructured(parameters, torch_prune.L1Unstructured, amount=amount)
+        torch_prune.global_unstructured(present.values(), torch_prune.L1Unstructured, amount=amount)
     else:
-        for layer in layers.values():
-            torch_prune.l1_unstructured(layer, "weight", amount)
-    return {name: layer.weight_mask.bool() for name, layer in layers.items()}
+        for layer, tensor in present.values():
+            torch_prune.l1_unstructured(layer, tensor, amount)
+    return {name: getattr(layer, f"{tensor}_mask").bool() for name, (layer, tensor) in present.items()}
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -63,19 +62,19 @@ def test_masks_equal_those_of_torch(source, name, scope):
     ranking = rank(importances(model, "magnitude"), scope)
     for amount in AMOUNTS:
         ours, theirs = ranking.masks(amount), masks_of_torch(model, amount, scope)
-        layers = list(weighted_layers(model).items())
-        for group in [layers] if scope == "global" else [[layer] for layer in layers]:
-            weights, our_mask, their_mask = (
+        present = list(weights(model).items())
+        for group in [present] if scope == "global" else [[each] for each in present]:
+            sizes, our_mask, their_mask = (
                 torch.cat([part.flatten() for part in parts])
                 for parts in (
-                    [layer.weight.abs() for _, layer in group],
+                    [weight.value.abs() for _, weight in group],
                     [ours[key] for key, _ in group],
                     [theirs[key] for key, _ in group],
                 )
             )
             assert our_mask.sum() == their_mask.sum()
-            differing = weights[our_mask != their_mask]  # half precision makes ties: of equal ones, either may go
-            assert len(differing) == 0 or (differing == weights[~our_mask].max()).all()
+            differing = sizes[our_mask != their_mask]  # half precision makes ties: of equal ones, either may go
+            assert len(differing) == 0 or (differing == sizes[~our_mask].max()).all()
 
 
 def test_by_hand():
@@ -335,7 +334,7 @@ def test_every_kind_of_layer_is_masked(name, importance):
     for weight in weights(pruned).values():
         mask = weight.parametrization(Mask).mask
         assert (~mask).sum() == round(0.4 * mask.numel()) and not weight.value[~mask].any()
-    assert torch.equal(predict(pruned, images), predict(make_permanent(pruned), images))
+    torch.testing.assert_close(predict(pruned, images), predict(make_permanent(pruned), images))
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 

@@ -377,7 +377,7 @@ def save_old(tmp_path, monkeypatch):
     return save
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"lstm", "vit"}))
 def test_a_pruned_file_of_version_0_1_is_read(name, save_old):
     model = narrow(name)
     path = save_old(model, {"model": name, "pruned": {"removed": []}})

@@ -22,7 +22,8 @@ ANSWERS, WEIGHTS = (
 )
 FILES = sorted((RESULTS / "deep_compression").glob("*.kdz"))
 FEW = FILES[:: len(FILES) // 2]
-SLOW = "lenet5", "lenet5_classic", "resnet"
+SLOW = "lenet5", "lenet5_classic", "resnet", "vit"
+LATER = {"lstm", "vit"}  # than version 0.1
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,13 @@ def digest(*tensors):
 
 
 def test_every_network_and_every_file_is_recorded():
-    assert sorted([*ANSWERS, *WEIGHTS]) == sorted([*MODELS, *(path.name for path in FILES)])
+    assert sorted([*ANSWERS, *WEIGHTS]) == sorted([*MODELS.keys() - LATER, *(path.name for path in FILES)])
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
 def test_a_shipped_network_answers_as_it_did_and_scores_what_its_file_says(name, images, mnist):
     found = digits(load_trained(name), images)
-    assert digest(found) == ANSWERS[name]
+    assert name in LATER or digest(found) == ANSWERS[name]
     _, metadata = load_tensors(SHIPPED / f"{name}.safetensors")
     assert metadata["recipe"] == RECIPES[name] and metadata["seed"] == 0 and metadata["architecture"] == name
     sizes = [len(mnist.validation.labels), len(mnist.test.labels)]
