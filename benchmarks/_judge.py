@@ -139,6 +139,12 @@ def parameter_of(model: nn.Module, name: str) -> Tensor:
     return known[weight if weight in known else name]
 
 
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the module that has the weight that the kit calls by this name."""
+    known = dict(model.named_modules())
+    return known[name if name in known else name.rpartition(".")[0]]
+
+
 def with_weights(network: Case, values: Values) -> nn.Module:
     """Return the plain network with these weights put in."""
     model = plain(network)
@@ -154,7 +160,7 @@ def seen(model: nn.Module, names: Iterable[str], network: Case, given: bool = Fa
     hooks = []
     for name in names:
         if given:
-            keep = lambda _m, _i, output, name=name: found.setdefault(name, []).append(output.clone())
+            keep = lambda _m, _i, output, name=name: found.setdefault(name, []).append(first_of(output).clone())
             hooks.append(model.get_submodule(name).register_forward_hook(keep))
         else:
             keep = lambda _m, inputs, name=name: found.setdefault(name, []).append(inputs[0].clone())
@@ -163,6 +169,11 @@ def seen(model: nn.Module, names: Iterable[str], network: Case, given: bool = Fa
     for hook in hooks:
         hook.remove()
     return found
+
+
+def first_of(output: Any) -> Tensor:
+    """Return what a module gives, the steps of a recurrent layer and the tokens of attention."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def used(model: nn.Module) -> Values:

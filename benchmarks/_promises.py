@@ -40,6 +40,7 @@ from benchmarks._judge import (
     computes_with_its_weights,
     holds,
     logits,
+    module_of,
     own_weights,
     parameter_of,
     plain,
@@ -293,7 +294,7 @@ def prunes_n_of_m(case: Case) -> None:
     pruned = pruning.prune_n_m(case.model)
     after = used(pruned)
     for name, weight in case.found_weights.items():
-        outputs = isinstance(case.plain.get_submodule(name), _ConvTransposeNd)  # each word's row stands for itself
+        outputs = isinstance(module_of(case.plain, name), _ConvTransposeNd)  # each word's row stands for itself
         rows, found = (each.transpose(0, int(outputs)).flatten(1) for each in (weight.detach(), after[name]))
         for start in range(0, rows.shape[1], 4):
             part, kept = rows[:, start : start + 4], found[:, start : start + 4] != 0
@@ -386,10 +387,18 @@ def prunes_channels(case: Case) -> None:
     holds("nothing is masked", cost.count_nonzeros(pruned) <= cost.count_nonzeros(case.model))
     groups = pruning.channel_groups(case.model, case.images)
     after = used(pruned)
-    kept = {name: after[name].transpose(0, output_axis(case, name)).flatten(1).any(1) for name in groups}
+    kept = {name: channels_left(case, name, after) for name in groups}
     narrow = pruning.remove_channels(case.model, kept, case.images)
     same_answers("the narrow network", narrow, pruned, case)
     narrow(case.images[:1].clone())
+
+
+def channels_left(case: Case, name: str, after: Values) -> Tensor:
+    """Return which channels of a layer are still computed, (size,) bool; a unit has a row in each gate."""
+    layer = case.plain.get_submodule(name)
+    if isinstance(layer, nn.RNNBase):
+        return after[f"{name}.weight_hh_l0".lstrip(".")].view(-1, layer.hidden_size, layer.hidden_size).any(2).any(0)
+    return after[name].transpose(0, output_axis(case, name)).flatten(1).any(1)
 
 
 def output_axis(case: Case, name: str) -> int:
@@ -594,7 +603,9 @@ def own_activations(case: Case, model: nn.Module, num_bits: int) -> Tensor:
     }
     for name, grid in grids.items():
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _module, inputs, grid=grid: (own_rounded(inputs[0], num_bits, grid), *inputs[1:])
+            lambda _module, inputs, grid=grid: tuple(
+                own_rounded(each, num_bits, grid) if each is inputs[0] else each for each in inputs
+            )
         )
     return logits(model, case)
 
@@ -610,7 +621,8 @@ def quantizes_activations(case: Case) -> None:
     found = quantization.quantize_activations(case.model, case.images, 8, "min_max")
     expected = own_activations(case, plain(case), 8)
     effect = float((expected - case.logits).square().mean().sqrt() / case.logits.square().mean().sqrt())
-    close("the logits", logits(found, case), expected, max(0.3 * effect, 1e-3))
+    # what lies between two steps, as behind a LayerNorm of two numbers, may go to either
+    close("the logits", logits(found, case), expected, max(0.3 * effect, 3e-3))
 
 
 def quantizes_models(case: Case, num_bits: int, calibration: str) -> None:

@@ -175,7 +175,7 @@ def find_groups(model: nn.Module, names: list[str] | None = None, images: Tensor
             raise ParameterError(
                 f"the channels of layer {name!r} go together with those of {group.producers[0]!r}. Name that one."
             )
-        check_choice("group", name, list(groups))
+        check_choice("group", name, list(groups) or list(by_layer))
     stay: dict[str, list[str]] = defaultdict(list)
     for name, group in by_layer.items():
         stay[group.obstacle].append(repr(name))
