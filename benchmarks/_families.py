@@ -17,7 +17,7 @@ from kd_lab.training import train
 FAMILIES = {"rnn": "lstm", "vit": "vit"}
 TEACHER, TEMPERATURE, ALPHA = "cnn", 4.0, 0.1
 STAGES = {
-    "lstm": [PruneUnits(0.5, epochs=8), Prune(0.34, steps=1, epochs=4), Quantize(8, epochs=1)],
+    "lstm": [PruneUnits(0.5, epochs=8), Prune(0.345, steps=1, epochs=4), Quantize(8, epochs=1)],
     "vit": [PruneUnits(0.5, epochs=6), Prune(0.635, steps=2, epochs=2), Quantize(8, epochs=1)],
 }
 FINE_TUNING = {"learning_rate": 3e-3, "batch_size": 128}

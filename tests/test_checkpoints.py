@@ -67,7 +67,7 @@ PATHS_OF_VERSION_0_1 = {  # where version 0.1 kept what it had trained with seed
 PARTS = [("fc1", "weight"), ("fc1", "bias"), ("fc2", "weight"), ("fc2", "bias")]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PATHS_OF_VERSION_0_1)
 def test_what_version_0_1_has_trained_is_still_found(name):
     assert cached_path(name, 1).name == PATHS_OF_VERSION_0_1[name]
 
