@@ -455,6 +455,20 @@ def scans_bits(case: Case) -> None:
         holds(f"the rise at {name} differs", abs(found[name][2] - loss + float(whole)) < 1e-3 * (1 + loss))
 
 
+def scans_ranks(case: Case) -> None:
+    """The rise of the loss where one layer alone has rank 1 is that of plain torch with the nearest such matrix."""
+    found = compression.rank_scan(case.model, case.part, [1])
+    whole = F.cross_entropy(case.logits, case.labels)
+    for name, rises in found.items():
+        rows = case.found_weights[name].detach().flatten(1)
+        holds(f"{name} costs something whole", rises[min(rows.shape)] == 0)
+        if len(rises) > 1:
+            u, s, v = torch.linalg.svd(rows.double(), full_matrices=False)
+            nearest = (s[0] * u[:, :1] @ v[:1]).to(rows).view_as(case.found_weights[name])
+            loss = float(F.cross_entropy(logits(with_weights(case, {name: nearest}), case), case.labels))
+            holds(f"the rise at {name} differs", abs(rises[1] - loss + float(whole)) < 1e-3 * (1 + loss))
+
+
 def runs_stage(case: Case, stage: Stage) -> None:
     """A stage without fine-tuning gives a network that computes as the plain one with its parameters."""
     made = networks.make_permanent(stage(case.model, lambda model, _epochs: model))
@@ -918,6 +932,7 @@ ALL: dict[str, Callable[[Any], None]] = {
     "save_packed": partial(takes_only_its_own, function=lambda case: formats.save_packed("file.kdz", case.model)),
     # compression
     "sensitivity_scan": scans,
+    "rank_scan": scans_ranks,
     **{
         type(stage).__name__: partial(runs_stage, stage=stage)
         for stage in (compression.FineTune(0), compression.Prune(SPARSITY, 1, 0), compression.Share(2, 0))
