@@ -477,6 +477,13 @@ def runs_stage(case: Case, stage: Stage) -> None:
     same_answers(f"the network after {stage}", made, expected, case)
 
 
+def puts_two_for_one(case: Case) -> None:
+    """The stage without fine-tuning gives the network that factorize gives."""
+    ranks = {products(case)[0]: 1}
+    made = compression.Factorize(ranks, 0)(case.model, lambda model, _epochs: model)
+    same_answers("two thin layers", made, factorization.factorize(case.model, ranks), case)
+
+
 def removes_units(case: Case) -> None:
     """Units that are removed for good leave the answers of those that are masked."""
     made = compression.PruneUnits(RATIO, 0)(case.model, lambda model, _epochs: model)
@@ -938,6 +945,7 @@ ALL: dict[str, Callable[[Any], None]] = {
         for stage in (compression.FineTune(0), compression.Prune(SPARSITY, 1, 0), compression.Share(2, 0))
     },
     "PruneUnits": removes_units,
+    "Factorize": puts_two_for_one,
     "search_settings, try_setting": searches,
     "compress": partial(
         takes_only_its_own,

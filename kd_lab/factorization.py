@@ -29,7 +29,7 @@ def low_rank(weight: Tensor, rank: int, inputs: Tensor | None = None) -> tuple[T
     what is missed of its outputs, inputs @ weight.T. `rank` is from 1 to the smaller one of both sizes.
     """
     check_tensors(2, weight=weight)
-    rank = check_whole_number("rank", rank, _ranks(weight))
+    rank = check_whole_number("rank", rank, rank_range(weight))
     rows = weight.detach().double()
     moments = rows @ rows.T
     if inputs is not None:
@@ -61,7 +61,7 @@ def factorize(
     check_that("images", images, images is not None or not by_output, "given where nearest is 'output'")
     plain = make_permanent(model)
     layers = {name: _layer(plain, name) for name in ranks}
-    ranges = {name: _ranks(layer.weight) for name, layer in layers.items()}
+    ranges = {name: rank_range(layer.weight) for name, layer in layers.items()}
     ranks = {name: check_whole_number(f"rank of {name}", ranks[name], allowed) for name, allowed in ranges.items()}
     thin = {name: thin_layers(layers[name], rank) for name, rank in ranks.items()}
     _check_replaceable(plain, layers, images)
@@ -75,7 +75,7 @@ def factorize(
     return factorized
 
 
-def _ranks(weight: Tensor) -> str:
+def rank_range(weight: Tensor) -> str:
     """Return the range of the ranks that a weight (outputs, …) can have."""
     return f"[1, {min(weight.flatten(1).shape)}]"
 
