@@ -527,6 +527,10 @@ def factorizes(case: Case) -> None:
         whole = factorization.factorize(case.model, {name: min(rows.shape)}, case.images, nearest)
         same_answers("two layers", whole, case.plain, case)
         holds("there are no two layers", isinstance(whole.get_submodule(f"{name}.first"), nn.Module))
+    two = plain(case)
+    factors = factorization.low_rank(rows.detach(), min(rows.shape))
+    two.set_submodule(name, factorization.two_layers(two.get_submodule(name), *factors))
+    same_answers("two layers of these factors", two, case.plain, case)
 
 
 # quantization
@@ -869,6 +873,11 @@ def shows_least_squares(case: Case) -> None:
     shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
 
 
+def shows_low_rank(case: Case) -> None:
+    """The panel of one layer shows one that two can stand for."""
+    shows(case, panels.LowRankPanel, layer=products(case)[-1])
+
+
 def shows_answers_to_drawings(case: Case) -> None:
     """The panel to draw on shows the network's answer to a digit, or says why there is none."""
     panel = panels.DrawingPanel({"network": case.model})
@@ -916,7 +925,7 @@ ALL: dict[str, Callable[[Any], None]] = {
     "prune_gradually, prune_until, masks lost": sees_lost_masks,
     "rewind": rewinds,
     "layer_inputs": reads_inputs,
-    "factorize": factorizes,
+    "factorize, two_layers": factorizes,
     # channels
     "prune_channels, channel_groups, remove_channels": prunes_channels,
     "hard_prune": prunes_hard,
@@ -984,6 +993,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),
     "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),
     "LeastSquaresPanel": shows_least_squares,
+    "LowRankPanel": shows_low_rank,
     "DrawingPanel": shows_answers_to_drawings,
     "DistillationPanel": partial(shows, panel=panels.DistillationPanel),
     "RecipePanel": partial(

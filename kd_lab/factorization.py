@@ -63,16 +63,26 @@ def factorize(
     layers = {name: _layer(plain, name) for name in ranks}
     ranges = {name: rank_range(layer.weight) for name, layer in layers.items()}
     ranks = {name: check_whole_number(f"rank of {name}", ranks[name], allowed) for name, allowed in ranges.items()}
-    thin = {name: thin_layers(layers[name], rank) for name, rank in ranks.items()}
     _check_replaceable(plain, layers, images)
     factorized = copied(plain)
-    for name, pair in thin.items():
+    for name, rank in ranks.items():
         inputs = layer_inputs(plain, name, images) if by_output else None
-        _fill(pair, layers[name], *low_rank(layers[name].weight.flatten(1), ranks[name], inputs))
+        pair = two_layers(layers[name], *low_rank(layers[name].weight.flatten(1), rank, inputs))
         replace(factorized, factorized.get_submodule(name), pair)
     if isinstance(architecture := getattr(model, "architecture", None), str):
         factorized.architecture = "".join([architecture, *(f"/{name}={rank}" for name, rank in ranks.items())])
     return factorized
+
+
+@torch.no_grad()
+def two_layers(layer: nn.Module, second: Tensor, first: Tensor) -> nn.Sequential:
+    """Return the two thin layers for one, whose weights are these factors, as low_rank gives them; the bias stays."""
+    thin = thin_layers(layer, len(first))
+    thin.first.weight.copy_(first.view_as(thin.first.weight))
+    thin.second.weight.copy_(second.view_as(thin.second.weight))
+    if layer.bias is not None:
+        thin.second.bias.copy_(layer.bias)
+    return thin
 
 
 def rank_range(weight: Tensor) -> str:
@@ -102,9 +112,7 @@ def _check_replaceable(model: nn.Module, layers: dict[str, nn.Module], images: T
         rows = layer.weight.flatten(1)
         outputs, inputs = rows.shape
         second, first = (torch.eye(outputs), rows) if outputs <= inputs else (rows, torch.eye(inputs))
-        pair = thin_layers(layer, len(first))
-        _fill(pair, layer, second, first)
-        replace(whole, whole.get_submodule(name), pair)
+        replace(whole, whole.get_submodule(name), two_layers(layer, second, first))
     images = example_images(images, EXAMPLES)
     predict(model, images)  # says so where these are not the images that it reads
     try:
@@ -114,11 +122,3 @@ def _check_replaceable(model: nn.Module, layers: dict[str, nn.Module], images: T
             "'model' must run the layers in 'ranks' as modules. Got one that can't do with two for one: "
             f"{own_reason(problem)}"
         ) from problem
-
-
-def _fill(thin: nn.Sequential, layer: nn.Module, second: Tensor, first: Tensor) -> None:
-    """Put two factors, and the layer's bias, into two thin layers, in place."""
-    thin.first.weight.copy_(first.view_as(thin.first.weight))
-    thin.second.weight.copy_(second.view_as(thin.second.weight))
-    if layer.bias is not None:
-        thin.second.bias.copy_(layer.bias)
