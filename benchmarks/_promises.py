@@ -527,9 +527,10 @@ def factorizes(case: Case) -> None:
         whole = factorization.factorize(case.model, {name: min(rows.shape)}, case.images, nearest)
         same_answers("two layers", whole, case.plain, case)
         holds("there are no two layers", isinstance(whole.get_submodule(f"{name}.first"), nn.Module))
-    two = plain(case)
-    factors = factorization.low_rank(rows.detach(), min(rows.shape))
-    two.set_submodule(name, factorization.two_layers(two.get_submodule(name), *factors))
+    two, layer = plain(case), case.plain.get_submodule(name)
+    inputs, mean = factorization.about_mean(layer, layer_inputs(case.model, name, case.images))
+    factors = factorization.low_rank(rows.detach(), min(rows.shape), inputs)
+    two.set_submodule(name, factorization.two_layers(layer, *factors, mean))
     same_answers("two layers of these factors", two, case.plain, case)
 
 
@@ -925,7 +926,7 @@ ALL: dict[str, Callable[[Any], None]] = {
     "prune_gradually, prune_until, masks lost": sees_lost_masks,
     "rewind": rewinds,
     "layer_inputs": reads_inputs,
-    "factorize, two_layers": factorizes,
+    "factorize, two_layers, about_mean": factorizes,
     # channels
     "prune_channels, channel_groups, remove_channels": prunes_channels,
     "hard_prune": prunes_hard,

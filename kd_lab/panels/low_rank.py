@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
 from kd_lab.data import Mnist
-from kd_lab.factorization import NEAREST, factorize, low_rank, two_layers
+from kd_lab.factorization import NEAREST, about_mean, factorize, low_rank, two_layers
 from kd_lab.networks.copies import copied
 from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.layers import replace as replace_layer
@@ -32,7 +32,7 @@ from kd_lab.panels.panel import Panel, Shown, side_by_side
 
 RANKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80, 120, 160, 250, 400, 800)  # of the curves
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-CALIBRATION_IMAGES = 1000
+CALIBRATION_IMAGES = 2000
 HEIGHT, TABLES_HEIGHT = 400, 310  # in pixels
 SHARE = 5  # the slider begins at a fifth of the layer's weights
 SMALLEST = 1e-3  # of the singular values, of the largest
@@ -68,7 +68,7 @@ class LowRankAnswer:
 class LowRankPanel(Panel):
     """Put two thin layers of a rank in place of one, live, nearest to its weight and nearest to its output.
 
-    `data` is what load_mnist() gives, `layer` a layer's name. The outputs are those for 1,000 training images; accuracy
+    `data` is what load_mnist() gives, `layer` a layer's name. The outputs are those for 2,000 training images; accuracy
     and what is kept of the output are measured on the validation part; last comes the latency, on this machine.
     """
 
@@ -76,21 +76,26 @@ class LowRankPanel(Panel):
         self._dense, data = dense_network(model, data)
         self._images = data.validation.images[:2]  # of the size that the network reads
         factorize(self._dense, {layer: 1}, self._images)  # says so where that can't be
-        self._layer = layer
-        matrix = self._dense.get_submodule(layer).weight.detach().flatten(1)
+        self._layer, whole = layer, self._dense.get_submodule(layer)
+        matrix = whole.weight.detach().flatten(1)
         self._full = min(matrix.shape)
-        calibration = layer_inputs(self._dense, layer, data.train.images[:CALIBRATION_IMAGES])
-        given = {"weight": None, "output": calibration}
-        self._factors = {name: low_rank(matrix, self._full, inputs) for name, inputs in given.items()}
+        inputs, mean = about_mean(whole, layer_inputs(self._dense, layer, data.train.images[:CALIBRATION_IMAGES]))
+        self._factors = {
+            "weight": (*low_rank(matrix, self._full), None),
+            "output": (*low_rank(matrix, self._full, inputs), mean),
+        }
         outputs = (layer_inputs(self._dense, layer, data.validation.images[:FIRST]) @ matrix.T).double()
-        moments = outputs.T @ outputs
-        self._kept = {name: _kept(second.double(), moments) for name, (second, _first) in self._factors.items()}
+        missing = {"weight": outputs, "output": outputs - (matrix @ mean).double()}  # without any rank
+        moments = {name: each.T @ each for name, each in missing.items()}
+        self._kept = {
+            name: _kept(self._factors[name][0].double(), each, moments["weight"]) for name, each in moments.items()
+        }
         self._validation = Measurement(self._dense, data.validation, self.steps)
         self._costs = counted_costs(self._dense, self._images)
         self._curves: dict[str, dict[int, float]] = {name: {} for name in NEAREST}
         squares = {
             "weight": torch.linalg.svdvals(matrix.double()).square(),
-            "output": torch.linalg.eigvalsh(moments).flip(0),
+            "output": torch.linalg.eigvalsh(moments["output"]).flip(0),
         }
         pays = matrix.numel() / sum(matrix.shape)
         self._drawing = LowRankPicture(layer, squares, self._kept, pays, self._validation.first)
@@ -118,10 +123,10 @@ class LowRankPanel(Panel):
 
     def _network(self, nearest: str, rank: int) -> nn.Module:
         """Return the network that `factorize` gives, whose factors are known for every rank at once."""
-        second, first = self._factors[nearest]
+        second, first, mean = self._factors[nearest]
         thin = copied(self._dense)
         layer = thin.get_submodule(self._layer)
-        replace_layer(thin, layer, two_layers(layer, second[:, :rank], first[:rank]))
+        replace_layer(thin, layer, two_layers(layer, second[:, :rank], first[:rank], mean))
         return thin
 
     def draw(self, answer: LowRankAnswer) -> Shown:
@@ -136,10 +141,14 @@ class LowRankPanel(Panel):
         return Shown(title, self._drawing.png(answer, self.pinned), side_by_side(scores + costs))
 
 
-def _kept(second: Tensor, moments: Tensor) -> list[float]:
-    """Return the share of the squared outputs that each rank keeps: they are projected on the columns of `second`."""
+def _kept(second: Tensor, moments: Tensor, dense: Tensor) -> list[float]:
+    """Return the share of the squared outputs that each rank keeps.
+
+    What is missing, of these second moments (outputs, outputs), is projected on the columns of `second`, a rank each;
+    the outputs of the dense layer have the moments `dense`.
+    """
     along = ((second.T @ moments) * second.T).sum(1)
-    return (along.cumsum(0) / (moments.trace() or 1)).tolist()
+    return (1 - (along.sum() - along.cumsum(0)) / (dense.trace() or 1)).tolist()
 
 
 class LowRankPicture:

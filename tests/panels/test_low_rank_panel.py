@@ -15,7 +15,7 @@ from kd_lab.cost import count_macs, count_parameters, file_bytes
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.factorization import NEAREST, factorize
+from kd_lab.factorization import NEAREST, about_mean, factorize
 from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.zoo import build_model
 from kd_lab.panels import LowRankPanel
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def part(mnist):
-    return Mnist(mnist.train[:1200], mnist.validation[:1125], mnist.test[:10])
+    return Mnist(mnist.train[:2200], mnist.validation[:1125], mnist.test[:10])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,12 +99,11 @@ def test_the_tables_have_accuracies_and_costs_beside_the_dense_ones(panel, model
 
 def test_what_is_kept_of_the_output_is_measured_on_validation_images(panel, model, part):
     inputs = layer_inputs(model, LAYER, part.validation.images[:1000])
-    dense = inputs @ model.fc2.weight.detach().T
+    total = (inputs @ model.fc2.weight.T).square().sum()
     for rank in (1, 20, FULL):
         answer = answers(panel, rank)[0]
         for name, thin in both(model, rank, part).items():
-            found = inputs @ (thin.fc2.second.weight @ thin.fc2.first.weight).detach().T
-            kept = 1 - ((dense - found).square().sum() / dense.square().sum()).item()
+            kept = 1 - ((model.fc2(inputs) - thin.fc2(inputs)).square().sum() / total).item()
             assert answer.kept[name] == pytest.approx(kept, abs=1e-4)
             assert f"{100 * answer.kept[name]:.2f} %" in panel.draw(answer).tables
         assert answer.kept["output"] >= answer.kept["weight"] - 1e-6
@@ -120,7 +119,8 @@ def test_the_picture_shows_what_was_measured_and_the_singular_values(panel, mode
         assert curve.curve.get_xydata().tolist() == [list(point) for point in sorted(found.curve.items())]
     assert [line.get_xdata() for line in drawing._marks.lines] == [[15, 15], [15, 15]]
     _curves, top, bottom = drawing._canvas._agg.figure.axes
-    outputs = layer_inputs(model, LAYER, part.validation.images[:1000]) @ model.fc2.weight.detach().T
+    _, mean = about_mean(model.fc2, layer_inputs(model, LAYER, part.train.images[:CALIBRATION_IMAGES]))
+    outputs = (layer_inputs(model, LAYER, part.validation.images[:1000]) - mean) @ model.fc2.weight.detach().T
     for line, matrix in zip(top.lines, (model.fc2.weight.detach(), outputs), strict=False):
         values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
         assert np.allclose(line.get_ydata(), values / values[0], atol=1e-4)
