@@ -51,7 +51,7 @@ from benchmarks._judge import (
     used,
     with_weights,
 )
-from kd_lab.compression.stages import Stage
+from kd_lab.compression.stages import RecipeTuning, Stage
 from kd_lab.data import Mnist, Split
 from kd_lab.deployment.litert import exported_program
 from kd_lab.errors import KdLabError, ParameterError
@@ -479,9 +479,10 @@ def runs_stage(case: Case, stage: Stage) -> None:
 
 def puts_two_for_one(case: Case) -> None:
     """The stage without fine-tuning gives the network that factorize gives."""
-    ranks = {products(case)[0]: 1}
-    made = compression.Factorize(ranks, 0)(case.model, lambda model, _epochs: model)
-    same_answers("two thin layers", made, factorization.factorize(case.model, ranks), case)
+    ranks, tuning = {products(case)[0]: 1}, RecipeTuning(lambda model, _epochs: model, case.images)
+    for nearest in factorization.NEAREST:
+        made = compression.Factorize(ranks, 0, nearest)(case.model, tuning)
+        same_answers("two layers", made, factorization.factorize(case.model, ranks, case.images, nearest), case)
 
 
 def removes_units(case: Case) -> None:

@@ -20,7 +20,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.factorization import factorize
+from kd_lab.factorization import NEAREST, factorize
 from kd_lab.formats.kdz import load_packed, pack, unpack
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.permanent import make_permanent
@@ -170,6 +170,22 @@ def test_two_thin_layers_go_through_the_stages_behind_them(start, tmp_path):
     assert torch.allclose(predict(unpack(pack(outcome.model)), images), predict(outcome.model, images), atol=1e-4)
     again = compress(start, start, SMALL, stages, folder=tmp_path, **SETTINGS)
     assert pack(again.model) == pack(outcome.model)
+
+
+@pytest.mark.parametrize("nearest", NEAREST)
+def test_the_stage_is_near_to_the_output_for_images_that_are_trained_on(start, nearest):
+    outcome = compress(start, None, SMALL, [Factorize({"fc1": 8}, 0, nearest)], **SETTINGS)
+    expected = factorize(start, {"fc1": 8}, SMALL.train.images[:2000], nearest)
+    images = SMALL.validation.images
+    assert torch.allclose(predict(outcome.model, images), predict(expected, images), atol=1e-5)
+    alone = lambda model, _epochs: model
+    if nearest == "output":
+        with pytest.raises(ParameterError, match="'images' must be given where nearest is 'output'"):
+            Factorize({"fc1": 8})(start, alone)
+    else:
+        assert torch.allclose(
+            predict(Factorize({"fc1": 8}, 0, nearest)(start, alone), images), predict(expected, images)
+        )
 
 
 def test_units_and_ranks_go_together_and_a_network_that_is_factorized_goes_through(start):
@@ -469,6 +485,7 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
         (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
         (lambda: Factorize({"fc1": 0}), "Factorize(): 'ranks of layer fc1' must be a whole number in [1, 10000]"),
         (lambda: Factorize(8), "Factorize(): 'ranks' must be a dict of ranks by the names of layers"),
+        (lambda: Factorize({"fc1": 8}, nearest="inputs"), "Factorize(): 'nearest' must be one of weight, output"),
         (lambda: Factorize({}), "Factorize(): 'ranks' must be a dict of ranks by the names of layers"),
         (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),
         (lambda: Share(0), "Share(): 'num_bits' must be a whole number in [1, 8]"),
