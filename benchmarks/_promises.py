@@ -52,7 +52,7 @@ from benchmarks._judge import (
     used,
     with_weights,
 )
-from kd_lab.compression.stages import Stage
+from kd_lab.compression.stages import RecipeTuning, Stage
 from kd_lab.data import Mnist, Split
 from kd_lab.deployment.litert import exported_program
 from kd_lab.errors import KdLabError, ParameterError
@@ -464,12 +464,34 @@ def scans_bits(case: Case) -> None:
         holds(f"the rise at {name} differs", abs(found[name][2] - loss + float(whole)) < 1e-3 * (1 + loss))
 
 
+def scans_ranks(case: Case) -> None:
+    """The rise of the loss where one layer alone has rank 1 is that of plain torch with the nearest such matrix."""
+    found = compression.rank_scan(case.model, case.part, [1])
+    whole = F.cross_entropy(case.logits, case.labels)
+    for name, rises in found.items():
+        rows = case.found_weights[name].detach().flatten(1)
+        holds(f"{name} costs something whole", rises[min(rows.shape)] == 0)
+        if len(rises) > 1:
+            u, s, v = torch.linalg.svd(rows.double(), full_matrices=False)
+            nearest = (s[0] * u[:, :1] @ v[:1]).to(rows).view_as(case.found_weights[name])
+            loss = float(F.cross_entropy(logits(with_weights(case, {name: nearest}), case), case.labels))
+            holds(f"the rise at {name} differs", abs(rises[1] - loss + float(whole)) < 1e-3 * (1 + loss))
+
+
 def runs_stage(case: Case, stage: Stage) -> None:
     """A stage without fine-tuning gives a network that computes as the plain one with its parameters."""
     made = networks.make_permanent(stage(case.model, lambda model, _epochs: model))
     expected = plain(case)
     expected.load_state_dict(made.state_dict())
     same_answers(f"the network after {stage}", made, expected, case)
+
+
+def puts_two_for_one(case: Case) -> None:
+    """The stage without fine-tuning gives the network that factorize gives."""
+    ranks, tuning = {products(case)[0]: 1}, RecipeTuning(lambda model, _epochs: model, case.images)
+    for nearest in factorization.NEAREST:
+        made = compression.Factorize(ranks, 0, nearest)(case.model, tuning)
+        same_answers("two layers", made, factorization.factorize(case.model, ranks, case.images, nearest), case)
 
 
 def removes_units(case: Case) -> None:
@@ -515,6 +537,11 @@ def factorizes(case: Case) -> None:
         whole = factorization.factorize(case.model, {name: min(rows.shape)}, case.images, nearest)
         same_answers("two layers", whole, case.plain, case)
         holds("there are no two layers", isinstance(whole.get_submodule(f"{name}.first"), nn.Module))
+    two, layer = plain(case), case.plain.get_submodule(name)
+    inputs, mean = factorization.about_mean(layer, layer_inputs(case.model, name, case.images))
+    factors = factorization.low_rank(rows.detach(), min(rows.shape), inputs)
+    two.set_submodule(name, factorization.two_layers(layer, *factors, mean))
+    same_answers("two layers of these factors", two, case.plain, case)
 
 
 # quantization
@@ -860,6 +887,11 @@ def shows_least_squares(case: Case) -> None:
     shows(case, panels.LeastSquaresPanel, layer=list(networks.weighted_layers(case.model))[-1])
 
 
+def shows_low_rank(case: Case) -> None:
+    """The panel of one layer shows one that two can stand for."""
+    shows(case, panels.LowRankPanel, layer=products(case)[-1])
+
+
 def shows_answers_to_drawings(case: Case) -> None:
     """The panel to draw on shows the network's answer to a digit, or says why there is none."""
     panel = panels.DrawingPanel({"network": case.model})
@@ -907,7 +939,7 @@ ALL: dict[str, Callable[[Any], None]] = {
     "prune_gradually, prune_until, masks lost": sees_lost_masks,
     "rewind": rewinds,
     "layer_inputs": reads_inputs,
-    "factorize": factorizes,
+    "factorize, two_layers, about_mean": factorizes,
     # channels
     "prune_channels, channel_groups, remove_channels": prunes_channels,
     "hard_prune": prunes_hard,
@@ -930,11 +962,13 @@ ALL: dict[str, Callable[[Any], None]] = {
     "save_packed": partial(takes_only_its_own, function=lambda case: formats.save_packed("file.kdz", case.model)),
     # compression
     "sensitivity_scan": scans,
+    "rank_scan": scans_ranks,
     **{
         type(stage).__name__: partial(runs_stage, stage=stage)
         for stage in (compression.FineTune(0), compression.Prune(SPARSITY, 1, 0), compression.Share(2, 0))
     },
     "PruneUnits": removes_units,
+    "Factorize": puts_two_for_one,
     "search_settings, try_setting": searches,
     "compress": partial(
         takes_only_its_own,
@@ -973,6 +1007,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "StructuredPruningPanel": partial(shows, panel=panels.StructuredPruningPanel),
     "QuantizationPanel": partial(shows, panel=panels.QuantizationPanel),
     "LeastSquaresPanel": shows_least_squares,
+    "LowRankPanel": shows_low_rank,
     "DrawingPanel": shows_answers_to_drawings,
     "DistillationPanel": partial(shows, panel=panels.DistillationPanel),
     "RecipePanel": partial(

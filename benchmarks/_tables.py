@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from textwrap import fill
 
-from benchmarks import hinton
+from benchmarks import _low_rank, hinton
 from benchmarks._gains import chosen_temperature, gain
 from benchmarks._modules import list_modules
 from kd_lab.cost import count_parameters
@@ -36,6 +36,12 @@ STUDENTS = {
     "distilled": "… taught",
     "no3": "… taught without 3s",
     "no3_fixed": "… and its bias mended",
+}
+THIN = {
+    "weight": "nearest to the weight",
+    "output": "nearest to the output",
+    _low_rank.LABELS: "… and an epoch on labels",
+    _low_rank.TAUGHT: "… and an epoch with the dense network as the teacher",
 }
 REACHED = {  # ratios that others reported, by what was reached here
     "lenet300_taught_1_64": "40 (Deep Compression, Han et al. 2016)",
@@ -222,6 +228,20 @@ def stages() -> str:
     return table(header, [left + right for left, right in zip(*sides, strict=True)])
 
 
+def low_rank() -> str:
+    """Return the points lost to two thin layers in place of one, and what they save."""
+    record = load_results("beyond")
+    rows = [[label, f"{_low_rank.lost_points(record, way):z.2f}"] for way, label in THIN.items()]
+    ranks = " and ".join(f"`{name}` at rank {rank}" for name, rank in record.part("low_rank", "ranks").items())
+    fewer = {cost: _low_rank.saved(record, cost) for cost in ("macs", "bytes")}
+    faster = {size: _low_rank.speed(record, size).mean for size in _low_rank.BATCH_SIZES}
+    text = (
+        f"`lenet300` with {ranks}: {fewer['macs']:.2f} times fewer MACs, {fewer['bytes']:.2f} times fewer bytes, "
+        f"{faster[256]:.1f} times as fast for 256 images and {faster[1]:.1f} times for one."
+    )
+    return f"{table(['two layers for one', 'points lost'], rows)}\n\n{fill(text, 118)}"
+
+
 def faults() -> str:
     """Return what the trials of faults counted."""
     record = load_results("faults")
@@ -250,6 +270,7 @@ TABLES = (
     trees,
     reached,
     stages,
+    low_rank,
     faults,
     modules,
     floors,

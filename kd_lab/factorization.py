@@ -2,7 +2,8 @@
 
 Their product has fewer weights. Of all products of a rank, truncated SVD misses least of a weight (Eckart & Young
 1936). What counts is the layer's output, and some inputs are larger and more frequent than others: weighted by their
-second moments, the same calculation misses least of the output (Zhang et al. 2016, arXiv 1505.06798).
+second moments, the same calculation misses least of the output, and of what it misses the bias makes up for the mean
+(Zhang et al. 2016, arXiv 1505.06798).
 """
 
 import torch
@@ -29,7 +30,7 @@ def low_rank(weight: Tensor, rank: int, inputs: Tensor | None = None) -> tuple[T
     what is missed of its outputs, inputs @ weight.T. `rank` is from 1 to the smaller one of both sizes.
     """
     check_tensors(2, weight=weight)
-    rank = check_whole_number("rank", rank, _ranks(weight))
+    rank = check_whole_number("rank", rank, rank_range(weight))
     rows = weight.detach().double()
     moments = rows @ rows.T
     if inputs is not None:
@@ -51,9 +52,9 @@ def factorize(
 
     `ranks` has a rank for each layer by name, a Linear layer or a convolution without groups. A layer of n inputs and m
     outputs has n · m weights, its two layers rank · (n + m). They are nearest to the layer's "weight", or to the
-    "output" that it has for `images`, some hundred of the training part. A network that reads others than
-    (N, 1, 28, 28) needs some images in any case. Masks and quantized weights become plain numbers first. Raises a
-    ParameterError for a layer that can't be replaced by two.
+    "output" that it has for `images`, some thousand of the training part, by a new bias, too, where there is one. A
+    network that reads others than (N, 1, 28, 28) needs some images in any case. Masks and quantized weights become
+    plain numbers first. Raises a ParameterError for a layer that can't be replaced by two.
     """
     check_kind("ranks", ranks, dict, "a dict of ranks by the names of layers, as in {'fc1': 20}")
     check_choice("nearest", nearest, list(NEAREST))
@@ -61,21 +62,41 @@ def factorize(
     check_that("images", images, images is not None or not by_output, "given where nearest is 'output'")
     plain = make_permanent(model)
     layers = {name: _layer(plain, name) for name in ranks}
-    ranges = {name: _ranks(layer.weight) for name, layer in layers.items()}
+    ranges = {name: rank_range(layer.weight) for name, layer in layers.items()}
     ranks = {name: check_whole_number(f"rank of {name}", ranks[name], allowed) for name, allowed in ranges.items()}
-    thin = {name: thin_layers(layers[name], rank) for name, rank in ranks.items()}
     _check_replaceable(plain, layers, images)
     factorized = copied(plain)
-    for name, pair in thin.items():
-        inputs = layer_inputs(plain, name, images) if by_output else None
-        _fill(pair, layers[name], *low_rank(layers[name].weight.flatten(1), ranks[name], inputs))
+    for name, rank in ranks.items():
+        inputs, mean = about_mean(layers[name], layer_inputs(plain, name, images)) if by_output else (None, None)
+        pair = two_layers(layers[name], *low_rank(layers[name].weight.flatten(1), rank, inputs), mean)
         replace(factorized, factorized.get_submodule(name), pair)
     if isinstance(architecture := getattr(model, "architecture", None), str):
         factorized.architecture = "".join([architecture, *(f"/{name}={rank}" for name, rank in ranks.items())])
     return factorized
 
 
-def _ranks(weight: Tensor) -> str:
+def about_mean(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inputs (N, n) of a layer less their mean, and the mean (n,), which is 0 where no bias can take it."""
+    mean = inputs.mean(0) if layer.bias is not None else torch.zeros_like(inputs[0])
+    return inputs - mean, mean
+
+
+@torch.no_grad()
+def two_layers(layer: nn.Module, second: Tensor, first: Tensor, mean: Tensor | None = None) -> nn.Sequential:
+    """Return the two thin layers for one, whose weights are these factors, as low_rank gives them.
+
+    The bias makes up for what they miss at the mean of the layer's inputs, if that is given.
+    """
+    thin = thin_layers(layer, len(first))
+    thin.first.weight.copy_(first.view_as(thin.first.weight))
+    thin.second.weight.copy_(second.view_as(thin.second.weight))
+    if layer.bias is not None:
+        missed = 0 if mean is None else (layer.weight.flatten(1) - second @ first) @ mean
+        thin.second.bias.copy_(layer.bias + missed)
+    return thin
+
+
+def rank_range(weight: Tensor) -> str:
     """Return the range of the ranks that a weight (outputs, …) can have."""
     return f"[1, {min(weight.flatten(1).shape)}]"
 
@@ -102,9 +123,7 @@ def _check_replaceable(model: nn.Module, layers: dict[str, nn.Module], images: T
         rows = layer.weight.flatten(1)
         outputs, inputs = rows.shape
         second, first = (torch.eye(outputs), rows) if outputs <= inputs else (rows, torch.eye(inputs))
-        pair = thin_layers(layer, len(first))
-        _fill(pair, layer, second, first)
-        replace(whole, whole.get_submodule(name), pair)
+        replace(whole, whole.get_submodule(name), two_layers(layer, second, first))
     images = example_images(images, EXAMPLES)
     predict(model, images)  # says so where these are not the images that it reads
     try:
@@ -114,11 +133,3 @@ def _check_replaceable(model: nn.Module, layers: dict[str, nn.Module], images: T
             "'model' must run the layers in 'ranks' as modules. Got one that can't do with two for one: "
             f"{own_reason(problem)}"
         ) from problem
-
-
-def _fill(thin: nn.Sequential, layer: nn.Module, second: Tensor, first: Tensor) -> None:
-    """Put two factors, and the layer's bias, into two thin layers, in place."""
-    thin.first.weight.copy_(first.view_as(thin.first.weight))
-    thin.second.weight.copy_(second.view_as(thin.second.weight))
-    if layer.bias is not None:
-        thin.second.bias.copy_(layer.bias)

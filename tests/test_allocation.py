@@ -1,8 +1,9 @@
-"""Scans measure what their definition says; no other sparsities, or bits within the bytes, do better."""
+"""Scans measure what their definition says; no other sparsities, bits within the bytes, or ranks do better."""
 
 import copy
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,8 +14,18 @@ from torch import nn
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import allocation
-from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, scan_layers, sensitivity_scan
+from kd_lab.compression.allocation import (
+    allocate,
+    bit_scan,
+    choose_bits,
+    choose_ranks,
+    rank_scan,
+    scan_layers,
+    sensitivity_scan,
+)
+from kd_lab.cost import count_macs
 from kd_lab.errors import ParameterError
+from kd_lab.factorization import NEAREST, factorize
 from kd_lab.formats import network_file_bytes
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.predictions import predict
@@ -304,6 +315,122 @@ SCAN = {"fc1": {2: 0.1, 4: 0.0}}
     ],
 )
 def test_bad_input_about_bits_is_named(call, part, validation):
+    with pytest.raises(ParameterError) as error:
+        call(load_trained("mlp128"), validation[:50])
+    assert part in str(error.value), str(error.value)
+
+
+# ---- ranks
+
+
+@pytest.mark.parametrize("nearest", NEAREST)
+def test_a_scan_is_the_rise_of_the_loss_with_one_layer_in_two(nearest, mnist, validation):
+    model, few, images = load_trained("lenet300"), validation[:500], mnist.train.images[:200]
+    scan = rank_scan(model, few, np.array([40, 5, 80, 5]), images, nearest)
+    assert {name: list(rises) for name, rises in scan.items()} == {
+        "fc1": [5, 40, 80, 300],  # 300 · 784 weights, and 5 · (300 + 784) in two layers
+        "fc2": [5, 40, 100],  # 80 · (100 + 300) are more than 100 · 300
+        "fc3": [5, 10],
+    }
+    assert all(rises[max(rises)] == 0 for rises in scan.values()) and json.loads(json.dumps(scan))
+    alone = factorize(model, {"fc1": 5}, images, nearest)
+    assert scan["fc1"][5] == pytest.approx(loss(alone, few) - loss(model, few), abs=1e-6)
+
+
+def test_what_cannot_be_in_two_stays_whole():
+    scan = rank_scan(Tied(), TIED_DATA, [1, 2])
+    assert list(scan["encoder"]) == [min(Tied().encoder.weight.shape)] and set(scan["encoder"].values()) == {0.0}
+    assert set(scan["head"]) > {1} and scan["head"][min(Tied().head.weight.shape)] == 0
+    grouped = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(144, 5))
+    assert {name: list(rises) for name, rises in rank_scan(grouped, GROUPED_DATA, [2]).items()} == {
+        "0": [4],
+        "2": [2, 5],
+    }
+
+
+GROUPED_DATA = torch.randn(20, 2, 8, 8), torch.arange(20) % 5
+SHAPES = {"a": (30, 40), "b": (8, 2, 3, 3), "c": (16, 16), "d": (5, 3)}
+RANKS = [1, 2, 4, 8, 20]
+
+
+def size(name, rank):
+    """Return how many weights a layer has at a rank, two layers or one."""
+    outputs, inputs = SHAPES[name][0], math.prod(SHAPES[name][1:])
+    return outputs * inputs if rank is None else rank * (outputs + inputs)
+
+
+def sizes(choice):
+    return sum(size(name, choice.get(name)) for name in SHAPES)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_other_choice_of_ranks_is_better(seed):
+    generator = torch.Generator().manual_seed(seed)
+    full = {name: min(shape[0], math.prod(shape[1:])) for name, shape in SHAPES.items()}
+    fitting = {name: [rank for rank in RANKS if size(name, rank) < size(name, None)] for name in SHAPES}
+    scan = {
+        name: dict(zip(ranks, torch.randn(len(ranks), generator=generator).tolist(), strict=True)) | {full[name]: 0.0}
+        for name, ranks in fitting.items()
+    }
+    options = [[(name, rank) for rank in [*fitting[name], None]] for name in SHAPES]
+    every = [{name: rank for name, rank in choice if rank} for choice in itertools.product(*options)]
+
+    def rise(choice):
+        return sum(scan[name][rank] for name, rank in choice.items())
+
+    least, most = min(map(sizes, every)), sizes({})
+    for budget in (least, *sorted({sizes(every[place]) for place in range(seed, len(every), 17)}), most - 1, 2 * most):
+        chosen = choose_ranks(scan, SHAPES, budget)
+        assert sizes(chosen) <= budget
+        assert rise(chosen) == pytest.approx(min(rise(each) for each in every if sizes(each) <= budget), abs=1e-9)
+    with pytest.raises(ParameterError, match=rf"^choose_ranks\(\): a budget of {least - 1} weights is out of reach"):
+        choose_ranks(scan, SHAPES, least - 1)
+
+
+def test_ranks_that_save_nothing_leave_a_layer_whole():
+    scan = {"a": {25: -1.0, 30: 0.0}, "b": {2: 0.5, 8: 0.0}}  # 25 · 70 weights are more than 1,200
+    assert choose_ranks(scan, {name: torch.empty(SHAPES[name]).shape for name in scan}, 1344) == {}
+    assert choose_ranks(scan, SHAPES, 1343) == {"b": 2}
+
+
+def test_chosen_ranks_keep_to_the_budget_and_beat_one_share_for_all(mnist, validation):
+    model, few = load_trained("lenet300"), validation[:1000]
+    shapes = {name: layer.weight.shape for name, layer in weighted_layers(model).items()}
+    budget = count_macs(model) // 5
+    chosen = choose_ranks(rank_scan(model, few, [5, 7, 10, 20, 40, 80]), shapes, budget)
+    mixed = factorize(model, chosen)
+    even = factorize(model, {"fc1": 43, "fc2": 15, "fc3": 2})  # a fifth of each layer
+    assert count_macs(mixed) <= budget and count_macs(even) == pytest.approx(budget, rel=0.02)
+    assert loss(mixed, few) < 0.5 * loss(even, few)
+
+
+@pytest.mark.parametrize(
+    "call, part",
+    [
+        *(
+            (lambda model, data, rank=rank: rank_scan(model, data, [4, rank]), "rank_scan(): 'ranks' must be a whole")
+            for rank in (0, 4.5, True, "4", None)
+        ),
+        *(
+            (lambda model, data, ranks=ranks: rank_scan(model, data, ranks), "rank_scan(): 'ranks' must be a list")
+            for ranks in (4, None, [])
+        ),
+        (lambda model, data: rank_scan(model, data, [4], nearest="outputs"), "rank_scan(): 'nearest' must be one of"),
+        (lambda model, data: rank_scan(model, data, [4], nearest="output"), "rank_scan(): 'images' must be given"),
+        (lambda model, data: rank_scan(model, data, [4], data.images[:, :, :9]), "rank_scan(): the model can't read"),
+        (lambda model, data: rank_scan(model, data[0], [4]), "rank_scan(): "),
+        (lambda *_: choose_ranks({"fc1": {4: 0.1}}, {"fc1": (9, 9)}, 0), "choose_ranks(): 'budget' must be a whole"),
+        *(
+            (lambda *_, shapes=shapes: choose_ranks({"fc1": {4: 0.1}}, shapes, 9), "choose_ranks(): 'shapes' must be")
+            for shapes in (None, [1], {"fc1": 9}, {"fc1": (9,)})
+        ),
+        (lambda *_: choose_ranks({"fc1": {4: 0.1}}, {"fc1": (9, "9")}, 9), "'shape of fc1' must be a whole number"),
+        (lambda *_: choose_ranks({"fc1": {0: 0.1}}, {"fc1": (9, 9)}, 9), "'rank in the scan' must be a whole number"),
+        (lambda *_: choose_ranks(None, {"fc1": (9, 9)}, 9), "{layer: {rank: rise}}, as rank_scan() gives it."),
+        (lambda *_: choose_ranks({"fc1": {4: 0.1}}, {"fc2": (9, 9)}, 9), "'layer of the scan' must be one of fc2."),
+    ],
+)
+def test_bad_input_about_ranks_is_named(call, part, validation):
     with pytest.raises(ParameterError) as error:
         call(load_trained("mlp128"), validation[:50])
     assert part in str(error.value), str(error.value)

@@ -48,6 +48,25 @@ def test_with_inputs_it_is_the_truncated_svd_of_the_outputs_that_no_other_produc
         assert np.allclose(found, (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-4 * np.abs(outputs).max())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "layer, shape", [(nn.Linear(9, 6), (40, 9)), (nn.Conv2d(2, 5, 3, padding=1), (10, 2, 6, 6))], ids=str
+)
+def test_nearest_to_the_output_no_other_layers_miss_less_and_the_bias_makes_up_for_the_mean(layer, shape, bias):
+    x, layer = random(*shape).relu() + 0.5, copy.deepcopy(layer)
+    if not bias:
+        layer.bias = None
+    model = nn.Sequential(layer, nn.Flatten())
+    dense = layer(x).movedim(1, -1).flatten(0, -2).double().detach().numpy()
+    mean = dense.mean(0) if bias else 0
+    values = np.linalg.svd(dense - mean, compute_uv=False)
+    for rank in (1, 3):
+        thin = factorize(model, {"0": rank}, x, "output")[0]
+        missed = dense - thin(x).movedim(1, -1).flatten(0, -2).detach().numpy()
+        assert np.square(missed).sum() == pytest.approx(np.square(values[rank:]).sum(), rel=1e-3)
+        assert not bias or np.abs(missed.mean(0)).max() < 1e-5
+
+
 def test_inputs_that_never_change_and_weights_of_zero_are_no_obstacle():
     weight = random(4, 6)
     constant = torch.ones(20, 6)
@@ -80,7 +99,7 @@ def test_at_full_rank_a_network_answers_as_before(model, ranks, nearest):
 
 def test_fewer_macs_and_weights_and_the_output_is_missed_by_less_than_by_the_weight(mnist, validation):
     dense, ranks = load_trained("lenet300"), {"fc1": 40, "fc2": 20}
-    by_weight, by_output = (factorize(dense, ranks, mnist.train.images[:1000], each) for each in NEAREST)
+    by_weight, by_output = (factorize(dense, ranks, mnist.train.images[:2000], each) for each in NEAREST)
     assert count_macs(by_output) == 40 * (784 + 300) + 20 * (300 + 100) + 1000 < count_macs(dense) / 5
     assert count_parameters(by_output) == count_macs(by_output) + 300 + 100 + 10
     lost = [accuracy(dense, validation).value - accuracy(each, validation).value for each in (by_weight, by_output)]

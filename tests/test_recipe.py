@@ -12,15 +12,16 @@ import torch
 from digits import MNIST
 from torch import nn
 
-from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress
+from kd_lab.compression import Factorize, FineTune, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression import recipe as recipe_module
 from kd_lab.compression.stages import with_masks
-from kd_lab.cost import count_parameters
+from kd_lab.cost import count_macs, count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
-from kd_lab.formats.kdz import load_packed, pack
+from kd_lab.factorization import NEAREST, factorize
+from kd_lab.formats.kdz import load_packed, pack, unpack
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
@@ -143,6 +144,60 @@ def test_each_layer_has_a_setting_of_its_own(start):
     assert first.weight.shape == (24, 784) and second.weight.shape == (10, 24)
     assert int((first.weight == 0).sum()) == round(0.9 * 24 * 784) and int((second.weight == 0).sum()) == 120
     assert len(first.weight.unique()) == 2**2 + 1 and 2**3 < len(second.weight.unique()) <= 2**4 + 1
+
+
+def test_two_thin_layers_go_through_the_stages_behind_them(start, tmp_path):
+    both = "fc1.first", "fc1.second"
+    stages = [
+        Prune({"fc1": 0.5, "fc2": 0.5}, 1, 0),
+        Factorize({"fc1": 8}, epochs=1),
+        Prune(dict.fromkeys(both, 0.5), 1, 1),
+        Quantize(4, 0),
+        Share({**dict.fromkeys(both, 3), "fc2": 4}, epochs=0),
+    ]
+    outcome = compress(start, start, SMALL, stages, folder=tmp_path, **SETTINGS)
+    assert outcome.complete
+    _, pruned, thin, *later = outcome.models.values()
+    for model in (thin, *later):
+        assert model.architecture == "784-32-10/fc1=8" and list(weighted_layers(model)) == [*both, "fc2"]
+        assert zeros(model)["fc2"][zeros(pruned)["fc2"]].all(), "the zeros of other layers are kept"
+    assert zeros(thin)["fc1.first"].float().mean() < 0.1 and all(zeros(later[0])[name].sum() >= 128 for name in both)
+    assert len(outcome.model.fc1.first.weight.unique()) <= 2**3 + 1
+    sizes = list(outcome.bytes.values())
+    assert sizes[2] < sizes[1] and sizes == sorted(sizes, reverse=True)
+    assert count_macs(thin) == 8 * (784 + 32) + 320 < count_macs(start) / 3
+    images = SMALL.validation.images
+    assert torch.allclose(predict(unpack(pack(outcome.model)), images), predict(outcome.model, images), atol=1e-4)
+    again = compress(start, start, SMALL, stages, folder=tmp_path, **SETTINGS)
+    assert pack(again.model) == pack(outcome.model)
+
+
+@pytest.mark.parametrize("nearest", NEAREST)
+def test_the_stage_is_near_to_the_output_for_images_that_are_trained_on(start, nearest):
+    outcome = compress(start, None, SMALL, [Factorize({"fc1": 8}, 0, nearest)], **SETTINGS)
+    expected = factorize(start, {"fc1": 8}, SMALL.train.images[:2000], nearest)
+    images = SMALL.validation.images
+    assert torch.allclose(predict(outcome.model, images), predict(expected, images), atol=1e-5)
+    alone = lambda model, _epochs: model
+    if nearest == "output":
+        with pytest.raises(ParameterError, match="'images' must be given where nearest is 'output'"):
+            Factorize({"fc1": 8})(start, alone)
+    else:
+        assert torch.allclose(
+            predict(Factorize({"fc1": 8}, 0, nearest)(start, alone), images), predict(expected, images)
+        )
+
+
+def test_units_and_ranks_go_together_and_a_network_that_is_factorized_goes_through(start):
+    thin = factorize(start, {"fc1": 8}, SMALL.train.images[:200], "output")
+    for model, stages in (
+        (start, [PruneUnits(0.25, 0), Factorize({"fc1": 8}, 0)]),
+        (start, [Factorize({"fc1": 8}, 0), PruneUnits(0.25, 0)]),
+        (thin, [Prune(0.5, 1, 0), Share(4, 0)]),
+    ):
+        outcome = compress(model, start, SMALL, stages, **SETTINGS)
+        assert outcome.complete and outcome.model.architecture == "784-32-10/fc1=8"
+        assert len(pack(outcome.model)) == list(outcome.bytes.values())[-1]
 
 
 def test_layers_are_pruned_in_proportion_at_every_step(start):
@@ -388,6 +443,12 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
             dict(stages=[Prune(0.5), Share({"relu1": 4})]),
             "'layer in num_bits of Share' must be one of fc1, fc2. Got 'relu1'",
         ),
+        (dict(stages=[Factorize({"fc3": 8})]), "'layer in ranks of Factorize' must be one of fc1, fc2. Got 'fc3'"),
+        (dict(stages=[Factorize({"fc2": 11})]), "'rank of fc2' must be a whole number in [1, 10]. Got 11."),
+        (
+            dict(stages=[Factorize({"fc1": 8}), Share({"fc1": 2})]),
+            "'layer in num_bits of Share' must be one of fc1.first, fc1.second, fc2. Got 'fc1'",
+        ),
         (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
         (dict(teacher="mlp128"), "compress(): 'teacher' must be a network, or None. Got 'mlp128'."),
         (dict(teacher=None, temperature="hot"), "'temperature' must be a number in (0, 1000]"),
@@ -422,6 +483,10 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
         (lambda: Share({"fc1": 2.5}), "'num_bits of layer fc1' must be a whole number in [1, 8]"),
         (lambda: Prune(0.5, 0), "Prune(): 'steps' must be a whole number"),
         (lambda: PruneUnits(1), "PruneUnits(): 'ratio' must be a number in [0, 1)"),
+        (lambda: Factorize({"fc1": 0}), "Factorize(): 'ranks of layer fc1' must be a whole number in [1, 10000]"),
+        (lambda: Factorize(8), "Factorize(): 'ranks' must be a dict of ranks by the names of layers"),
+        (lambda: Factorize({"fc1": 8}, nearest="inputs"), "Factorize(): 'nearest' must be one of weight, output"),
+        (lambda: Factorize({}), "Factorize(): 'ranks' must be a dict of ranks by the names of layers"),
         (lambda: FineTune(-1), "FineTune(): 'epochs' must be a whole number"),
         (lambda: Share(0), "Share(): 'num_bits' must be a whole number in [1, 8]"),
         (lambda: Share(2, bias_bits=9), "Share(): 'bias_bits' must be a whole number in [1, 8]"),
@@ -461,6 +526,7 @@ def test_a_stage_that_gives_no_network_is_named(start, made, told):
         (Prune({"fc1": np.float64(0.9)}), Prune({"fc1": 0.9})),
         (PruneUnits(np.float64(0.5), np.int8(1)), PruneUnits(0.5, 1)),
         (FineTune(np.int64(2)), FineTune(2)),
+        (Factorize({"fc1": np.uint8(4)}), Factorize({"fc1": 4})),
         (Quantize({"fc1": np.uint8(4)}), Quantize({"fc1": 4})),
         (Share(np.uint8(8), np.int16(1), np.uint8(8)), Share(8, 1, 8)),
     ],

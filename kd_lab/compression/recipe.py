@@ -14,7 +14,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lab.compression.stages import BY_LAYER, FineTuning, PruneUnits, Stage, with_masks
+from kd_lab.compression.stages import BY_LAYER, Factorize, FineTuning, PruneUnits, RecipeTuning, Stage, with_masks
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
@@ -136,6 +136,7 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
             layers = channel_groups(model) if isinstance(stage, PruneUnits) else weights(model)
             for layer in value if isinstance(value, dict) else ():
                 check_choice(f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
+        model = stage.outline(model) if isinstance(stage, Factorize) else model  # its layers have other names
 
 
 @dataclass
@@ -175,7 +176,7 @@ class Teaching:
                 raise KeyboardInterrupt  # half a stage is none
             return tuned
 
-        return fine_tune
+        return RecipeTuning(fine_tune, self.training[0])
 
     def paths(self, model: nn.Module, stages: Sequence[Stage], *how: float) -> list[Path | None]:
         """Return for each stage a path in the folder, if any, that changes with whatever came before it."""

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kd_lab.errors import check_fields
+from kd_lab.errors import check_choice, check_fields, check_that, check_whole_number
+from kd_lab.factorization import NEAREST, factorize, rank_range
 from kd_lab.networks.copies import copied
 from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.zoo import thin_layers
 from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_layer_adaptive, set_masks
 from kd_lab.pruning.schedules import gradual_steps
 from kd_lab.quantization import kmeans, quantize_weights, share_weights
@@ -16,6 +18,18 @@ from kd_lab.quantization import kmeans, quantize_weights, share_weights
 FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for a number of epochs
 Stage = Callable[[nn.Module, FineTuning], nn.Module]
 EPOCHS_RANGE = "[0, 1000]"  # 0 leaves fine-tuning out
+CALIBRATION_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class RecipeTuning:
+    """The fine-tuning of a recipe, which has the `images` that it learns from for stages that look at some."""
+
+    run: FineTuning
+    images: Tensor
+
+    def __call__(self, model: nn.Module, epochs: int) -> nn.Module:
+        return self.run(model, epochs)
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,40 @@ class PruneUnits:
 
 
 @dataclass(frozen=True)
+class Factorize:
+    """Put two thin layers in place of one, nearest to its output or to its weight, and fine-tune (low rank).
+
+    `ranks` has a rank for each layer that is to be two, by name; `nearest` is "output", for 2,000 of the images that
+    are trained on, or "weight". Behind it fc1 is fc1.first and fc1.second, whose zeros are trained, too; other layers
+    keep theirs.
+    """
+
+    ranks: dict[str, int]
+    epochs: int = 2
+    nearest: str = "output"
+
+    def __post_init__(self):
+        fits = isinstance(self.ranks, dict) and self.ranks
+        check_that("ranks", self.ranks, fits, "a dict of ranks by the names of layers, as in {'fc1': 20}")
+        check_fields(self, ranks="[1, 10000]", epochs=EPOCHS_RANGE)
+        check_choice("nearest", self.nearest, list(NEAREST))
+
+    def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
+        images = getattr(fine_tune, "images", None)  # a function of your own has none
+        some = images if images is None else images[:CALIBRATION_IMAGES]
+        return fine_tune(with_masks(factorize(model, self.ranks, some, self.nearest)), self.epochs)
+
+    def outline(self, model: nn.Module) -> nn.Module:
+        """Return a new network with the layers that there are behind it; their weights say nothing."""
+        outline = copied(model)
+        for name, rank in self.ranks.items():
+            layer = outline.get_submodule(name)
+            check_whole_number(f"rank of {name}", rank, rank_range(layer.weight))
+            outline.set_submodule(name, thin_layers(layer, rank))
+        return outline
+
+
+@dataclass(frozen=True)
 class Quantize:
     """Round the weights of each layer to one grid of few bits, so to few values, and fine-tune through it.
 
@@ -124,7 +172,7 @@ class Share(Quantize):
         return _halve(fine_tune(shared, self.epochs))
 
 
-BY_LAYER = Prune, PruneUnits, Quantize  # whose settings may be a dict, by the names of layers
+BY_LAYER = Prune, PruneUnits, Factorize, Quantize  # whose settings may be a dict, by the names of layers
 
 
 def with_masks(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from kd_lab.panels.distillation import DistillationPanel
 from kd_lab.panels.least_squares import LeastSquaresPanel
+from kd_lab.panels.low_rank import LowRankPanel
 from kd_lab.panels.pad import DrawingPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.quantization import QuantizationPanel

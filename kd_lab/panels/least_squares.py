@@ -15,7 +15,7 @@ from kd_lab.data import Mnist
 from kd_lab.networks.copies import copied
 from kd_lab.networks.inputs import layer_inputs
 from kd_lab.networks.layers import describe, weighted_layers
-from kd_lab.panels.canvas import PALE, WIDTH, AccuracyCurve, Canvas, new_figure
+from kd_lab.panels.canvas import PALE, WIDTH, AccuracyCurve, Canvas, new_figure, set_root_scale
 from kd_lab.panels.controls import FractionSlider
 from kd_lab.panels.measurement import FIRST, Comparison, CurveAnswer, Measurement, dense_network
 from kd_lab.panels.panel import Panel, Shown, side_by_side
@@ -175,14 +175,11 @@ class LeastSquaresPicture:
         return self._canvas.png()
 
     def _add_curves(self, axes: Axes, first: int) -> None:
-        # errors by their root, else what lies between 95 % and 99 % could not be told apart
-        axes.set_yscale("function", functions=(lambda y: -np.sqrt(np.clip(1 - y, 0, 1)), lambda root: 1 - root**2))
-        # and sparsities by the logarithm of what is kept, since it all happens where little is
+        # sparsities by the logarithm of what is kept, since it all happens where little is
         axes.set_xscale("function", functions=(lambda s: -np.log(np.clip(1 - s, 1e-3, None)), lambda y: 1 - np.exp(-y)))
-        axes.set(xlim=(-0.05, 0.993), ylim=(0, 1))
-        axes.set(xlabel="sparsity of this layer (log of what is kept)", ylabel="accuracy (root scale)")
+        axes.set(xlim=(-0.05, 0.993), xlabel="sparsity of this layer (log of what is kept)")
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
-        axes.set_yticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
+        set_root_scale(axes)
         axes.set_title(f"here with its interval, elsewhere on {first:,} images")
         self._curves = {
             method: AccuracyCurve(axes, color, color, marker, method) for method, (marker, color) in STYLES.items()

@@ -9,7 +9,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from kd_lab.cost import count_macs, count_parameters, file_bytes
+from kd_lab.cost import count_macs, count_parameters, file_bytes, latency
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import Accuracy, PairedDifference, check_scorable, correct_answers, predict_classes_by_batch
@@ -20,6 +20,8 @@ from kd_lab.pruning import importances
 
 Tests = dict[tuple, list[Accuracy]]  # of the networks of a setting, on the test part
 Rows = Iterable[list[str]]
+Seconds = dict[int, tuple[float, float]]  # of the dense network and of another, by batch size
+BATCH_SIZES = (1, 256)
 FIRST = 1000  # images of the first answer; they are balanced, since the parts go through the digits in turn
 
 
@@ -127,6 +129,15 @@ class Measurement:
                 curve[place] = comparison.accuracy.value
                 yield
 
+    def seconds(self, model: nn.Module) -> Iterator[Seconds]:
+        """Yield the latencies of the dense network and of this one, one batch size more each time."""
+        found: Seconds = {}
+        for batch_size in BATCH_SIZES:
+            in_turn = self._steps((self._dense, model) * 2)  # so that a busy neighbour slows both
+            turns = [latency(network, batch_size, self.images[:2]) for network in in_turn]
+            found = found | {batch_size: (min(turns[::2]), min(turns[1::2]))}
+            yield found
+
 
 @dataclass(frozen=True)
 class CurveAnswer:
@@ -209,6 +220,22 @@ def counted_costs(model: nn.Module, images: Tensor | None = None) -> dict[str, i
         "bytes of the file": file_bytes(model),
         "MACs of an image": count_macs(model, images),
     }
+
+
+def cost_table(dense: dict[str, int], changed: dict[str, int], seconds: Seconds, kind: str) -> str:
+    """Return an HTML table of what the dense network costs, and another of this kind; "…" for what is not measured."""
+    rows = [[name, *_beside(",", dense[name], cost)] for name, cost in changed.items()]
+    for batch_size in BATCH_SIZES:
+        pair = seconds.get(batch_size)
+        times = _beside(".3g", *(1000 * each for each in pair)) if pair else ["…"] * 3
+        rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *times])
+    threads = torch.get_num_threads()
+    note = f"measured here, on {threads} thread{'s' * (threads > 1)}"
+    return table(rows, ["", "dense", kind, "factor"]) + note
+
+
+def _beside(form: str, dense: float, left: float) -> list[str]:
+    return [f"{dense:{form}}", f"{left:{form}}", f"{dense / left:.2f} ×"]
 
 
 def table(rows: list[list[str]], headers: list[str], left: int = 1) -> str:

@@ -7,18 +7,24 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from torch import Tensor, nn
 
-from kd_lab.cost import latency
 from kd_lab.data import Mnist
 from kd_lab.networks.layers import CONVOLUTIONS, describe, weighted_layers
 from kd_lab.panels.canvas import COLOR, GREY, WIDTH, Canvas, new_accuracy_curve, new_figure
 from kd_lab.panels.controls import FractionSlider, dropdown
-from kd_lab.panels.measurement import CurveAnswer, Measurement, counted_costs, dense_network, table, title_of
+from kd_lab.panels.measurement import (
+    CurveAnswer,
+    Measurement,
+    cost_table,
+    counted_costs,
+    dense_network,
+    table,
+    title_of,
+)
 from kd_lab.panels.panel import Panel, Shown, side_by_side
 from kd_lab.pruning import IMPORTANCES, Group, Ranking, rank
 from kd_lab.pruning.channels import channel_importances, narrowed
@@ -27,7 +33,6 @@ from kd_lab.pruning.groups import find_groups
 MAX_RATIO = 0.95
 CURVE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 GRADIENT_IMAGES = 1000
-BATCH_SIZES = (1, 256)
 HEIGHT, TABLES_HEIGHT = 300, 230  # in pixels
 ALL = "all layers"
 READ = "in_features", "in_channels", "embedding_dim", "input_size", "embed_dim"
@@ -120,12 +125,8 @@ class StructuredPruningPanel(Panel):
         alike = {share_removed(each): each for each in masked}
         for _ in self._validation.complete(curve, alike, lambda place: self._narrowed(alike[place])):
             yield answer
-        for batch_size in BATCH_SIZES:
-            in_turn = self.steps((self._dense, smaller) * 2)  # so that a busy neighbour slows both
-            turns = [latency(network, batch_size, self._images) for network in in_turn]
-            seconds = min(turns[::2]), min(turns[1::2])
-            answer = replace(answer, seconds=answer.seconds | {batch_size: seconds})
-            yield answer
+        for seconds in self._validation.seconds(smaller):
+            yield replace(answer, seconds=seconds)
 
     def _narrowed(self, masks: dict[str, Tensor]) -> nn.Module:
         return narrowed(self._dense, self._groups, masks, self._images)
@@ -142,18 +143,9 @@ class StructuredPruningPanel(Panel):
     def draw(self, answer: StructuredAnswer) -> Shown:
         """Draw the picture and write the tables."""
         removed = f"{100 * answer.place:.3g} % removed by {answer.setting.importance}"
-        tables = side_by_side(self.scores(answer) + self._cost_table(answer), self._layer_table(answer))
+        costs = cost_table(self._costs, answer.costs, answer.seconds, answer.kind)
+        tables = side_by_side(self.scores(answer) + costs, self._layer_table(answer))
         return Shown(title_of(removed, answer.comparison), self._drawing.png(answer, self.pinned), tables)
-
-    def _cost_table(self, answer: StructuredAnswer) -> str:
-        rows = [[name, *_beside(",", self._costs[name], cost)] for name, cost in answer.costs.items()]
-        for batch_size in BATCH_SIZES:
-            seconds = answer.seconds.get(batch_size)
-            times = _beside(".3g", *(1000 * each for each in seconds)) if seconds else ["…"] * 3
-            rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *times])
-        threads = torch.get_num_threads()
-        note = f"measured here, on {threads} thread{'s' * (threads > 1)}"
-        return table(rows, ["", "dense", "pruned", "factor"]) + note
 
     def _layer_table(self, answer: StructuredAnswer) -> str:
         """Return what is left of each group; where a ratio would leave nothing, that is said."""
@@ -163,10 +155,6 @@ class StructuredPruningPanel(Panel):
             last = " (none would be left, so one stays)" if round(ratio * size) == size else ""
             rows.append([label + last, f"{100 * ratio:.4g} %", f"{int(answer.masks[name].sum())} of {size}"])
         return table(rows, ["layer", "ratio", "kept"])
-
-
-def _beside(form: str, dense: float, left: float) -> list[str]:
-    return [f"{dense:{form}}", f"{left:{form}}", f"{dense / left:.2f} ×"]
 
 
 def share_removed(masks: dict[str, Tensor]) -> float:

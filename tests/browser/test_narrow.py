@@ -12,6 +12,7 @@ PANELS = (
     'PruningPanel(load_trained("lenet300"), few)',
     'StructuredPruningPanel(load_trained("cnn"), few)',
     'LeastSquaresPanel(load_trained("lenet300"), few, "fc2")',
+    'LowRankPanel(load_trained("lenet300"), few, "fc1")',
     'QuantizationPanel(load_trained("cnn"), few)',
     'DistillationPanel(load_trained("lenet300"), few)',
     'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), few)',
@@ -56,5 +57,5 @@ def test_all_fits_and_nothing_jumps(page, panel):
         slider.focus()
         page.keyboard.press(key)
         expect(panel.locator("img")).not_to_have_attribute("src", picture)
-        panel.get_by_text(re.compile(" right |least squares [0-9]| bytes$")).first.wait_for()
+        panel.get_by_text(re.compile(" right |least squares [0-9]|by output [0-9]| bytes$")).first.wait_for()
         assert panel.evaluate(HEIGHTS) == before and panel.evaluate(SIZES) == []

@@ -1,4 +1,4 @@
-"""The panels of lessons 02 to 04 in JupyterLab and Chromium: hands move them, and all that they show fits."""
+"""The panels of lessons 02 to 04, and of low rank, in JupyterLab and Chromium: hands move them, and all fits."""
 
 import re
 from contextlib import suppress
@@ -12,9 +12,15 @@ pytestmark = pytest.mark.browser
 PANELS = {
     "StructuredPruningPanel": 'StructuredPruningPanel(load_trained("lenet300"), data)',
     "LeastSquaresPanel": 'LeastSquaresPanel(load_trained("lenet300"), data, "fc2")',
+    "LowRankPanel": 'LowRankPanel(load_trained("lenet300"), data, "fc1")',
     "QuantizationPanel": 'QuantizationPanel(load_trained("lenet300"), data)',
 }
-SLIDERS = {"StructuredPruningPanel": "ratio", "LeastSquaresPanel": "sparsity", "QuantizationPanel": "weight_bits"}
+SLIDERS = {
+    "StructuredPruningPanel": "ratio",
+    "LeastSquaresPanel": "sparsity",
+    "LowRankPanel": "rank",
+    "QuantizationPanel": "weight_bits",
+}
 DONE = re.compile(r" of 5,000 validation images$")
 
 
@@ -46,7 +52,7 @@ def test_the_keyboard_moves_the_slider_and_all_follows(page, output, kind):
         expect(output.locator("img")).not_to_have_attribute("src", picture)
         headline.wait_for()
         before, picture = headline.inner_text(), output.locator("img").get_attribute("src")
-    assert re.match("9[59] % (of|removed)|8-bit weights", before)
+    assert re.match("9[59] % (of|removed)|8-bit weights|Rank 300 of fc1: by weight", before)
 
 
 def all_fits(output):

@@ -13,6 +13,7 @@ from kd_lab.networks.zoo import small_student
 from kd_lab.panels import (
     DistillationPanel,
     LeastSquaresPanel,
+    LowRankPanel,
     PruningPanel,
     QuantizationPanel,
     RecipePanel,
@@ -89,6 +90,7 @@ PANELS = {
     "quantization": QuantizationPanel,
     "structured": StructuredPruningPanel,
     "least squares": lambda model, data, layer="1": LeastSquaresPanel(model, data, layer),
+    "low rank": lambda model, data, layer="1": LowRankPanel(model, data, layer),
 }
 
 
@@ -98,7 +100,7 @@ def quick(monkeypatch):
     for module in (pruning, structured):
         monkeypatch.setattr(module, "CURVE", module.CURVE[::5])
     monkeypatch.setattr(quantization, "BITS", range(3, 5))
-    monkeypatch.setattr(structured, "latency", lambda *_: 1.0)
+    monkeypatch.setattr("kd_lab.panels.measurement.latency", lambda *_: 1.0)
 
 
 def works_or_says_why(build, every=()):
@@ -124,7 +126,9 @@ MOVES = {
     "quantization": [{"activation_bits": "4"}, {"weight_bits": 1}],
     "structured": [{"ratio": 0.9}, {"importance": "gradient"}],
     "least squares": [],
+    "low rank": [{"rank": 1}],
 }
+OF_A_LAYER = "least squares", "low rank"
 REFUSED = {("structured", "attention"), ("structured", "convolutions")}  # may say that no channels can go
 
 
@@ -135,7 +139,7 @@ REFUSED = {("structured", "attention"), ("structured", "convolutions")}  # may s
 @pytest.mark.parametrize("kind", PANELS)
 def test_a_panel_works_on_any_network(kind, network):
     torch.manual_seed(0)
-    layer = [LAYERS[network]] if kind == "least squares" else []
+    layer = [LAYERS[network]] if kind in OF_A_LAYER else []
     worked = works_or_says_why(lambda: PANELS[kind](NETWORKS[network](), parts(60, 40, 50), *layer), MOVES[kind])
     assert worked or (kind, network) in REFUSED
 

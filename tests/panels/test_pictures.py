@@ -11,6 +11,7 @@ from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels import (
     DistillationPanel,
     LeastSquaresPanel,
+    LowRankPanel,
     PruningPanel,
     QuantizationPanel,
     RecipePanel,
@@ -25,7 +26,7 @@ from kd_lab.panels.measurement import Measurement
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Measure as little as can be: what is drawn counts here."""
-    monkeypatch.setattr("kd_lab.panels.structured.latency", lambda *_: 1e-3)
+    monkeypatch.setattr("kd_lab.panels.measurement.latency", lambda *_: 1e-3)
     monkeypatch.setattr(checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 4, 1e-2)})
     monkeypatch.setattr(checkpoints, "CURVE_POINTS", 2)
     monkeypatch.setattr(recipe_module, "train_live", lambda model, *_, **_settings: [(model, None)])
@@ -55,6 +56,7 @@ PANELS = {
     "structured": lambda model, part: StructuredPruningPanel(model, part),
     "quantization": lambda model, part: QuantizationPanel(model, part),
     "least squares": lambda model, part: LeastSquaresPanel(model, part, last_layer(model)),
+    "low rank": lambda model, part: LowRankPanel(model, part, last_layer(model)),
     "distillation": lambda model, part: DistillationPanel(model, part),
     "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), model, part),
 }
@@ -62,6 +64,7 @@ OTHERS = (
     ("structured", "resnet"),
     ("structured", "lenet5"),
     ("quantization", "lenet5_classic"),
+    ("low rank", "cnn"),
     *product(PANELS, ["lenet300"]),
 )
 CASES = list(product(PANELS, ["mlp128"]))

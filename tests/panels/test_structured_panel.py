@@ -38,7 +38,7 @@ def quick():
     """Take a time, so that the tests need not."""
     latency = lambda network, batch_size, _images: 1e-8 * batch_size * count_parameters(network)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_lab.panels.structured.latency", latency)
+        patch.setattr("kd_lab.panels.measurement.latency", latency)
         yield
 
 
@@ -111,7 +111,7 @@ def test_it_can_be_stopped_between_two_measurements_of_time(panel, monkeypatch):
         return 1.0
 
     panel.flush()
-    monkeypatch.setattr("kd_lab.panels.structured.latency", move)
+    monkeypatch.setattr("kd_lab.panels.measurement.latency", move)
     panel.set(ratio=0.6)
     assert panel.flush().title.startswith("30 % removed") and len(times) == 1 + 8
 
