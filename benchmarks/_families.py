@@ -11,7 +11,7 @@ from kd_lab.cost import count_macs, count_nonzeros, count_parameters, latency
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.networks import build_model
-from kd_lab.results import Record
+from kd_lab.results import PerSeed, Record
 from kd_lab.training import train
 
 FAMILIES = {"rnn": "lstm", "vit": "vit"}
@@ -22,6 +22,9 @@ STAGES = {
 }
 FINE_TUNING = {"learning_rate": 3e-3, "batch_size": 128}
 BATCH_SIZES, TURNS = (1, 256), 5
+WAYS, COSTS = ("dense", "compressed"), ("nonzeros", "parameters", "macs")
+HEADER = ["network", "dense", "taught by `cnn`, points", "compressed, points"]
+HEADER += ["fewer non-zero, kept, MACs", "bytes of the file", "times as fast for 256 images"]
 
 
 def family_campaign(data: Mnist) -> None:
@@ -74,26 +77,36 @@ def speedups(dense: nn.Module, compressed: nn.Module) -> dict[str, float]:
     return found
 
 
+def family_rows(recorded: Record) -> list[list[str]]:
+    """Return for each family what its seeds give, as means with their intervals; points are of test accuracy."""
+    rows = []
+    for part, name in FAMILIES.items():
+        dense, compressed = ({key: recorded.figures(part, way, key).mean for key in COSTS} for way in WAYS)
+        fewer = ", ".join(f"{dense[key] / compressed[key]:.2f}" for key in COSTS)
+        points = [f"{gain(recorded, part, way):+.2f}" for way in ("distilled", "compressed")]
+        faster = f"{recorded.figures(part, 'speedups', '256').mean:.1f}"
+        accuracy = f"{100 - recorded.errors(part, 'dense').mean:.2f} %"
+        rows.append([f"`{name}`", accuracy, *points, fewer, f"{recorded.figures(part, 'bytes').mean:,.0f}", faster])
+    return rows
+
+
+def gain(recorded: Record, part: str, way: str) -> PerSeed:
+    """Return by how many points a family's network is better than the dense one, seed by seed."""
+    return recorded.errors(part, "dense") - recorded.errors(part, way)
+
+
 def score_families(recorded: Record) -> dict[str, float]:
     """Print both families' figures, and return them."""
-    rows, found = [], {}
-    for part, name in FAMILIES.items():
-        dense, distilled, compressed = (recorded.errors(part, way) for way in ("dense", "distilled", "compressed"))
-        sizes = {way: recorded.figures(part, way, "nonzeros").mean for way in ("dense", "compressed")}
-        gain, delta = dense - distilled, dense - compressed
-        speed = recorded.figures(part, "speedups", "256")
-        left = f"{sizes['dense'] / sizes['compressed']:.2f} × fewer, {recorded.figures(part, 'bytes').mean:,.0f} bytes"
-        rows.append([name, f"{100 - dense.mean:.2f}", f"{gain}", f"{delta}", left, f"{speed}"])
-        found |= {f"{part}.dense": round(100 - dense.mean, 3), f"{part}.distilled_gain": round(gain.mean, 3)}
-        found |= {f"{part}.compressed_delta": round(delta.mean, 3), f"{part}.compressed_delta_low": delta.interval[0]}
-        found |= {f"{part}.distilled_gain_low": gain.interval[0], f"{part}.speedup": speed.mean}
-    headers = [
-        "network",
-        "dense, %",
-        "taught by the CNN, points",
-        "compressed, points",
-        "not zero",
-        "speed, 256 images",
-    ]
-    print(tabulate(rows, headers))
-    return {f"beyond.{key}": value for key, value in found.items()}
+    print(tabulate(family_rows(recorded), HEADER))
+    found = {}
+    for part in FAMILIES:
+        distilled, compressed = (gain(recorded, part, way) for way in ("distilled", "compressed"))
+        found |= {
+            f"{part}.dense": 100 - recorded.errors(part, "dense").mean,
+            f"{part}.distilled_gain": distilled.mean,
+            f"{part}.distilled_gain_low": distilled.interval[0],
+            f"{part}.compressed_delta": compressed.mean,
+            f"{part}.compressed_delta_low": compressed.interval[0],
+            f"{part}.speedup": recorded.figures(part, "speedups", "256").mean,
+        }
+    return {f"beyond.{key}": round(value, 3) for key, value in found.items()}

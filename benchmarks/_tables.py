@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from textwrap import fill
 
-from benchmarks import _low_rank, hinton
+from benchmarks import _families, _low_rank, hinton
 from benchmarks._gains import chosen_temperature, gain
 from benchmarks._modules import list_modules
 from kd_lab.cost import count_parameters
@@ -228,6 +228,11 @@ def stages() -> str:
     return table(header, [left + right for left, right in zip(*sides, strict=True)])
 
 
+def families() -> str:
+    """Return what a recurrent network and a transformer reach, taught by a CNN and compressed."""
+    return table(_families.HEADER, _families.family_rows(load_results("beyond")))
+
+
 def low_rank() -> str:
     """Return the points lost to two thin layers in place of one, and what they save."""
     record = load_results("beyond")
@@ -270,6 +275,7 @@ TABLES = (
     trees,
     reached,
     stages,
+    families,
     low_rank,
     faults,
     modules,

@@ -1,4 +1,4 @@
-"""Trained networks: load the one that ships, or the one in the cache, or train it once."""
+"""Load a trained network that ships or is in the cache, or train it once."""
 
 import copy
 from pathlib import Path

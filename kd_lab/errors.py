@@ -1,4 +1,4 @@
-"""Errors in one sentence: the function that was called, the argument, what is allowed and what came."""
+"""Errors in one sentence: the function, the argument, what is allowed and what came."""
 
 import difflib
 import itertools

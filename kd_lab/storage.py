@@ -1,4 +1,4 @@
-"""Save files that are whole or absent, refuse damaged ones, and let one process at a time make a file."""
+"""Save files whole or not at all, refuse damaged ones, and let one process make each."""
 
 import errno
 import glob

@@ -10,7 +10,8 @@ from kd_lab.results import Record
 
 
 def seed_of(dense, distilled, compressed):
-    whole, left = {"nonzeros": 1000}, {"nonzeros": 200, "bytes": 300}
+    whole = {"nonzeros": 1000, "parameters": 1000, "macs": 3000}
+    left = {"nonzeros": 200, "parameters": 250, "macs": 1000, "bytes": 300}
     return {
         "dense": {"test_error": dense, **whole},
         "distilled": {"test_error": distilled},
@@ -27,7 +28,7 @@ def test_differences_are_paired_and_a_gain_is_positive(capsys):
     assert found["beyond.rnn.compressed_delta"] == pytest.approx(-0.15)
     low = found["beyond.rnn.compressed_delta_low"]
     assert low == pytest.approx(-0.15 - 12.706 * 0.05, abs=1e-3)  # t of one degree of freedom times s / √2
-    assert "5.00 × fewer, 300 bytes" in capsys.readouterr().out
+    assert "5.00, 4.00, 3.00" in capsys.readouterr().out
 
 
 def test_a_narrower_network_is_faster_and_costs_less():

@@ -1,4 +1,4 @@
-"""Compress a network by a whole recipe, its settings found by a search, and compare the smallest files."""
+"""Compress by a whole recipe, search for its settings, and compare the smallest files."""
 
 from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, choose_ranks, rank_scan, sensitivity_scan
 from kd_lab.compression.leaderboard import Entry, Leaderboard, score_leaderboard, submit

@@ -1,4 +1,4 @@
-"""Take a compressed network out of the notebook, to other runtimes, and prove that it answers the same there."""
+"""Take a network to other runtimes, and prove that it answers the same there."""
 
 from kd_lab.deployment.c_source import c_bytes, compile_c, export_c
 from kd_lab.deployment.litert import LitertModel, export_litert, load_litert

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a trained network teaches another by its answers or its features, or teaches a tree."""
+"""Let a trained network teach another, by its answers or its features, or teach a tree."""
 
 from kd_lab.distillation.answers import (
     DistillationLoss,

@@ -47,6 +47,17 @@ class Attention(nn.Module):
         return self.fc(self.attention(rows, rows, rows)[0].flatten(1))
 
 
+class Rows(nn.Module):
+    """Read the rows of an image in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.fc = nn.GRU(8, 6, 2, batch_first=True, bidirectional=True), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.fc(self.cells(x.squeeze(1))[0][:, -1])
+
+
 class Convolutions(nn.Module):
     """Use view, functional ReLU, a residual addition, and keep the activation of the last run."""
 
@@ -83,8 +94,8 @@ DATA = {
     "more than a thousand": lambda: parts(60, 1010, 50),
     **{str(dtype): lambda dtype=dtype: parts(60, 40, 50, dtype=dtype) for dtype in (torch.uint8, torch.int32)},
 }
-LAYERS = {"unused": "fc1", "attention": "fc", "convolutions": "conv2", "plain": "1", "bfloat16": "1"}
-NETWORKS = {"unused": Unused, "attention": Attention, "convolutions": Convolutions, "plain": plain}
+LAYERS = {"unused": "fc1", "attention": "fc", "rows": "fc", "convolutions": "conv2", "plain": "1", "bfloat16": "1"}
+NETWORKS = {"unused": Unused, "attention": Attention, "rows": Rows, "convolutions": Convolutions, "plain": plain}
 PANELS = {
     "pruning": PruningPanel,
     "quantization": QuantizationPanel,
@@ -134,7 +145,7 @@ REFUSED = {("structured", "attention"), ("structured", "convolutions")}  # may s
 
 @pytest.mark.parametrize(
     "network",
-    ["unused", "convolutions", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "plain"))],
+    ["unused", "convolutions", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "rows", "plain"))],
 )
 @pytest.mark.parametrize("kind", PANELS)
 def test_a_panel_works_on_any_network(kind, network):
