@@ -17,4 +17,5 @@ def run(rerun: bool) -> dict[str, float]:
         family_campaign(data)
         keep("beyond", "low_rank", low_rank_campaign(data))
     recorded = load_results("beyond")
-    return score_families(recorded) | score_low_rank(recorded)
+    low_rank = {f"beyond.low_rank.{key}": value for key, value in score_low_rank(recorded).items()}
+    return score_families(recorded) | low_rank
