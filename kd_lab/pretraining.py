@@ -56,7 +56,7 @@ def _check_images(name: str, images: Tensor) -> None:
     check_tensors(4, **{name: images})
 
 
-def nt_xent(pairs: Tensor, temperature: float = 0.5) -> Tensor:
+def nt_xent(pairs: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the contrastive loss of N pairs of views (N, 2, features): Chen et al. 2020, arXiv 2002.05709, eq. 1.
 
     It is a cross-entropy: among the 2N - 1 other views, which one shows the same image? The logits are the cosines
