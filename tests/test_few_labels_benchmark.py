@@ -16,7 +16,7 @@ SHORT = {"epochs": 1, "steps_per_epoch": 1}
 
 @pytest.fixture
 def short(monkeypatch):
-    for name in ("WHOLE", "ANSWERS", "DISTILLING"):
+    for name in ("WHOLE", "VIEWS", "ANSWERS", "DISTILLING"):
         monkeypatch.setattr(_few_labels, name, getattr(_few_labels, name) | SHORT)
     monkeypatch.setattr(_few_labels, "load_pretrained", build_model)
     monkeypatch.setitem(_few_labels.TEACHERS, 20, "pretrained")
@@ -25,7 +25,7 @@ def short(monkeypatch):
 def test_only_the_labels_that_were_drawn_are_seen(mnist, short, monkeypatch):
     drawn, none = few_labels(mnist.train, 20), torch.zeros(300, dtype=torch.long)
     monkeypatch.setattr(_few_labels, "few_labels", lambda *_: drawn)
-    monkeypatch.setattr(_few_labels, "scores", lambda model, data: {"validation_error": sum_of_weights(model)})
+    monkeypatch.setattr(_few_labels, "error", lambda model, _data: sum_of_weights(model))
     shown = Mnist(*(part[:300] for part in mnist)), Mnist(*(Split(part.images[:300], none) for part in mnist))
     found, again = (_few_labels.errors_of(20, 0, data) for data in shown)
     assert found == again and {way["parameters"] for way in found.values()} == {206_922, 47_368}
