@@ -30,6 +30,7 @@ import kd_lab.formats as formats
 import kd_lab.networks as networks
 import kd_lab.panels as panels
 import kd_lab.penalties as penalties
+import kd_lab.pretraining as pretraining
 import kd_lab.pruning as pruning
 import kd_lab.quantization as quantization
 from benchmarks._judge import (
@@ -789,6 +790,17 @@ def trains_live(case: Case) -> None:
     has_learned(*last, case, loss)
 
 
+def pretrains(case: Case) -> None:
+    """A network that has painted masked images has a loss, the same shapes and finite answers."""
+    images, others = case.images, case.data(1)[0]
+    found, history = pretraining.pretrain(case.model, images, "masked", validation=others, **QUIET)
+    holds("the loss is no mean square", 0 < history.validation_loss[0] < math.inf)
+    answers = logits(found, case)
+    holds("it answers in another shape", answers.shape == case.logits.shape and bool(answers.isfinite().all()))
+    shapes = [{name: each.shape for name, each in model.named_parameters()} for model in (case.model, found)]
+    holds("it has other parameters", shapes[0] == shapes[1])
+
+
 def answers_once(case: Case) -> None:
     """A teacher's answers are its logits."""
     images, labels, found = distillation.with_answers(case.model, case.part)
@@ -986,6 +998,7 @@ ALL: dict[str, Callable[[Any], None]] = {
     "train": trains,
     "train_live": trains_live,
     "distil": distils,
+    "pretrain": pretrains,
     "with_answers": answers_once,
     "train_on_hints": trains_on_hints,
     "Hinted": gives_hints,

@@ -43,6 +43,16 @@ THIN = {
     _low_rank.LABELS: "… and an epoch on labels",
     _low_rank.TAUGHT: "… and an epoch with the dense network as the teacher",
 }
+FEW_LABELS = {
+    "scratch": "`cnn` on the labels alone",
+    "scratch_views": "… on random views of their images",
+    "whole": "pre-trained, all layers trained on the labels",
+    "pretrained": "… the last layer alone",
+    "pretrained_views": "… and then all layers, on random views",
+    "pruned": "pruned, trained on the labels",
+    "distilled": "… taught over unlabelled images instead",
+    "quantized": "… and rounded to 4 bits",
+}
 REACHED = {  # ratios that others reported, by what was reached here
     "lenet300_taught_1_64": "40 (Deep Compression, Han et al. 2016)",
     "lenet300_taught_1_90": "124 (arXiv 1906.06624)",
@@ -176,6 +186,17 @@ def gains() -> str:
     return table([f"{int(images):,} images" for images in counts], [row])
 
 
+def few_labels() -> str:
+    """Return the test errors of networks that learned from few labels."""
+    record = load_results("few_labels")
+    errors = {way: [record.errors(f"labels{count}", way) for count in (100, 1000)] for way in FEW_LABELS}
+    rows = [
+        [label, f"{record.figures('labels100', way, 'parameters').mean:,.0f}", *(f"{each:.2f}" for each in errors[way])]
+        for way, label in FEW_LABELS.items()
+    ]
+    return table(["network", "parameters", "100 labels", "1,000 labels"], rows)
+
+
 def trees() -> str:
     """Return the accuracies of soft trees."""
     record = load_results("hinton")
@@ -272,6 +293,7 @@ TABLES = (
     quantization,
     experiment,
     gains,
+    few_labels,
     trees,
     reached,
     stages,

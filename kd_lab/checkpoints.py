@@ -1,6 +1,7 @@
 """Load a trained network that ships or is in the cache, or train it once."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from kd_lab.errors import DamagedFileError, StorageError, TrainingError, check_c
 from kd_lab.evaluation import accuracy
 from kd_lab.formats.network_file import load_network
 from kd_lab.networks.predictions import predict
-from kd_lab.networks.zoo import build_model
+from kd_lab.networks.zoo import MODELS, build_model
+from kd_lab.pretraining import pretrain
 from kd_lab.storage import cache_folder, cache_key, load_tensors, lock, save_tensors, set_aside
-from kd_lab.training import FINISHED, train
+from kd_lab.training import FINISHED, History, train
 
 _IN_PACKAGE = Path(__file__).parent / "shipped"  # where a wheel has them
 SHIPPED = _IN_PACKAGE if _IN_PACKAGE.is_dir() else REPOSITORY_DATA / "checkpoints"
@@ -34,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # the settings of `train` that made each
     "vit": {"epochs": 12, "learning_rate": 2e-3, "weight_decay": 0.1, "batch_size": 128},
 }
 
+PRETRAINING: dict[str, Any] = {"task": "contrastive", "epochs": 5, "learning_rate": 3e-3, "batch_size": 256}
 CURVE_POINTS = 20  # of the curve that a training draws
 STUDENT_RECIPES = {
     1000: (128, 500, 1e-2),
@@ -50,37 +53,47 @@ def load_trained(name: str, seed: int = SEED) -> nn.Module:
     few, while other processes that want the same one wait. A damaged file is set aside and named in a DamagedFileError.
     """
     check_choice("name", name, list(RECIPES))
+    return _loaded(name, seed, name, RECIPES[name], make_checkpoint)
+
+
+def load_pretrained(name: str = "cnn", seed: int = SEED) -> nn.Module:
+    """Return the network of this name, pre-trained on the training images alone, in evaluation mode.
+
+    It has seen no label: its last layer has initial weights, and is to be trained. Loads or pre-trains it as
+    `load_trained` does; that of seed 0 ships for the cnn.
+    """
+    check_choice("name", name, list(MODELS))
+    return _loaded(name, seed, f"{name}_pretrained", PRETRAINING, make_pretrained)
+
+
+def _loaded(name: str, seed: int, file: str, recipe: dict, make: Callable[[Path, str, Mnist, int], None]) -> nn.Module:
+    """Return the network of a file that ships or was made before; else make it, unless another process has done so."""
     seed = check_whole_number("seed", seed, "[0, 1000000]")
-    shipped = SHIPPED / f"{name}.safetensors"
-    path = shipped if seed == SEED and shipped.exists() else cached_path(name, seed)
+    shipped = SHIPPED / f"{file}.safetensors"
+    path = shipped if seed == SEED and shipped.exists() else cached_path(name, seed, file, recipe)
     if not path.exists():
-        _train_once(path, name, seed)
+        with lock(path):
+            if not path.exists():
+                print(f"Training {file} by its recipe, since no checkpoint of it is here.")
+                make(path, name, load_mnist(), seed)
     try:
         model = load_network(path)
     except DamagedFileError as error:
         aside = set_aside(path)
         where = f"It was set aside as {aside.name}." if aside else "Delete it."
-        raise DamagedFileError(f"{error} {where} Run this again to train {name} afresh.") from error
+        raise DamagedFileError(f"{error} {where} Run this again to train {file} afresh.") from error
     if model.architecture != name:
         raise StorageError(f"{path} holds a {model.architecture}, not a {name}.")
     return model
 
 
-def _train_once(path: Path, name: str, seed: int) -> None:
-    """Train the network unless another process has done so by the time that this one has the lock."""
-    with lock(path):
-        if not path.exists():
-            print(f"Training {name} by its recipe, since no checkpoint of it is here.")
-            make_checkpoint(path, name, load_mnist(), seed)
-
-
-def cached_path(name: str, seed: int) -> Path:
+def cached_path(name: str, seed: int, file: str = "", recipe: dict | None = None) -> Path:
     """Return where a network that was trained here is kept; another recipe or seed means another file.
 
     The key leaves out the layers' names, as version 0.1 had none: what it has trained is still found.
     """
-    key = cache_key({"model": str(_unnamed(build_model(name, seed))), "recipe": RECIPES[name], "seed": seed})
-    return cache_folder() / "checkpoints" / f"{name}-{key}.safetensors"
+    settings = {"model": str(_unnamed(build_model(name, seed))), "recipe": recipe or RECIPES[name], "seed": seed}
+    return cache_folder() / "checkpoints" / f"{file or name}-{cache_key(settings)}.safetensors"
 
 
 def _unnamed(module: nn.Module) -> nn.Module:
@@ -97,14 +110,27 @@ def make_checkpoint(path: Path, name: str, data: Mnist, seed: int) -> None:
     """
     recipe, model = RECIPES[name], build_model(name, seed)
     model, history = train(model, data.train, F.cross_entropy, validation=data.validation, seed=seed, **recipe)
-    if history.stopped == "interrupted":
-        raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
-    if history.stopped != FINISHED:
-        raise TrainingError(f"{name} from seed {seed} {history.stopped}, so it was not saved.")
+    _check_finished(history, name, seed)
     kept = _halve_if_same(model, torch.cat([data.validation.images, data.test.images]))
     scores = {part: accuracy(model, getattr(data, part)).correct for part in ("validation", "test")}
     metadata = {"architecture": name, "recipe": recipe, "seed": seed, "correct": scores}
     save_tensors(path, kept, {**metadata, "best_epoch": history.best_epoch, "torch": torch.__version__})
+
+
+def _check_finished(history: History, name: str, seed: int) -> None:
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt  # a network that was not trained to the end must not be kept under this name
+    if history.stopped != FINISHED:
+        raise TrainingError(f"{name} from seed {seed} {history.stopped}, so it was not saved.")
+
+
+def make_pretrained(path: Path, name: str, data: Mnist, seed: int) -> None:
+    """Pre-train a network on the training images alone and save it, in half precision, with recipe and seed."""
+    images, validation = data.train.images, data.validation.images
+    model, history = pretrain(build_model(name, seed), images, validation=validation, seed=seed, **PRETRAINING)
+    _check_finished(history, name, seed)
+    metadata = {"architecture": name, "recipe": PRETRAINING, "seed": seed, "torch": torch.__version__}
+    save_tensors(path, model.half().state_dict(), metadata)
 
 
 def _halve_if_same(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -149,6 +175,7 @@ def main() -> None:
     for name in RECIPES:
         print(name)
         make_checkpoint(REPOSITORY_DATA / "checkpoints" / f"{name}.safetensors", name, data, SEED)
+    make_pretrained(REPOSITORY_DATA / "checkpoints" / "cnn_pretrained.safetensors", "cnn", data, SEED)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,17 @@ import torch.nn.functional as F
 
 from benchmarks.faults import damage_checkpoints, one_epoch_recipe, race_to_train
 from kd_lab import checkpoints, storage
-from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_trained, student_recipe
+from kd_lab.checkpoints import RECIPES, SHIPPED, cached_path, load_pretrained, load_trained, student_recipe
+from kd_lab.data import Mnist, Split
+from kd_lab.distillation import layer_outputs
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError, TrainingError
 from kd_lab.evaluation import accuracy
 from kd_lab.formats import load_network
 from kd_lab.networks.zoo import MODELS, build_model, small_student
 from kd_lab.storage import load_tensors, save_tensors
 from kd_lab.training import History, train
+
+ONE_STEP = {"task": "masked", "epochs": 1, "steps_per_epoch": 1, "batch_size": 32}
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def quick(tmp_path, mnist, few, validation):
 
 def test_they_are_small():
     assert sum(file.stat().st_size for file in SHIPPED.glob("*.safetensors")) < 6_000_000
-    assert {file.stem for file in SHIPPED.glob("*.safetensors")} == {*MODELS, "hinton_logits"}
+    assert {file.stem for file in SHIPPED.glob("*.safetensors")} == {*MODELS, "hinton_logits", "cnn_pretrained"}
     assert set(MODELS) == set(RECIPES)
 
 
@@ -43,10 +47,34 @@ def test_a_missing_network_is_trained_once_and_then_read(quick, monkeypatch, cap
 def test_one_command_trains_what_ships(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "RECIPES", {"mlp128": RECIPES["mlp128"]})
     monkeypatch.setattr(checkpoints, "REPOSITORY_DATA", tmp_path)
+    monkeypatch.setattr(checkpoints, "PRETRAINING", ONE_STEP)
     checkpoints.main()
     made = tmp_path / "checkpoints" / "mlp128.safetensors"
     assert torch.equal(load_network(made)[1].weight.half(), load_tensors(made)[0]["fc1.weight"].half())
     assert load_tensors(made)[1]["best_epoch"] == 1
+    pretrained = load_tensors(tmp_path / "checkpoints" / "cnn_pretrained.safetensors")
+    assert pretrained[0]["conv1.weight"].dtype == torch.float16 and pretrained[1]["recipe"] == ONE_STEP
+
+
+def test_a_network_is_pretrained_once_by_images_alone_and_then_read(quick, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "PRETRAINING", ONE_STEP)
+    first = load_pretrained("mlp128", 3)
+    assert "Training mlp128_pretrained" in capsys.readouterr().out and first.architecture == "mlp128"
+    shuffled = Mnist(*(Split(part.images, part.labels.flip(0)) for part in checkpoints.load_mnist()))
+    monkeypatch.setattr(checkpoints, "load_mnist", lambda: shuffled)
+    assert torch.equal(load_pretrained("mlp128", 3).fc1.weight, first.fc1.weight)
+    cached_path("mlp128", 3, "mlp128_pretrained", ONE_STEP).unlink()
+    assert torch.equal(load_pretrained("mlp128", 3).fc1.weight, first.fc1.weight)  # other labels, the same encoder
+    assert not cached_path("mlp128", 3).exists()
+
+
+def test_the_encoder_that_ships_has_never_been_told_what_a_digit_is(mnist):
+    encoder, data = load_pretrained(), mnist.validation[:2000]
+    assert encoder.architecture == "cnn" and not encoder.training
+    assert accuracy(encoder, data).value < 0.4  # its last layer has initial weights
+    features = F.normalize(layer_outputs(encoder, "fc1", data.images).relu())
+    likeness = (features @ features.T).fill_diagonal_(-1)
+    assert (data.labels[likeness.argmax(1)] == data.labels).float().mean() > 0.93  # and yet like lies by like
 
 
 def test_another_seed_or_recipe_is_another_file(monkeypatch):

@@ -172,7 +172,7 @@ def test_an_error_is_shown_in_words(panel, monkeypatch):
     "arguments, said",
     [
         (("model", None, "fc1"), "LowRankPanel(): 'model' must be a network"),
-        ((nn.ReLU(), None, "1"), "must have a Linear or Conv2d layer"),
+        ((nn.ReLU(), None, "1"), "must have a Linear layer"),
         ((build_model("mlp128"), "mnist", "fc1"), "each (images, labels). Got 'mnist'."),
         ((build_model("mlp128"), None, "2"), "must be one of fc1, fc2. Got '2'"),
         ((build_model("mlp128"), None, None), "must be one of fc1, fc2. Got None"),

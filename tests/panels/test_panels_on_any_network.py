@@ -145,7 +145,11 @@ REFUSED = {("structured", "attention"), ("structured", "convolutions")}  # may s
 
 @pytest.mark.parametrize(
     "network",
-    ["unused", "convolutions", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "rows", "plain"))],
+    [
+        "unused",
+        "convolutions",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "rows", "plain")),
+    ],
 )
 @pytest.mark.parametrize("kind", PANELS)
 def test_a_panel_works_on_any_network(kind, network):
