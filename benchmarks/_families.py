@@ -95,18 +95,18 @@ def gain(recorded: Record, part: str, way: str) -> PerSeed:
     return recorded.errors(part, "dense") - recorded.errors(part, way)
 
 
-def score_families(recorded: Record) -> dict[str, float]:
-    """Print both families' figures, and return them."""
+def score_families(recorded: Record) -> dict[str, dict[str, float]]:
+    """Print both families' figures, and return them by family; differences are in points."""
     print(tabulate(family_rows(recorded), HEADER))
     found = {}
     for part in FAMILIES:
         distilled, compressed = (gain(recorded, part, way) for way in ("distilled", "compressed"))
-        found |= {
-            f"{part}.dense": 100 - recorded.errors(part, "dense").mean,
-            f"{part}.distilled_gain": distilled.mean,
-            f"{part}.distilled_gain_low": distilled.interval[0],
-            f"{part}.compressed_delta": compressed.mean,
-            f"{part}.compressed_delta_low": compressed.interval[0],
-            f"{part}.speedup": recorded.figures(part, "speedups", "256").mean,
+        found[part] = {
+            "dense": 100 - recorded.errors(part, "dense").mean,
+            "distilled_gain": distilled.mean,
+            "distilled_gain_low": distilled.interval[0],
+            "compressed_delta": compressed.mean,
+            "compressed_delta_low": compressed.interval[0],
+            "speedup": recorded.figures(part, "speedups", "256").mean,
         }
-    return {f"beyond.{key}": round(value, 3) for key, value in found.items()}
+    return found
