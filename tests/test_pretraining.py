@@ -107,7 +107,7 @@ def test_the_loss_falls(mnist):
     few = mnist.train.images[:512]
     for task in TASKS:
         _, history = pretrain(build_model("mlp128"), few, task, validation=few, epochs=4, batch_size=64, progress=False)
-        assert history.validation_loss[-1] < 0.97 * history.validation_loss[0]
+        assert history.validation_loss[-1] < history.validation_loss[0] - 0.05
 
 
 class Own(nn.Module):
