@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lab.data import Split, split_indices
-from kd_lab.errors import ParameterError, check_choice, check_number, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_number, check_that, check_whole_number
 from kd_lab.evaluation import check_data
 from kd_lab.networks.checks import check_shapes, check_tensors
 from kd_lab.networks.copies import copied
@@ -54,6 +54,7 @@ def random_mask(images: Tensor) -> Tensor:
 
 def _check_images(name: str, images: Tensor) -> None:
     check_tensors(4, **{name: images})
+    check_that(name, images, images.is_floating_point(), "numbers in floating point, as load_mnist() gives")
 
 
 def nt_xent(pairs: Tensor, temperature: float = 1.0) -> Tensor:
@@ -176,6 +177,8 @@ def few_labels(data: Split, count: int, seed: int = 0) -> Split:
     Raises a ParameterError for fewer than there are classes, or more than there are of a class.
     """
     images, labels, *_ = check_data(data)
+    whole = labels.dim() == 1 and not labels.is_floating_point() and int(labels.min()) >= 0
+    check_that("labels", labels, whole, "a row of whole numbers from 0")
     count = check_whole_number("count", count, f"[{int(labels.max()) + 1}, {len(labels)}]")
     taken = split_indices(labels, count, check_whole_number("seed", seed, "[0, 1000000]"))[1]
     return Split(images[taken], labels[taken])

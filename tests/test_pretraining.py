@@ -186,3 +186,16 @@ def test_fewer_labels_than_classes_or_more_than_there_are_are_refused(mnist, cou
 def test_more_labels_than_a_class_has_are_refused(mnist):
     with pytest.raises(ParameterError, match=r"^few_labels\(\): 54000 images need more than 5400 of each class"):
         few_labels(mnist.train, 54_000)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.arange(40) % 10 - 1, torch.arange(40)[:, None] % 10, (torch.arange(40) % 10).float()]
+)
+def test_what_are_no_labels_is_refused(labels):
+    with pytest.raises(ParameterError, match=r"^few_labels\(\): .*labels"):
+        few_labels((torch.rand(40, 1, 8, 8), labels), 10)
+
+
+def test_views_of_whole_numbers_are_refused():
+    with pytest.raises(ParameterError, match=r"^random_views\(\): 'images' must be numbers in floating point"):
+        random_views(torch.ones(4, 1, 8, 8).int())

@@ -153,7 +153,7 @@ class Odd(nn.Module):
         super().__init__()
         self.way = way
         self.cells = nn.LSTM(
-            28, 12, batch_first=True, bidirectional=way == "states", proj_size=5 * (way == "projected")
+            28, 12, batch_first=True, bidirectional=way in ("states", "sliced"), proj_size=5 * (way == "projected")
         )
         self.out = nn.Linear(5 if way == "projected" else 12, 10)
 
@@ -162,11 +162,13 @@ class Odd(nn.Module):
         if self.way == "started":
             return self.out(self.cells(x, (x.new_zeros(1, len(x), 12), x.new_zeros(1, len(x), 12)))[0][:, -1])
         steps, (hidden, _) = self.cells(x)
+        if self.way == "sliced":
+            return self.out(steps[:, -1, :12])
         return self.out(hidden.mean(0) if self.way == "states" else steps[:, -1])
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize("way", ["started", "states", "projected"])
+@pytest.mark.parametrize("way", ["started", "states", "sliced", "projected"])
 def test_where_no_unit_can_be_removed_it_is_said(way):
     model = Odd(way).eval()
     assert "cells" not in channel_groups(model)

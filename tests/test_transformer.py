@@ -68,6 +68,25 @@ def test_the_head_that_is_removed_is_the_one_that_was_asked_for():
     assert narrow.block2.attention.heads.num_heads == 4 and model.block3.attention.heads.num_heads == 4
 
 
+class Again(nn.Module):
+    """Run the same heads twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(28, 28) for _ in range(4))
+        self.heads = SelfAttention(28, 4).heads
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        y = self.heads(self.query(x), self.key(x), self.value(x))
+        return self.out(self.heads(y, y, y)[:, 0])
+
+
+def test_heads_that_run_twice_stay():
+    with pytest.raises(ParameterError, match="'query' can't be removed safely: they reach 'heads'"):
+        prune_channels(Again().eval(), {"query": 0.5})
+
+
 def test_not_all_heads_of_a_layer_can_go():
     model, name = build_model("vit"), "block1.attention.query"
     with pytest.raises(ParameterError, match=f"'kept' leaves no channel in layer '{name}'"):

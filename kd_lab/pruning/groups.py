@@ -244,7 +244,7 @@ class _Follower(fx.Interpreter):
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}
         called = [module for node in traced.graph.nodes if (module := self._module(node))]
         uses = [tensor for module in called for tensor in _tensors(module)]
-        uses += [module for module in called if type(module) in LAYERS | NORMS | {*GATES}]
+        uses += [module for module in called if type(module) in LAYERS | NORMS | {*GATES, Heads}]
         uses += [self.fetch_attr(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
         self._uses = Counter(map(id, uses))
 
@@ -337,7 +337,8 @@ class _Follower(fx.Interpreter):
         moved = getattr(self, node.op)(node.target, args, kwargs)
         for place in sorted(range(moved.dim()), key=lambda place: abs(place - axis)):
             if (found := _turns(group.size, moved, place)) is not None:
-                return _Place(group, place, found)
+                halved = node.target is operator.getitem and found < turns  # by numbers that stand in the forward
+                return None if halved else _Place(group, place, found)
         return None
 
     def _pass(self, node: fx.Node, module: nn.Module | None, place: _Place) -> _Place:
