@@ -148,6 +148,7 @@ def test_no_other_choice_is_better(sparsity):
     assert rise(chosen) == pytest.approx(min(map(rise, allowed)))
 
 
+@pytest.mark.slow
 def test_it_beats_one_sparsity_for_all(validation):
     model = load_trained("lenet5_classic")
     counts = {name: layer.weight.numel() for name, layer in weighted_layers(model).items()}
@@ -254,6 +255,7 @@ def test_a_byte_less_than_the_fewest_bits_take_is_out_of_reach():
         choose_bits(scan, COUNTS, 312)
 
 
+@pytest.mark.slow
 def test_it_beats_the_same_bits_for_all_and_keeps_to_the_bytes(validation):
     model, few = load_trained("lenet5_classic"), validation[:300]
     counts = {name: layer.weight.numel() for name, layer in weighted_layers(model).items()}

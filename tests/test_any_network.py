@@ -35,7 +35,7 @@ from benchmarks._networks import (
 from benchmarks._promises import ALL, SLOW
 from kd_lab.errors import ParameterError
 
-FEW = 4
+FEW = 2
 # Of the benchmark's networks the first that have a piece or a state which none before has.
 SEEDS = (*range(13), 14, 16, 18, 19, 20, 21, 23, 24, 25, 30, 32, 33, 34, 43, 50, 54, 57, 60, 70, 112)
 NEED_NO_PROMISE = {

@@ -116,6 +116,7 @@ def nodes_at(tree, level):
     return nodes
 
 
+@pytest.mark.slow
 def test_nothing_overlaps_or_is_cut_off(fitted, validation):
     for figure in (
         draw_soft_tree(SoftTree(4), validation.images[0]),

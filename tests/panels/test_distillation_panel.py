@@ -99,6 +99,7 @@ def test_both_students_are_what_the_one_training_loop_gives(panel, teacher, part
         assert found.kept == history.best_epoch and len(found.accuracies) == POINTS
 
 
+@pytest.mark.slow
 def test_the_weights_that_are_kept_need_not_be_the_last(panel, teacher, part, monkeypatch):
     monkeypatch.setattr(
         checkpoints, "STUDENT_RECIPES", {float("inf"): (32, 400, 5e-2)}

@@ -277,6 +277,7 @@ class TiedBeside(nn.Module):
         return self.last(self.other(self.one(x).relu()).relu())
 
 
+@pytest.mark.slow
 def test_widths_are_those_of_grouped_and_of_tied_layers():
     data = Mnist(*((torch.randn(30, 1, 8, 8), torch.arange(30) % 3) for _ in range(3)))
     panel = StructuredPruningPanel(TiedBeside(), data)
