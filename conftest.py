@@ -1,12 +1,14 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-With the slow tests all cells run twice, and then from the end: the second time must give the same numbers.
+With the slow tests all cells run twice: the second time must give the same numbers. Then those that take no more than
+two seconds run from the end.
 """
 
 import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from nbval.plugin import IPyNbCell
 collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*| at 0x\w+")  # and addresses
+LONG = 2  # seconds
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 
@@ -35,11 +38,16 @@ def pytest_addoption(parser):
 
 
 class RunAgain(IPyNbCell):
-    """Run a cell again after all cells of its lesson have run: it must not fail."""
+    """Run a cell again after all cells of its lesson have run: it must not fail.
+
+    From the end, a cell that takes long is left out: it has run twice.
+    """
 
     compared = False
 
     def runtest(self):
+        if getattr(self.first, "seconds", 0) > LONG and not self.compared:  # none where the first run failed
+            return
         super().runtest()
         if self.compared and text_of(self.test_outputs) != text_of(self.first.test_outputs):
             self.raise_cell_error("The cell gave another result when all was run twice", text_of(self.test_outputs))
@@ -96,9 +104,11 @@ def text_of(outputs):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Fail a notebook cell that printed an error, even if it went on."""
+    start = time.perf_counter()
     result = yield
     if isinstance(item, IPyNbCell):
-        printed = "".join(output.get("text", "") for output in item.test_outputs)
+        item.seconds = time.perf_counter() - start
+        printed = "".join(output.get("text", "") for output in item.test_outputs or [])
         if TROUBLE.search(printed):
             item.raise_cell_error("The cell printed an error and went on", printed)
     return result
