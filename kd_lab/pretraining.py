@@ -45,7 +45,7 @@ def random_views(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
-def random_mask(images: Tensor) -> Tensor:
+def hide_patches(images: Tensor) -> Tensor:
     """Return each image (N, channels, height, width) with 60 % of its 7×7 patches, chosen at random, set to zero."""
     _check_images("images", images)
     kept = (torch.rand(len(images), 1, PATCHES, PATCHES) > MASKED).to(images.dtype)
@@ -81,12 +81,16 @@ class RandomViews(nn.Module):
         return random_views(x) if self.training else x
 
 
-class _Contrastive(nn.Module):
-    """Answer each image with the features of two views of it, (N, 2, features)."""
+class _Pretext(nn.Module):
+    """Show a network what a pretext task makes of the images."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+
+
+class _Contrastive(_Pretext):
+    """Answer each image with the features of two views of it, (N, 2, features)."""
 
     @staticmethod
     def head(inputs: int, pixels: int) -> nn.Module:
@@ -101,19 +105,15 @@ class _Contrastive(nn.Module):
         return nt_xent(pairs)
 
 
-class _Masked(nn.Module):
+class _Masked(_Pretext):
     """Answer each image, most of which is masked, with all of its pixels, (N, pixels)."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
 
     @staticmethod
     def head(inputs: int, pixels: int) -> nn.Module:
         return nn.Linear(inputs, pixels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(random_mask(x))
+        return self.network(hide_patches(x))
 
     @staticmethod
     def loss(pixels: Tensor, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from kd_lab.data import Split
 from kd_lab.errors import ParameterError
 from kd_lab.networks import build_model, predict
-from kd_lab.pretraining import TASKS, RandomViews, few_labels, nt_xent, pretrain, random_mask, random_views
+from kd_lab.pretraining import TASKS, RandomViews, few_labels, hide_patches, nt_xent, pretrain, random_views
 from kd_lab.pruning import prune
 
 QUICK = {"epochs": 1, "batch_size": 16, "progress": False}
@@ -65,7 +65,7 @@ def test_a_view_moves_the_image_a_little_and_each_image_in_a_way_of_its_own():
 
 
 def test_a_mask_takes_whole_patches_of_sixty_percent():
-    masked = random_mask(torch.ones(500, 1, 28, 28))
+    masked = hide_patches(torch.ones(500, 1, 28, 28))
     assert set(masked.unique().tolist()) == {0, 1} and 0.38 < masked.mean() < 0.42
     patches = masked.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
     assert torch.equal(patches.amin(4), patches.amax(4))

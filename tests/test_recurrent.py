@@ -63,6 +63,8 @@ def test_an_image_is_read_from_its_first_row_to_its_last():
         cell = forget.sigmoid() * cell + take.sigmoid() * new.tanh()
         hidden = give.sigmoid() * cell.tanh()
     torch.testing.assert_close(model(IMAGES), model.fc1(hidden), atol=1e-5, rtol=1e-5)
+    turned = IMAGES.transpose(2, 3)  # not laid out row by row
+    torch.testing.assert_close(predict(model, turned), predict(model, turned.contiguous()))
     with pytest.raises(ParameterError, match=r"can't read images of shape \(1, 20, 28\)"):
         predict(model, IMAGES[:, :, :20])
 

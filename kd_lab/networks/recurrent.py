@@ -12,5 +12,5 @@ class RowReader(nn.Module):
         self.fc1 = nn.Linear(hidden_size, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        steps, _ = self.lstm(x.view(x.size(0), 28, 28))  # (N, rows, hidden_size)
+        steps, _ = self.lstm(x.reshape(x.size(0), 28, 28))  # (N, rows, hidden_size)
         return self.fc1(steps[:, -1])

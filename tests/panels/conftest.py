@@ -8,6 +8,7 @@ import pytest
 from ipywidgets import Button
 from matplotlib.text import Text
 
+from kd_lab.cost import count_parameters
 from kd_lab.panels import panel as panel_module
 from kd_lab.panels.panel import Panel
 
@@ -25,6 +26,15 @@ def panel(shared, beginning) -> Panel:
     shared.tests.clear()
     shared.flush()
     return shared
+
+
+@pytest.fixture(scope="module")
+def quick_latency():
+    """Take a time from the parameters, so that the tests need not measure one."""
+    latency = lambda network, batch_size, _images: 1e-8 * batch_size * count_parameters(network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd_lab.panels.measurement.latency", latency)
+        yield
 
 
 @pytest.fixture

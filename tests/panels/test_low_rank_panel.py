@@ -24,6 +24,8 @@ from kd_lab.panels.measurement import percent, points
 
 LAYER, FULL = "fc2", 100  # 300 to 100
 
+pytestmark = pytest.mark.usefixtures("quick_latency")
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -35,17 +37,8 @@ def part(mnist):
     return Mnist(mnist.train[:2200], mnist.validation[:1125], mnist.test[:10])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Take a time, so that the tests need not."""
-    latency = lambda network, batch_size, _images: 1e-8 * batch_size * count_parameters(network)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_lab.panels.measurement.latency", latency)
-        yield
-
-
 @pytest.fixture(scope="module")
-def shared(model, part):
+def shared(model, part, quick_latency):
     panel = LowRankPanel(model, part, LAYER)
     panel.flush()
     yield panel

@@ -22,6 +22,8 @@ from kd_lab.panels.measurement import percent, points
 from kd_lab.panels.structured import HEIGHT
 from kd_lab.pruning import IMPORTANCES, hard_prune, prune_channels
 
+pytestmark = pytest.mark.usefixtures("quick_latency")
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -33,17 +35,8 @@ def part(mnist):
     return Mnist(mnist.train[:500], mnist.validation[:1125], mnist.test[:10])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Take a time, so that the tests need not."""
-    latency = lambda network, batch_size, _images: 1e-8 * batch_size * count_parameters(network)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_lab.panels.measurement.latency", latency)
-        yield
-
-
 @pytest.fixture(scope="module")
-def shared(model, part):
+def shared(model, part, quick_latency):
     panel = StructuredPruningPanel(model, part)
     panel.flush()
     yield panel
