@@ -31,11 +31,15 @@ class Rows(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.first(x.squeeze(1)))
-        steps, last = self.cells(x if self.batch_first else x.transpose(0, 1))
+        x = x if self.batch_first else x.transpose(0, 1)
+        if isinstance(self.cells, nn.LSTM):
+            steps, (last, _) = self.cells(x)
+        else:
+            steps, last = self.cells(x)
         if self.answer == "all":
             return self.out(steps.flatten(1))
         if self.answer == "state":
-            return self.out((last[0] if isinstance(self.cells, nn.LSTM) else last)[-1])
+            return self.out(last[-1])
         return self.out(self.norm(steps[:, -1] if self.batch_first else steps[-1]))
 
 
@@ -163,9 +167,9 @@ class Odd(nn.Module):
         x = x.squeeze(1)
         if self.way == "started":
             return self.out(self.cells(x, (x.new_zeros(1, len(x), 12), x.new_zeros(1, len(x), 12)))[0][:, -1])
-        steps, (hidden, _) = self.cells(x)
         if self.way == "sliced":
-            return self.out(steps[:, -1, :12])
+            return self.out(self.cells(x)[0][:, -1, :12])
+        steps, (hidden, _) = self.cells(x)
         return self.out(hidden.mean(0) if self.way == "states" else steps[:, -1])
 
 

@@ -322,7 +322,7 @@ class _Follower(fx.Interpreter):
 
     def _taken(self, place: _Place, node: fx.Node) -> _Place | None:
         """Return where channels lie in one of the results of a recurrent layer: its steps, or its last state."""
-        if node.target is operator.getitem and (place.turns == 1 or node.args[1] == 0 or not node.users):
+        if node.target is operator.getitem and (place.turns == 1 or node.args[1] == 0 or not _is_read(node)):
             return place
         return None  # the last states of both directions lie beside each other on another axis
 
@@ -391,6 +391,11 @@ class _Follower(fx.Interpreter):
         layers = tuple(name for name, layer in self._layers.items() if layer in inside)
         self.made.append(Group(producers=layers, obstacle=reason))
         return _Place(self.made[-1], 1)
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Return whether anything but taking it apart, as in `steps, (hidden, cell) = lstm(x)`, is done with a result."""
+    return any(user.target is not operator.getitem or _is_read(user) for user in node.users)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
