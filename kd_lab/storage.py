@@ -81,8 +81,20 @@ def write_safely(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _write_through(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, in one piece, also where several processes do so at once.
+
+    Raises a StorageError where the folder can't be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_through(path, content, "ab")
+    except OSError as error:
+        raise _explain(error, path, len(content)) from error
+
+
+def _write_through(path: Path, content: bytes, mode: str = "wb") -> None:
+    with open(path, mode) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())  # the bytes must lie on the disk before the name points at them
