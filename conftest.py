@@ -1,7 +1,7 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-With the slow tests all cells run twice: the second time must give the same numbers. Then those that take no more than
-two seconds run from the end.
+With the slow tests all cells of a lesson run twice: the second time must give the same numbers. Then those that take
+no more than two seconds run from the end.
 """
 
 import os
@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
     for item in items:
-        if isinstance(item, IPyNbCell):
+        if is_lesson(item):
             notebooks.setdefault(item.parent, []).append(item)
     for notebook, cells in notebooks.items():
         after = items.index(cells[-1]) + 1
@@ -81,9 +81,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 def belongs(item, size):
-    """Return whether a test is of this size; a notebook is of each."""
-    slow = item.get_closest_marker("slow") is not None
-    return size == "all" or isinstance(item, IPyNbCell) or slow == (size == "slow")
+    """Return whether a test is of this size; a lesson is of each, exercises and solutions are slow."""
+    slow = isinstance(item, IPyNbCell) or item.get_closest_marker("slow") is not None
+    return size == "all" or is_lesson(item) or slow == (size == "slow")
+
+
+def is_lesson(item):
+    """Return whether this is a cell of a lesson."""
+    return isinstance(item, IPyNbCell) and item.path.parent.name not in ("exercises", "solutions")
 
 
 def run_again(kind, notebook, cell, when):

@@ -1,1 +1,3 @@
 """Check what a learner answers, keep it, and find the mistakes that people make."""
+
+from kd_lab.exercises.feedback import check, grade, hint, solution

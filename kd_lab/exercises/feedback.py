@@ -1,0 +1,96 @@
+"""Check an answer, get a hint or the solution: what a learner calls in a notebook of exercises."""
+
+import importlib
+import inspect
+import pkgutil
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from IPython import get_ipython
+
+import kd_lab.exercises
+from kd_lab.errors import StorageError, check_choice, described
+from kd_lab.exercises.journal import entries, keep
+from kd_lab.exercises.judging import EXERCISES, Exercise, judge
+
+_IN_PACKAGE = Path(__file__).parent / "solutions"  # where a wheel has them
+SOLUTIONS = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).resolve().parents[2] / "notebooks" / "solutions"
+PUBLIC_SEED = 0  # a learner sees the same numbers at every check
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+
+
+def check(number: str, answer: Any) -> None:
+    """Print at once whether an answer is right: not attempted, wrong (with a hint), can't be judged, or passed.
+
+    `number` is the exercise's, such as "01.2"; `answer` what it asks for: a function, a number, a network. It is kept
+    in the journal first.
+    """
+    task = find_exercise(number)
+    _keep("answer", number, _written(answer))
+    print(judge(task, answer, PUBLIC_SEED))
+
+
+def grade(number: str, answer: Any) -> None:
+    """Raise an AssertionError with the reason unless an answer passes the check on numbers that nobody has seen."""
+    verdict = judge(find_exercise(number), answer, secrets.randbelow(2**31))
+    if not verdict.passed:
+        raise AssertionError(str(verdict))
+
+
+def hint(number: str) -> None:
+    """Print the next hint for an exercise; there are up to three."""
+    hints, had = find_exercise(number).hints, len(entries("hint", number))
+    shown = min(had, len(hints) - 1)
+    print(f"{number}, hint {shown + 1} of {len(hints)}: {hints[shown]}")
+    if had < len(hints):
+        _keep("hint", number, shown + 1)
+    else:
+        print(f'That was the last one. solution("{number}") shows the solution.')
+
+
+def solution(number: str) -> None:
+    """Print the solution of an exercise."""
+    find_exercise(number)
+    print(solution_code(number))
+    _keep("solution", number, "shown")
+
+
+def solution_code(number: str) -> str:
+    """Return the code of a solution, as it stands in notebooks/solutions, without the marks of its region."""
+    import nbformat  # comes with Jupyter, which the kit can do without elsewhere
+
+    lesson, _, place = number.partition(".")
+    (path,) = SOLUTIONS.glob(f"{lesson}_*.ipynb")
+    cells = {cell.get("id"): cell.source for cell in nbformat.read(path, as_version=4).cells}
+    lines = cells[f"answer-{lesson}-{place}"].splitlines()
+    return "\n".join(line for line in lines if line.strip() not in (BEGIN, END))
+
+
+def find_exercise(number: str) -> Exercise:
+    """Return an exercise by its number; raise a ParameterError that names the closest one if there is none."""
+    if not isinstance(number, str) or number not in EXERCISES:
+        for module in pkgutil.iter_modules(kd_lab.exercises.__path__):
+            if module.name.startswith("lesson_"):
+                importlib.import_module(f"kd_lab.exercises.{module.name}")
+        check_choice("number", number, sorted(EXERCISES))
+    return EXERCISES[number]
+
+
+def _keep(kind: str, of: str, value: Any) -> None:
+    """Keep something in the journal; where that fails, say so and go on: the notebook has it, too."""
+    try:
+        keep(kind, of, value)
+    except StorageError as error:
+        print(f"This is not kept in the journal: {error}")
+
+
+def _written(answer: Any) -> dict[str, Any]:
+    """Return an answer as text, with the cells that were run and are not kept yet."""
+    text = described(answer)
+    with suppress(OSError, TypeError):  # no function, or one that was written where Python keeps no text
+        text = inspect.getsource(answer)
+    shell = get_ipython()
+    kept = {cell for entry in entries("answer") for cell in entry["value"]["cells"]}
+    return {"answer": text, "cells": [cell for cell in shell.user_ns["In"] if cell not in kept] if shell else []}

@@ -1,0 +1,137 @@
+"""Every exercise: its empty form is not attempted, each mistake gets a hint of its own, the notebooks fit the checks.
+
+That every solution passes, on numbers that nobody has seen, its own notebook proves.
+"""
+
+import itertools
+import re
+from contextlib import suppress
+
+import nbformat
+import pytest
+import torch
+
+from benchmarks._wrong_answers import wrong_answers
+from kd_lab.errors import ParameterError
+from kd_lab.exercises import check, grade, hint, solution
+from kd_lab.exercises.feedback import SOLUTIONS, find_exercise
+from kd_lab.exercises.journal import entries
+from kd_lab.exercises.judging import EXERCISES, judge
+from notebooks.exercises import exercise_of
+
+SOURCES = {path.stem: nbformat.read(path, as_version=4) for path in sorted(SOLUTIONS.glob("*.ipynb"))}
+with pytest.raises(ParameterError):
+    find_exercise("")  # which loads the checks of all lessons
+NUMBERS = sorted(EXERCISES)
+REGION = re.compile(r"^ *### BEGIN (SOLUTION|HIDDEN TESTS)\n.*?^ *### END \1$", re.MULTILINE | re.DOTALL)
+
+
+def cell(number, kind):
+    (lesson,) = (notebook for stem, notebook in SOURCES.items() if stem.startswith(number.partition(".")[0]))
+    return next(each for each in lesson.cells if each.id == f"{kind}-{number.replace('.', '-')}")
+
+
+def test_every_lesson_has_three_to_five_exercises_and_each_has_its_check():
+    asked = {
+        stem: [each.id for each in notebook.cells if each.id.startswith("question-")]
+        for stem, notebook in SOURCES.items()
+    }
+    assert all(3 <= len(questions) <= 5 for questions in asked.values())
+    questions = [f"question-{number.replace('.', '-')}" for number in NUMBERS]
+    assert sorted(itertools.chain(*asked.values())) == questions
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_question_says_its_minutes_and_its_answers_range_and_has_hints(number):
+    question = cell(number, "question").source
+    assert re.match(rf"## {re.escape(number)} \S.*\n\n\*About \d+ minutes\.\* \S", question)
+    assert "<details><summary>A right answer</summary>\n\n" in question
+    assert 1 <= len(EXERCISES[number].hints) <= 3 and len(set(EXERCISES[number].hints)) == len(EXERCISES[number].hints)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_empty_form_is_not_attempted(number):
+    empty = cell_of_exercise(number).source
+    for code in (empty, empty.replace("pass  # your code here", "raise NotImplementedError()")):
+        assert judge(find_exercise(number), _answered(code), 0).outcome == "not attempted"
+
+
+def cell_of_exercise(number):
+    source = next(notebook for stem, notebook in SOURCES.items() if stem.startswith(number.partition(".")[0]))
+    answer = cell(number, "answer").id
+    return next(each for each in exercise_of(source).cells if each.id == answer)
+
+
+def _answered(code):
+    names = {"torch": torch}
+    with suppress(NotImplementedError):  # nbgrader's own stub behind a value
+        exec(code, names)
+    return [value for name, value in names.items() if name.startswith("my_")][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", NUMBERS)
+def test_each_mistake_is_caught_with_a_hint_of_its_own(number):
+    wrong = wrong_answers(number)
+    verdicts = {words: judge(find_exercise(number), answer, 0) for words, answer in wrong.items()}
+    assert {words: str(verdict) for words, verdict in verdicts.items() if words not in str(verdict)} == {}
+    assert all(verdict.outcome == "wrong" and verdict.hint for verdict in verdicts.values())
+    assert len({verdict.hint for verdict in verdicts.values()}) >= 3
+    assert len({(verdict.what, verdict.hint) for verdict in verdicts.values()}) == len(wrong) >= 3
+
+
+@pytest.mark.parametrize("odd", [float("nan"), "text", object(), [], {}, {"a": None}, torch.tensor(float("nan"))])
+@pytest.mark.parametrize("number", NUMBERS)
+def test_an_odd_answer_is_never_an_error_and_never_passes(number, odd):
+    assert judge(find_exercise(number), odd, 0).outcome in ("wrong", "can't be judged")
+    assert judge(find_exercise(number), lambda *_, **__: odd, 0).outcome in ("wrong", "can't be judged")
+
+
+@pytest.mark.parametrize("stem", SOURCES)
+def test_an_exercise_is_its_solution_without_the_blanks(stem):
+    exercise = nbformat.read(SOLUTIONS.parent / "exercises" / f"{stem}.ipynb", as_version=4)
+    assert exercise == exercise_of(SOURCES[stem]), "Run: make exercises"
+    for blank, full in zip(exercise.cells, SOURCES[stem].cells, strict=True):
+        kept = REGION.split(full.source)[::2]
+        assert all(part.strip("\n") in blank.source for part in kept), full.id
+        assert (blank.source == full.source) == (len(kept) == 1) and not blank.get("outputs")
+
+
+def test_check_keeps_the_answer_before_it_judges_it(capsys):
+    def my_mask(weight, sparsity):
+        raise SystemExit
+
+    check("01.2", my_mask)
+    assert "wrong: your function stops with SystemExit" in capsys.readouterr().out
+    assert "raise SystemExit" in entries("answer", "01.2")[0]["value"]["answer"]
+
+
+def test_three_hints_come_in_turn_and_then_the_solution_is_named(capsys):
+    for _ in range(4):
+        hint("01.2")
+    said = capsys.readouterr().out
+    assert [f"hint {n} of 3" in said for n in (1, 2, 3)] == [True] * 3 and said.count('solution("01.2")') == 1
+    solution("01.2")
+    assert "argsort" in capsys.readouterr().out
+
+
+def test_a_grade_is_an_error_with_the_reason_unless_the_answer_passes():
+    grade("01.1", lambda weight, gradient: (weight * gradient).abs())
+    with pytest.raises(AssertionError, match=r"w·g keeps its sign"):
+        grade("01.1", lambda weight, gradient: weight * gradient)
+
+
+@pytest.mark.parametrize("number", ["01.6", "1.2", 1.2, None, ""])
+def test_an_unknown_number_is_refused(number):
+    with pytest.raises(ParameterError, match=r"check\(\): 'number' must be one of"):
+        check(number, 1)
+
+
+def test_a_check_leaves_the_learners_surroundings_alone(surroundings):
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), torch.get_default_dtype(), torch.is_inference_mode_enabled()
+    assert (
+        judge(find_exercise("01.2"), lambda weight, sparsity: torch.rand(weight.shape) > sparsity, 0).outcome == "wrong"
+    )
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_default_dtype(), torch.is_inference_mode_enabled()) == before[1:]
