@@ -172,3 +172,14 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     wrong_if(value.shape != shape, f"the shape must be {shape}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
     return value
+
+
+def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> None:
+    """Raise Wrong if a tensor is what one of these mistakes gives: what is wrong, the tensor and the hint for it."""
+    for what, (mistaken, hint) in mistakes.items():
+        wrong_if(close(given, mistaken), what, hint)
+
+
+def close(given: Tensor, expected: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same numbers, but for rounding."""
+    return torch.allclose(given.float(), expected.float(), rtol=1e-4, atol=1e-5)
