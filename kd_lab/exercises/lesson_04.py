@@ -1,6 +1,7 @@
 """The checks of lesson 04, quantization."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -182,6 +183,7 @@ def fewest_bits(answer: Any, draw: Generator) -> None:
         wrong_if(smaller.interval[0] > -0.005, f"{said}. That passes, with more bits than are needed", fewer)
 
 
+@cache
 def _cost_of(weight_bits: int, activation_bits: int) -> PairedDifference:
     """Return what these bits change on the validation images."""
     dense, data = load_trained("lenet300"), load_mnist()
