@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from kd_lab.data import load_mnist
 from kd_lab.errors import check_number, described, reason
 from kd_lab.networks.copies import copied
 
@@ -67,6 +68,7 @@ class Verdict:
 
 
 EXERCISES: dict[str, Exercise] = {}
+mnist = cache(load_mnist)  # takes a second, and a check reads it often
 
 
 def exercise(number: str, *hints: str) -> Callable[[Check], Check]:

@@ -8,10 +8,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.data import load_mnist
 from kd_lab.errors import described
 from kd_lab.evaluation import PairedDifference, accuracy, paired_difference
-from kd_lab.exercises.judging import close, exercise, expect_number, expect_tensor, wrong_if, wrong_if_like
+from kd_lab.exercises.judging import close, exercise, expect_number, expect_tensor, mnist, wrong_if, wrong_if_like
 from kd_lab.networks import weights
 from kd_lab.quantization import fake_quantize, quantize_activations, quantize_model
 
@@ -186,7 +185,7 @@ def fewest_bits(answer: Any, draw: Generator) -> None:
 @cache
 def _cost_of(weight_bits: int, activation_bits: int) -> PairedDifference:
     """Return what these bits change on the validation images."""
-    dense, data = load_trained("lenet300"), load_mnist()
+    dense, data = load_trained("lenet300"), mnist()
     model = quantize_model(dense, data.train.images[:500], weight_bits, activation_bits)
     return paired_difference(model, dense, data.validation)
 
@@ -208,7 +207,7 @@ def one_image(answer: Any, draw: Generator) -> None:
     wrong_if(len(set(percents)) == 1, "all ten are the same", same)
     more = "That is what more bits reach: 2 is the third argument."
     wrong_if(min(percents) > 97, f"the worst is {min(percents):.2f} %", more)
-    dense, data = load_trained("lenet300"), load_mnist()
+    dense, data = load_trained("lenet300"), mnist()
     for place in torch.randperm(10, generator=draw)[:4].tolist():
         model = quantize_activations(dense, data.train.images[10 + place : 11 + place], 2)
         here = 100 * accuracy(model, data.validation).value
@@ -227,7 +226,7 @@ def four_values(answer: Any, draw: Generator) -> None:
     """`my_network` has lenet300's shape, four values a layer at most, and reads 96.5 % of the validation images."""
     returned = "`train` returns a network and its history: `my_network, _ = train(...)`."
     wrong_if(not isinstance(answer, nn.Module), "a network is asked for", returned)
-    dense, images = load_trained("lenet300"), load_mnist().validation
+    dense, images = load_trained("lenet300"), mnist().validation
     shapes = [[each.value.shape for each in weights(model).values()] for model in (answer, dense)]
     wrong_if(shapes[0] != shapes[1], "this is another network than lenet300", 'Begin with `load_trained("lenet300")`.')
     counts = {name: len(weight.value.unique()) for name, weight in weights(answer).items()}
