@@ -87,6 +87,7 @@ def wrong_04_2() -> dict[str, Any]:
         "the lowest integer is not used": symmetric,
         "clamp x / scale, not x": clamped_first,
         "these are the integers q": lambda x, s, b: hard(x, s, b) / s,
+        "rounded to whole numbers": lambda x, s, b: x.round().clamp(*ends(b)),
         "is the scale": from_the_middle,
         "to the point below": lambda x, s, b: (x / s).floor().clamp(*ends(b)) * s,
         "nothing is rounded": lambda x, s, b: x + (hard(x, s, b) - hard(x, s, b)).detach(),
@@ -99,9 +100,9 @@ def wrong_04_3() -> dict[str, Any]:
         "a smaller sum passes": (4, 4),
         "weight bits come first": (3, 4),
         "That is too much": (3, 3),
-        "two numbers": 7,
+        "2 numbers are asked for": 7,
         "whole numbers": (4.5, 3),
-        "2, 3, 4 or 5": (8, 8),
+        "not a number in [2, 5]": (8, 8),
     }
 
 

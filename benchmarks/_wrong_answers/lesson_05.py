@@ -113,11 +113,11 @@ def wrong_05_4() -> dict[str, Any]:
         return {name: (reads * percent + plus, apart * far) for name, (percent, far) in right.items()}
 
     return {
-        "fractions": changed(reads=0.01),
+        "times 100": changed(reads=0.01),
         "T² in it": changed(apart=1 / 64),
         "near the teachers": {"mlp128": (98.2, 2.26), "lenet300": (98.4, 3.77), "cnn": (99.3, 6.28)},
         "the same students": dict.fromkeys(right, (90.6, 3.77)),
-        "two numbers": {name: pair[:1] for name, pair in right.items()},
+        "2 numbers": {name: pair[:1] for name, pair in right.items()},
         "not the keys": "mlp128",
         "the mean of five": changed(plus=1.7),
     }

@@ -76,6 +76,7 @@ def wrong_06_3() -> dict[str, Any]:
         changes = {
             "fc1.weight": lambda weight: weight[first],
             "fc1.bias": lambda bias: bias[first],
+            "fc1.columns": lambda weight: weight.flip(1),
             "fc2.columns": lambda weight: weight[:, first],
             "fc2.weight": lambda weight: weight[second],
             "fc2.bias": lambda bias: bias[second],
@@ -95,6 +96,7 @@ def wrong_06_3() -> dict[str, Any]:
         "the rows of fc2.weight are not": shuffled(["fc1.weight", "fc1.bias"]),
         "the bias of fc2": shuffled([*one, "fc2.weight", "fc3.columns"]),
         "fc3 reads the units": shuffled([*one, "fc2.weight", "fc2.bias"]),
+        "its columns are pixels": shuffled(["fc1.columns"]),
         "another network": load_trained("mlp128"),
         "a network is asked for": teacher.state_dict(),
     }
@@ -140,7 +142,7 @@ def wrong_06_5() -> dict[str, Any]:
         "taught minus on labels": changed(-1),
         "These are accuracies": changed(plus=88),
         "Does `seed` reach": {count: [points[0]] * 3 for count, points in right.items()},
-        "other lengths": {count: points[:2] for count, points in right.items()},
+        "3 numbers": {count: points[:2] for count, points in right.items()},
         "other keys": {2000: right[2000]},
         "the first images": changed(plus=3.0),
     }

@@ -1,6 +1,7 @@
 """Judge an answer by what it does, on numbers that it has not seen, and name the mistake that it makes."""
 
 import dis
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,11 +162,19 @@ def expect_number(value: Any, interval: str, hint: str) -> float:
 
     A tensor of one number counts as a number.
     """
-    value = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.size == 1 else value
+    value = value.item() if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1 else value
     try:
         return check_number("answer", value, interval)
     except ValueError as error:
         raise Wrong(f"{described(value)} is not a number in {interval}", hint) from error
+
+
+def expect_numbers(value: Any, count: int, interval: str, hint: str) -> list[float]:
+    """Return the numbers of a list, tuple or tensor that an answer must give; raise Wrong if they are others."""
+    value = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    listed = isinstance(value, (list, tuple)) and len(value) == count
+    wrong_if(not listed, f"{count} numbers are asked for, and {described(value)} came", hint)
+    return [expect_number(each, interval, hint) for each in value]
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.errors import described
 from kd_lab.evaluation import PairedDifference, accuracy, paired_difference
-from kd_lab.exercises.judging import close, exercise, expect_number, expect_tensor, mnist, wrong_if, wrong_if_like
+from kd_lab.exercises.judging import close, exercise, expect_numbers, expect_tensor, mnist, wrong_if, wrong_if_like
 from kd_lab.networks import weights
 from kd_lab.quantization import fake_quantize, quantize_activations, quantize_model
 
@@ -111,6 +110,7 @@ def _values_of(given: Tensor, x: Tensor, scale: float, num_bits: int) -> None:
     range_said = f"{num_bits} bits: q is {-end} to {end - 1}"
     mistakes = {
         "these are the integers q": (expected / scale, "Back to numbers: times the scale."),
+        "x is rounded to whole numbers": (x.round().clamp(-end, end - 1), "A step is as wide as the scale: x / scale."),
         "nothing becomes the end of the grid": (
             steps.round() * scale,
             f"Clamp before or after rounding. {range_said}.",
@@ -165,9 +165,8 @@ def _gradients_of(given: Tensor, x: Tensor, inside: Tensor, scale: float) -> Non
 )
 def fewest_bits(answer: Any, draw: Generator) -> None:
     """`my_bits` is (weight bits, activation bits), the pair of the smallest sum that passes the rule."""
-    pair = "Answer with a pair, such as (5, 5): weight bits first, then activation bits."
-    wrong_if(not isinstance(answer, (list, tuple)) or len(answer) != 2, "two numbers are asked for", pair)
-    bits = [expect_number(each, "[2, 5]", "2, 3, 4 or 5 bits each.") for each in answer]
+    pair = "Answer with a pair, such as (5, 5): weight bits first, then activation bits, 2 to 5 each."
+    bits = expect_numbers(answer, 2, "[2, 5]", pair)
     wrong_if(any(each % 1 for each in bits), "bits are whole numbers", "Take them from `range(2, 6)`.")
     here, total = _cost_of(*map(int, bits)), int(sum(bits))
     said = f"{int(bits[0])} and {int(bits[1])} bits: {here}"
@@ -198,10 +197,8 @@ def _cost_of(weight_bits: int, activation_bits: int) -> PairedDifference:
 )
 def one_image(answer: Any, draw: Generator) -> None:
     """`my_accuracies` is a list of ten percentages: 2-bit activations calibrated on one image each."""
-    percents = [float(each) for each in answer] if isinstance(answer, (list, tuple, Tensor)) else []
-    ten = "Append the accuracy of each start, 10 to 19, to a list."
-    wrong_if(len(percents) != 10, f"a list of ten accuracies is asked for, and {described(answer)} came", ten)
-    percents = [expect_number(each, "[0, 100]", "Each is a percentage.") for each in percents]
+    ten = "Append the accuracy of each start, 10 to 19, in percent, to a list."
+    percents = expect_numbers(answer, 10, "[0, 100]", ten)
     wrong_if(max(percents) <= 1, "these are fractions", "In percent: times 100.")
     same = "Does `start` move in your loop? Each network needs an image of its own."
     wrong_if(len(set(percents)) == 1, "all ten are the same", same)

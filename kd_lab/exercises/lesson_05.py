@@ -12,7 +12,16 @@ from torch import Generator, Tensor, nn
 from kd_lab.checkpoints import load_trained, student_recipe
 from kd_lab.distillation import DistillationLoss, distil, distillation_loss, soft_loss, with_answers
 from kd_lab.evaluation import PairedDifference, accuracy, paired_difference
-from kd_lab.exercises.judging import close, exercise, expect_number, expect_tensor, mnist, wrong_if, wrong_if_like
+from kd_lab.exercises.judging import (
+    close,
+    exercise,
+    expect_number,
+    expect_numbers,
+    expect_tensor,
+    mnist,
+    wrong_if,
+    wrong_if_like,
+)
 from kd_lab.networks import predict, small_student
 from kd_lab.training import train
 
@@ -188,9 +197,10 @@ def best_teacher(answer: Any, draw: Generator) -> None:
     """`my_measured` is a dict: for each teacher, what its students read in percent, and how far they stay from it."""
     names, shape = ["mlp128", "lenet300", "cnn"], 'Return {"mlp128": (percent, apart), "lenet300": …, "cnn": …}.'
     wrong_if(not isinstance(answer, dict) or {*answer} != {*names}, "the three teachers are not the keys", shape)
-    wrong_if(any(len(answer[name]) != 2 for name in names), "each teacher has two numbers", shape)
-    reads, apart = ([expect_number(answer[name][place], "[0, 1e6]", shape) for name in names] for place in (0, 1))
-    wrong_if(max(reads) <= 1, "the first numbers are fractions", "In percent: times 100.")
+    pairs = {name: expect_numbers(answer[name], 2, "[0, 1e6]", shape) for name in names}
+    reads, apart = zip(*pairs.values(), strict=True)
+    first = "The percentage comes first, times 100, and then how far the students stay apart."
+    wrong_if(max(reads) < 50, f"students that read at most {max(reads):.3g} %", first)
     own = "These are near the teachers' own accuracies. Measure their *students*."
     wrong_if(min(reads) > 95, f"students that read {min(reads):.1f} % and more", own)
     unsquared = "`soft_loss` has T² in it: 64 times as much. Don't divide it out, and don't change T."
@@ -199,9 +209,9 @@ def best_teacher(answer: Any, draw: Generator) -> None:
     wrong_if(len({*reads}) < 3, "two teachers have the same students", same)
     name = names[int(torch.randint(3, (), generator=draw))]
     expected = _taught_by(name, DistillationLoss(8, 0.1))
-    given, place = answer[name], ("reads", "stays apart")
+    given, place = pairs[name], ("reads", "stays apart")
     for number, here, far, what in zip(given, expected, (0.5, 0.5), place, strict=True):
-        said = f"taught by {name}, a student {what}: {float(number):.2f}, and here {here:.2f}"
+        said = f"taught by {name}, a student {what}: {number:.2f}, and here {here:.2f}"
         wrong_if(abs(number - here) > far, said, "T = 8 and alpha = 0.1, all validation images, the mean of five.")
 
 

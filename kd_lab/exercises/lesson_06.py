@@ -10,7 +10,7 @@ from kd_lab.checkpoints import load_trained, student_recipe
 from kd_lab.data import load_optical_digits
 from kd_lab.distillation import DistillationLoss, fit_trees, similarity_map, soft_targets, with_answers
 from kd_lab.evaluation import accuracy
-from kd_lab.exercises.judging import close, exercise, expect_number, expect_tensor, mnist, wrong_if, wrong_if_like
+from kd_lab.exercises.judging import close, exercise, expect_numbers, expect_tensor, mnist, wrong_if, wrong_if_like
 from kd_lab.networks import predict, small_student, weights
 from kd_lab.training import train
 
@@ -133,8 +133,11 @@ def _misplaced(model: nn.Module, teacher: nn.Module, said: str) -> None:
         old, new = (each.get_submodule(name) for each in (teacher, model))
         found = torch.cdist(new.weight.detach(), old.weight.detach()[:, order]).argmin(dim=1)
         rows = torch.equal(old.weight[found][:, order], new.weight)
-        columns = f"The columns of {name}.weight belong to the units before it: `[:, order]`, with the order of those."
-        wrong_if(not rows, f"{said}: the rows of {name}.weight are not the teacher's", columns)
+        pixels = "The rows of fc1.weight move, as they are; its columns are pixels, and stay."
+        columns = "The columns of fc2.weight belong to the units of fc1: `[:, order]`, with the order of those."
+        wrong_if(
+            not rows, f"{said}: the rows of {name}.weight are not the teacher's", pixels if name == "fc1" else columns
+        )
         bias = torch.equal(old.bias[found], new.bias)
         wrong_if(
             not bias, f"{said}: the bias of {name} is in another order than its rows", "A unit's bias goes with it."
@@ -179,8 +182,7 @@ def weak_teacher(answer: Any, draw: Generator) -> None:
     """`my_gains` is a dict: for each number of images, what three students gain by the forest, in points."""
     counts, shape = (500, 2000, 10000), "Return {500: [three], 2000: [three], 10000: [three]}."
     wrong_if(not isinstance(answer, dict) or {*answer} != {*counts}, "the dict has other keys", shape)
-    wrong_if({len(answer[count]) for count in counts} != {3}, "the lists have other lengths", shape)
-    gains = {count: [expect_number(each, "[-100, 100]", "Points.") for each in answer[count]] for count in counts}
+    gains = {count: expect_numbers(answer[count], 3, "[-100, 100]", shape) for count in counts}
     sums = {count: sum(points) for count, points in gains.items()}
     wrong_if(max(map(abs, sums.values())) < 0.5, "these are fractions", "Times 100 they are points.")
     own = "These are accuracies. A gain is the taught student's minus that of its twin on labels."
