@@ -65,7 +65,8 @@ def plot_calibration(
     _check_lengths(stated=stated, shares=shares, intervals=intervals, counts=counts)
     low, middle, high = _ends(shares, intervals)
     axes = plt.subplots(figsize=(4.6, 4), layout="constrained")[1]
-    axes.plot([0.5, 1], [0.5, 1], ":", color="grey", label="as sure as right")
+    axes.plot([0.5, 1], [0.5, 1], ":", color="grey")
+    axes.set_title("dotted: as often right as you were sure", fontsize=9)
     axes.errorbar(stated, middle, yerr=(middle - low, high - middle), fmt="o", capsize=3)
     for place, count in enumerate(counts):
         axes.annotate(f"{count}", (stated[place], middle[place]), (6, 4), textcoords="offset points", fontsize=9)
@@ -73,7 +74,6 @@ def plot_calibration(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
     return axes
 
 

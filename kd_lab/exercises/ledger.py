@@ -28,9 +28,9 @@ PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
 body {{ font: 15px/1.5 sans-serif; color: #1f2937; max-width: 980px; margin: 24px auto; padding: 0 16px; }}
-img {{ max-width: 100%; vertical-align: top; }}
+img {{ max-width: 100%; vertical-align: top; margin: 0 12px 12px 0; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
-th, td {{ padding: 4px 8px; border-bottom: 1px solid #d1d5db; vertical-align: top; overflow-wrap: anywhere; }}
+th, td {{ padding: 4px 8px; border-bottom: 1px solid #d1d5db; vertical-align: top; overflow-wrap: break-word; }}
 </style></head><body><h1>{title}</h1><p>{today}</p><p>{summary}</p><p>{pictures}</p>{table}</body></html>
 """
 
@@ -54,7 +54,7 @@ class Settled(NamedTuple):
     def row(self) -> list[str]:
         """Return the cells of the ledger's row."""
         question, value, sure, late = self.prediction
-        cells = [f"{question.name[:2]}  {question.text}", question.in_words(value), f"{100 * sure:.0f} %"]
+        cells = [f"{question.name[:2]}  {question.text}", question.in_words(value), f"{100 * sure:.0f}\N{NBSP}%"]
         if self.measured is None:
             return [*cells, "not yet", "", ""]
         right = "late" if late else "yes" if self.right else "no"
@@ -72,7 +72,9 @@ class Ledger(Table):
         yield from (each.row() for each in self.settled)
 
     def _table(self, style: str) -> str:
-        return super()._table(style) if self.settled else NOTHING
+        left = ' style="text-align: left;"'  # a notebook sets cells to the right unless they say otherwise
+        table = super()._table(style).replace("<td>", f"<td{left}>").replace("<th>", f"<th{left}>")
+        return table if self.settled else NOTHING
 
 
 def ledger() -> Ledger:
