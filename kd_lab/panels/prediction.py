@@ -21,7 +21,7 @@ class PredictionForm(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("prediction.js").read_text(encoding="utf-8")
     _css = "\n".join(Path(__file__).with_name(f"{each}.css").read_text("utf-8") for each in ("slider", "prediction"))
     question, tolerance, label, unit, answer, message = (traitlets.Unicode().tag(sync=True) for _ in range(6))
-    choices = traitlets.List().tag(sync=True)
+    choices: Any = traitlets.List().tag(sync=True)
     least, most, sure = (traitlets.Float(share).tag(sync=True) for share in (LEAST, MOST, LEAST))
     presses = traitlets.Int().tag(sync=True)
 
