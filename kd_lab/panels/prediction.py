@@ -8,7 +8,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from kd_lab.errors import KdLabError, ParameterError, check_kind, check_number, reason
+from kd_lab.errors import KdLabError, ParameterError, check_kind, reason
 from kd_lab.exercises.questions import Prediction, Question, keep_prediction, predictions
 from kd_lab.panels.panel import VIEW, replace_earlier
 
@@ -47,15 +47,9 @@ class PredictionPanel:
         self.form.observe(lambda _change: self._keep(), names="presses")
         replace_earlier(self)
 
-    def keep(self, answer: float | str, sure: float) -> None:
-        """Fill in the fields and press the button, as a learner would; what is wrong stands below it, in words."""
-        with self.form.hold_trait_notifications():
-            self.form.answer, self.form.sure = str(answer), check_number("sure", sure, f"[{LEAST}, {MOST}]")
-            self.form.presses += 1
-
     def _keep(self) -> None:
         try:
-            self._say(keep_prediction(self.question, self._given(), self.form.sure))
+            self._show(keep_prediction(self.question, self._given(), self.form.sure))
         except KdLabError as error:
             self.form.message = f"Not kept. {reason(error)}"
 
@@ -74,12 +68,12 @@ class PredictionPanel:
             self.form.message = reason(error)
             return
         if kept and kept.question == self.question:  # not that of an older lesson
-            self.form.answer = kept.value if self.question.choices else f"{kept.value:.12g}"
-            self.form.sure = min(kept.sure, MOST)
-            self._say(kept)
+            self._show(kept)
 
-    def _say(self, prediction: Prediction) -> None:
-        self.form.message = f"Kept: {prediction}."
+    def _show(self, kept: Prediction) -> None:
+        self.form.answer = kept.value if self.question.choices else f"{kept.value:.12g}"
+        self.form.sure = min(kept.sure, MOST)
+        self.form.message = f"Kept: {kept}."
 
     def close(self) -> None:
         """Take the panel off the page; IPython's Out keeps it itself."""

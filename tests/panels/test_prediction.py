@@ -57,13 +57,12 @@ def test_a_choice_is_kept_by_the_widget():
     panel = PredictionPanel(LAYER)
     assert panel.form.choices == ["conv1", "fc1"] and panel.form.answer == ""
     assert press(panel, "", 0.5) == "Not kept. Nothing is predicted yet."
-    panel.keep("fc1", 0.9)
-    assert panel.form.message == "Kept: fc1, sure to 90 %."
+    assert press(panel, "fc1", 0.9) == "Kept: fc1, sure to 90 %."
     panel.close()
 
 
 def test_the_widget_shows_again_what_was_kept(panel):
-    panel.keep(3, 0.8)
+    press(panel, "3.0", 0.8)
     again, other = PredictionPanel(POINTS), PredictionPanel(Question("01.half", "New text", within=1))
     assert (again.form.answer, again.form.sure, again.form.message) == ("3", 0.8, "Kept: 3 points, sure to 80 %.")
     assert other.form.answer == other.form.message == ""
@@ -91,14 +90,9 @@ def test_where_no_widgets_are_a_sentence_is(panel):
     assert bundle[VIEW]["model_id"] == panel.form.model_id and json.dumps(bundle)
 
 
-def test_only_a_question_can_be_asked_and_one_can_be_sure_to_95_percent_at_most(panel):
+def test_only_a_question_can_be_asked():
     with pytest.raises(ParameterError, match=r"^PredictionPanel\(\): 'question' must be a Question"):
         PredictionPanel("01.half")
-    with pytest.raises(
-        ParameterError, match=re.escape("PredictionPanel.keep(): 'sure' must be a number in [0.5, 0.95]")
-    ):
-        panel.keep(3, 1.0)
-    assert panel.form.answer == "" and predictions() == {}
 
 
 def test_the_widget_is_replaced_when_its_cell_is_run_again():
