@@ -49,7 +49,7 @@ class PredictionPanel:
 
     def _keep(self) -> None:
         try:
-            self._show(keep_prediction(self.question, self._given(), self.form.sure))
+            self._say(keep_prediction(self.question, self._given(), self.form.sure))
         except KdLabError as error:
             self.form.message = f"Not kept. {reason(error)}"
 
@@ -68,12 +68,12 @@ class PredictionPanel:
             self.form.message = reason(error)
             return
         if kept and kept.question == self.question:  # not that of an older lesson
-            self._show(kept)
+            self.form.answer = kept.value if self.question.choices else f"{kept.value:.12g}"
+            self.form.sure = min(kept.sure, MOST)
+            self._say(kept)
 
-    def _show(self, kept: Prediction) -> None:
-        self.form.answer = kept.value if self.question.choices else f"{kept.value:.12g}"
-        self.form.sure = min(kept.sure, MOST)
-        self.form.message = f"Kept: {kept}."
+    def _say(self, prediction: Prediction) -> None:
+        self.form.message = f"Kept: {prediction}."
 
     def close(self) -> None:
         """Take the panel off the page; IPython's Out keeps it itself."""
