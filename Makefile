@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-all test-slow test-browser loopback notebooks results checkpoints litert litert-files triton constraints clean
+.PHONY: setup lab test test-all test-slow test-browser loopback notebooks exercises course results checkpoints litert litert-files triton constraints clean
 
 setup: $(INSTALLED)
 
@@ -41,8 +41,15 @@ test-all: test test-slow test-browser  # everything
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true
 
-notebooks: setup
+notebooks: setup  # runs lessons and solutions and saves them
 	$(BIN)/python -m notebooks.build
+	$(BIN)/python -m notebooks.exercises
+
+exercises: setup  # from the solutions
+	$(BIN)/python -m notebooks.exercises
+
+course: setup loopback  # every lesson in order, from nothing, with its minutes
+	$(BIN)/python -m notebooks.course
 
 results: setup  # tables of results/README.md, lists of modules in README.md and CONTRIBUTING.md
 	$(BIN)/python -m benchmarks._tables

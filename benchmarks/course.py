@@ -1,6 +1,7 @@
-"""Time every lesson, and count what a reader of kd_lab has to read; --tests also times both test commands.
+"""Time every lesson, judge wrong answers to every exercise, and count what a reader of kd_lab has to read.
 
-Each lesson runs once, in a fresh kernel, one after another. Let nothing else run beside it.
+--tests also times both test commands. Each lesson runs once, in a fresh kernel, one after another. Let nothing else run
+beside it.
 """
 
 import ast
@@ -10,10 +11,10 @@ import time
 import tokenize
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
 from tabulate import tabulate
 
+from benchmarks._wrong_answers import judge_all
+from notebooks.course import lesson_seconds
 from notebooks.lab import LESSONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,30 +24,20 @@ NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 def run(tests: bool) -> dict[str, float]:
     """Print the seconds of each lesson and the figures, and return the latter; `tests` times `make test`, too."""
-    seconds = {lesson.stem: time_lesson(lesson) for lesson in LESSONS}
+    seconds = {lesson.stem: lesson_seconds(lesson) for lesson in LESSONS}
     files = sorted((ROOT / "kd_lab").rglob("*.py"))
     figures = {
-        "course.cached_seconds": round(sum(seconds.values()), 1),
+        "course.cached_minutes": round(sum(seconds.values()) / 60, 2),
         "course.slowest_lesson_s": round(max(seconds.values()), 1),
         "course.lessons": len(seconds),
         "course.code_lines": sum(count_code_lines(file.read_text()) for file in files),
         "course.files": len(files),
-    }
+    } | judge_all()
     if tests:
         figures |= {key: time_command(target) for target, key in COMMANDS.items()}
     print(tabulate(seconds.items(), ["lesson", "seconds"], floatfmt=".1f"))
     print(tabulate(figures.items(), ["figure", "value"]), flush=True)
     return figures
-
-
-def time_lesson(path: Path) -> float:
-    """Return the seconds that a lesson takes in a fresh kernel, the kernel's start among them."""
-    client = NotebookClient(
-        nbformat.read(path, as_version=4), timeout=600, resources={"metadata": {"path": path.parent}}
-    )
-    begun = time.perf_counter()
-    client.execute()
-    return time.perf_counter() - begun
 
 
 def time_command(target: str) -> float:

@@ -1,11 +1,13 @@
-"""Run every lesson and save it with its outputs; stamp the repository's address into lessons and README.
+"""Run every lesson and every solution, and save it with its outputs; stamp the repository's address where it belongs.
 
 `make notebooks` calls it. The address stands in pyproject.toml alone; while it is empty, no badge and no install cell
 is there.
 """
 
+import os
 import re
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from notebooks.lab import LESSONS
+from notebooks.lab import LESSONS, NOTEBOOKS, SOLUTIONS
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,26 +72,33 @@ def stamp_readme(text: str, address: str) -> str:
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)
 
 
+def opened(path: Path) -> str:
+    """Return what Colab opens: a lesson, or the exercise that is made of a solution."""
+    return path.relative_to(NOTEBOOKS).as_posix().replace("solutions/", "exercises/")
+
+
 def keep_pictures(notebook: NotebookNode) -> None:
-    """Keep of a live panel its picture alone, since it can't be live before the cell is run."""
+    """Keep of a live panel only the picture or the sentence beside it: it can't be live before the cell is run."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
+            if {"image/png", "text/html"} & output.get("data", {}).keys():
                 output.data.pop(VIEW, None)
 
 
 def run(path: Path) -> None:
-    """Run one lesson from top to bottom in a fresh kernel and save it."""
+    """Run one notebook from top to bottom in a fresh kernel and save it."""
     notebook = nbformat.read(path, as_version=4)
-    stamp(notebook, repository(), path.name)
-    NotebookClient(
+    stamp(notebook, repository(), opened(path))
+    client = NotebookClient(
         notebook,
         timeout=600,
         resources={"metadata": {"path": path.parent}},
         record_timing=False,
         coalesce_streams=True,
         store_widget_state=False,
-    ).execute()
+    )
+    with tempfile.TemporaryDirectory() as folder:  # nobody's own predictions are saved
+        client.execute(env=os.environ | {"KD_LAB_JOURNAL": f"{folder}/journal.jsonl"})
     keep_pictures(notebook)
     nbformat.write(notebook, path)
 
@@ -112,13 +121,13 @@ def faults(path: Path) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Stamp the README, then run and save every lesson; with --check, only look at those that are named."""
+    """Stamp the README, then run and save lessons and solutions; with --check, only look at those that are named."""
     if arguments[:1] == ["--check"]:
         sys.exit("\n".join(fault for name in arguments[1:] for fault in faults(Path(name))))
     readme = ROOT / "README.md"
     readme.write_text(stamp_readme(readme.read_text(), repository()))
-    for path in LESSONS:
-        print(path.name, flush=True)
+    for path in (*LESSONS, *SOLUTIONS):
+        print(path.relative_to(NOTEBOOKS), flush=True)
         run(path)
 
 

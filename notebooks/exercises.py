@@ -4,15 +4,13 @@
 the same notebook with a stub in their place, without hidden tests and outputs.
 """
 
-from pathlib import Path
-
 import nbformat
 from nbformat import NotebookNode
 from nbgrader.preprocessors import ClearHiddenTests, ClearOutput, ClearSolutions, ComputeChecksums, LockCells
 from traitlets.config import Config
 
-NOTEBOOKS = Path(__file__).parent
-SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
+from notebooks.lab import NOTEBOOKS, SOLUTIONS
+
 STUB = Config({"ClearSolutions": {"code_stub": {"python": "pass  # your code here"}}})  # so that Run All goes through
 STEPS = [LockCells, ClearSolutions, ClearOutput, ComputeChecksums, ClearHiddenTests, ComputeChecksums]
 

@@ -1,4 +1,4 @@
-"""Copy the lessons without their outputs to notebooks/mine, where learners work: the outputs answer the predictions.
+"""Copy lessons and exercises without outputs to notebooks/mine, where learners work: outputs answer the predictions.
 
 `make lab` calls it. A copy that its learner has changed is never touched; one as it was is renewed when the lesson is.
 """
@@ -9,8 +9,11 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-LESSONS = sorted(Path(__file__).parent.glob("*.ipynb"))
-MINE = Path(__file__).parent / "mine"
+NOTEBOOKS = Path(__file__).parent
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+EXERCISES = sorted(NOTEBOOKS.glob("exercises/*.ipynb"))
+SOLUTIONS = sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
+MINE = NOTEBOOKS / "mine"
 STAMP = "kd_lab_copied"  # in a copy's metadata: the digest of its cells as they were copied
 
 
@@ -29,8 +32,8 @@ def without_outputs(notebook: NotebookNode) -> NotebookNode:
 
 
 def copy_lessons(lessons: list[Path], folder: Path) -> None:
-    """Put a copy of each lesson into the folder, unless its learner has changed the one that is there."""
-    folder.mkdir(exist_ok=True)
+    """Put a copy of each lesson, or exercise, into the folder, unless its learner has changed the one that is there."""
+    folder.mkdir(parents=True, exist_ok=True)
     for lesson in lessons:
         copy, fresh = folder / lesson.name, without_outputs(nbformat.read(lesson, as_version=4))
         if not copy.exists() or _is_outdated(nbformat.read(copy, as_version=4), fresh):
@@ -43,3 +46,4 @@ def _is_outdated(copy: NotebookNode, fresh: NotebookNode) -> bool:
 
 if __name__ == "__main__":
     copy_lessons(LESSONS, MINE)
+    copy_lessons(EXERCISES, MINE / "exercises")

@@ -61,7 +61,8 @@ def test_lines_on_a_docstring_of_an_async_function_do_not_count():
 @pytest.fixture
 def quick(monkeypatch):
     """Let the benchmark measure nothing that takes time."""
-    monkeypatch.setattr(course, "time_lesson", lambda _path: 2.0)
+    monkeypatch.setattr(course, "lesson_seconds", lambda _path: 30.0)
+    monkeypatch.setattr(course, "judge_all", lambda: {"course.mutants": 3})
     monkeypatch.setattr(course, "time_command", lambda _target: 1.5)
 
 
@@ -70,7 +71,8 @@ def test_the_last_line_is_json_with_the_figures(quick, capsys, options):
     command.main(["course", *options])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     minutes = {"course.test_minutes", "course.test_all_minutes"}
-    assert figures["course.cached_seconds"] == 2 * figures["course.lessons"] and figures["course.slowest_lesson_s"] == 2
+    assert figures["course.cached_minutes"] == figures["course.lessons"] / 2
+    assert figures["course.slowest_lesson_s"] == 30 and figures["course.mutants"] == 3
     assert figures.keys() & minutes == (minutes if options else set())
 
 

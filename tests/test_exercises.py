@@ -11,18 +11,16 @@ import nbformat
 import pytest
 import torch
 
-from benchmarks._wrong_answers import wrong_answers
+from benchmarks._wrong_answers import verdicts
 from kd_lab.errors import ParameterError
 from kd_lab.exercises import check, grade, hint, solution
-from kd_lab.exercises.feedback import SOLUTIONS, find_exercise
+from kd_lab.exercises.feedback import SOLUTIONS, every_exercise, find_exercise
 from kd_lab.exercises.journal import entries
 from kd_lab.exercises.judging import EXERCISES, judge
 from notebooks.exercises import exercise_of
 
 SOURCES = {path.stem: nbformat.read(path, as_version=4) for path in sorted(SOLUTIONS.glob("*.ipynb"))}
-with pytest.raises(ParameterError):
-    find_exercise("")  # which loads the checks of all lessons
-NUMBERS = sorted(EXERCISES)
+NUMBERS = every_exercise()
 REGION = re.compile(r"^ *### BEGIN (SOLUTION|HIDDEN TESTS)\n.*?^ *### END \1$", re.MULTILINE | re.DOTALL)
 
 
@@ -72,12 +70,11 @@ def _answered(code):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERS)
 def test_each_mistake_is_caught_with_a_hint_of_its_own(number):
-    wrong = wrong_answers(number)
-    verdicts = {words: judge(find_exercise(number), answer, 0) for words, answer in wrong.items()}
-    assert {words: str(verdict) for words, verdict in verdicts.items() if words not in str(verdict)} == {}
-    assert all(verdict.outcome == "wrong" and verdict.hint for verdict in verdicts.values())
-    assert len({verdict.hint for verdict in verdicts.values()}) >= 3
-    assert len({(verdict.what, verdict.hint) for verdict in verdicts.values()}) == len(wrong) >= 3
+    judged = verdicts(number)
+    assert {words: str(verdict) for words, verdict in judged.items() if words not in str(verdict)} == {}
+    assert all(verdict.outcome == "wrong" and verdict.hint for verdict in judged.values())
+    assert len({verdict.hint for verdict in judged.values()}) >= 3
+    assert len({(verdict.what, verdict.hint) for verdict in judged.values()}) == len(judged) >= 3
 
 
 @pytest.mark.parametrize("odd", [float("nan"), "text", object(), [], {}, {"a": None}, torch.tensor(float("nan"))])

@@ -81,15 +81,28 @@ def test_an_address_stamps_badge_and_install_cell_once():
 def test_what_is_committed_carries_the_address_that_is_set():
     readme = (ROOT / "README.md").read_text()
     assert readme == build.stamp_readme(readme, build.repository())
-    for path in build.LESSONS:
+    for path in (*build.LESSONS, *build.SOLUTIONS):
         notebook = nbformat.read(path, as_version=4)
         cells = [cell.source for cell in notebook.cells]
-        build.stamp(notebook, build.repository(), path.name)
+        build.stamp(notebook, build.repository(), build.opened(path))
         assert [cell.source for cell in notebook.cells] == cells
 
 
 def test_what_is_committed_of_a_lesson_was_run_and_is_small():
     assert [fault for path in build.LESSONS for fault in build.faults(path)] == []
+
+
+def test_what_is_committed_of_a_solution_was_run_once_and_passed():
+    for path in build.SOLUTIONS:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        said = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+        assert said.count("public checks passed") == sum(cell.id.startswith("check-") for cell in cells)
+
+
+def test_colab_opens_the_exercise_of_a_solution():
+    assert build.opened(build.SOLUTIONS[0]) == f"exercises/{build.SOLUTIONS[0].name}"
+    assert build.opened(build.LESSONS[0]) == build.LESSONS[0].name
 
 
 def test_a_committed_panel_is_a_picture():
@@ -101,6 +114,13 @@ def test_a_committed_panel_is_a_picture():
         if "Panel: " in output.get("data", {}).get("text/plain", "")
     ]
     assert outputs and all("image/png" in data for data in outputs)
+
+
+@pytest.mark.parametrize("beside", [{"image/png": "iVBO"}, {"text/html": "<i>Run it.</i>"}, {}])
+def test_of_a_live_panel_what_stands_beside_it_is_kept(beside):
+    output = nbformat.v4.new_output("display_data", data={build.VIEW: {}, **beside})
+    build.keep_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]))
+    assert output.data == beside or (not beside and build.VIEW in output.data)  # of any other widget nothing is left
 
 
 def test_what_must_not_be_committed_of_a_lesson_is_named(tmp_path):

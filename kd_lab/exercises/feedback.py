@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import secrets
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,17 @@ def solution_code(number: str) -> str:
 
 def find_exercise(number: str) -> Exercise:
     """Return an exercise by its number; raise a ParameterError that names the closest one if there is none."""
-    if not isinstance(number, str) or number not in EXERCISES:
-        for module in pkgutil.iter_modules(kd_lab.exercises.__path__):
-            if module.name.startswith("lesson_"):
-                importlib.import_module(f"kd_lab.exercises.{module.name}")
-        check_choice("number", number, sorted(EXERCISES))
+    check_choice("number", number, every_exercise())
     return EXERCISES[number]
+
+
+@cache
+def every_exercise() -> list[str]:
+    """Return the numbers of all exercises, in order."""
+    for module in pkgutil.iter_modules(kd_lab.exercises.__path__):
+        if module.name.startswith("lesson_"):
+            importlib.import_module(f"kd_lab.exercises.{module.name}")
+    return sorted(EXERCISES)
 
 
 def _keep(kind: str, of: str, value: Any) -> None:

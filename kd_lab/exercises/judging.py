@@ -124,17 +124,17 @@ def _taken(answer: Any) -> Any:
     return partial(call, answer) if callable(answer) else answer
 
 
-def _does_nothing(function: FunctionType) -> bool:
+def _does_nothing(answer: FunctionType) -> bool:
     """Return whether the body of a function is empty: a docstring, `...` or `pass`."""
-    steps = list(dis.get_instructions(function))
+    steps = list(dis.get_instructions(answer))
     return {step.opname for step in steps} <= DOES_NOTHING and steps[-1].argval is None
 
 
-def call(function: Callable, *arguments: Any, **named: Any) -> Any:
+def call(learners: Callable, *arguments: Any, **named: Any) -> Any:
     """Return what a learner's function gives for copies of the arguments; raise Wrong if it fails or changes them."""
     given = [each.clone() if isinstance(each, Tensor) and each.is_leaf else each for each in arguments]
     try:
-        result = function(*given, **named)
+        result = learners(*given, **named)
     except NotImplementedError as error:
         raise NotAttempted from error
     except (Exception, SystemExit) as error:
