@@ -1,5 +1,6 @@
 """Measure what a network costs: parameters, multiply-accumulates, bytes on disk and milliseconds."""
 
+import inspect
 import io
 import math
 import re
@@ -92,9 +93,9 @@ def count_macs(model: nn.Module, images: Tensor | None = None) -> int:
 
 def _counted(model: nn.Module, images: Tensor) -> "tuple[FlopCounterMode, _Uncounted]":
     """Run a model once, and return what was counted, and what could not be."""
-    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+    counter = _Counter(display=False, custom_mapping=FLOPS)
     # the mode first: a class's own eval() may multiply, as where LoRA merges its matrices
-    with evaluation_mode(model), _without_fast_path(), _Uncounted() as uncounted, counter:
+    with evaluation_mode(model), _without_fast_path(), _plain(_Uncounted)() as uncounted, counter:
         predict(model, images)
     return counter, uncounted
 
@@ -121,6 +122,22 @@ class _Uncounted(TorchDispatchMode):
         if func.namespace not in ("aten", "prim", "prims") or UNCOUNTED.match(func.overloadpacket.__name__):
             self.names.add(str(func.overloadpacket))
         return func(*args, **(kwargs or {}))
+
+
+class _Counter(FlopCounterMode):
+    """torch's counter, in a plain mode."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.mode.__class__ = _plain(type(self.mode))
+        return self
+
+
+def _plain(mode: type) -> type:
+    """Return a mode without what torch puts around it for torch.compile, which takes a second or two to import."""
+    plain: Any = type(mode.__name__, (mode,), {})
+    plain.__torch_dispatch__ = inspect.unwrap(plain.__torch_dispatch__)
+    return plain
 
 
 def file_bytes(model: nn.Module) -> int:

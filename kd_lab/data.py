@@ -67,7 +67,7 @@ def load_mnist() -> Mnist:
     raw = mnist_folder()
     published, test = _read(raw, "train"), _read(raw, "t10k")
     train, validation = (Split(*(part[indices] for part in published)) for indices in split_indices(published.labels))
-    return Mnist(train, validation, test)
+    return Mnist(*(Split(_normalised(pixels), labels) for pixels, labels in (train, validation, test)))
 
 
 def split_indices(labels: Tensor, count: int = VALIDATION, seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,11 @@ def _examples(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 def _read(raw: Path, part: str) -> Split:
     pixels = _read_bytes(raw / f"{part}-images-idx3-ubyte", header=16).view(-1, 1, 28, 28)
-    return Split((pixels.float() / 255 - MEAN) / STD, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long())
+    return Split(pixels, _read_bytes(raw / f"{part}-labels-idx1-ubyte", header=8).long())
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    return pixels.float().div_(255).sub_(MEAN).div_(STD)  # in place, without two more copies of 170 MB
 
 
 def _read_bytes(path: Path, header: int) -> Tensor:

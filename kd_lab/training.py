@@ -1,6 +1,7 @@
 """Train any network on tensors in memory: the one training loop of the kit."""
 
 import copy
+import inspect
 import itertools
 import math
 import sys
@@ -102,10 +103,18 @@ class Settings:
     def optimizer(self, model: nn.Module, steps: int) -> tuple[AdamW, LRScheduler]:
         """Return the optimizer of a model's weights that aren't frozen, and the schedule of its learning rate."""
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = AdamW(trainable, self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        optimizer = _AdamW(trainable, self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self.schedule == "constant":
             return optimizer, ConstantLR(optimizer, factor=1)
         return optimizer, OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+
+
+class _AdamW(AdamW):
+    """torch's AdamW without what it marks for torch.compile, which takes a second or two to import."""
+
+    add_param_group = inspect.unwrap(AdamW.add_param_group)
+    zero_grad = inspect.unwrap(AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))
 
 
 def train(

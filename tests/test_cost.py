@@ -1,6 +1,7 @@
 """Costs agree with what a pencil gives, and the bytes are those of a file that can be read back."""
 
 import copy
+import sys
 import warnings
 import zipfile
 from contextlib import nullcontext
@@ -36,7 +37,8 @@ MACS = {
 
 
 @pytest.mark.parametrize("name", MACS)
-def test_macs(name):
+def test_macs(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # to import it is an error, and takes a second or two
     assert cost.count_macs(build_model(name)) == MACS[name]
 
 

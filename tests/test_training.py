@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import warnings
 
 import matplotlib.pyplot as plt
@@ -67,6 +68,11 @@ def test_it_does_what_a_loop_by_hand_does(schedule, penalty, few, validation):
     assert history.best_epoch == 2
     for name, weight in model.state_dict().items():
         assert torch.allclose(weight, trained.state_dict()[name], atol=1e-5)
+
+
+def test_it_starts_without_the_code_of_torch_compile(few, validation, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # to import it is an error, and takes a second or two
+    train(build_model("mlp128"), few, F.cross_entropy, validation=validation, epochs=1, progress=False)
 
 
 def test_an_epoch_may_be_a_few_steps_over_the_same_batches(few, validation):

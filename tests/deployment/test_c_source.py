@@ -193,8 +193,10 @@ def test_onnx_runtime_gives_the_same_answers_to_the_same_integers(mnist, tmp_pat
     integer = integer_of(load_trained("cnn"), mnist)
     export_onnx(integer, tmp_path / "digits.onnx")
     export_c(integer, tmp_path / "digits.h")
-    by_runtime = predict_classes(OnnxModel(tmp_path / "digits.onnx"), mnist.test.images)
-    assert answers_of(tmp_path / "digits.h", mnist.test.images) == by_runtime.tolist()
+    logits = predict(OnnxModel(tmp_path / "digits.onnx"), mnist.test.images)
+    first, second = logits.topk(2).values.T
+    nearest = (first - second).argsort()[:1000]  # to another answer, where a small difference is seen
+    assert answers_of(tmp_path / "digits.h", mnist.test.images[nearest]) == logits[nearest].argmax(1).tolist()
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_the_test_part_is_read_only_by_the_button_and_once(panel, dense, part, r
 
 def test_an_error_in_training_is_shown_and_the_panel_goes_on(panel, monkeypatch, fast):
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", lambda *_: {}["<missing>"])
+        patch.setattr("kd_lab.training._AdamW.step", lambda *_: {}["<missing>"])
         panel.set(temperature=10)
         with pytest.raises(KeyError):
             panel.flush()
