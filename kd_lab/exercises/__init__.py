@@ -1,0 +1,1 @@
+"""Check what a learner answers, keep it, and find the mistakes that people make."""
