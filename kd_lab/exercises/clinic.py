@@ -6,6 +6,7 @@ function that raises is found out, too; an argument of a wrong kind raises a Par
 
 import functools
 import html
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ Function = Callable[..., Any]
 P = ParamSpec("P")
 NOTHING = 1e-4  # two results that differ by less than this share differ by rounding alone
 LOST = 0.9  # the share of its size that a layer may lose when it is rounded
-MAX_SAID = 150  # letters of a learner's own error
+MAX_SAID = 120  # letters of a learner's own error
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,11 +107,11 @@ def does_it_make_zeros(prune: Function) -> str:
     return counted
 
 
-@_finds("Rank all weights in one flat vector, with sort or kthvalue: quantile takes no list and no large tensor.")
+@_finds("Rank all weights in one flat vector, with sort or kthvalue, and look at what each layer keeps.")
 def is_it_one_threshold(masks: Function, count: int = 2_000) -> str:
     """Tell whether masks(weights, sparsity), of a list, gives masks that cut all layers at one |w|.
 
-    `count` weights are tried, 1,000 or more; torch.quantile takes up to 2**24.
+    `count` weights are tried, 1,000 or more: some versions of torch.quantile refuse more than 2**24.
     """
     _check_functions(masks=masks)
     count = check_whole_number("count", count, "[1000, 1e9]")
@@ -271,6 +272,7 @@ def is_the_teacher_frozen(ask: Function, teacher: nn.Module, images: Tensor) -> 
     predict(teacher, images)  # names images that it can't read
     found, expected = (_call(ask, each, images.clone()) for each in (copied(teacher), copied(teacher).eval()))
     expected = _tensor(expected)
+    _judged(expected.shape[:1] == images.shape[:1], f"It gave {described(expected)} for {len(images)} images.")
     apart = _difference(_tensor(found, None, expected.shape), expected)
     graph = "are inside the graph" if found.requires_grad else "carry no graph"
     said = f"Its answers differ by {_percent(apart)} from those of evaluation mode and {graph}."
@@ -327,7 +329,7 @@ def _judged(passed: Any, seen: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{round(100 * share, 1):g} %"
 
 
 def _numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -345,8 +347,8 @@ def _labels() -> Tensor:
 
 def _difference(one: Tensor, other: Tensor) -> float:
     """Return the size of the difference as a share of the larger one's, 0 where both are zero."""
-    largest = max(float(one.norm()), float(other.norm()))
-    return float((one - other).norm()) / largest if largest else 0.0
+    apart, *sizes = (each.detach().norm().item() for each in (one - other, one, other))
+    return apart / max(sizes) if any(sizes) else 0.0
 
 
 def _check_functions(**functions: Function) -> None:
@@ -382,8 +384,8 @@ def _call(function: Function, *arguments: Any) -> Any:
             warnings.filterwarnings("error", "Using a target size")
             return function(*arguments)
     except Exception as error:
-        said = " ".join(reason(error).split())
-        raise _Wrong(f"It raised {type(error).__name__}: {said:.{MAX_SAID}}") from error
+        said = textwrap.shorten(reason(error), MAX_SAID, placeholder=" …")
+        raise _Wrong(f"It raised {type(error).__name__}: {said}") from error
 
 
 def _tensor(given: Any, in_place: Tensor | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
