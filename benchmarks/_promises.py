@@ -25,6 +25,7 @@ import kd_lab.cost as cost
 import kd_lab.deployment as deployment
 import kd_lab.distillation as distillation
 import kd_lab.evaluation as evaluation
+import kd_lab.exercises.clinic as clinic
 import kd_lab.factorization as factorization
 import kd_lab.formats as formats
 import kd_lab.networks as networks
@@ -914,6 +915,71 @@ def shows_answers_to_drawings(case: Case) -> None:
         panel.close()
 
 
+# exercises
+
+
+def finds_what_is_pruned(case: Case) -> None:
+    """A network that is returned as it came is red, a pruned one green where fewer numbers are left."""
+    pruned = pruning.prune(case.model, SPARSITY, scope="per_layer")
+    fewer = cost.count_nonzeros(pruned) < cost.count_nonzeros(case.model)
+    holds("nothing is pruned, and it is green", not clinic.is_anything_pruned(lambda network: network, case.model))
+    found = clinic.is_anything_pruned(lambda network: pruning.prune(network, SPARSITY, scope="per_layer"), case.model)
+    holds(f"fewer numbers: {fewer}, and it is {found}", found.passed == fewer)
+
+
+def finds_zeros_that_come_back(case: Case) -> None:
+    """Zeros of masks stay where the masks are made permanent, and come back where they are lost."""
+    pruned = pruning.prune(case.model, SPARSITY, scope="per_layer")
+    before, after = used(pruned), used(case.build())
+    zeros, back = sum(zero.sum() for zero in _zeros(before, before)), sum(zero.sum() for zero in _zeros(before, after))
+    found = clinic.do_zeros_stay(pruned, networks.make_permanent(pruned))
+    holds(f"zeros: {zeros}, and it is {found}", found.passed == (zeros > 0))
+    found = clinic.do_zeros_stay(pruned, case.model)
+    holds(f"zeros: {zeros}, left: {back}, and it is {found}", found.passed == (zeros == back > 0))
+
+
+def _zeros(before: Values, after: Values) -> list[Tensor]:
+    return [(value == 0) & (after[name] == 0) for name, value in before.items()]
+
+
+def finds_what_is_hard_pruned(case: Case) -> None:
+    """Hard pruning is green where it leaves fewer parameters, soft pruning twice is red."""
+    soft = pruning.prune_channels(case.model, RATIO)
+    hard = pruning.hard_prune(soft)
+    found, fewer = clinic.is_hard_smaller(soft, hard, case.images), cost.count_parameters(hard)
+    holds(f"it is {found}", found.passed == (fewer < cost.count_parameters(soft)))
+    holds("as many parameters, and it is green", not clinic.is_hard_smaller(soft, soft, case.images))
+
+
+def finds_what_is_rounded(case: Case) -> None:
+    """Weights are rounded where no row has more values than the bits allow, and little is lost."""
+    rounded = quantization.quantize_weights(case.model, 4, calibration="min_max")
+    found, axes = clinic.are_weights_rounded(case.model, rounded, 4), networks.weights(rounded)
+    rows = {name: value.movedim(axes[name].output_axis, 0).flatten(1) for name, value in used(rounded).items()}
+    few = all(len(row.unique()) <= 16 for each in rows.values() for row in each)
+    holds(f"few values: {few}, and it is {found}", found.passed == few or "lost" in found.seen)
+
+
+def compares_sizes(case: Case) -> None:
+    """No network is a smaller student of itself."""
+    holds("it is green", not clinic.is_the_student_smaller(case.model, case.model))
+
+
+def finds_a_frozen_teacher(case: Case) -> None:
+    """A teacher asked by `predict` is frozen; one that is called in training mode may not carry a graph."""
+    found = clinic.is_the_teacher_frozen(networks.predict, case.model, case.images)
+    holds(f"predict is {found}", found)
+    graph = case.build().eval()(case.images.clone()).requires_grad
+    found = clinic.is_the_teacher_frozen(lambda network, images: network(images), case.model, case.images)
+    holds(f"a graph: {graph}, and it is {found}", not (graph and found))
+
+
+def finds_labels(case: Case) -> None:
+    """Training on labels is no pretext task."""
+    learn = lambda network, data: train(network, data, F.cross_entropy, validation=case.data(1), **QUIET)
+    holds("it is green", not clinic.does_it_need_no_labels(learn, case.model, case.part))
+
+
 ALL: dict[str, Callable[[Any], None]] = {
     # networks
     "weights, weighted_layers, describe": finds_every_layer,
@@ -1005,6 +1071,14 @@ ALL: dict[str, Callable[[Any], None]] = {
     "distil_features, similarity": partial(distils_features, kind="similarity"),
     "distil_features, hint": partial(distils_features, kind="hint"),
     "layer_outputs": reads_features,
+    # exercises
+    "is_anything_pruned": finds_what_is_pruned,
+    "do_zeros_stay": finds_zeros_that_come_back,
+    "is_hard_smaller": finds_what_is_hard_pruned,
+    "are_weights_rounded": finds_what_is_rounded,
+    "is_the_student_smaller": compares_sizes,
+    "is_the_teacher_frozen": finds_a_frozen_teacher,
+    "does_it_need_no_labels": finds_labels,
 }
 SLOW = {  # some look for the best grid of every layer, and panels take a second each
     "bit_scan": scans_bits,
