@@ -3,7 +3,7 @@
 import dis
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -175,6 +175,14 @@ def expect_numbers(value: Any, count: int, interval: str, hint: str) -> list[flo
     listed = isinstance(value, (list, tuple)) and len(value) == count
     wrong_if(not listed, f"{count} numbers are asked for, and {described(value)} came", hint)
     return [expect_number(each, interval, hint) for each in value]
+
+
+def expect_by_name(value: Any, names: Iterable[str], interval: str = "[0, inf)") -> dict[str, float]:
+    """Return the numbers of a dict that an answer must give under these names; raise Wrong if they are others."""
+    names = list(names)
+    hint = f"Return a dict: {{{', '.join(f'{name!r}: …' for name in names)}}}, each a number in {interval}."
+    wrong_if(not isinstance(value, dict) or {*value} != {*names}, f"a dict is asked for with the names {names}", hint)
+    return {name: expect_number(value[name], interval, hint) for name in names}
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
