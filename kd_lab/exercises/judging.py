@@ -1,6 +1,7 @@
 """Judge an answer by what it does, on numbers that it has not seen, and name the mistake that it makes."""
 
 import dis
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,11 +160,19 @@ def expect_number(value: Any, interval: str, hint: str) -> float:
 
     A tensor of one number counts as a number.
     """
-    value = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.size == 1 else value
+    value = value.item() if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1 else value
     try:
         return check_number("answer", value, interval)
     except ValueError as error:
         raise Wrong(f"{described(value)} is not a number in {interval}", hint) from error
+
+
+def expect_numbers(value: Any, count: int, interval: str, hint: str) -> list[float]:
+    """Return the numbers of a list, tuple or tensor that an answer must give; raise Wrong if they are others."""
+    value = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    listed = isinstance(value, (list, tuple)) and len(value) == count
+    wrong_if(not listed, f"{count} numbers are asked for, and {described(value)} came", hint)
+    return [expect_number(each, interval, hint) for each in value]
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
@@ -172,3 +181,14 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     wrong_if(value.shape != shape, f"the shape must be {shape}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
     return value
+
+
+def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> None:
+    """Raise Wrong if a tensor is what one of these mistakes gives: what is wrong, the tensor and the hint for it."""
+    for what, (mistaken, hint) in mistakes.items():
+        wrong_if(close(given, mistaken), what, hint)
+
+
+def close(given: Tensor, expected: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same numbers, but for rounding."""
+    return torch.allclose(given.float(), expected.float(), rtol=1e-4, atol=1e-5)
