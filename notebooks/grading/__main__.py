@@ -1,12 +1,13 @@
 """Grade a class: python -m notebooks.grading SUBMISSIONS RESULTS [--workers N] [--seconds S] [--gigabytes G].
 
-SUBMISSIONS holds a folder for each student (STUDENT/01_magnitude_pruning.ipynb, with folders between or not, as nbgrader
-collects them), or files as learning platforms hand them out (STUDENT__01_magnitude_pruning.ipynb), or both. RESULTS
-gets grades.csv, with a row for each exercise and the reason, and a page for each student. Needs the extra `classroom`.
+SUBMISSIONS holds a folder for each student (STUDENT/01_magnitude_pruning.ipynb, with folders between or not, as
+nbgrader collects them), or files as learning platforms hand them out (STUDENT__01_magnitude_pruning.ipynb), or both.
+RESULTS gets grades.csv, with a row for each exercise and the reason, and a page for each student. Needs the extra
+`classroom`.
 
-Each notebook is graded by nbgrader, in a process and a folder of its own, within limits of time, memory and output. What
-breaks a limit or touches the checker costs its exercise; the others are graded. This is a fence for a classroom, not a
-sandbox: grade strangers' notebooks in a container.
+Each notebook is graded by nbgrader, in a process and a folder of its own, within limits of time, memory and output.
+What breaks a limit or touches the checker costs its exercise; the others are graded. This is a fence for a classroom,
+not a sandbox: grade strangers' notebooks in a container.
 """
 
 import argparse
@@ -24,8 +25,8 @@ NOTEBOOKS = Path(__file__).resolve().parents[1]
 def grade_class(submissions: Path, results: Path, workers: int | None = None, sources: Path | None = None, **limits):
     """Grade all notebooks in a folder, write the results, and return what each was given.
 
-    `sources` holds the solutions, in nbgrader's format; `limits` are those of attempts.Limits. Raises a ValueError, before
-    anything starts, if there is nothing to grade, nowhere to write, or no nbgrader.
+    `sources` holds the solutions, in nbgrader's format; `limits` are those of attempts.Limits. Raises a ValueError,
+    before anything starts, if there is nothing to grade, nowhere to write, or no nbgrader.
     """
     if importlib.util.find_spec("nbgrader") is None:
         raise ValueError("nbgrader is not installed: pip install 'kd_lab[classroom]'")

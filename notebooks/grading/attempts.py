@@ -1,4 +1,4 @@
-"""Grade one submission, item by item: what stops the run costs its own exercise, and the others are run again without it.
+"""Grade one submission, item by item: what stops the run costs its own exercise, and the others are run again.
 
 Each run has a folder and processes of its own: the course with its gradebook, a copy of the package, an empty cache.
 """
@@ -62,7 +62,7 @@ class Graded:
 
 
 class Lesson:
-    """The source of a lesson, prepared by nbgrader's generate_assignment: its gradebook and the notebook to hand out."""
+    """The source of a lesson, prepared by nbgrader's generate_assignment: its gradebook and what it hands out."""
 
     def __init__(self, source: Path, folder: Path):
         self.name, self.folder = source.stem, folder / source.stem
@@ -174,7 +174,9 @@ class _Grading:
             "events": str(folder / "events"),
             "bytes": int(self.limits.gigabytes * 2**30),
             "output": int(self.limits.output_megabytes * 1e6),
-            "protected": [str(each) for each in (private, package, startup, ROOT, sys.prefix, self.submission.path.parent)],
+            "protected": [
+                str(each) for each in (private, package, startup, ROOT, sys.prefix, self.submission.path.parent)
+            ],
         }
         (private / "settings.json").write_text(json.dumps(settings))
         job = {"lesson": self.lesson.name, "seconds": self.limits.seconds, "stopped": self.stopped}
@@ -201,7 +203,7 @@ class _Grading:
         private = folder / "private"
         report = json.loads((private / "report.json").read_text()) if (private / "report.json").exists() else {}
         if "scores" in report:
-            started = ["started", ""] in sum(report["events"].values(), [])
+            started = any(["started", ""] in events for events in report["events"].values())
             return report if started else {"all": "could not be graded: the kernel did not start as it should"}
         if not (private / "running").exists():
             return {"all": f"could not be run: {log.read_text(errors='replace')[-2000:]}"}
@@ -245,7 +247,9 @@ class _Grading:
         score, most = report["scores"][grade_id]
         if reason is None and score == most and self._confirmed(grade_id, report):
             return _item(self.lesson, grade_id, most, "passed")
-        reason = reason or self._memory(errors) or " Its cell: ".join(dict.fromkeys(reversed(errors))) or "not confirmed"
+        reason = (
+            reason or self._memory(errors) or " Its cell: ".join(dict.fromkeys(reversed(errors))) or "not confirmed"
+        )
         return _item(self.lesson, grade_id, 0, reason)
 
     def _said(self, kind: str, what: str) -> str:

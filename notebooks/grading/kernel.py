@@ -50,7 +50,11 @@ def start(settings: str) -> None:
     """Set limits, keep what the checker stands on, and put the guarded `grade` in its place."""
     given = json.loads(Path(settings).read_text())
     Path(settings).unlink()
-    for kind, limit in ((resource.RLIMIT_DATA, given["bytes"]), (resource.RLIMIT_FSIZE, 2**30), (resource.RLIMIT_CORE, 0)):
+    for kind, limit in (
+        (resource.RLIMIT_DATA, given["bytes"]),
+        (resource.RLIMIT_FSIZE, 2**30),
+        (resource.RLIMIT_CORE, 0),
+    ):
         resource.setrlimit(kind, (limit, limit))
     events = os.open(given["events"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -143,7 +147,7 @@ class Tools:
                     yield value
 
     def restore(self) -> Iterator[str]:
-        """Put back whatever was changed, and yield its name; what is only new is left alone, unless it hides a builtin."""
+        """Put back whatever was changed, and yield its name; what is new is left alone, unless it hides a builtin."""
         for name, module in self.modules.items():
             if sys.modules.get(name) is not module:
                 sys.modules[name] = module
@@ -207,7 +211,11 @@ def _code(value: Any) -> tuple | None:
 def _restored(owner: Any, before: dict[str, tuple[Any, Any]]) -> Iterator[str]:
     """Put back what was changed in a module or a class, and yield its name."""
     module = isinstance(owner, ModuleType)
-    now = vars(owner) if module else {name: value for each in reversed(owner.__mro__[:-1]) for name, value in vars(each).items()}
+    now = (
+        vars(owner)
+        if module
+        else {name: value for each in reversed(owner.__mro__[:-1]) for name, value in vars(each).items()}
+    )
     for name, (value, code) in before.items():
         if now.get(name) is not value:
             _put(owner, name, value)
@@ -281,11 +289,12 @@ def _watch(protected: list[str], log: Callable) -> Callable:
             refuse(f"a file ({args[0]})")
         elif event in KILLING and args[0] != own:
             refuse("another process")
-        elif (event in PRYING or args[1:] and args[1] in FRAMES) and _of_student(sys._getframe(2).f_code.co_filename):
+        elif (event in PRYING or args[1] in FRAMES) and _of_student(sys._getframe(2).f_code.co_filename):
             refuse(event if event in PRYING else args[1])
 
     def hook(event: str, args: tuple) -> None:
-        if (event in WATCHED or event == "object.__getattr__" and args[1] in FRAMES) and not getattr(busy, "now", False):
+        frame = event == "object.__getattr__" and args[1] in FRAMES
+        if (event in WATCHED or frame) and not getattr(busy, "now", False):
             busy.now = True
             try:
                 look(event, args)

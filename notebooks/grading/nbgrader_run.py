@@ -110,7 +110,7 @@ def autograde(folder: Path) -> dict[str, Any]:
     api = configured(course, folder / "private" / "gradebook.db", stopped=job["stopped"], **limits)
     said = api.autograde(lesson, STUDENT)
     if not said["success"]:
-        raise RuntimeError(said["log"] if "log" in said else said)
+        raise RuntimeError(said.get("log", said))
     api.generate_feedback(lesson, STUDENT)
     with Gradebook(f"sqlite:///{folder / 'private' / 'gradebook.db'}") as gradebook:
         notebook = gradebook.find_submission_notebook(lesson, lesson, STUDENT)

@@ -1,6 +1,7 @@
 """Write what a class was given: grades.csv, and a page for each student with the reasons."""
 
 import csv
+import hashlib
 import html
 import itertools
 import re
@@ -31,8 +32,9 @@ def rows(graded: Graded) -> list[list[str | float]]:
 
 
 def file_name(student: str) -> str:
-    """Return a student's name as that of a file."""
-    return re.sub(r"[^\w.-]+", "_", student).lstrip(".") or "_"
+    """Return a student's name as that of a file; no two students share one."""
+    plain = re.sub(r"[^\w.-]+", "_", student).lstrip(".")
+    return plain if plain == student else f"{plain}-{hashlib.sha256(student.encode()).hexdigest()[:6]}"
 
 
 def _harmless(value: str | float) -> str | float:

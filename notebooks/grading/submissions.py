@@ -138,7 +138,9 @@ def names_defined(text: str) -> set[str]:
     tree = parsed(text)
     if tree is not None:
         return set(_names_in(tree.body))
-    matches = re.finditer(r"^(?:(?:async +)?def|class) +(\w+)|^(\w+) *=[^=]", text, re.MULTILINE)  # a half of a function
+    matches = re.finditer(
+        r"^(?:(?:async +)?def|class) +(\w+)|^(\w+) *=[^=]", text, re.MULTILINE
+    )  # a half of a function
     return {match[1] or match[2] for match in matches}
 
 
@@ -231,7 +233,9 @@ def _answers(grade_id: str, wanted: dict[str, set[str]], cells: list[Cell]) -> l
     """
     mine = wanted[grade_id]
     others = set().union(*(names for other, names in wanted.items() if other != grade_id)) - mine
-    claiming = [cell for cell in cells if grade_id in cell.claims and (mine & cell.defined or not others & cell.defined)]
+    claiming = [
+        cell for cell in cells if grade_id in cell.claims and (mine & cell.defined or not others & cell.defined)
+    ]
     code = [cell for cell in cells if mine & cell.defined and (cell.kind == "code" or parsed(cell.text) is not None)]
     for found in (claiming, code):
         answered = [cell for cell in found if not cell.blank]
