@@ -22,13 +22,14 @@ STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 
 def pytest_configure(config):
-    """Start every notebook's kernel with strict_kernel.py, from an IPython folder of its own."""
+    """Start every notebook's kernel with strict_kernel.py, from an IPython folder and with a journal of its own."""
     folder = Path(tempfile.mkdtemp(prefix="kd_lab_ipython_"))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     startup = folder / "profile_default" / "startup"
     startup.mkdir(parents=True)
     shutil.copy(STRICT_KERNEL, startup)
     os.environ["IPYTHONDIR"] = str(folder)
+    os.environ["KD_LAB_JOURNAL"] = str(folder / "journal.jsonl")  # lessons that are tested measure, too
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"""MNIST as tensors in memory: checked, split once, from the repository, a cache or a mirror."""
+"""MNIST as tensors in memory: checked, and split once."""
 
 import gzip
 import math

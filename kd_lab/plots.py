@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_that, saying
@@ -53,6 +53,44 @@ def _ends(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> 
         rows = np.array([(float(low), float(x), float(high)) for x, (low, high) in zip(values, intervals, strict=True)])
     check_that("intervals", intervals, (np.diff(rows) >= 0).all(), "pairs (low, high) that hold their values")
     return iter(rows.T)
+
+
+def plot_calibration(
+    stated: Sequence[float], shares: Sequence[float], intervals: Sequence[tuple[float, float]], counts: Sequence[int]
+) -> Axes:
+    """Draw how sure one was against the share that was right, both 0 to 1, with intervals; return the Axes.
+
+    Beside each dot stands of how many predictions it is; on the diagonal one is as sure as one may be.
+    """
+    _check_lengths(stated=stated, shares=shares, intervals=intervals, counts=counts)
+    low, middle, high = _ends(shares, intervals)
+    axes = plt.subplots(figsize=(4.6, 4), layout="constrained")[1]
+    axes.plot([0.5, 1], [0.5, 1], ":", color="grey")
+    axes.set_title("dotted: as often right as you were sure", fontsize=9)
+    axes.errorbar(stated, middle, yerr=(middle - low, high - middle), fmt="o", capsize=3)
+    for place, count in enumerate(counts):
+        axes.annotate(f"{count}", (stated[place], middle[place]), (6, 4), textcoords="offset points", fontsize=9)
+    axes.set(xlim=(0.47, 1.03), ylim=(-0.03, 1.03), xlabel="how sure you were", ylabel="share that was right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def plot_ratios(names: Sequence[str], ratios: Sequence[float]) -> Axes:
+    """Draw what was predicted over what was measured, above 0, with the first on top; return the Axes."""
+    _check_lengths(names=names, ratios=ratios)
+    axes = plt.subplots(figsize=(4.6, max(4.0, 0.22 * len(names) + 1)), layout="constrained")[1]
+    axes.axvline(1, color="grey", linestyle=":")
+    axes.plot(ratios, range(len(names)), "o")
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="predicted / measured")
+    low, high = min(*ratios, 0.5), max(*ratios, 2)
+    axes.set_xlim(low / 1.3, high * 1.3)
+    plain_log(axes.xaxis)
+    axes.grid(axis="x", alpha=0.3)
+    return axes
 
 
 def plain_log(axis: Axis) -> None:

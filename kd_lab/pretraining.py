@@ -1,4 +1,4 @@
-"""Learn from images without labels (self-supervised): tell views of images apart, or paint what is masked."""
+"""Learn from images without labels: self-supervised pre-training."""
 
 import math
 from typing import Any

@@ -4,8 +4,10 @@
 is there.
 """
 
+import os
 import re
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -76,10 +78,10 @@ def opened(path: Path) -> str:
 
 
 def keep_pictures(notebook: NotebookNode) -> None:
-    """Keep of a live panel its picture alone, since it can't be live before the cell is run."""
+    """Keep of a live panel only the picture or the sentence beside it: it can't be live before the cell is run."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
+            if {"image/png", "text/html"} & output.get("data", {}).keys():
                 output.data.pop(VIEW, None)
 
 
@@ -87,14 +89,16 @@ def run(path: Path) -> None:
     """Run one notebook from top to bottom in a fresh kernel and save it."""
     notebook = nbformat.read(path, as_version=4)
     stamp(notebook, repository(), opened(path))
-    NotebookClient(
+    client = NotebookClient(
         notebook,
         timeout=600,
         resources={"metadata": {"path": path.parent}},
         record_timing=False,
         coalesce_streams=True,
         store_widget_state=False,
-    ).execute()
+    )
+    with tempfile.TemporaryDirectory() as folder:  # nobody's own predictions are saved
+        client.execute(env=os.environ | {"KD_LAB_JOURNAL": f"{folder}/journal.jsonl"})
     keep_pictures(notebook)
     nbformat.write(notebook, path)
 

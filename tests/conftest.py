@@ -16,8 +16,9 @@ torch.ones(1, requires_grad=True).sum().backward()
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
-    """Keep every test out of the user's cache folder."""
+    """Keep every test out of the user's cache folder, where the journal lies, too."""
     monkeypatch.setenv("KD_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("KD_LAB_JOURNAL", raising=False)
     return tmp_path / "cache"
 
 

@@ -116,6 +116,13 @@ def test_a_committed_panel_is_a_picture():
     assert outputs and all("image/png" in data for data in outputs)
 
 
+@pytest.mark.parametrize("beside", [{"image/png": "iVBO"}, {"text/html": "<i>Run it.</i>"}, {}])
+def test_of_a_live_panel_what_stands_beside_it_is_kept(beside):
+    output = nbformat.v4.new_output("display_data", data={build.VIEW: {}, **beside})
+    build.keep_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]))
+    assert output.data == beside or (not beside and build.VIEW in output.data)  # of any other widget nothing is left
+
+
 def test_what_must_not_be_committed_of_a_lesson_is_named(tmp_path):
     live = nbformat.v4.new_output("display_data", data={build.VIEW: {}})
     failed = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])

@@ -1,6 +1,7 @@
 """Keep what a learner answers and predicts, in a file that only ever grows: the journal."""
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ Entry = dict[str, Any]
 
 
 def journal() -> Path:
-    """Return the path of the journal: one JSON object a line, in the cache folder."""
-    return cache_folder() / "journal.jsonl"
+    """Return the path of the journal, one JSON object a line: $KD_LAB_JOURNAL, or a file in the cache folder."""
+    return Path(os.environ.get("KD_LAB_JOURNAL") or cache_folder() / "journal.jsonl")
 
 
 def keep(kind: str, of: str, value: Any) -> None:

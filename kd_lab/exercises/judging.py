@@ -1,11 +1,12 @@
 """Judge an answer by what it does, on numbers that it has not seen, and name the mistake that it makes."""
 
 import dis
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from kd_lab.data import load_mnist
 from kd_lab.errors import check_number, described, reason
 from kd_lab.networks.copies import copied
 
@@ -67,6 +69,7 @@ class Verdict:
 
 
 EXERCISES: dict[str, Exercise] = {}
+mnist = cache(load_mnist)  # takes a second, and a check reads it often
 
 
 def exercise(number: str, *hints: str) -> Callable[[Check], Check]:
@@ -121,17 +124,17 @@ def _taken(answer: Any) -> Any:
     return partial(call, answer) if callable(answer) else answer
 
 
-def _does_nothing(function: FunctionType) -> bool:
+def _does_nothing(answer: FunctionType) -> bool:
     """Return whether the body of a function is empty: a docstring, `...` or `pass`."""
-    steps = list(dis.get_instructions(function))
+    steps = list(dis.get_instructions(answer))
     return {step.opname for step in steps} <= DOES_NOTHING and steps[-1].argval is None
 
 
-def call(function: Callable, *arguments: Any, **named: Any) -> Any:
+def call(learners: Callable, *arguments: Any, **named: Any) -> Any:
     """Return what a learner's function gives for copies of the arguments; raise Wrong if it fails or changes them."""
     given = [each.clone() if isinstance(each, Tensor) and each.is_leaf else each for each in arguments]
     try:
-        result = function(*given, **named)
+        result = learners(*given, **named)
     except NotImplementedError as error:
         raise NotAttempted from error
     except (Exception, SystemExit) as error:
@@ -159,11 +162,19 @@ def expect_number(value: Any, interval: str, hint: str) -> float:
 
     A tensor of one number counts as a number.
     """
-    value = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.size == 1 else value
+    value = value.item() if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1 else value
     try:
         return check_number("answer", value, interval)
     except ValueError as error:
         raise Wrong(f"{described(value)} is not a number in {interval}", hint) from error
+
+
+def expect_numbers(value: Any, count: int, interval: str, hint: str) -> list[float]:
+    """Return the numbers of a list, tuple or tensor that an answer must give; raise Wrong if they are others."""
+    value = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    listed = isinstance(value, (list, tuple)) and len(value) == count
+    wrong_if(not listed, f"{count} numbers are asked for, and {described(value)} came", hint)
+    return [expect_number(each, interval, hint) for each in value]
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
@@ -172,3 +183,14 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     wrong_if(value.shape != shape, f"the shape must be {shape}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
     return value
+
+
+def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> None:
+    """Raise Wrong if a tensor is what one of these mistakes gives: what is wrong, the tensor and the hint for it."""
+    for what, (mistaken, hint) in mistakes.items():
+        wrong_if(close(given, mistaken), what, hint)
+
+
+def close(given: Tensor, expected: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same numbers, but for rounding."""
+    return torch.allclose(given.float(), expected.float(), rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ from kd_lab.panels.distillation import DistillationPanel
 from kd_lab.panels.least_squares import LeastSquaresPanel
 from kd_lab.panels.low_rank import LowRankPanel
 from kd_lab.panels.pad import DrawingPanel
+from kd_lab.panels.prediction import PredictionPanel
 from kd_lab.panels.pruning import PruningPanel
 from kd_lab.panels.quantization import QuantizationPanel
 from kd_lab.panels.recipe import RecipePanel

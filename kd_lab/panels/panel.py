@@ -22,7 +22,7 @@ from kd_lab.panels.measurement import Tests, in_words, scores
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 STYLE = f"<style>{Path(__file__).with_name('panel.css').read_text(encoding='utf-8')}</style>"
-_open: dict[Any, tuple[int, list["Panel"]]] = {}  # the panels of each cell, and at which run it made them
+_open: dict[Any, tuple[int, list[Any]]] = {}  # the panels of each cell, and at which run it made them
 
 
 class Stopped(Exception):
@@ -73,7 +73,7 @@ class Panel:
         self._test, self._waiting, self._begun = test, None, False
         self._pin_button = button("Pin", self._move_pin)
         self._lay_out(size, tables_height)
-        _replace_earlier(self)
+        replace_earlier(self)
         for control in controls.values():
             control.observe(lambda _change: self.refresh() if self._begun else None, names="value")
 
@@ -259,7 +259,7 @@ class Panel:
         return bundle
 
 
-def _replace_earlier(panel: Panel) -> None:
+def replace_earlier(panel: Any) -> None:
     """Close the panels that an earlier run of the same cell made; several made in one run stay."""
     shell = get_ipython()
     if shell is None:
