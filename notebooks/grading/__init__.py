@@ -1,0 +1,1 @@
+"""Grade a folder of submitted notebooks through nbgrader: python -m notebooks.grading SUBMISSIONS RESULTS."""
