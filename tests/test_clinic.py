@@ -250,6 +250,11 @@ def test_soft_cross_entropy_pulls_as_the_divergence_does():
     assert all(test(soft_cross_entropy) for test in SOFT_TESTS)
 
 
+def test_a_divergence_the_other_way_round_is_named():
+    turned = clinic.is_it_the_divergence(lambda student, teacher, temperature: soft_loss(teacher, student, temperature))
+    assert not turned and turned.seen.endswith("the other way round.")
+
+
 def test_a_temperature_that_is_forgotten_is_no_divergence_of_softened_answers():
     assert not clinic.is_it_the_divergence(lambda student, teacher, _temperature: soft_loss(student, teacher, 1))
     assert clinic.is_it_the_divergence(own_soft_loss("batchmean", lambda t: 1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kd_lab.cost import count_nonzeros, count_parameters
 from kd_lab.data import Split
-from kd_lab.errors import ParameterError, check_kind, check_that, check_whole_number, described, reason
+from kd_lab.errors import ParameterError, check_that, check_whole_number, described, reason
 from kd_lab.evaluation import check_data
 from kd_lab.networks.checks import check_tensors
 from kd_lab.networks.copies import copied
@@ -98,7 +98,7 @@ def is_the_evaluation_unseen(training: Any, evaluation: Any) -> str:
 @_finds("Count the zeros after every pruning, and compare them with the sparsity that you asked for.")
 def does_it_make_zeros(prune: Function) -> str:
     """Tell whether prune(weight, sparsity), which gives a weight or its mask, makes this fraction zero."""
-    _check_functions(prune=prune)
+    _check_function(prune=prune)
     weight, counted = _numbers(40, 50), ""
     for sparsity in (0.2, 0.5, 0.9):
         own = weight.clone()
@@ -114,7 +114,7 @@ def is_it_one_threshold(masks: Function, count: int = 2_000) -> str:
 
     `count` weights are tried, 1,000 or more: some versions of torch.quantile refuse more than 2**24.
     """
-    _check_functions(masks=masks)
+    _check_function(masks=masks)
     count = check_whole_number("count", count, "[1000, 1e9]")
     layers = [_numbers(count // 10 - 30, 10), 3 * _numbers(20, 10), 9 * _numbers(100)]
     given = _call(masks, [layer.clone() for layer in layers], 0.5)
@@ -132,8 +132,7 @@ def is_it_one_threshold(masks: Function, count: int = 2_000) -> str:
 @_finds("Work on a copy, and count what is left: a weight is pruned when it is zero or gone, not when it is small.")
 def is_anything_pruned(prune: Function, network: nn.Module) -> str:
     """Tell whether prune(network), run on a copy, leaves fewer numbers that are not zero; it may return a new one."""
-    _check_functions(prune=prune)
-    _check_networks(network=network)
+    _check_function(prune=prune)
     before, after = count_nonzeros(network), count_nonzeros(_changed(prune, network))
     return _judged(after < (1 - NOTHING) * before, f"Of {before:,} numbers that were not zero, {after:,} are left.")
 
@@ -151,7 +150,6 @@ def do_zeros_stay(pruned: nn.Module, tuned: nn.Module) -> str:
 @_finds("Print parameters and bytes of both: soft pruning keeps the shapes, hard pruning must make tensors smaller.")
 def is_hard_smaller(soft: nn.Module, hard: nn.Module, images: Tensor) -> str:
     """Tell whether a network after hard pruning is smaller than after soft pruning, and gives the same answers."""
-    _check_networks(soft=soft, hard=hard)
     answers = [predict(each, images) for each in (soft, hard)]
     large, small = count_parameters(soft), count_parameters(hard)
     _judged(small < large, f"Soft leaves {large:,} parameters, hard {small:,}.")
@@ -164,7 +162,7 @@ def is_hard_smaller(soft: nn.Module, hard: nn.Module, images: Tensor) -> str:
 @_finds("An importance has no sign: turn the gradient round, and look whether the ranking stays.")
 def is_importance_unsigned(importance: Function) -> str:
     """Tell whether importance(weight, gradient) stays the same when the sign of either is turned round."""
-    _check_functions(importance=importance)
+    _check_function(importance=importance)
     weight, gradient, scores = _numbers(30, 20), _numbers(30, 20, seed=1), []
     for pair in ((weight, gradient), (-weight, gradient), (weight, -gradient)):
         torch.manual_seed(0)  # chance is no sign
@@ -204,7 +202,7 @@ def _values_in_a_row(model: nn.Module, name: str) -> int:
 @_finds("Change the labels, and look whether the gradient changes.")
 def does_it_use_the_labels(loss: Function) -> str:
     """Tell whether loss(logits, labels) depends on the labels."""
-    _check_functions(loss=loss)
+    _check_function(loss=loss)
     (logits,), labels = _logits(1), _labels()
     apart = _difference(*(_gradient(loss, logits, each) for each in (labels, labels.roll(1))))
     return _judged(apart > NOTHING, f"With other labels, the gradient differs by {_percent(apart)}.")
@@ -213,7 +211,7 @@ def does_it_use_the_labels(loss: Function) -> str:
 @_finds("Change the teacher's answers, and look whether the student's gradient changes.")
 def does_it_use_the_teacher(loss: Function) -> str:
     """Tell whether loss(student_logits, labels, teacher_logits), as `train` calls it, depends on the teacher."""
-    _check_functions(loss=loss)
+    _check_function(loss=loss)
     student, *teachers = _logits(3)
     apart = _difference(*(_gradient(loss, student, _labels(), each) for each in teachers))
     return _judged(apart > NOTHING, f"With another teacher, the student's gradient differs by {_percent(apart)}.")
@@ -222,7 +220,6 @@ def does_it_use_the_teacher(loss: Function) -> str:
 @_finds("Print the size of both networks before you train: a student exists to be smaller.")
 def is_the_student_smaller(student: nn.Module, teacher: nn.Module) -> str:
     """Tell whether a student has fewer parameters than its teacher."""
-    _check_networks(student=student, teacher=teacher)
     own, others = count_parameters(student), count_parameters(teacher)
     return _judged(own < others, f"The student has {own:,} parameters, its teacher {others:,}.")
 
@@ -233,7 +230,7 @@ def is_it_the_divergence(soft_loss: Function) -> str:
 
     Only the direction of its gradient counts: a factor, such as temperature², plays no part.
     """
-    _check_functions(soft_loss=soft_loss)
+    _check_function(soft_loss=soft_loss)
     student, teacher = _logits(2)
     pull, still = (_gradient(soft_loss, student, each, 4.0) for each in (teacher, student))
     q, p = ((logits / 4).softmax(dim=1) for logits in (student, teacher))
@@ -248,7 +245,7 @@ def is_it_the_divergence(soft_loss: Function) -> str:
 @_finds("Multiply the soft loss by T², and compare its gradient at two temperatures.")
 def does_the_balance_hold(soft_loss: Function) -> str:
     """Tell whether soft_loss(student_logits, teacher_logits, temperature) pulls as strongly when it is hot."""
-    _check_functions(soft_loss=soft_loss)
+    _check_function(soft_loss=soft_loss)
     cool, hot = (_gradient(soft_loss, *_logits(2), temperature).norm().item() for temperature in (20.0, 100.0))
     said = f"From T = 20 to T = 100, the gradient goes from {cool:.2g} to {hot:.2g}."
     return _judged(cool / 2 < hot < 2 * cool, said)
@@ -257,7 +254,7 @@ def does_the_balance_hold(soft_loss: Function) -> str:
 @_finds("Use log_softmax, never softmax(…).log(), and try every loss on logits that lie far apart.")
 def is_it_finite(soft_loss: Function) -> str:
     """Tell whether soft_loss(student_logits, teacher_logits, temperature) is a number for networks that are sure."""
-    _check_functions(soft_loss=soft_loss)
+    _check_function(soft_loss=soft_loss)
     sure = 400 * torch.eye(10, dtype=torch.float32)
     gradient = _gradient(soft_loss, sure, sure.roll(1, dims=0), 1.0)
     broken = int((~gradient.isfinite()).sum())
@@ -268,8 +265,7 @@ def is_it_finite(soft_loss: Function) -> str:
 @_finds("Ask a teacher once, in evaluation mode and without gradients (predict does), and keep its answers.")
 def is_the_teacher_frozen(ask: Function, teacher: nn.Module, images: Tensor) -> str:
     """Tell whether ask(teacher, images) gives the answers of evaluation mode, and no graph with them."""
-    _check_functions(ask=ask)
-    _check_networks(teacher=teacher)
+    _check_function(ask=ask)
     predict(teacher, images)  # names images that it can't read
     found, expected = (_call(ask, each, images.clone()) for each in (copied(teacher), copied(teacher).eval()))
     expected = _tensor(expected)
@@ -283,7 +279,7 @@ def is_the_teacher_frozen(ask: Function, teacher: nn.Module, images: Tensor) -> 
 @_finds("Print the shapes of both features; where they differ, a regressor, trained along, must translate.")
 def do_features_fit(loss: Function, student_features: Tensor, teacher_features: Tensor) -> str:
     """Tell whether loss(student_features, teacher_features), both (N, features, …), depends on each feature of both."""
-    _check_functions(loss=loss)
+    _check_function(loss=loss)
     check_tensors(student_features=student_features, teacher_features=teacher_features)
     student, teacher = student_features.detach(), teacher_features.detach()
     _gradient(loss, student, teacher)
@@ -305,8 +301,7 @@ def _nudged(features: Tensor) -> Iterator[Tensor]:
 @_finds("Hand over other labels: what is learned from images alone stays the same, to the last digit.")
 def does_it_need_no_labels(pretrain: Function, network: nn.Module, data: Any) -> str:
     """Tell whether pretrain(network, (images, labels)) learns something, and the same whatever the labels are."""
-    _check_functions(pretrain=pretrain)
-    _check_networks(network=network)
+    _check_function(pretrain=pretrain)
     images, labels, *_ = check_data(data)
     kind, found = Split if isinstance(data, Split) else lambda *parts: parts, []
     for each in (labels, labels.max() - labels):
@@ -357,19 +352,13 @@ def _difference(one: Tensor, other: Tensor) -> float:
     return apart / max(sizes) if any(sizes) else 0.0
 
 
-def _check_functions(**functions: Function) -> None:
-    for name, each in functions.items():
-        check_that(name, each, callable(each), "a function")
-
-
-def _check_networks(**networks: nn.Module) -> None:
-    for name, each in networks.items():
-        check_kind(name, each, nn.Module, "a network (an nn.Module)")
+def _check_function(**argument: Function) -> None:
+    ((name, given),) = argument.items()
+    check_that(name, given, callable(given), "a function")
 
 
 def _pairs(**networks: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the weights of two networks by layer; raise a ParameterError unless they have the same layers."""
-    _check_networks(**networks)
     before, after = (
         {name: each.value.detach() for name, each in weights(model).items()} for model in networks.values()
     )
