@@ -18,6 +18,7 @@ from kd_lab.exercises.feedback import SOLUTIONS, every_exercise, find_exercise
 from kd_lab.exercises.journal import entries
 from kd_lab.exercises.judging import EXERCISES, judge
 from notebooks.exercises import exercise_of
+from notebooks.lab import LESSONS
 
 SOURCES = {path.stem: nbformat.read(path, as_version=4) for path in sorted(SOLUTIONS.glob("*.ipynb"))}
 NUMBERS = every_exercise()
@@ -92,6 +93,10 @@ def test_an_exercise_is_its_solution_without_the_blanks(stem):
         kept = REGION.split(full.source)[::2]
         assert all(part.strip("\n") in blank.source for part in kept), full.id
         assert (blank.source == full.source) == (len(kept) == 1) and not blank.get("outputs")
+
+
+def test_every_lesson_has_its_exercises():
+    assert [path.stem for path in LESSONS] == list(SOURCES)
 
 
 def test_check_keeps_the_answer_before_it_judges_it(capsys):

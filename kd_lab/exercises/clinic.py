@@ -368,12 +368,12 @@ def _pairs(**networks: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (weight, after[name]) for name, weight in before.items()}
 
 
-def _call(function: Function, *arguments: Any) -> Any:
+def _call(learners: Function, *arguments: Any) -> Any:
     """Return what a learner's function gives; what it raises is what is wrong, and so is a loss that broadcasts."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Using a target size")
-            return function(*arguments)
+            return learners(*arguments)
     except Exception as error:
         said = textwrap.shorten(reason(error), MAX_SAID, placeholder=" …")
         raise _Wrong(f"It raised {type(error).__name__}: {said}") from error
@@ -387,10 +387,10 @@ def _tensor(given: Any, in_place: Tensor | None = None, shape: tuple[int, ...] |
     return given
 
 
-def _changed(function: Function, network: nn.Module, *others: Any) -> nn.Module:
+def _changed(learners: Function, network: nn.Module, *others: Any) -> nn.Module:
     """Return the network that a learner's function makes of a copy, or has changed in place, first of what it gives."""
     own = copied(network)
-    given = _call(function, own, *others)
+    given = _call(learners, own, *others)
     given = own if given is None else given[0] if isinstance(given, tuple) and given else given
     _judged(isinstance(given, nn.Module), f"It gave {described(given)}, no network.")
     return given
