@@ -63,7 +63,7 @@ def solution_code(number: str) -> str:
     import nbformat  # comes with Jupyter, which the kit can do without elsewhere
 
     lesson, _, place = number.partition(".")
-    (path,) = SOLUTIONS.glob(f"{lesson}_*.ipynb")
+    (path,) = SOLUTIONS.glob(f"{lesson}*.ipynb")
     cells = {cell.get("id"): cell.source for cell in nbformat.read(path, as_version=4).cells}
     lines = cells[f"answer-{lesson}-{place}"].splitlines()
     return "\n".join(line for line in lines if line.strip() not in (BEGIN, END))
