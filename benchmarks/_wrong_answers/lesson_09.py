@@ -56,7 +56,12 @@ def wrong_09_2() -> dict[str, Any]:
         result = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2) @ v
         return result.permute(1, 2, 0).reshape(value.shape)
 
+    def torn(query, key, value, heads):
+        q, k, v = (each.view(heads, len(each), -1) for each in (query, key, value))
+        return ((q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2) @ v).reshape(value.shape)
+
     return {
+        "mixes tokens": torn,
         "its own block": lambda q, k, v, heads: attention(q, k, v, 1),
         "a square root first": lambda q, k, v, heads: attention(q, k, v, heads, lambda size, width: 1),
         "of its own size": lambda q, k, v, heads: attention(q, k, v, heads, lambda size, width: width**0.5),

@@ -86,7 +86,12 @@ def heads(answer: Any, draw: Generator) -> None:
     mixed = _attention(*(each[:, order] for each in (query, key, value)))[:, order.argsort()]
     columns = [each.view(5, 3, 4).transpose(0, 1) for each in (query, key, value)]
     other = ((columns[0] @ columns[1].transpose(1, 2)) / 2).softmax(1) @ columns[2]
+    torn = [each.view(3, 5, 4).transpose(0, 1).reshape(5, 12) for each in (query, key, value)]
     mistakes = {
+        "the tokens are torn apart": (
+            _attention(*torn).view(5, 3, 4).transpose(0, 1).reshape(5, 12),
+            "`.view(heads, tokens, size)` mixes tokens: `.view(tokens, heads, size).transpose(0, 1)`.",
+        ),
         "this is one head of the whole width": (
             _attention(query, key, value, 1),
             "Each head sees its own block of columns only.",
