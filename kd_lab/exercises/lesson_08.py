@@ -7,6 +7,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -16,7 +17,7 @@ from kd_lab.formats import huffman_lengths, load_packed, pack
 from kd_lab.results import RESULTS
 
 BITS = {"gaps": 21, "pairs": 24}  # of Huffman's words; by hand, too
-Pairs = list[tuple[int, int]]
+Pairs = list[tuple[int, ...]]
 
 
 @exercise(
@@ -44,7 +45,7 @@ def entropy(answer: Any, draw: Generator) -> None:
     wrong_if(abs(given - sum(-math.log2(count / size) for count in counts.values())) < 0.01, said, once)
     fixed = "Here every number costs the same. A frequent number should cost less: use its share."
     wrong_if(given in (2 * size, size * math.log2(size)), said, fixed)
-    lengths = huffman_lengths(list(counts.values())).tolist()
+    lengths = huffman_lengths(np.array(list(counts.values()))).tolist()
     words = sum(count * length for count, length in zip(counts.values(), lengths, strict=True))
     wrong_if(given == words, said, "These are Huffman's words, of whole bits. The entropy is the limit below them.")
     wrong_if(True, said, "Try `[0, 1, 2, 3]`: each has a share of 1/4 and costs 2 bits, 8 in all.")
