@@ -109,7 +109,10 @@ def _size(value: Any) -> str:
         return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
     if _is_long(value):
         return f"{type(value).__name__} of {len(value)}"
-    said = f"{value!r:.80}"
+    try:
+        said = f"{value!r:.80}"
+    except Exception:  # noqa: BLE001 a class of the caller's, and this is for a message about something else
+        return type(value).__name__
     unreadable = any(mark in said for mark in ("\n", " at 0x", "tensor(", "array("))
     return type(value).__name__ if unreadable else said
 

@@ -108,6 +108,94 @@ def test_check_keeps_the_answer_before_it_judges_it(capsys):
     assert "raise SystemExit" in entries("answer", "01.2")[0]["value"]["answer"]
 
 
+def test_what_is_no_function_or_has_another_first_line_is_told_so():
+    importance = find_exercise("01.1")
+    called = judge(importance, torch.ones(4, 6), 0)
+    assert "a function is asked for, and Tensor of shape (4, 6)" in called.what and "itself" in called.hint
+    for answer in (lambda weight: weight, lambda *, weight, gradient: weight):
+        assert "2 arguments" in judge(importance, answer, 0).what
+    assert "as_tensor" in judge(importance, lambda weight, gradient: weight.tolist(), 0).hint
+    assert "list" in judge(importance, lambda weight, gradient: weight.tolist(), 0).what
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_a_right_tensor_passes_in_any_precision(kind):
+    assert judge(find_exercise("01.1"), lambda weight, gradient: (weight * gradient).abs().to(kind), 0).passed
+
+
+@pytest.mark.parametrize("odd", ["meta", "sparse", "complex"])
+def test_an_odd_tensor_is_wrong_and_not_a_raw_error(odd):
+    made = {"meta": lambda w: w.to("meta"), "sparse": torch.Tensor.to_sparse, "complex": lambda w: w + 1j}[odd]
+    assert odd in judge(find_exercise("01.1"), lambda weight, gradient: made(weight), 0).what
+
+
+class Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("no words")
+
+    @property
+    def __wrapped__(self):
+        raise RuntimeError("no source")
+
+
+def test_an_answer_that_cant_even_be_shown_is_judged(capsys):
+    check("01.3", Unspeakable())
+    assert "Unspeakable is not a number" in capsys.readouterr().out
+
+
+def test_an_answer_that_checks_itself_ends(capsys):
+    def my_importance(weight, gradient):
+        check("01.1", my_importance)
+        return (weight * gradient).abs()
+
+    check("01.1", my_importance)
+    assert capsys.readouterr().out.count("your answer calls check itself") == 1
+
+
+def test_only_the_learner_interrupts_a_check():
+    def stopped(by):
+        def my_importance(weight, gradient):
+            raise by
+
+        return my_importance
+
+    assert judge(find_exercise("01.1"), stopped(GeneratorExit), 0).outcome == "wrong"
+    with pytest.raises(KeyboardInterrupt):
+        judge(find_exercise("01.1"), stopped(KeyboardInterrupt), 0)
+    assert judge(find_exercise("01.1"), torch.mul, 0).outcome == "wrong"  # and another one can be judged
+
+
+def test_what_an_answer_does_to_torch_is_undone():
+    def my_importance(weight, gradient):
+        torch.set_num_threads(threads + 1)
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True)
+        torch.set_default_device("meta")
+        return (weight * gradient).abs()
+
+    threads = torch.get_num_threads()
+    assert judge(find_exercise("01.1"), my_importance, 0).passed
+    assert (torch.get_num_threads(), torch.get_default_device().type) == (threads, "cpu")
+    assert torch.is_grad_enabled() and not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("line", ['{"value": 3}', '{"value": {"cells": [{}]}}', "[" * 100_000, None])
+def test_a_damaged_journal_keeps_nobody_from_working(line, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "journal.jsonl"
+    monkeypatch.setenv("KD_LAB_JOURNAL", str(path))
+    if line is None:
+        path.mkdir()
+    else:
+        path.write_text(line.replace("{", '{"time": "", "kind": "answer", "of": "01.1", ', 1))
+    check("01.1", lambda weight, gradient: (weight * gradient).abs())
+    hint("01.1")
+    said = capsys.readouterr().out
+    assert "01.1: public checks passed" in said and "hint 1 of 3" in said
+    assert ("This is not kept in the journal" in said) == (line is None)
+
+
 def test_three_hints_come_in_turn_and_then_the_solution_is_named(capsys):
     for _ in range(4):
         hint("01.2")

@@ -45,6 +45,8 @@ def wrong_01_2() -> dict[str, Any]:
         "in its shape": lambda w, s: (w.abs() >= threshold(w, s)).flatten(),
         "changes its argument in place": in_place,
         "returns nothing": prints,
+        "not 19": lambda w, s: w.abs() >= w.abs().flatten().sort().values[int(s * w.numel())],
+        "not 40": lambda w, s: w.abs() >= torch.quantile(w.abs(), s),
         "stops with": lambda w, s: w.abs() >= torch.quantile(w.abs(), 100 * s),
     }
 
@@ -79,6 +81,8 @@ def wrong_01_5() -> dict[str, Any]:
 
     return {
         "Return {": {"hundreds": hundreds},
+        "a dict is asked for": (hundreds, thousands),
+        "in the order of `start`": {"hundreds": sorted(hundreds), "thousands": thousands},
         "nine numbers": {"hundreds": hundreds, "thousands": [0.0, *thousands]},
         "are fractions": scaled(0.01),
         "comes first": scaled(-1),

@@ -48,6 +48,7 @@ def wrong_04_1() -> dict[str, Any]:
         "half of the integers are negative": lambda w, b: scaled(w, 2**b - 1),
         "the largest |w| becomes": lambda w, b: scaled(w, 2 ** (b - 1)),
         "may be a negative one": signed,
+        "right for 3 bits only": lambda w, b: scaled(w, 3),
         "these are the integers q": lambda w, b: grid(w, b, dim=1)[0],
         "nearer to zero": lambda w, b: rows(w, b, torch.trunc),
         "the point below": lambda w, b: rows(w, b, torch.floor),

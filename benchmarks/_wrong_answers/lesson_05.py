@@ -51,6 +51,7 @@ def wrong_05_1() -> dict[str, Any]:
         "labels' part is softened": softened_labels,
         "divided by the classes": loss(lambda s, t, temperature: soft(s, t, temperature) / s.shape[1]),
         "a sum over the images": loss(kl_div(logarithms, probabilities, "sum")),
+        "A row is an image": loss(lambda s, t, temperature: soft(s.T, t.T, temperature) * s.shape[1] / len(s)),
         "raw logits": loss(kl_div(lambda logits: logits, probabilities)),
         "probabilities first": loss(kl_div(probabilities, probabilities)),
         "lie far apart": loss(kl_div(unsafe, probabilities)),
@@ -84,7 +85,19 @@ def wrong_05_2() -> dict[str, Any]:
         teacher.train(was)
         return logits
 
+    def for_good(teacher, images):
+        was = teacher.training
+        logits = teacher.eval().requires_grad_(False)(images)
+        teacher.train(was)
+        return logits
+
+    def for_everyone(teacher, images):
+        torch.set_grad_enabled(False)
+        return attached(teacher, images)
+
     return {
+        "can't be trained any more": for_good,
+        "turned off for whoever calls": for_everyone,
         "answers in training mode": training,
         "and is in evaluation mode now": left_in_evaluation,
         "and is in training mode now": left_in_training,
@@ -118,7 +131,7 @@ def wrong_05_4() -> dict[str, Any]:
         "near the teachers": {"mlp128": (98.2, 2.26), "lenet300": (98.4, 3.77), "cnn": (99.3, 6.28)},
         "the same students": dict.fromkeys(right, (90.6, 3.77)),
         "2 numbers": {name: pair[:1] for name, pair in right.items()},
-        "not the keys": "mlp128",
+        "a dict is asked for": "mlp128",
         "the mean of five": changed(plus=1.7),
     }
 
@@ -131,5 +144,6 @@ def wrong_05_5() -> dict[str, Any]:
         "only T² goes": {"with": 90.6, "without": 89.12, "labels": 89.12},
         "the two swapped": {"with": 89.4, "without": 90.6, "labels": 89.1},
         "alpha = 0.5 (1 for labels)": {"with": 92.1, "without": 90.0, "labels": 89.9},
-        "other keys": 1.2,
+        "a dict is asked for": 1.2,
+        "divide it, and nothing else": {"with": 90.6, "without": 90.3, "labels": 89.1},
     }

@@ -13,7 +13,7 @@ from IPython import get_ipython
 
 import kd_lab.exercises
 from kd_lab.errors import StorageError, check_choice, described
-from kd_lab.exercises.journal import entries, keep
+from kd_lab.exercises.journal import Entry, entries, keep
 from kd_lab.exercises.judging import EXERCISES, Exercise, judge
 
 _IN_PACKAGE = Path(__file__).parent / "solutions"  # where a wheel has them
@@ -42,7 +42,7 @@ def grade(number: str, answer: Any) -> None:
 
 def hint(number: str) -> None:
     """Print the next hint for an exercise; there are up to three."""
-    hints, had = find_exercise(number).hints, len(entries("hint", number))
+    hints, had = find_exercise(number).hints, len(_entries("hint", number))
     shown = min(had, len(hints) - 1)
     print(f"{number}, hint {shown + 1} of {len(hints)}: {hints[shown]}")
     if had < len(hints):
@@ -92,11 +92,21 @@ def _keep(kind: str, of: str, value: Any) -> None:
         print(f"This is not kept in the journal: {error}")
 
 
+def _entries(kind: str, of: str | None = None) -> list[Entry]:
+    """Return what the journal has of a kind; nothing where it can't be read, of which `_keep` tells."""
+    try:
+        return entries(kind, of)
+    except StorageError:
+        return []
+
+
 def _written(answer: Any) -> dict[str, Any]:
     """Return an answer as text, with the cells that were run and are not kept yet."""
     text = described(answer)
-    with suppress(OSError, TypeError):  # no function, or one that was written where Python keeps no text
+    with suppress(Exception):  # no function, or one that was written where Python keeps no text
         text = inspect.getsource(answer)
-    shell = get_ipython()
-    kept = {cell for entry in entries("answer") for cell in entry["value"]["cells"]}
+    shell, kept = get_ipython(), set()
+    for entry in _entries("answer"):
+        with suppress(TypeError, KeyError):  # one that something else has written
+            kept.update(entry["value"]["cells"])
     return {"answer": text, "cells": [cell for cell in shell.user_ns["In"] if cell not in kept] if shell else []}

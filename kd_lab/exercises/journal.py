@@ -39,6 +39,6 @@ def _entry(line: str) -> Entry | None:
     """Return the entry of a line, None for one that is damaged."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and {"time", "kind", "of", "value"} <= entry.keys() else None

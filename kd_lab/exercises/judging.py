@@ -1,12 +1,14 @@
 """Judge an answer by what it does, on numbers that it has not seen, and name the mistake that it makes."""
 
 import dis
+import inspect
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from numbers import Real
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +22,7 @@ from kd_lab.networks.copies import copied
 
 Check = Callable[[Any, Generator], None]
 DOES_NOTHING = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+_BEING_JUDGED: set[str] = set()
 
 
 class NotAttempted(Exception):
@@ -89,30 +92,53 @@ def judge(task: Exercise, answer: Any, seed: int) -> Verdict:
     judge this answer.
     """
     verdict = partial(Verdict, task.number)
+    inside = f'Move the line check("{task.number}", ...) out of your function.'
     try:
-        with _undisturbed():
+        wrong_if(task.number in _BEING_JUDGED, "your answer calls check itself", inside)
+        with _undisturbed(task.number):
             task.check(_taken(answer), Generator().manual_seed(seed))
     except NotAttempted:
         return verdict("not attempted")
     except Wrong as mistake:
         return verdict("wrong", mistake.what, mistake.hint)
     except Exception as error:  # noqa: BLE001 a learner's objects may do anything, and the next exercise must go on
+        if isinstance(error, TypeError) and not callable(answer) and "not callable" in str(error):
+            itself = "Hand over the function itself, its name without parentheses and arguments."
+            return verdict("wrong", f"a function is asked for, and {described(answer)} came", itself)
         return verdict("can't be judged", reason(error))
     return verdict("passed")
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Judge in plain surroundings; random states, default dtype and gradient mode are then as they were."""
-    states, dtype = (random.getstate(), np.random.get_state()), torch.get_default_dtype()
+def _undisturbed(number: str) -> Iterator[None]:
+    """Judge in plain surroundings; random states, torch's settings and gradient mode are then as they were."""
+    before = [(put, get()) for get, put in _SETTINGS]
     torch.set_default_dtype(torch.float32)
+    _set_device(torch.device("cpu"))
+    _BEING_JUDGED.add(number)
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        torch.set_default_dtype(dtype)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        _BEING_JUDGED.discard(number)
+        for put, value in before:
+            put(value)
+
+
+def _set_device(device: torch.device) -> None:
+    """Set torch's default device where it is another: setting it at all slows every call down."""
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+)
 
 
 def _taken(answer: Any) -> Any:
@@ -121,27 +147,32 @@ def _taken(answer: Any) -> Any:
         raise NotAttempted
     if isinstance(answer, nn.Module):
         return copied(answer)
-    return partial(call, answer) if callable(answer) else answer
+    return (lambda *arguments, **named: call(answer, *arguments, **named)) if callable(answer) else answer
 
 
 def _does_nothing(answer: FunctionType) -> bool:
     """Return whether the body of a function is empty: a docstring, `...` or `pass`."""
     steps = list(dis.get_instructions(answer))
-    return {step.opname for step in steps} <= DOES_NOTHING and steps[-1].argval is None
+    returned = [step.argval for step in steps if step.opname.endswith("CONST")]
+    return {step.opname for step in steps} <= DOES_NOTHING and not any(each is not None for each in returned)
 
 
 def call(learners: Callable, *arguments: Any, **named: Any) -> Any:
     """Return what a learner's function gives for copies of the arguments; raise Wrong if it fails or changes them."""
     given = [each.clone() if isinstance(each, Tensor) and each.is_leaf else each for each in arguments]
+    _check_first_line(learners, arguments, named)
     try:
         result = learners(*given, **named)
     except NotImplementedError as error:
         raise NotAttempted from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # it is the learner who stops
+        raise
+    except BaseException as error:
         said = reason(error) if isinstance(error, Exception) else error
         raise Wrong(
             f"your function stops with {type(error).__name__}: {said}",
-            f"Call it yourself with {', '.join(map(described, arguments))}, and read the last lines of the error.",
+            "Call it yourself and read the last lines of the error. "
+            f"What it was given: {', '.join(map(described, arguments))}.",
         ) from error
     for before, after in zip(arguments, given, strict=True):
         changed = isinstance(before, Tensor) and not torch.equal(before, after)
@@ -149,6 +180,19 @@ def call(learners: Callable, *arguments: Any, **named: Any) -> Any:
         wrong_if(changed, "your function changes its argument in place", hint)
     wrong_if(result is None, "your function returns nothing", "Does it end with `return`?")
     return result
+
+
+def _check_first_line(learners: Callable, arguments: tuple, named: dict[str, Any]) -> None:
+    """Raise Wrong if a function takes other arguments than those that it will get."""
+    with suppress(ValueError):  # one that is written in C, of which Python doesn't know
+        signature = inspect.signature(learners)
+        try:
+            signature.bind(*arguments, **named)
+        except TypeError as error:
+            raise Wrong(
+                f"{described(learners)}{signature} can't take what it should, {len(arguments)} arguments: {error}",
+                "Leave the first line, `def ...`, as the exercise has it.",
+            ) from error
 
 
 def wrong_if(mistake: Any, what: str, hint: str) -> None:
@@ -185,12 +229,21 @@ def expect_by_name(value: Any, names: Iterable[str], interval: str = "[0, inf)")
     return {name: expect_number(value[name], interval, hint) for name in names}
 
 
+def expect_keys(value: Any, keys: set[str], hint: str) -> None:
+    """Raise Wrong unless an answer is a dict of exactly these keys."""
+    wrong_if(not isinstance(value, dict), f"a dict is asked for, and {described(value)} came", hint)
+    wrong_if({*value} != keys, "the dict has other keys", hint)
+
+
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
-    """Return a tensor of finite numbers that an answer must give; raise Wrong if it is none or has another shape."""
-    wrong_if(not isinstance(value, Tensor), f"a tensor is asked for, and {described(value)} came", hint)
-    wrong_if(value.shape != shape, f"the shape must be {shape}, and is {tuple(value.shape)}", hint)
+    """Return a tensor of finite numbers that an answer must give, float32 if it has fractions; else raise Wrong."""
+    tensor = hint if isinstance(value, Real) else "`torch.as_tensor(...)` makes a tensor of an array or a list."
+    wrong_if(not isinstance(value, Tensor), f"a tensor is asked for, and {described(value)} came", tensor)
+    odd = value.is_meta or value.layout != torch.strided or value.is_complex()
+    wrong_if(odd, "the tensor is sparse, complex or on meta", "Return an ordinary tensor of real numbers.")
+    wrong_if(value.shape != shape, f"the shape must be {tuple(shape)}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
-    return value
+    return value.float() if value.is_floating_point() else value
 
 
 def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> None:

@@ -8,7 +8,15 @@ from torch import Generator, Tensor
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_mnist
 from kd_lab.evaluation import accuracy, paired_difference
-from kd_lab.exercises.judging import exercise, expect_number, expect_tensor, wrong_if
+from kd_lab.exercises.judging import (
+    close,
+    exercise,
+    expect_keys,
+    expect_number,
+    expect_numbers,
+    expect_tensor,
+    wrong_if,
+)
 from kd_lab.pruning import magnitude_mask, prune
 
 STEP = 0.02  # between the sparsities that exercise 4 tries
@@ -25,18 +33,18 @@ def importance(answer: Any, draw: Generator) -> None:
     weight, gradient = (torch.randn(4, 6, generator=draw) for _ in range(2))
     given = expect_tensor(answer(weight, gradient), weight.shape, "One importance for each weight: don't sum them up.")
     signed = "A weight matters whether its zero makes the loss rise or fall. The sign must go."
-    wrong_if((given < 0).any() and torch.allclose(given, weight * gradient), "w·g keeps its sign", signed)
+    wrong_if((given < 0).any() and close(given, weight * gradient), "w·g keeps its sign", signed)
     hint = "Here the sign of g is left in: the absolute value must enclose the whole product."
-    wrong_if(torch.allclose(given, weight.abs() * gradient), "this is |w|·g", hint)
-    wrong_if(torch.allclose(given, weight.abs()), "this is |w|, the magnitude", "The gradient is not used.")
-    wrong_if(torch.allclose(given, gradient.abs()), "this is |g|", "The weight is not used: how long is the step to 0?")
+    wrong_if(close(given, weight.abs() * gradient), "this is |w|·g", hint)
+    wrong_if(close(given, weight.abs()), "this is |w|, the magnitude", "The gradient is not used.")
+    wrong_if(close(given, gradient.abs()), "this is |g|", "The weight is not used: how long is the step to 0?")
     expected = (weight * gradient).abs()
     wrong_if(
         not torch.equal(given.flatten().argsort(), expected.flatten().argsort()),
         "the weights come in another order than by |w·g|",
         "Multiply each weight by its own gradient, then take the absolute value.",
     )
-    wrong_if(not torch.allclose(given, expected), "the order is right, the numbers are not", "Don't square or scale.")
+    wrong_if(not close(given, expected), "the order is right, the numbers are not", "Don't square or scale.")
 
 
 @exercise(
@@ -47,10 +55,10 @@ def importance(answer: Any, draw: Generator) -> None:
 )
 def mask(answer: Any, draw: Generator) -> None:
     """`my_mask(weight, sparsity)` returns a mask of the weight's shape: True keeps, and the smallest |w| go."""
-    for shape, sparsity in (((5, 5), 0.6), ((3, 2, 2, 2), 0.25), ((40,), 0.9)):
+    for shape, sparsity in (((5, 5), 0.6), ((3, 2, 2, 2), 0.2), ((40,), 0.9), ((44,), 0.1)):
         _mask_of(answer, torch.randn(shape, generator=draw) + 0.5, sparsity)
     weight = torch.randn(4, 4, generator=draw)
-    everything = answer(weight, 0.0)
+    everything = expect_tensor(answer(weight, 0.0), weight.shape, "A mask has one entry for each weight, in its shape.")
     wrong_if(not everything.bool().all(), "at a sparsity of 0 something is pruned", "Nothing goes: count is 0.")
 
 
@@ -76,7 +84,8 @@ def _mask_of(answer: Any, weight: Tensor, sparsity: float) -> None:
     wrong_if(
         kept.sum() != count,
         f"{kept.sum()} of {weight.numel()} are kept at a sparsity of {sparsity}, not {count}",
-        "`round(sparsity * weight.numel())` weights go, of the whole tensor. Does your threshold itself stay?",
+        "`round(sparsity * weight.numel())` weights go, of the whole tensor. Does your threshold itself stay? "
+        "And mind: `int` cuts off, and a quantile lies between two weights.",
     )
     signed = kept.flatten()[weight.flatten().argsort()[-count:]].all()
     wrong_if(signed, "large negative weights go", "Rank by |w|: -1.5 is a large weight.")
@@ -92,15 +101,16 @@ def _mask_of(answer: Any, weight: Tensor, sparsity: float) -> None:
 )
 def random_sparsity(answer: Any, draw: Generator) -> None:
     """`my_sparsity` is the sparsity at which ten random masks lose on average what `magnitude` loses at 0.9."""
-    fraction = "A sparsity is a fraction between 0 and 1: write 0.35 for 35 %."
+    fraction = "A sparsity is one plain number, a fraction between 0 and 1: write 0.35 for 35 %."
     sparsity = expect_number(answer, "(0, 1)", fraction)
+    sooner = "Did you look for where `magnitude` falls? Random masks do harm much sooner."
+    wrong_if(sparsity > 0.6, f"{sparsity:g} is far too sparse for random masks", sooner)
     dense, images = load_trained("lenet300"), load_mnist().validation
     goal = accuracy(prune(dense, 0.9), images).value
     first = int(torch.randint(1000, (), generator=draw))
     found = [accuracy(prune(dense, sparsity, "random", seed=first + seed), images).value for seed in range(10)]
     mean = sum(found) / len(found)
     said = f"at {sparsity:g} ten random masks reach {mean:.1%} on average, and magnitude at 0.9 {goal:.1%}"
-    wrong_if(sparsity > 0.6, said, "This is far too sparse. Did you look for where `magnitude` falls?")
     wrong_if(mean < goal - 0.02, said, "Random loses more than that: try a smaller sparsity.")
     wrong_if(mean > goal + 0.015, said, "Random still loses less than that: try a larger sparsity.")
 
@@ -113,16 +123,19 @@ def random_sparsity(answer: Any, draw: Generator) -> None:
 )
 def how_many(answer: Any, draw: Generator) -> None:
     """`my_sparsity` is the largest sparsity, in steps of 0.02, whose loss is surely under one point."""
-    sparsity = expect_number(answer, "(0, 1)", "A sparsity is a fraction between 0 and 1: write 0.58 for 58 %.")
+    fraction = "A sparsity is one plain number, a fraction between 0 and 1: write 0.58 for 58 %."
+    sparsity = expect_number(answer, "(0, 1)", fraction)
     dense, images = load_trained("lenet300"), load_mnist().validation
-    here, next_one = (paired_difference(prune(dense, each), dense, images) for each in (sparsity, sparsity + STEP))
+    here = paired_difference(prune(dense, sparsity), dense, images)
     low, said = here.interval[0], f"at {sparsity:g}: {here}"
     wrong_if(
         low <= -0.01 < here.value,
         f"{said}. The interval reaches below -1 point",
         "The estimate alone passes. The rule asks for the bad end of the interval.",
     )
-    wrong_if(low <= -0.01, f"{said}. That is more than a point", "Take a smaller sparsity, on the validation images.")
+    smaller = "Take a smaller sparsity, on the validation images. `interval` holds fractions: -1 point is -0.01 there."
+    wrong_if(low <= -0.01, f"{said}. That is more than a point", smaller)
+    next_one = paired_difference(prune(dense, sparsity + STEP), dense, images)
     wrong_if(
         next_one.interval[0] > -0.01,
         f"{said}, and {sparsity + STEP:g} passes, too",
@@ -139,18 +152,20 @@ def how_many(answer: Any, draw: Generator) -> None:
 def hundreds(answer: Any, draw: Generator) -> None:
     """`my_points` is a dict: "hundreds" and "thousands", each a list of differences in points."""
     shape = 'Return {"hundreds": [ten numbers], "thousands": [nine numbers]}.'
-    wrong_if(not isinstance(answer, dict) or {*answer} != {"hundreds", "thousands"}, "the dict has other keys", shape)
-    wrong_if([len(answer["hundreds"]), len(answer["thousands"])] != [10, 9], "the lists have other lengths", shape)
-    for size, name, first in ((100, "hundreds", 0), (1000, "thousands", 1000)):
-        points = [expect_number(each, "(-100, 100)", "Points, as plain numbers.") for each in answer[name]]
-        place = int(torch.randint(len(points), (), generator=draw))
+    expect_keys(answer, {"hundreds", "thousands"}, shape)
+    for size, name, first, count in ((100, "hundreds", 0, 10), (1000, "thousands", 1000, 9)):
+        points = expect_numbers(answer[name], count, "(-100, 100)", f"Points, as plain numbers. {shape}")
+        place = int(torch.randint(count, (), generator=draw))
         expected = _points_behind(first + place * size, size)
         said = f"{name}[{place}] is {points[place]:.2f}; here it is {expected:.2f} points"
         wrong_if(len(set(points)) == 1, f"all {name} are the same", "Does `start` move? Each needs images of its own.")
         wrong_if(max(map(abs, points)) < 0.5, said, "These are fractions. Times 100 they are points.")
         swapped = "The sign: the network of fewer images comes first, so below zero means that it is worse."
         wrong_if(abs(points[place] + expected) < 0.3 < abs(expected), said, swapped)
-        reference = "Is the reference the network that used `data.train[:1000]`, at a sparsity of 0.9, on validation?"
+        reference = (
+            "Is the reference the network that used `data.train[:1000]`, at a sparsity of 0.9, on validation, and are "
+            "the differences in the order of `start`?"
+        )
         wrong_if(abs(points[place] - expected) > 0.3, said, reference)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kd_lab.checkpoints import load_trained
+from kd_lab.errors import described
 from kd_lab.evaluation import PairedDifference, accuracy, paired_difference
 from kd_lab.exercises.judging import close, exercise, expect_numbers, expect_tensor, mnist, wrong_if, wrong_if_like
 from kd_lab.networks import weights
@@ -54,6 +55,10 @@ def _rounded_of(answer: Any, weight: Tensor, num_bits: int) -> None:
         "the steps are too narrow": (
             _on_grid(weight, widest / (2**num_bits - 1)),
             f"{num_bits} bits go from {-end - 1} to {end}: half of the integers are negative.",
+        ),
+        "the scale is that of 3 bits": (
+            _on_grid(weight, widest / 3),
+            "The lesson's 3 is right for 3 bits only: 2 ** (num_bits - 1) - 1.",
         ),
         f"the largest |w| becomes {end + 1}": (
             _on_grid(weight, widest / (end + 1)),
@@ -197,7 +202,7 @@ def _cost_of(weight_bits: int, activation_bits: int) -> PairedDifference:
 )
 def one_image(answer: Any, draw: Generator) -> None:
     """`my_accuracies` is a list of ten percentages: 2-bit activations calibrated on one image each."""
-    ten = "Append the accuracy of each start, 10 to 19, in percent, to a list."
+    ten = "Append the accuracy of each start, 10 to 19, in percent (100 * its `.value`), to a list."
     percents = expect_numbers(answer, 10, "[0, 100]", ten)
     wrong_if(max(percents) <= 1, "these are fractions", "In percent: times 100.")
     same = "Does `start` move in your loop? Each network needs an image of its own."
@@ -222,7 +227,7 @@ def one_image(answer: Any, draw: Generator) -> None:
 def four_values(answer: Any, draw: Generator) -> None:
     """`my_network` has lenet300's shape, four values a layer at most, and reads 96.5 % of the validation images."""
     returned = "`train` returns a network and its history: `my_network, _ = train(...)`."
-    wrong_if(not isinstance(answer, nn.Module), "a network is asked for", returned)
+    wrong_if(not isinstance(answer, nn.Module), f"a network is asked for, and {described(answer)} came", returned)
     dense, images = load_trained("lenet300"), mnist().validation
     shapes = [[each.value.shape for each in weights(model).values()] for model in (answer, dense)]
     wrong_if(shapes[0] != shapes[1], "this is another network than lenet300", 'Begin with `load_trained("lenet300")`.')

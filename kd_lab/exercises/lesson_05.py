@@ -15,6 +15,7 @@ from kd_lab.evaluation import PairedDifference, accuracy, paired_difference
 from kd_lab.exercises.judging import (
     close,
     exercise,
+    expect_keys,
     expect_number,
     expect_numbers,
     expect_tensor,
@@ -73,6 +74,8 @@ def _loss_mistakes(
     hard, square = F.cross_entropy(s, labels), temperature**2
     log_p, log_q = (t / temperature).log_softmax(1), (s / temperature).log_softmax(1)
     kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    by_image = ((t / temperature).log_softmax(0), (s / temperature).log_softmax(0))
+    over_images = F.kl_div(by_image[1], by_image[0], reduction="batchmean", log_target=True)
     other_way = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
 
     def total(soft: Tensor, hard: Tensor = hard) -> Tensor:
@@ -96,6 +99,7 @@ def _loss_mistakes(
             total(square * kl, F.cross_entropy(s / temperature, labels)),
             "Cross-entropy gets the student's own logits, not divided by T.",
         ),
+        "the softmax goes over the images": (total(square * over_images), "A row is an image: `dim=1`."),
         "KL is divided by the classes, too": (total(square * kl / s.shape[1]), batchmean),
         "KL is a sum over the images": (total(square * kl * len(s)), batchmean),
         "this is cross-entropy with the soft targets": (
@@ -153,11 +157,15 @@ def _answers_of(answer: Any, teacher: nn.Module, images: Tensor) -> None:
     )
     changed = [name for name, value in teacher.state_dict().items() if not torch.equal(before[name], value)]
     wrong_if(changed, f"the teacher's {', '.join(changed)} changed", "It was called in training mode: `.eval()` first.")
+    learns = all(each.requires_grad for each in teacher.parameters())
+    wrong_if(not learns, "the teacher can't be trained any more", "Leave its `requires_grad` alone: `torch.no_grad()`.")
+    globally = "Use `with torch.no_grad():`, which turns them on again behind its last line."
+    wrong_if(not torch.is_grad_enabled(), "gradients are turned off for whoever calls it", globally)
 
 
 @exercise(
     "05.3",
-    "A loop over the widths: the reference is trained once, each taught student anew.",
+    "A loop over the widths: the reference is trained once, each taught student from the start.",
     "`paired_difference(taught, reference, data.validation).interval[0] >= -0.005`, for the smallest width.",
     "25 units gain more than a point; 10 lose two. One of 15 and 20 passes.",
 )
@@ -196,7 +204,7 @@ def _student(width: int, alpha: float) -> nn.Module:
 def best_teacher(answer: Any, draw: Generator) -> None:
     """`my_measured` is a dict: for each teacher, what its students read in percent, and how far they stay from it."""
     names, shape = ["mlp128", "lenet300", "cnn"], 'Return {"mlp128": (percent, apart), "lenet300": …, "cnn": …}.'
-    wrong_if(not isinstance(answer, dict) or {*answer} != {*names}, "the three teachers are not the keys", shape)
+    expect_keys(answer, {*names}, shape)
     pairs = {name: expect_numbers(answer[name], 2, "[0, 1e6]", shape) for name in names}
     reads, apart = zip(*pairs.values(), strict=True)
     first = "The percentage comes first, times 100, and then how far the students stay apart."
@@ -223,8 +231,8 @@ def best_teacher(answer: Any, draw: Generator) -> None:
 )
 def without_square(answer: Any, draw: Generator) -> None:
     """`my_percent` is a dict of three mean accuracies: with T², without it, and on labels alone."""
-    shape = 'Return {"with": percent, "without": percent, "labels": percent}.'
-    wrong_if(not isinstance(answer, dict) or {*answer} != {*_losses()}, "the dict has other keys", shape)
+    shape = 'Return {"with": percent, "without": percent, "labels": percent}, each one number, the mean of five.'
+    expect_keys(answer, {*_losses()}, shape)
     percents = {name: expect_number(answer[name], "[0, 100]", shape) for name in _losses()}
     wrong_if(max(percents.values()) <= 1, "these are fractions", "In percent: times 100.")
     twice = percents["with"] == percents["without"]
@@ -233,11 +241,12 @@ def without_square(answer: Any, draw: Generator) -> None:
     wrong_if(ignored, "without T² the students are those on labels", "Both parts have their half: only T² goes.")
     swapped = percents["without"] > percents["with"] + 0.3
     wrong_if(swapped, "without T² they read more than with it", "Are the two swapped? `DistillationLoss` has T² in it.")
-    name = list(_losses())[int(torch.randint(3, (), generator=draw))]
-    here, _ = _taught_by("lenet300", _losses()[name])
-    said = f"{name}: {percents[name]:.2f} %, and here {here:.2f} %"
     settings = "T = 20, alpha = 0.5 (1 for labels), the lesson's teacher, the mean of five on validation images."
-    wrong_if(abs(percents[name] - here) > 0.5, said, settings)
+    for name in ("without", ("with", "labels")[int(torch.randint(2, (), generator=draw))]):
+        here, _ = _taught_by("lenet300", _losses()[name])
+        said = f"{name}: {percents[name]:.2f} %, and here {here:.2f} %"
+        divided = f"`soft_loss` is T² · KL: divide it, and nothing else, by `20**2`. {settings}"
+        wrong_if(abs(percents[name] - here) > 0.5, said, divided if name == "without" else settings)
 
 
 def _losses() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
