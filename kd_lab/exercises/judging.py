@@ -178,8 +178,13 @@ def expect_numbers(value: Any, count: int, interval: str, hint: str) -> list[flo
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
-    """Return a tensor of finite numbers that an answer must give; raise Wrong if it is none or has another shape."""
+    """Return a tensor of finite numbers that an answer must give; raise Wrong if it is none or has another shape.
+
+    It comes back as a plain one: a subclass may answer what it likes when it is compared.
+    """
     wrong_if(not isinstance(value, Tensor), f"a tensor is asked for, and {described(value)} came", hint)
+    with torch._C.DisableTorchFunctionSubclass():
+        value = Tensor.as_subclass(value, Tensor)
     wrong_if(value.shape != shape, f"the shape must be {shape}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
     return value

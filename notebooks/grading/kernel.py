@@ -12,7 +12,6 @@ import builtins
 import importlib
 import json
 import os
-import pkgutil
 import resource
 import signal
 import sys
@@ -62,8 +61,8 @@ def start(settings: str) -> None:
         write(events, (dumps([kind, what]) + "\n").encode())
 
     exercises = importlib.import_module("kd_lab.exercises")
-    for module in pkgutil.iter_modules(exercises.__path__):
-        importlib.import_module(f"kd_lab.exercises.{module.name}")
+    for lesson in given["lessons"]:
+        importlib.import_module(f"kd_lab.exercises.lesson_{lesson}")
     shell = sys.modules["IPython"].get_ipython()
     true_grade, exercises_grade = exercises.grade, {"notary": None, "__builtins__": vars(builtins)}
     exec(GRADE, exercises_grade)
@@ -103,7 +102,7 @@ def notary(key: bytes, tools: "Tools", log: Callable, grade: Callable) -> Genera
 def _judged(grade: Callable, number: str, answer: Any) -> str | None:
     """Return why an answer doesn't pass, None if it does; warnings would look like errors to nbgrader."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sys.modules["torch"]._C.DisableTorchFunctionSubclass():
             warnings.simplefilter("ignore")
             grade(number, answer)
     except BaseException as error:  # noqa: BLE001 a student's code may raise anything
