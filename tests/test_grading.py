@@ -93,11 +93,21 @@ def test_odd_cells_are_read(tmp_path):
     assert len(cells_of({"cells": [7, {"source": 1, "metadata": 3, "id": []}]}, tmp_path)) == 1
 
 
-@pytest.mark.parametrize("content, why", [(b"", "empty"), (b"{", "JSON"), (b"[1]", "not a notebook"), (b"\xff", "JSON"),
-                                          (b'{"cells": 7}', "not a notebook"), (b" " * 21_000_000, "larger")])  # fmt: skip
-def test_a_file_that_is_no_notebook_says_why(content, why, tmp_path):
+HUGE = b" " * 21_000_000
+DAMAGED = {
+    "empty": b"",
+    "JSON": b"{",
+    "is no JSON": b"\xff",
+    "not a notebook": b"[1]",
+    "without": b"{}",
+    "larger": HUGE,
+}
+
+
+@pytest.mark.parametrize("why", DAMAGED)
+def test_a_file_that_is_no_notebook_says_why(why, tmp_path):
     with pytest.raises(Unreadable, match=why):
-        cells_of(content, tmp_path)
+        cells_of(DAMAGED[why], tmp_path)
 
 
 def test_submissions_are_found_in_folders_and_as_files(tmp_path):
