@@ -83,6 +83,12 @@ def test_of_a_doubled_answer_the_last_that_is_not_blank_counts_and_the_page_says
     assert answers(rebuilt)["01.2"] == WRONG["01.2"] and "what the last one defines counts" in rebuilt.notes[0]
 
 
+def test_an_answer_in_a_cell_of_the_students_own_counts_where_the_given_cell_holds_something_else(tmp_path):
+    made = notebook({**RIGHT, "01.2": "print(1)"})
+    made.cells.append(nbformat.v4.new_code_cell(RIGHT["01.2"]))
+    assert answers(rebuild(RELEASE, cells_of(made, tmp_path)))["01.2"] == RIGHT["01.2"]
+
+
 def test_a_notebook_of_format_3_is_read(tmp_path):
     cells = [{"cell_type": "code", "input": RIGHT["01.2"].splitlines(keepends=True), "language": "python"}]
     old = {"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": cells}]}

@@ -237,7 +237,8 @@ def _answers(grade_id: str, wanted: dict[str, set[str]], cells: list[Cell]) -> l
         cell for cell in cells if grade_id in cell.claims and (mine & cell.defined or not others & cell.defined)
     ]
     code = [cell for cell in cells if mine & cell.defined and (cell.kind == "code" or parsed(cell.text) is not None)]
-    for found in (claiming, code):
+    named = claiming if any(mine & cell.defined for cell in claiming) else []
+    for found in (named, code, claiming):
         answered = [cell for cell in found if not cell.blank]
         if answered:
             return answered
