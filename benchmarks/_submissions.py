@@ -103,6 +103,7 @@ AT_ONCE = {  # statements of a cell, before an answer that is wrong
     "prints to stderr": "import sys\nwhile True: sys.stderr.write('x' * 1000)",
     "exits at once": "import os; os._exit(0)",
     "leaves": "import threading, os, time; threading.Timer(0.1, os._exit, [0]).start(); time.sleep(5)",
+    "leaves later": "import threading, os; threading.Timer(3, os._exit, [0]).start()",
     "own check": "def check(*a): print('passed')\ndef grade(*a): print('passed')",
     "patched grade": FEEDBACK + "kd_lab.exercises.grade = f.grade = lambda *a: None",
     "other module": "import sys, types\nfake = types.ModuleType('fake'); fake.grade = fake.check = lambda *a: None\n"

@@ -256,8 +256,12 @@ class _Grading:
 
     def _said(self, kind: str, what: str) -> str:
         """Return what an event says against an exercise."""
-        flooded = f"printed more than {self.limits.output_megabytes:g} MB"
-        return {"changed": f"the checker's tools were changed: {what}", "flooded": flooded}.get(kind, "")
+        words = {
+            "changed": f"the checker's tools were changed: {what}",
+            "refused": f"tried {what}",
+            "flooded": f"printed more than {self.limits.output_megabytes:g} MB",
+        }
+        return words.get(kind, "")
 
     def _helper_notes(self, report: dict[str, Any]) -> list[str]:
         """Return what the teacher should know of cells that belong to no exercise."""
@@ -269,7 +273,13 @@ class _Grading:
 
 def _of_memory(error: str) -> bool:
     """Return whether a cell failed because it wanted too much memory."""
-    signs = ("MemoryError", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+    signs = (
+        "MemoryError",
+        "can't allocate memory",
+        "not enough memory",
+        "Cannot allocate memory",
+        "Unable to allocate",
+    )
     return any(sign in error for sign in signs)
 
 
