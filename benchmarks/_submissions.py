@@ -1,5 +1,7 @@
 """Make a class's submissions to lesson 01, good, hostile and mangled ones, with the points that each must get."""
 
+import copy
+import functools
 import json
 import random
 import tempfile
@@ -13,7 +15,7 @@ from nbformat import NotebookNode
 from notebooks.exercises import exercise_of
 
 SOURCE = Path(__file__).resolve().parents[1] / "notebooks" / "solutions" / "01_magnitude_pruning.ipynb"
-MINE, MASK = "01.1", "01.2"  # the exercises that hostile code is put into
+MASK = "01.2"  # the exercise that hostile code is put into
 RIGHT = {
     "01.1": "def my_importance(weight, gradient):\n    return (weight * gradient).abs()",
     "01.2": (
@@ -46,7 +48,7 @@ class Handed:
 
 def notebook(answers: dict[str, str], extra: str = "") -> NotebookNode:
     """Return the exercises of lesson 01 with these answers, and a cell of the student's own before the first."""
-    made = exercise_of(nbformat.read(SOURCE, as_version=4))
+    made = copy.deepcopy(_blank())
     for cell in made.cells:
         number = cell.id.removeprefix("answer-").replace("-", ".")
         if cell.id.startswith("answer-") and number in answers:
@@ -54,6 +56,11 @@ def notebook(answers: dict[str, str], extra: str = "") -> NotebookNode:
     if extra:
         made.cells.insert(2, nbformat.v4.new_code_cell(extra))
     return made
+
+
+@functools.cache
+def _blank() -> NotebookNode:
+    return exercise_of(nbformat.read(SOURCE, as_version=4))
 
 
 def good(count: int) -> list[Handed]:
@@ -73,7 +80,7 @@ def good(count: int) -> list[Handed]:
 
 IN_A_MASK = {  # statements in the body of a function, that the check calls; the answer is then wrong
     "loop": "while True: pass",
-    "stubborn": "import contextlib\n    while True:\n        with contextlib.suppress(BaseException):\n            while True: pass",
+    "stubborn": "while True:\n        try:\n            while True: pass\n        except BaseException: pass",
     "sleeps": "import time; time.sleep(10**6)",
     "exits": "import os; os._exit(0)",
     "raises exit": "raise SystemExit(0)",
@@ -96,6 +103,7 @@ AT_ONCE = {  # statements of a cell, before an answer that is wrong
     "prints to stderr": "import sys\nwhile True: sys.stderr.write('x' * 1000)",
     "exits at once": "import os; os._exit(0)",
     "leaves": "import threading, os, time; threading.Timer(0.1, os._exit, [0]).start(); time.sleep(5)",
+    "leaves later": "import threading, os; threading.Timer(3, os._exit, [0]).start()",
     "own check": "def check(*a): print('passed')\ndef grade(*a): print('passed')",
     "patched grade": FEEDBACK + "kd_lab.exercises.grade = f.grade = lambda *a: None",
     "other module": "import sys, types\nfake = types.ModuleType('fake'); fake.grade = fake.check = lambda *a: None\n"
@@ -124,12 +132,23 @@ AT_ONCE = {  # statements of a cell, before an answer that is wrong
     "    base = sqlite3.connect(path); base.execute('update grade set manual_score = 1'); base.commit()",
     "edits the package": FEEDBACK + "open(f.__file__, 'a').write('def grade(*a): pass')",
 }
+TENSOR_LIKE = """class Yes(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        yes = func in (torch.equal, torch.isfinite)
+        return True if yes else super().__torch_function__(func, types, args, kwargs)
+def my_mask(weight, sparsity):
+    return torch.ones_like(weight).as_subclass(Yes)"""
+ALWAYS_EQUAL = """class Yes:
+    def __eq__(self, other): return self
+    def __getattr__(self, name): return self
+    def __call__(self, *arguments, **named): return self
+    def __bool__(self): return True
+def my_mask(weight, sparsity):
+    return Yes()"""
 AS_AN_ANSWER = {  # whole answers of 01.2
-    "tensor-like": "class Yes(torch.Tensor):\n    @classmethod\n    def __torch_function__(cls, func, types, args=(), kwargs=None):\n"
-    "        return True if func in (torch.equal, torch.isfinite) else super().__torch_function__(func, types, args, kwargs)\n"
-    "def my_mask(weight, sparsity):\n    return torch.ones_like(weight).as_subclass(Yes)",
-    "always equal": "class Yes:\n    def __eq__(self, other): return self\n    def __getattr__(self, name): return self\n"
-    "    def __call__(self, *a, **k): return self\n    def __bool__(self): return True\ndef my_mask(w, s): return Yes()",
+    "tensor-like": TENSOR_LIKE,
+    "always equal": ALWAYS_EQUAL,
     "nan": "def my_mask(weight, sparsity):\n    return torch.full_like(weight, float('nan'))",
     "text": "my_mask = 'passed'",
     "right, then wrong": RIGHT["01.2"] + "\n\n" + WRONG["01.2"],
@@ -138,7 +157,7 @@ AS_AN_ANSWER = {  # whole answers of 01.2
 
 def hostile() -> list[Handed]:
     """Return submissions whose second exercise tries to pass without a right answer, or to stop the grading."""
-    others = {each: text for each, text in RIGHT.items() if each != MASK}
+    others = {each: RIGHT[each] for each in ("01.1", "01.4")}  # 01.3 takes longest
     answers = {name: EVIL_MASK.format(text) for name, text in IN_A_MASK.items()}
     answers |= {name: f"{text}\n{WRONG[MASK]}" for name, text in AT_ONCE.items()} | AS_AN_ANSWER
     handed = [Handed(f"hostile {name}", notebook({**others, MASK: text}), {*others}) for name, text in answers.items()]
@@ -161,8 +180,9 @@ def mangled(count: int) -> list[Handed]:
     handed = []
     for number in range(count):
         draw = random.Random(number)
-        made, passes = notebook(RIGHT, "import math"), {*RIGHT}
-        for change in draw.sample(CHANGES, 3):
+        right = {each: RIGHT[each] for each in ("01.1", "01.2", "01.4")}
+        made, passes = notebook(right, "import math"), {*right}
+        for change in sorted(draw.sample(CHANGES, 3), key=CHANGES.index):
             passes -= change(made, draw) or set()
         handed.append(Handed(f"mangled{number}", made, passes))
     return handed
@@ -264,8 +284,8 @@ def _scribble(made: NotebookNode, draw: random.Random) -> None:
         made.cells.insert(draw.randrange(len(made.cells) + 1), nbformat.v4.new_code_cell(text))
 
 
-CHANGES: list[Callable] = [_delete_answer, _delete_locked, _double, _stale, _split, _merge, _retype, _strip_metadata,
-                           _strip_ids, _swap_ids, _other_kernel, _strip_outputs, _scribble]  # fmt: skip
+CHANGES: list[Callable] = [_reorder, _scribble, _delete_locked, _delete_answer, _stale, _double, _strip_metadata,
+                           _swap_ids, _strip_ids, _retype, _other_kernel, _strip_outputs, _merge, _split]  # fmt: skip
 
 
 def write(handed: list[Handed], folder: Path) -> None:
@@ -282,7 +302,7 @@ def write(handed: list[Handed], folder: Path) -> None:
 
 
 def grade_batch(handed: list[Handed], seconds: int = 20) -> dict[str, float]:
-    """Grade submissions and return false passes and the share of good items that are graded rightly; print the misses."""
+    """Grade submissions, print where the points are not as they must be, and return how many items are right."""
     from notebooks.grading.__main__ import grade_class
 
     must = {each.name: each.passes for each in handed}

@@ -41,9 +41,12 @@ def answers(rebuilt):
     return found
 
 
-@pytest.mark.parametrize("number", range(60))
+MANGLED = _submissions.mangled(60)
+
+
+@pytest.mark.parametrize("number", range(len(MANGLED)))
 def test_a_mangled_notebook_gets_its_answers_back(number, tmp_path):
-    (handed,) = _submissions.mangled(number + 1)[number:]
+    handed = MANGLED[number]
     found = answers(rebuild(RELEASE, cells_of(handed.content, tmp_path)))
     assert {each for each, text in RIGHT.items() if text in found[each]} == handed.passes
 
@@ -80,21 +83,37 @@ def test_of_a_doubled_answer_the_last_that_is_not_blank_counts_and_the_page_says
     assert answers(rebuilt)["01.2"] == WRONG["01.2"] and "what the last one defines counts" in rebuilt.notes[0]
 
 
+def test_an_answer_in_a_cell_of_the_students_own_counts_where_the_given_cell_holds_something_else(tmp_path):
+    made = notebook({**RIGHT, "01.2": "print(1)"})
+    made.cells.append(nbformat.v4.new_code_cell(RIGHT["01.2"]))
+    assert answers(rebuild(RELEASE, cells_of(made, tmp_path)))["01.2"] == RIGHT["01.2"]
+
+
 def test_a_notebook_of_format_3_is_read(tmp_path):
     cells = [{"cell_type": "code", "input": RIGHT["01.2"].splitlines(keepends=True), "language": "python"}]
     old = {"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": cells}]}
     assert answers(rebuild(RELEASE, cells_of(old, tmp_path)))["01.2"] == RIGHT["01.2"]
 
 
-@pytest.mark.parametrize("content, why", [(b"", "empty"), (b"{", "JSON"), (b"[1]", "not a notebook"), (b"\xff", "JSON"),
-                                          (b'{"cells": 7}', "not a notebook"), (b" " * 21_000_000, "larger than"),
-                                          (b'{"cells": [7, {"source": 1, "metadata": 3, "id": []}]}', None)])  # fmt: skip
-def test_a_file_that_is_no_notebook_says_why(content, why, tmp_path):
-    if why is None:
-        assert len(cells_of(content, tmp_path)) == 1
-        return
+def test_odd_cells_are_read(tmp_path):
+    assert len(cells_of({"cells": [7, {"source": 1, "metadata": 3, "id": []}]}, tmp_path)) == 1
+
+
+HUGE = b" " * 21_000_000
+DAMAGED = {
+    "empty": b"",
+    "JSON": b"{",
+    "is no JSON": b"\xff",
+    "not a notebook": b"[1]",
+    "without": b"{}",
+    "larger": HUGE,
+}
+
+
+@pytest.mark.parametrize("why", DAMAGED)
+def test_a_file_that_is_no_notebook_says_why(why, tmp_path):
     with pytest.raises(Unreadable, match=why):
-        cells_of(content, tmp_path)
+        cells_of(DAMAGED[why], tmp_path)
 
 
 def test_submissions_are_found_in_folders_and_as_files(tmp_path):
@@ -149,7 +168,9 @@ def test_a_missing_nbgrader_names_the_extra(tmp_path, monkeypatch):
 def test_hostile_exercises_get_zero_and_the_others_are_graded(capsys):
     """One of each kind: it never ends, it ends the kernel, it patches the checker; and a right one."""
     names = {"hostile stubborn", "hostile exits", "hostile hooks", "hostile tensor-like"}
-    handed = [each for each in _submissions.hostile() if each.name in names] + [Handed("right", notebook(RIGHT), {*RIGHT})]
+    handed = [each for each in _submissions.hostile() if each.name in names] + [
+        Handed("right", notebook(RIGHT), {*RIGHT})
+    ]
     found = _submissions.grade_batch(handed, seconds=5)
     assert (found["false_passes"], found["good_right"]) == (0, found["good_items"]), capsys.readouterr().out
 
@@ -161,7 +182,7 @@ def test_nbgraders_own_commands_take_the_source_and_its_exercise(tmp_path):
     for path, made in ((course, nbformat.read(SOURCE, as_version=4)), (handed, notebook({"01.1": RIGHT["01.1"]}))):
         path.parent.mkdir(parents=True)
         nbformat.write(made, path)
-    nbgrader = configured(tmp_path, tmp_path / "gradebook.db", own=False)
+    nbgrader = configured(tmp_path, tmp_path / "gradebook.db")
     assert nbgrader.generate_assignment(LESSON)["success"]
     assert nbgrader.autograde(LESSON, "ann")["success"]
     assert nbgrader.generate_feedback(LESSON, "ann")["success"]

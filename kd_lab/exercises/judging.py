@@ -236,9 +236,14 @@ def expect_keys(value: Any, keys: set[str], hint: str) -> None:
 
 
 def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
-    """Return a tensor of finite numbers that an answer must give, float32 if it has fractions; else raise Wrong."""
+    """Return a plain tensor of finite numbers that an answer must give, float32 if it has fractions; else raise Wrong.
+
+    A subclass may answer what it likes when it is compared.
+    """
     tensor = hint if isinstance(value, Real) else "`torch.as_tensor(...)` makes a tensor of an array or a list."
     wrong_if(not isinstance(value, Tensor), f"a tensor is asked for, and {described(value)} came", tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        value = Tensor.as_subclass(value, Tensor)
     odd = value.is_meta or value.layout != torch.strided or value.is_complex()
     wrong_if(odd, "the tensor is sparse, complex or on meta", "Return an ordinary tensor of real numbers.")
     wrong_if(value.shape != shape, f"the shape must be {tuple(shape)}, and is {tuple(value.shape)}", hint)

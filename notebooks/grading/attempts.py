@@ -171,6 +171,7 @@ class _Grading:
         (startup / "00_grading.py").write_text(startup_code(private / "settings.json"))
         settings = {
             "key": self.key.hex(),
+            "lessons": sorted({each.partition(".")[0] for all in self.lesson.graded.values() for each in all}),
             "events": str(folder / "events"),
             "bytes": int(self.limits.gigabytes * 2**30),
             "output": int(self.limits.output_megabytes * 1e6),
@@ -214,6 +215,9 @@ class _Grading:
         """Return the cells to leave out of the next run, and why."""
         if "failed" in report:
             return {report["running"]: report["failed"]}
+        flooded = [int(index) for index, error in report["errors"].items() if _of_memory(error)]
+        if set(flooded) - set(self.stopped):  # what it took is still taken, so the others could fail
+            return {min(set(flooded) - set(self.stopped)): f"took more than {self.limits.gigabytes:g} GB"}
         for grade_id, (score, most) in report["scores"].items():
             if score == most and not self._confirmed(grade_id, report):
                 return self._bypassed(grade_id)
@@ -247,21 +251,17 @@ class _Grading:
         score, most = report["scores"][grade_id]
         if reason is None and score == most and self._confirmed(grade_id, report):
             return _item(self.lesson, grade_id, most, "passed")
-        reason = (
-            reason or self._memory(errors) or " Its cell: ".join(dict.fromkeys(reversed(errors))) or "not confirmed"
-        )
+        reason = reason or " Its cell: ".join(dict.fromkeys(reversed(errors))) or "not confirmed"
         return _item(self.lesson, grade_id, 0, reason)
 
     def _said(self, kind: str, what: str) -> str:
         """Return what an event says against an exercise."""
-        flooded = f"printed more than {self.limits.output_megabytes:g} MB"
-        return {"changed": f"the checker's tools were changed: {what}", "flooded": flooded}.get(kind, "")
-
-    def _memory(self, errors: list[str]) -> str:
-        """Return the reason if it is the memory."""
-        signs = ("MemoryError", "can't allocate memory", "not enough memory", "Cannot allocate memory")
-        flooded = any(sign in error for error in errors for sign in signs)
-        return f"took more than {self.limits.gigabytes:g} GB" if flooded else ""
+        words = {
+            "changed": f"the checker's tools were changed: {what}",
+            "refused": f"tried {what}",
+            "flooded": f"printed more than {self.limits.output_megabytes:g} MB",
+        }
+        return words.get(kind, "")
 
     def _helper_notes(self, report: dict[str, Any]) -> list[str]:
         """Return what the teacher should know of cells that belong to no exercise."""
@@ -269,6 +269,18 @@ class _Grading:
         notes = [f"A cell of the student's own {self.stopped[index]}." for index in helpers if index in self.stopped]
         said = [self._said(*event) for index in helpers for event in report.get("events", {}).get(str(index), [])]
         return notes + [f"A cell of the student's own: {each}." for each in said if each]
+
+
+def _of_memory(error: str) -> bool:
+    """Return whether a cell failed because it wanted too much memory."""
+    signs = (
+        "MemoryError",
+        "can't allocate memory",
+        "not enough memory",
+        "Cannot allocate memory",
+        "Unable to allocate",
+    )
+    return any(sign in error for sign in signs)
 
 
 def _wait(process: subprocess.Popen, deadline: float) -> bool:

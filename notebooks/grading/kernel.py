@@ -12,7 +12,6 @@ import builtins
 import importlib
 import json
 import os
-import pkgutil
 import resource
 import signal
 import sys
@@ -23,6 +22,8 @@ from hashlib import blake2b
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
+
+import psutil
 
 LIBRARIES = ("builtins", "math", "random", "secrets", "copy", "torch", "torch.nn", "torch.nn.functional",
              "torch.linalg", "torch.testing", "numpy", "numpy.random", "numpy.linalg", "numpy.testing")  # fmt: skip
@@ -62,8 +63,8 @@ def start(settings: str) -> None:
         write(events, (dumps([kind, what]) + "\n").encode())
 
     exercises = importlib.import_module("kd_lab.exercises")
-    for module in pkgutil.iter_modules(exercises.__path__):
-        importlib.import_module(f"kd_lab.exercises.{module.name}")
+    for lesson in given["lessons"]:
+        importlib.import_module(f"kd_lab.exercises.lesson_{lesson}")
     shell = sys.modules["IPython"].get_ipython()
     true_grade, exercises_grade = exercises.grade, {"notary": None, "__builtins__": vars(builtins)}
     exec(GRADE, exercises_grade)
@@ -77,6 +78,7 @@ def start(settings: str) -> None:
     shell.events.register("post_run_cell", _tidy(tools, log))
     shell.unobserve_all("exit_now")  # exit() would end the kernel a moment later, in another cell
     log("started", "")
+    os._exit = sys.modules["posix"]._exit = _leave(os._exit)
     sys.addaudithook(_watch([os.path.realpath(path) for path in given["protected"]], log))
 
 
@@ -103,7 +105,7 @@ def notary(key: bytes, tools: "Tools", log: Callable, grade: Callable) -> Genera
 def _judged(grade: Callable, number: str, answer: Any) -> str | None:
     """Return why an answer doesn't pass, None if it does; warnings would look like errors to nbgrader."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sys.modules["torch"]._C.DisableTorchFunctionSubclass():
             warnings.simplefilter("ignore")
             grade(number, answer)
     except BaseException as error:  # noqa: BLE001 a student's code may raise anything
@@ -276,21 +278,34 @@ def _limit_output(limit: int, shell: Any, log: Callable) -> None:
     shell.events.register("pre_run_cell", lambda info: printed.__setitem__(0, 0))
 
 
+def _leave(leave: Callable) -> Callable:
+    """Return what a kernel has in place of os._exit: a thread could end it later, in another cell."""
+    own = os.getpid()
+
+    def leave_child(code: int) -> None:
+        if os.getpid() != own:
+            leave(code)
+        raise PermissionError("not allowed while grading: to end the kernel")
+
+    return leave_child
+
+
 def _watch(protected: list[str], log: Callable) -> Callable:
-    """Return an audit hook: no writing to the files of the package, no ending of other processes, no prying."""
+    """Return an audit hook: no writing to the files of the package, no ending of processes, no prying."""
     own, busy = os.getpid(), threading.local()
 
     def refuse(what: str) -> None:
-        log("changed", what)
+        if threading.current_thread() is threading.main_thread():  # a thread may be that of another cell
+            log("refused", what)
         raise PermissionError(f"not allowed while grading: {what}")
 
     def look(event: str, args: tuple) -> None:
         if event in WRITING and _writes(event, args) and _inside(args, protected):
-            refuse(f"a file ({args[0]})")
-        elif event in KILLING and args[0] != own:
-            refuse("another process")
+            refuse(f"to write {args[0]}")
+        elif event in KILLING and not _is_child(args[0], own):
+            refuse("to end a process")
         elif (event in PRYING or args[1] in FRAMES) and _of_student(sys._getframe(2).f_code.co_filename):
-            refuse(event if event in PRYING else args[1])
+            refuse(f"to look into the checker ({event if event in PRYING else args[1]})")
 
     def hook(event: str, args: tuple) -> None:
         frame = event == "object.__getattr__" and args[1] in FRAMES
@@ -305,6 +320,14 @@ def _watch(protected: list[str], log: Callable) -> Callable:
 
 
 WATCHED = WRITING | KILLING | PRYING
+
+
+def _is_child(pid: int, own: int) -> bool:
+    """Return whether this process has started another one."""
+    try:
+        return psutil.Process(pid).ppid() == own
+    except Exception:  # noqa: BLE001 no such process, or none of ours
+        return False
 
 
 def _writes(event: str, args: tuple) -> bool:

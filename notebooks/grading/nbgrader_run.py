@@ -87,17 +87,17 @@ def _plain(cell: NotebookNode) -> None:
             output.name = "stdout"
 
 
-def configured(root: Path, database: Path, **execute: Any) -> NbGraderAPI:
-    """Return nbgrader for a course folder; it starts `alembic`, which lies beside this Python."""
+def configured(root: Path, database: Path, execute: dict[str, Any] | None = None) -> NbGraderAPI:
+    """Return nbgrader for a course folder, with LimitedExecute if its settings are given; it starts `alembic`."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     config = Config()
     config.CourseDirectory.root = str(root)
     config.CourseDirectory.db_url = f"sqlite:///{database}"
     config.HTMLExporter.sanitize_html = True  # a teacher opens what a student's code has printed
-    config.Autograde.autograde_preprocessors = [
-        LimitedExecute if each is Execute else each for each in Autograde().autograde_preprocessors
-    ]
-    config.LimitedExecute.update(execute)
+    if execute is not None:
+        steps = Autograde().autograde_preprocessors
+        config.Autograde.autograde_preprocessors = [LimitedExecute if each is Execute else each for each in steps]
+        config.LimitedExecute.update(execute)
     config.Application.log_level = "CRITICAL"
     return NbGraderAPI(config=config)
 
@@ -107,7 +107,7 @@ def autograde(folder: Path) -> dict[str, Any]:
     job = json.loads((folder / "private" / "job.json").read_text())
     course, lesson = folder / "course", job["lesson"]
     limits = {"timeout": job["seconds"], "interrupt_on_timeout": False, "shutdown_kernel": "immediate"}
-    api = configured(course, folder / "private" / "gradebook.db", stopped=job["stopped"], **limits)
+    api = configured(course, folder / "private" / "gradebook.db", limits | {"stopped": job["stopped"]})
     said = api.autograde(lesson, STUDENT)
     if not said["success"]:
         raise RuntimeError(said.get("log", said))

@@ -175,7 +175,7 @@ def rebuild(release: NotebookNode, cells: list[Cell]) -> Rebuilt:
     not later than the answer that came after it.
     """
     wanted = {_grade_id(cell): names_defined(cell.source) for cell in release.cells if _is_answer(cell)}
-    cells = _joined(cells, wanted)
+    cells = _joined(cells)
     answers = {grade_id: _answers(grade_id, wanted, cells) for grade_id in wanted}
     roles = [_role(cell, answers, release) for cell in cells]
     helpers = _places(roles, cells, release)
@@ -212,14 +212,14 @@ def _is_answer(cell: NotebookNode) -> bool:
     return cell.metadata.get("nbgrader", {}).get("solution", False)
 
 
-def _joined(cells: list[Cell], wanted: dict[str, set[str]]) -> list[Cell]:
+def _joined(cells: list[Cell]) -> list[Cell]:
     """Put together what was split: a cell that starts indented goes on with the one before it."""
     joined: list[Cell] = []
     for cell in cells:
         goes_on = re.match(r"(\s*(#.*)?\n)*([ \t]+\S|(else|elif|except|finally)\b)", cell.text)
-        if joined and cell.kind != "markdown" and goes_on and parsed(cell.text) is None:
-            before = joined[-1]
-            joined[-1] = Cell(before.kind, f"{before.text}\n{cell.text}", before.claims)
+        both = f"{joined[-1].text}\n{cell.text}" if joined else ""
+        if joined and goes_on and (parsed(joined[-1].text) is None or parsed(both) is not None):
+            joined[-1] = Cell(joined[-1].kind, both, joined[-1].claims)
         else:
             joined.append(cell)
     return joined
@@ -237,7 +237,8 @@ def _answers(grade_id: str, wanted: dict[str, set[str]], cells: list[Cell]) -> l
         cell for cell in cells if grade_id in cell.claims and (mine & cell.defined or not others & cell.defined)
     ]
     code = [cell for cell in cells if mine & cell.defined and (cell.kind == "code" or parsed(cell.text) is not None)]
-    for found in (claiming, code):
+    named = claiming if any(mine & cell.defined for cell in claiming) else []
+    for found in (named, code, claiming):
         answered = [cell for cell in found if not cell.blank]
         if answered:
             return answered
