@@ -243,9 +243,9 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     tensor = hint if isinstance(value, Real) else "`torch.as_tensor(...)` makes a tensor of an array or a list."
     wrong_if(not isinstance(value, Tensor), f"a tensor is asked for, and {described(value)} came", tensor)
     with torch._C.DisableTorchFunctionSubclass():
+        odd = value.is_meta or value.layout != torch.strided or value.is_complex()
+        wrong_if(odd, "the tensor is sparse, complex or on meta", "Return an ordinary tensor of real numbers.")
         value = Tensor.as_subclass(value, Tensor)
-    odd = value.is_meta or value.layout != torch.strided or value.is_complex()
-    wrong_if(odd, "the tensor is sparse, complex or on meta", "Return an ordinary tensor of real numbers.")
     wrong_if(value.shape != shape, f"the shape must be {tuple(shape)}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
     return value.float() if value.is_floating_point() else value
