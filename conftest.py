@@ -1,7 +1,7 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-With the slow tests all cells of a lesson run twice: the second time must give the same numbers. Then those that take
-no more than a second run from the end.
+With the slow tests the cells of a lesson run twice: the second time must give the same numbers. Then they run from the
+end. What takes long runs once there: it has run with the quick tests, too.
 """
 
 import os
@@ -17,7 +17,6 @@ from nbval.plugin import IPyNbCell
 collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*| at 0x\w+")  # and addresses
-LONG = 1  # second
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 
@@ -39,15 +38,12 @@ def pytest_addoption(parser):
 
 
 class RunAgain(IPyNbCell):
-    """Run a cell again after all cells of its lesson have run: it must not fail.
+    """Run a cell again, from the end of its lesson: it must not fail. One that takes long is left out."""
 
-    From the end, a cell that takes long is left out: it has run twice.
-    """
-
-    compared = False
+    compared, long = False, 0.5  # seconds
 
     def runtest(self):
-        if getattr(self.first, "seconds", 0) > LONG and not self.compared:  # none where the first run failed
+        if getattr(self.first, "seconds", 0) > self.long:  # none where the first run failed
             return
         super().runtest()
         if self.compared and text_of(self.test_outputs) != text_of(self.first.test_outputs):
@@ -57,7 +53,7 @@ class RunAgain(IPyNbCell):
 class SecondRun(RunAgain):
     """Run a cell as Run All does the second time: it must give the same text, times apart."""
 
-    compared = True
+    compared, long = True, 5
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,6 +6,7 @@ That every solution passes, on numbers that nobody has seen, its own notebook pr
 import itertools
 import re
 from contextlib import suppress
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -225,3 +226,12 @@ def test_a_check_leaves_the_learners_surroundings_alone(surroundings):
     )
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (torch.get_default_dtype(), torch.is_inference_mode_enabled()) == before[1:]
+
+
+def test_the_cells_are_kept_whatever_a_learner_calls_in(monkeypatch):
+    run = SimpleNamespace(input_hist_parsed=["", "In = 5"])
+    shell = SimpleNamespace(history_manager=run, user_ns={"In": 5})
+    monkeypatch.setattr("kd_lab.exercises.feedback.get_ipython", lambda: shell)
+    check("01.1", torch.mul)
+    check("01.1", torch.mul)
+    assert [entry["value"]["cells"] for entry in entries("answer", "01.1")] == [["", "In = 5"], []]

@@ -142,6 +142,7 @@ def test_nobody_without_the_key_can_confirm():
     assert confirmation("01.2", b"a" * 32) != confirmation("01.2", b"b" * 32) != confirmation("01.1", b"b" * 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder, why", [("none", "there is no folder"), ("", "there is no notebook")])
 def test_one_error_before_anything_starts(folder, why, tmp_path):
     given = [sys.executable, "-m", "notebooks.grading", str(tmp_path / folder), str(tmp_path / "results")]

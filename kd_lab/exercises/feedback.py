@@ -109,4 +109,5 @@ def _written(answer: Any) -> dict[str, Any]:
     for entry in _entries("answer"):
         with suppress(TypeError, KeyError):  # one that something else has written
             kept.update(entry["value"]["cells"])
-    return {"answer": text, "cells": [cell for cell in shell.user_ns["In"] if cell not in kept] if shell else []}
+    cells = shell.history_manager.input_hist_parsed if shell else []  # `In`, which a learner may use for a name
+    return {"answer": text, "cells": [cell for cell in cells if cell not in kept]}

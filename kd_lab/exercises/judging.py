@@ -190,8 +190,8 @@ def _check_first_line(learners: Callable, arguments: tuple, named: dict[str, Any
             signature.bind(*arguments, **named)
         except TypeError as error:
             raise Wrong(
-                f"{described(learners)}{signature} can't take what it should, {len(arguments)} arguments: {error}",
-                "Leave the first line, `def ...`, as the exercise has it.",
+                f"your function takes {signature}, and gets {len(arguments)} arguments: {error}",
+                "Leave the line that begins with `def` as the exercise has it.",
             ) from error
 
 
@@ -240,8 +240,11 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
 
     A subclass may answer what it likes when it is compared.
     """
-    tensor = hint if isinstance(value, Real) else "`torch.as_tensor(...)` makes a tensor of an array or a list."
-    wrong_if(not isinstance(value, Tensor), f"a tensor is asked for, and {described(value)} came", tensor)
+    if not isinstance(value, Tensor):
+        listed = isinstance(value, (list, tuple, np.ndarray))
+        itself = "Return the tensor itself: no function, generator or class."
+        made = "`torch.as_tensor(...)` makes a tensor of it." if listed else itself
+        raise Wrong(f"a tensor is asked for, and {described(value)} came", hint if isinstance(value, Real) else made)
     with torch._C.DisableTorchFunctionSubclass():
         odd = value.is_meta or value.layout != torch.strided or value.is_complex()
         wrong_if(odd, "the tensor is sparse, complex or on meta", "Return an ordinary tensor of real numbers.")
