@@ -1,7 +1,7 @@
-"""Time every lesson, judge wrong answers to every exercise, and count what a reader of kd_lab has to read.
+"""Time every lesson, judge wrong answers to every exercise, grade a class, and count what a reader has to read.
 
---tests also times both test commands. Each lesson runs once, in a fresh kernel, one after another. Let nothing else run
-beside it.
+--tests also times both test commands. Each lesson runs once, in a fresh kernel, one after another; then come thirty
+good hand-ins, forty hostile and fifty mangled ones. Let nothing else run beside it.
 """
 
 import ast
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from benchmarks._submissions import run_all
 from benchmarks._wrong_answers import judge_all
 from notebooks.course import lesson_seconds
 from notebooks.lab import LESSONS
@@ -32,7 +33,7 @@ def run(tests: bool) -> dict[str, float]:
         "course.lessons": len(seconds),
         "course.code_lines": sum(count_code_lines(file.read_text()) for file in files),
         "course.files": len(files),
-    } | judge_all()
+    } | judge_all() | run_all()
     if tests:
         figures |= {key: time_command(target) for target, key in COMMANDS.items()}
     print(tabulate(seconds.items(), ["lesson", "seconds"], floatfmt=".1f"))
