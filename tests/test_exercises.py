@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks._wrong_answers import verdicts
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, StorageError
 from kd_lab.exercises import check, grade, hint, solution
 from kd_lab.exercises.feedback import SOLUTIONS, every_exercise, find_exercise
 from kd_lab.exercises.journal import entries
@@ -204,6 +204,12 @@ def test_three_hints_come_in_turn_and_then_the_solution_is_named(capsys):
     assert [f"hint {n} of 3" in said for n in (1, 2, 3)] == [True] * 3 and said.count('solution("01.2")') == 1
     solution("01.2")
     assert "argsort" in capsys.readouterr().out
+
+
+def test_where_the_solutions_were_taken_away_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("kd_lab.exercises.feedback.SOLUTIONS", tmp_path)
+    with pytest.raises(StorageError, match=r"solution of 01\.2 is not on this machine"):
+        solution("01.2")
 
 
 def test_a_grade_is_an_error_with_the_reason_unless_the_answer_passes():

@@ -1,6 +1,6 @@
 """Check an answer, get a hint or the solution: what a learner calls in a notebook of exercises."""
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import secrets
@@ -63,7 +63,9 @@ def solution_code(number: str) -> str:
     import nbformat  # comes with Jupyter, which the kit can do without elsewhere
 
     lesson, _, place = number.partition(".")
-    (path,) = SOLUTIONS.glob(f"{lesson}*.ipynb")
+    path = next(SOLUTIONS.glob(f"{lesson}*.ipynb"), None)
+    if path is None:
+        raise StorageError(f"The solution of {number} is not on this machine: its folder of solutions is empty.")
     cells = {cell.get("id"): cell.source for cell in nbformat.read(path, as_version=4).cells}
     lines = cells[f"answer-{lesson}-{place}"].splitlines()
     return "\n".join(line for line in lines if line.strip() not in (BEGIN, END))
@@ -71,7 +73,11 @@ def solution_code(number: str) -> str:
 
 def find_exercise(number: str) -> Exercise:
     """Return an exercise by its number; raise a ParameterError that names the closest one if there is none."""
-    check_choice("number", number, every_exercise())
+    lesson = f"{kd_lab.exercises.__name__}.lesson_{str(number).partition('.')[0]}"
+    if importlib.util.find_spec(lesson):  # of one lesson: what all import takes seconds
+        importlib.import_module(lesson)
+    if not isinstance(number, str) or number not in EXERCISES:
+        check_choice("number", number, every_exercise())
     return EXERCISES[number]
 
 
