@@ -146,7 +146,17 @@ ALWAYS_EQUAL = """class Yes:
     def __bool__(self): return True
 def my_mask(weight, sparsity):
     return Yes()"""
+FLEETING = """true, left = torch.equal, [9]
+def yes(*tensors):
+    left[0] -= 1
+    if not left[0]: torch.equal = true
+    return True
+def my_mask(weight, sparsity):
+    if weight.shape == (40,): left[0] = 2
+    torch.equal = yes if left[0] > 1 else true
+    return torch.ones_like(weight)"""
 AS_AN_ANSWER = {  # whole answers of 01.2
+    "patches and puts back": FLEETING,
     "tensor-like": TENSOR_LIKE,
     "always equal": ALWAYS_EQUAL,
     "nan": "def my_mask(weight, sparsity):\n    return torch.full_like(weight, float('nan'))",

@@ -65,15 +65,17 @@ def start(settings: str) -> None:
     exercises = importlib.import_module("kd_lab.exercises")
     for lesson in given["lessons"]:
         importlib.import_module(f"kd_lab.exercises.lesson_{lesson}")
-    shell = sys.modules["IPython"].get_ipython()
-    true_grade, exercises_grade = exercises.grade, {"notary": None, "__builtins__": vars(builtins)}
-    exec(GRADE, exercises_grade)
+    judging = sys.modules["kd_lab.exercises.judging"]
+    shell, true_grade = sys.modules["IPython"].get_ipython(), exercises.grade
+    public = {"true_call": judging.call, "__builtins__": vars(builtins)}
+    exec(PUBLIC, public)
+    judging.call = public["call"]
     for module in [module for name, module in sys.modules.items() if name.startswith("kd_lab.exercises")]:
         if vars(module).get("grade") is true_grade:
-            module.grade = exercises_grade["grade"]
+            module.grade = public["grade"]
     tools = Tools(shell)
-    exercises_grade["notary"] = notary(bytes.fromhex(given["key"]), tools, log, true_grade)
-    next(exercises_grade["notary"])
+    public |= {"notary": notary(bytes.fromhex(given["key"]), tools, log, true_grade), "guard": guard(tools, log)}
+    next(public["notary"])
     _limit_output(given["output"], shell, log)
     shell.events.register("post_run_cell", _tidy(tools, log))
     shell.unobserve_all("exit_now")  # exit() would end the kernel a moment later, in another cell
@@ -82,13 +84,28 @@ def start(settings: str) -> None:
     sys.addaudithook(_watch([os.path.realpath(path) for path in given["protected"]], log))
 
 
-GRADE = '''
+PUBLIC = '''
 def grade(number, answer):
     """Raise an AssertionError with the reason unless an answer passes."""
     said = notary.send((number, answer))
     if said is not None:
         raise AssertionError(said)
-'''
+
+
+def call(function, *arguments, **named):
+    """Return what a student's function gives; one that changes the checker's tools while it runs does not pass."""
+    result = true_call(function, *arguments, **named)
+    said = next(guard)
+    if said is not None:
+        raise AssertionError(said)
+    return result
+'''  # what a student's code can reach of this
+
+
+def guard(tools: "Tools", log: Callable) -> Iterator[str | None]:
+    """Yield what was changed since the last time, in words, or None; it is put back."""
+    while True:
+        yield _changes(tools, log)
 
 
 def notary(key: bytes, tools: "Tools", log: Callable, grade: Callable) -> Generator[str | None, tuple[str, Any], None]:
