@@ -27,13 +27,17 @@ def run(tests: bool) -> dict[str, float]:
     """Print the seconds of each lesson and the figures, and return the latter; `tests` times `make test`, too."""
     seconds = {lesson.stem: lesson_seconds(lesson) for lesson in LESSONS}
     files = sorted((ROOT / "kd_lab").rglob("*.py"))
-    figures = {
-        "course.cached_minutes": round(sum(seconds.values()) / 60, 2),
-        "course.slowest_lesson_s": round(max(seconds.values()), 1),
-        "course.lessons": len(seconds),
-        "course.code_lines": sum(count_code_lines(file.read_text()) for file in files),
-        "course.files": len(files),
-    } | judge_all() | run_all()
+    figures = (
+        {
+            "course.cached_minutes": round(sum(seconds.values()) / 60, 2),
+            "course.slowest_lesson_s": round(max(seconds.values()), 1),
+            "course.lessons": len(seconds),
+            "course.code_lines": sum(count_code_lines(file.read_text()) for file in files),
+            "course.files": len(files),
+        }
+        | judge_all()
+        | run_all()
+    )
     if tests:
         figures |= {key: time_command(target) for target, key in COMMANDS.items()}
     print(tabulate(seconds.items(), ["lesson", "seconds"], floatfmt=".1f"))
