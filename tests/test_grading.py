@@ -168,11 +168,11 @@ def test_a_missing_nbgrader_names_the_extra(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_hostile_exercises_get_zero_and_the_others_are_graded(capsys):
     """One of each kind: it never ends, it ends the kernel, it patches the checker; and a right one."""
-    names = {"hostile stubborn", "hostile exits", "hostile hooks", "hostile tensor-like"}
+    names = {"hostile stubborn", "hostile aborts", "hostile hooks"}
     handed = [each for each in _submissions.hostile() if each.name in names] + [
         Handed("right", notebook(RIGHT), {*RIGHT})
     ]
-    found = _submissions.grade_batch(handed, seconds=5)
+    found = _submissions.grade_batch(handed, seconds=10)
     assert (found["false_passes"], found["good_right"]) == (0, found["good_items"]), capsys.readouterr().out
 
 
