@@ -27,10 +27,10 @@ lab: setup loopback  # in copies of the lessons without their outputs; root, as 
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests stay together
 
-test: setup loopback  # every lesson once, every quick test
+test: setup loopback  # every lesson, every quick test
 	$(PYTEST)
 
-test-slow: setup triton loopback  # what takes long, and every lesson again and backwards
+test-slow: setup triton loopback  # what takes long, exercises and solutions
 	$(PYTEST) --run slow
 
 test-browser: setup loopback  # needs Chromium

@@ -1,7 +1,7 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-With the slow tests the cells of a lesson run twice: the second time must give the same numbers. Then they run from the
-end. What takes long runs once there: it has run with the quick tests, too.
+Cells of a lesson run twice: the second time must give the same numbers. Then they run from the end, as a learner may go
+back. What takes long is run again with `--run all` alone.
 """
 
 import os
@@ -33,17 +33,18 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     """Add the option that `make test-slow` gives."""
-    sizes = "quick: each notebook once, no slow test; slow: these, and notebooks again and backwards; all: both"
+    sizes = "quick: the lessons and no slow test; slow: these, exercises and solutions; all: both, and long cells again"
     parser.addoption("--run", choices=["quick", "slow", "all"], default="quick", help=sizes)
 
 
 class RunAgain(IPyNbCell):
     """Run a cell again, from the end of its lesson: it must not fail. One that takes long is left out."""
 
-    compared, long = False, 0.5  # seconds
+    compared, long = False, 0.3  # seconds
 
     def runtest(self):
-        if getattr(self.first, "seconds", 0) > self.long:  # none where the first run failed
+        seconds = getattr(self.first, "seconds", 0)  # none where the first run failed
+        if seconds > self.long and self.config.getoption("run") != "all":
             return
         super().runtest()
         if self.compared and text_of(self.test_outputs) != text_of(self.first.test_outputs):
@@ -53,24 +54,21 @@ class RunAgain(IPyNbCell):
 class SecondRun(RunAgain):
     """Run a cell as Run All does the second time: it must give the same text, times apart."""
 
-    compared, long = True, 5
+    compared, long = True, 1
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of another size; with the slow ones, run every notebook a second time and then from its end.
+    """Leave out the tests of another size; run every lesson a second time and then from its end.
 
-    A learner may go back to any cell. The longest test comes first, so that both processes end together.
+    The longest test comes first, so that both processes end together.
     """
     size = config.getoption("run")
     config.hook.pytest_deselected(items=[item for item in items if not belongs(item, size)])
     items[:] = [item for item in items if belongs(item, size)]
-    if size == "quick":
-        return
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
-    for item in items:
-        if is_lesson(item):
-            notebooks.setdefault(item.parent, []).append(item)
+    for item in filter(is_lesson, items):
+        notebooks.setdefault(item.parent, []).append(item)
     for notebook, cells in notebooks.items():
         after = items.index(cells[-1]) + 1
         second = [run_again(SecondRun, notebook, cell, "again") for cell in cells]
@@ -78,9 +76,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def belongs(item, size):
-    """Return whether a test is of this size; a lesson is of each, exercises and solutions are slow."""
-    slow = isinstance(item, IPyNbCell) or item.get_closest_marker("slow") is not None
-    return size == "all" or is_lesson(item) or slow == (size == "slow")
+    """Return whether a test is of this size; lessons are quick, exercises and solutions are slow."""
+    slow = item.get_closest_marker("slow") is not None or (isinstance(item, IPyNbCell) and not is_lesson(item))
+    return size == "all" or slow == (size == "slow")
 
 
 def is_lesson(item):
