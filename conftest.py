@@ -1,7 +1,7 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-Cells of a lesson run twice: the second time must give the same numbers. Then they run from the end, as a learner may go
-back. What takes long is run again with `--run all` alone.
+With `--run all` the cells of a lesson run twice: the second time must give the same numbers. Then those that take no
+more than two seconds run from the end, as a learner may go back.
 """
 
 import os
@@ -17,6 +17,7 @@ from nbval.plugin import IPyNbCell
 collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*| at 0x\w+")  # and addresses
+LONG = 2  # seconds
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 
@@ -33,18 +34,20 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     """Add the option that `make test-slow` gives."""
-    sizes = "quick: the lessons and no slow test; slow: these, exercises and solutions; all: both, and long cells again"
+    sizes = "quick: lessons once, no slow test; slow: these, exercises, solutions; all: both, and lessons three times"
     parser.addoption("--run", choices=["quick", "slow", "all"], default="quick", help=sizes)
 
 
 class RunAgain(IPyNbCell):
-    """Run a cell again, from the end of its lesson: it must not fail. One that takes long is left out."""
+    """Run a cell again after all cells of its lesson have run: it must not fail.
 
-    compared, long = False, 0.3  # seconds
+    From the end, a cell that takes long is left out: it has run twice.
+    """
+
+    compared = False
 
     def runtest(self):
-        seconds = getattr(self.first, "seconds", 0)  # none where the first run failed
-        if seconds > self.long and self.config.getoption("run") != "all":
+        if getattr(self.first, "seconds", 0) > LONG and not self.compared:  # none where the first run failed
             return
         super().runtest()
         if self.compared and text_of(self.test_outputs) != text_of(self.first.test_outputs):
@@ -54,11 +57,11 @@ class RunAgain(IPyNbCell):
 class SecondRun(RunAgain):
     """Run a cell as Run All does the second time: it must give the same text, times apart."""
 
-    compared, long = True, 1
+    compared = True
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of another size; run every lesson a second time and then from its end.
+    """Leave out the tests of another size; with all, run every lesson a second time and then from its end.
 
     The longest test comes first, so that both processes end together.
     """
@@ -67,7 +70,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if belongs(item, size)]
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
-    for item in filter(is_lesson, items):
+    for item in filter(is_lesson, items if size == "all" else []):
         notebooks.setdefault(item.parent, []).append(item)
     for notebook, cells in notebooks.items():
         after = items.index(cells[-1]) + 1

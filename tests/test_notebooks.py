@@ -1,6 +1,5 @@
 """The notebook tests fail on what nbval alone lets pass."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +68,8 @@ def sizes(tmp_path):
 @pytest.mark.slow
 def test_errors_that_are_only_printed_fail_and_slow_tests_are_left_out(tmp_path, sizes):
     stdout = run("quick", write(tmp_path / "printed.ipynb", *SILENT.values(), *SOUND.values()), sizes)
-    failed = {int(cell) for cell in re.findall(r"FAILED ::Cell (\d+) - ", stdout)}  # the first time
-    assert failed == set(range(len(SILENT))) and f"PASSED ::Cell {len(SILENT)}\n" in stdout, stdout
+    assert f"{len(SILENT)} failed, {len(SOUND) + 1} passed, 1 deselected" in stdout, stdout
+    assert all(f"FAILED ::Cell {cell} " in stdout for cell in range(len(SILENT))), stdout
     assert stdout.count("The cell printed an error and went on") >= len(SILENT)
     assert "test_quick" in stdout and "test_slow" not in stdout
 
@@ -79,18 +78,10 @@ def test_errors_that_are_only_printed_fail_and_slow_tests_are_left_out(tmp_path,
 def test_what_fails_only_when_run_twice_or_backwards(tmp_path, sizes):
     changing = write(tmp_path / "changing.ipynb", "total = globals().get('total', 0) + 1\nprint(total)", "print(1)")
     shadowed = write(tmp_path / "shadowed.ipynb", "mask = [1, 2]", "print(len(mask))", "mask = 3")
-    stdout = run("quick", changing, shadowed, sizes)
-    assert "2 failed, 14 passed, 1 deselected" in stdout, stdout  # every cell three times
+    stdout = run("all", changing, shadowed, sizes)
+    assert "2 failed, 15 passed in" in stdout and "test_slow" in stdout, stdout  # every cell three times
     assert "FAILED ::Cell 0 again" in stdout and "another result when all was run twice" in stdout, stdout
     assert "FAILED ::Cell 1 from the end" in stdout, stdout
-
-
-@pytest.mark.slow
-def test_what_takes_long_runs_again_only_with_all_tests(tmp_path, sizes):
-    counted = "total = globals().get('total', 0) + 1\nimport time; time.sleep(1.2)\nprint(total)"
-    changing = write(tmp_path / "changing.ipynb", counted)
-    assert "4 passed, 1 deselected" in (stdout := run("quick", changing, sizes)), stdout
-    assert "1 failed, 4 passed in" in (stdout := run("all", changing, sizes)) and "test_slow" in stdout, stdout
 
 
 @pytest.mark.slow
