@@ -1,4 +1,7 @@
-"""Make a class's submissions to lesson 01, good, hostile and mangled ones, with the points that each must get."""
+"""Make a class's submissions, good, hostile and mangled ones, with the points that each must get.
+
+All are to lesson 01, but for the solutions of every lesson.
+"""
 
 import copy
 import functools
@@ -13,6 +16,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from notebooks.exercises import exercise_of
+from notebooks.lab import SOLUTIONS
 
 SOURCE = Path(__file__).resolve().parents[1] / "notebooks" / "solutions" / "01_magnitude_pruning.ipynb"
 MASK = "01.2"  # the exercise that hostile code is put into
@@ -44,6 +48,7 @@ class Handed:
     name: str
     content: NotebookNode | bytes | None
     passes: set[str] = field(default_factory=set)
+    file: str = SOURCE.name
 
 
 def notebook(answers: dict[str, str], extra: str = "") -> NotebookNode:
@@ -301,7 +306,7 @@ CHANGES: list[Callable] = [_reorder, _scribble, _delete_locked, _delete_answer, 
 def write(handed: list[Handed], folder: Path) -> None:
     """Write submissions into a folder, as a teacher gets them: a folder for each student."""
     for each in handed:
-        path = folder / each.name / SOURCE.name
+        path = folder / each.name / each.file
         path.parent.mkdir(parents=True)
         if each.content is None:
             path.mkdir()
@@ -339,9 +344,21 @@ def grade_batch(handed: list[Handed], seconds: int = 20) -> dict[str, float]:
     return {"submissions": len(graded), "false_passes": false_passes, "good_items": good_items, "good_right": right}
 
 
+def solved() -> list[Handed]:
+    """Return the solutions of every lesson, as somebody would hand them in who had them all."""
+    handed = []
+    for path in SOLUTIONS:
+        made = nbformat.read(path, as_version=4)
+        checks = [cell.id.removeprefix("check-") for cell in made.cells if cell.id.startswith("check-")]
+        handed.append(
+            Handed(f"solved {path.stem}", made, {".".join(each.rsplit("-", 1)) for each in checks}, path.name)
+        )
+    return handed
+
+
 def run_all(count_good: int = 30, count_mangled: int = 50) -> dict[str, float]:
     """Grade the whole class and return the figures of the benchmark `course`."""
-    parts = hostile(), good(count_good), mangled(count_mangled)
+    parts = hostile(), good(count_good) + solved(), mangled(count_mangled)
     found = grade_batch([each for part in parts for each in part])
     return {
         "course.hostile": len(parts[0]),
