@@ -24,7 +24,7 @@ MAX_LOST = 0.03  # of its accuracy: the recipe loses about 0.022
     "`second` reads each unit by a column of its own.",
     "`first[keep], bias[keep]`, and of `second` the columns: `second[:, keep]`.",
 )
-def removal(answer: Any, draw: Generator) -> None:
+def units_removed(answer: Any, draw: Generator) -> None:
     """`my_removal(first, bias, second, keep)` returns two layers without the units that go."""
     first, bias, second = (torch.randn(shape, generator=draw) for shape in ((6, 5), (6,), (3, 6)))
     keep = torch.randperm(6, generator=draw) < 4

@@ -102,7 +102,7 @@ def _solved(keep: Tensor, hessian: Tensor, right: Tensor) -> Tensor:
     "Points lost are `-100 * paired_difference(pruned, classic, data.validation).value`.",
     "Noise: `torch.randn_like(data.train.images[:100])`. Its pixels know nothing of each other; those of digits do.",
 )
-def calibration(answer: Any, draw: Generator) -> None:
+def calibration_images(answer: Any, draw: Generator) -> None:
     """`my_lost` has the points lost with three hundreds of images, and with noise."""
     form = 'Return {"hundreds": [three numbers], "noise": a number}, in points.'
     right = isinstance(answer, dict) and {*answer} == {"hundreds", "noise"}

@@ -31,7 +31,7 @@ AFTER = {"narrower": (-1.8, -0.2), "block less": (-2.9, -1.1)}  # points, wider 
     "`torch.arange(n) != unit` says which units stay. The rows want it four times: `.repeat(4)`.",
     "`W[rows]` and `U[rows][:, keep]`, where `rows = keep.repeat(4)`.",
 )
-def removal(answer: Any, draw: Generator) -> None:
+def unit_removed(answer: Any, draw: Generator) -> None:
     """`my_removal(W, U, unit)` returns both weights of an LSTM without a unit."""
     n, unit = 5, int(torch.randint(1, 4, (), generator=draw))
     w, u = torch.randn(4 * n, 3, generator=draw), torch.randn(4 * n, n, generator=draw)

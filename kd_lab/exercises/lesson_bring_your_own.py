@@ -55,7 +55,7 @@ def split(answer: Any, draw: Generator) -> None:
     "`torch.cat([x, F.relu(self.norm2(self.conv2(x)))], dim=1)` has 32 channels; pooled, 32 · 4 · 4 numbers.",
     "A class that inherits from `MyNet` needs its own `fc1 = nn.Linear(2 * width * 4 * 4, 64)` and its own `forward`.",
 )
-def side_by_side(answer: Any, draw: Generator) -> None:
+def concatenated(answer: Any, draw: Generator) -> None:
     """`my_net` is a MyNet whose convolutions' channels lie side by side."""
     built = "An instance, such as `my_net = MyNet()`, not the class."
     wrong_if(not isinstance(answer, nn.Module), "this is not a network", built)
