@@ -60,7 +60,7 @@ def wrong_07_3() -> dict[str, Any]:
 def wrong_07_4() -> dict[str, Any]:
     """The order of two stages."""
     return {
-        "a dict is asked for": {"last": 8, "first": 4334},
+        "other keys": {"last": 8, "first": 4334},
         "swapped": {"Share last": 4334, "Share first": 8},
         "Zero is counted": {"Share last": 9, "Share first": 4335},
         "number of bits": {"Share last": 3, "Share first": 4334},

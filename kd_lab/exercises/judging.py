@@ -225,7 +225,7 @@ def expect_by_name(value: Any, names: Iterable[str], interval: str = "[0, inf)")
     """Return the numbers of a dict that an answer must give under these names; raise Wrong if they are others."""
     names = list(names)
     hint = f"Return a dict: {{{', '.join(f'{name!r}: …' for name in names)}}}, each a number in {interval}."
-    wrong_if(not isinstance(value, dict) or {*value} != {*names}, f"a dict is asked for with the names {names}", hint)
+    expect_keys(value, {*names}, hint)
     return {name: expect_number(value[name], interval, hint) for name in names}
 
 
