@@ -17,7 +17,7 @@ from kd_lab.errors import ParameterError, StorageError
 from kd_lab.exercises import check, grade, hint, solution
 from kd_lab.exercises.feedback import SOLUTIONS, every_exercise, find_exercise
 from kd_lab.exercises.journal import entries
-from kd_lab.exercises.judging import EXERCISES, judge
+from kd_lab.exercises.judging import EXERCISES, WIDTH, judge
 from notebooks.exercises import exercise_of
 from notebooks.lab import LESSONS
 
@@ -201,6 +201,7 @@ def test_three_hints_come_in_turn_and_then_the_solution_is_named(capsys):
     for _ in range(4):
         hint("01.2")
     said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= WIDTH  # a notebook would break it within words
     assert [f"hint {n} of 3" in said for n in (1, 2, 3)] == [True] * 3 and said.count('solution("01.2")') == 1
     solution("01.2")
     assert "argsort" in capsys.readouterr().out

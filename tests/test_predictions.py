@@ -11,6 +11,7 @@ import pytest
 from kd_lab.errors import ParameterError, StorageError
 from kd_lab.exercises import Question, calibration, ledger, measured, save_page
 from kd_lab.exercises.journal import entries, journal, keep
+from kd_lab.exercises.judging import WIDTH
 from kd_lab.exercises.questions import keep_prediction, predictions
 from kd_lab.plots import plot_calibration, plot_ratios
 
@@ -21,7 +22,9 @@ LAYER = Question("01.layer", "Which layer <first>?", choices=("conv1", "fc1"))
 
 def said(capsys, question, value):
     measured(question, value)
-    return capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= WIDTH or " " not in line for line in lines)
+    return " ".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +46,11 @@ def said(capsys, question, value):
 )  # fmt: skip
 def test_what_was_predicted_stands_beside_what_was_measured(capsys, question, predicted, value, expected):
     keep_prediction(question, predicted, 0.8)
-    assert said(capsys, question, value) == expected + "\n"
+    assert said(capsys, question, value) == expected
 
 
 def test_without_a_prediction_the_value_alone_is_said_and_kept(capsys):
-    assert said(capsys, POINTS, 1.4) == "Measured: 1.4 points.\n"
+    assert said(capsys, POINTS, 1.4) == "Measured: 1.4 points."
     assert [entry["value"] for entry in entries("measured", POINTS.name)] == [1.4] and not ledger().settled
 
 
@@ -79,13 +82,13 @@ def test_what_another_version_or_a_hand_has_written_is_passed_over(capsys):
         file.write(b'{"kind": "prediction", "of"')
     assert predictions() == {POINTS.name: (POINTS, 2, 0.6, False)} and ledger().settled[0].measured is None
     other = Question("01.half", "Another question of the same name", choices=("a", "b"))
-    assert said(capsys, other, "a") == "Measured: a.\n"
+    assert said(capsys, other, "a") == "Measured: a."
 
 
 def test_a_journal_that_fails_stops_no_lesson(capsys, empty_cache):
     empty_cache.parent.mkdir(exist_ok=True)
     empty_cache.write_text("a file where the folder should be")
-    assert re.match(r"Measured: 1\.4 points\. \(Not kept: .* was not saved: .*\)\n$", said(capsys, POINTS, 1.4))
+    assert re.match(r"Measured: 1\.4 points\. \(Not kept: .* was not saved: .*\)$", said(capsys, POINTS, 1.4))
     with pytest.raises(StorageError):
         keep_prediction(POINTS, 1, 0.5)
 

@@ -14,7 +14,7 @@ from IPython import get_ipython
 import kd_lab.exercises
 from kd_lab.errors import StorageError, check_choice, described
 from kd_lab.exercises.journal import Entry, entries, keep
-from kd_lab.exercises.judging import EXERCISES, Exercise, judge
+from kd_lab.exercises.judging import EXERCISES, Exercise, judge, show
 
 _IN_PACKAGE = Path(__file__).parent / "solutions"  # where a wheel has them
 SOLUTIONS = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).resolve().parents[2] / "notebooks" / "solutions"
@@ -30,7 +30,7 @@ def check(number: str, answer: Any) -> None:
     """
     task = find_exercise(number)
     _keep("answer", number, _written(answer))
-    print(judge(task, answer, PUBLIC_SEED))
+    show(str(judge(task, answer, PUBLIC_SEED)))
 
 
 def grade(number: str, answer: Any) -> None:
@@ -44,7 +44,7 @@ def hint(number: str) -> None:
     """Print the next hint for an exercise; there are up to three."""
     hints, had = find_exercise(number).hints, len(_entries("hint", number))
     shown = min(had, len(hints) - 1)
-    print(f"{number}, hint {shown + 1} of {len(hints)}: {hints[shown]}")
+    show(f"{number}, hint {shown + 1} of {len(hints)}: {hints[shown]}")
     if had < len(hints):
         _keep("hint", number, shown + 1)
     else:
@@ -95,7 +95,7 @@ def _keep(kind: str, of: str, value: Any) -> None:
     try:
         keep(kind, of, value)
     except StorageError as error:
-        print(f"This is not kept in the journal: {error}")
+        show(f"This is not kept in the journal: {error}")
 
 
 def _entries(kind: str, of: str | None = None) -> list[Entry]:

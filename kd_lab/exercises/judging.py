@@ -4,6 +4,7 @@ import dis
 import inspect
 import math
 import random
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from kd_lab.networks.copies import copied
 
 Check = Callable[[Any, Generator], None]
 DOES_NOTHING = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+WIDTH = 88  # of what is printed, in characters
 _BEING_JUDGED: set[str] = set()
 
 
@@ -69,6 +71,12 @@ class Verdict:
         return "\n".join(
             [f"{self.number}: {said}{': ' * bool(self.what)}{self.what}"] + [f"Hint: {self.hint}"] * bool(self.hint)
         )
+
+
+def show(text: str) -> None:
+    """Print text in lines that end between words: a notebook breaks longer ones anywhere."""
+    for line in text.splitlines():
+        print(textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False))
 
 
 EXERCISES: dict[str, Exercise] = {}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number, check_that
 from kd_lab.exercises.journal import Entry, entries, keep
+from kd_lab.exercises.judging import show
 
 SURE = "[0.5, 1]"  # how sure one can be; surer of another answer than of one's own nobody is
 
@@ -147,4 +148,4 @@ def measured(question: Question, value: Any) -> None:
         keep("measured", question.name, value)
     except StorageError as error:
         said += f" (Not kept: {error})"
-    print(said)
+    show(said)
