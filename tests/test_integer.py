@@ -97,7 +97,8 @@ def oracle(layer, simple, x):
 @pytest.mark.parametrize("granularity, symmetric", GRIDS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_sums_are_exact_and_the_output_is_the_simulated_one(name, granularity, symmetric):
-    for x_bits, w_bits in [(8, 8), (8, 2), (2, 8), (1, 3), *((bits, bits) for bits in range(3, 8))]:
+    between = 3 + list(LAYERS).index(name) % 5  # of 3 to 7 bits one for each layer
+    for x_bits, w_bits in [(8, 8), (8, 2), (2, 8), (1, 3), (between, between)]:
         simple, x = simulated(name, x_bits, w_bits, granularity, symmetric)
         layer = to_integer(nn.Sequential(simple), x)[0]
         sums = layer.accumulate(layer.input(x))
