@@ -20,6 +20,8 @@ from torch import Generator, Tensor, nn
 from kd_lab.data import load_mnist
 from kd_lab.errors import check_number, described, reason
 from kd_lab.networks.copies import copied
+from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import predict
 
 Check = Callable[[Any, Generator], None]
 DOES_NOTHING = {"RESUME", "NOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
@@ -271,3 +273,13 @@ def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> Non
 def close(given: Tensor, expected: Tensor) -> bool:
     """Return whether two tensors of one shape hold the same numbers, but for rounding."""
     return torch.allclose(given.float(), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def hides_numbers(network: nn.Module, images: Tensor) -> bool:
+    """Return whether a network still tells images apart when all of its parameters are zero."""
+    empty = make_permanent(network)
+    with torch.no_grad():
+        for each in empty.parameters():
+            each.zero_()
+    answers = predict(empty, images)
+    return not torch.equal(answers, answers[:1].expand_as(answers))
