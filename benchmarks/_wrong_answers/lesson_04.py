@@ -125,7 +125,10 @@ def wrong_04_5() -> dict[str, Any]:
     data, dense = load_mnist(), load_trained("lenet300")
     settings = {"validation": data.validation[:1000], "epochs": 1, "batch_size": 128, "progress": False}
     longer, history = train(dense, data.train[:3000], F.cross_entropy, **settings)
+    hidden = quantize_weights(longer, 2, "per_tensor")
+    hidden.forward = dense.forward
     return {
+        "as `train` gives it": hidden,
         "rounding alone": quantize_weights(longer, 2, "per_tensor"),
         "Four for each layer": quantize_weights(dense, 2),
         "not quantized": longer,

@@ -10,7 +10,16 @@ from torch import Generator, Tensor, nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.errors import described
 from kd_lab.evaluation import PairedDifference, accuracy, paired_difference
-from kd_lab.exercises.judging import close, exercise, expect_numbers, expect_tensor, mnist, wrong_if, wrong_if_like
+from kd_lab.exercises.judging import (
+    close,
+    exercise,
+    expect_numbers,
+    expect_tensor,
+    hides_numbers,
+    mnist,
+    wrong_if,
+    wrong_if_like,
+)
 from kd_lab.networks import weights
 from kd_lab.quantization import fake_quantize, quantize_activations, quantize_model
 
@@ -240,3 +249,5 @@ def four_values(answer: Any, draw: Generator) -> None:
     rounded_only = "As much as rounding alone gives. Train *after* quantizing, and take the network that comes back."
     wrong_if(0.93 < reads < 0.955, f"it reads {reads:.1%} of the validation images", rounded_only)
     wrong_if(reads < 0.965, f"it reads {reads:.1%} of the validation images", "Is it `dense` that you began with?")
+    hidden = hides_numbers(answer, images[:100].images)
+    wrong_if(hidden, "it reads by numbers that are not its weights", "Take the network as `train` gives it back.")
