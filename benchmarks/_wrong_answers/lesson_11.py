@@ -29,8 +29,29 @@ def wrong_11_1() -> dict[str, Any]:
         "fit into int32": in_32_bits,
         "negative numbers, too": lambda *given: rounded(*given).clamp(0, 127).to(torch.int8),
         "not int8": lambda *given: rounded(*given).clamp(-128, 127),
+        "a float has rounded": lambda s, m, shift: (s.double() * m / 2**shift).round().clamp(-128, 127).char(),
+        "0 is right: a float": lambda s, m, shift: (s * (m / 2**shift) + 0.5).floor().clamp(-128, 127).char(),
         "In this order": lambda sums, multiplier, shift: rounded(sums, multiplier, shift - 1).clamp(-128, 127),
     }
+
+
+def right_11_1() -> list[Any]:
+    """From sums to int8: halves away from 0, and number by number."""
+
+    def away(sums, multiplier, shift):
+        sizes = (sums.long().abs() * multiplier + (1 << (shift - 1))) >> shift
+        return (sizes * sums.sign()).clamp(-128, 127).char()
+
+    def one_by_one(sums, multiplier, shift):
+        rows = [[(each * multiplier + (1 << (shift - 1))) >> shift for each in row] for row in sums.tolist()]
+        return torch.tensor(rows).clamp(-128, 127).to(torch.int8)
+
+    return [away, one_by_one]
+
+
+def right_11_2() -> list[Any]:
+    """Does it answer the same: two numbers in one tensor."""
+    return [lambda a, b: torch.stack([(a.argmax(1) != b.argmax(1)).sum().float(), (a - b).abs().max()])]
 
 
 def wrong_11_2() -> dict[str, Any]:
@@ -43,12 +64,13 @@ def wrong_11_2() -> dict[str, Any]:
         return (here - there).abs().max().item()
 
     return {
-        "not two numbers": others,
+        "2 numbers": others,
         "that are the same": lambda a, b: ((a.argmax(1) == b.argmax(1)).sum(), apart(a, b)),
         "not a fraction": lambda a, b: ((a.argmax(1) != b.argmax(1)).float().mean(), apart(a, b)),
         "Logits always differ": lambda a, b: ((a != b).any(dim=1).sum(), apart(a, b)),
         "each row is an image": lambda a, b: ((a.argmax(0) != b.argmax(0)).sum(), apart(a, b)),
-        "have signs": lambda a, b: (others(a, b), (b - a).max()),
+        "have signs": lambda a, b: (others(a, b), (a - b).max()),
+        "The count comes first": lambda a, b: (apart(a, b), others(a, b)),
         "the largest size": lambda a, b: (others(a, b), (a - b).abs().mean()),
     }
 
@@ -72,7 +94,7 @@ def wrong_11_3() -> dict[str, Any]:
         "those of one image": lambda images: body(images, data=images[0].flatten().tolist()),
         'calls "FP32"': lambda images: body(images, datatype="float32"),
         "One input holds all": lambda images: {"inputs": [_tensor(each[None]) for each in images]},
-        "pixels are others": lambda images: body(images, data=(255 * images).flatten().tolist()),
+        "pixels are others": lambda images: body(images, data=(255 * images).int().flatten().tolist()),
     }
 
 
