@@ -46,6 +46,7 @@ def wrong_12_1() -> dict[str, Any]:
         "your function stops": masks(lambda w, s: torch.stack(w).abs().quantile(s)),
         "the sign doesn't count": masks(signed, size=lambda weight: weight),
         "a mask has only zeros": lambda w, s: [m * x for m, x in zip(masks(right)(w, s), w, strict=True)],
+        "that share of *all* weights": lambda w, s: [x.abs() > sizes(w[:1]).quantile(s) for x in w],
         "One mask for each weight": lambda w, s: torch.cat([mask.flatten() for mask in masks(right)(w, s)]),
         "leave the weights as they are": prunes,
     }
@@ -54,28 +55,36 @@ def wrong_12_1() -> dict[str, Any]:
 def wrong_12_2() -> dict[str, Any]:
     """Zeros that come back."""
 
-    def as_before(weight, gradient, velocity, mask):
-        velocity = 0.9 * velocity + gradient * mask
+    def as_before(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        velocity = momentum * velocity + gradient * mask
+        return weight - rate * velocity, velocity
+
+    def no_momentum(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        return (weight - rate * gradient) * mask, velocity
+
+    def only_weight(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        return (weight - rate * (momentum * velocity + gradient)) * mask
+
+    def forgets(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        return (weight - rate * (momentum * velocity + gradient)) * mask, velocity
+
+    def turned(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        velocity = momentum * velocity + gradient
+        return (weight - rate * velocity) * (1 - mask), velocity
+
+    def uphill(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        velocity = momentum * velocity + gradient
+        return (weight + rate * velocity) * mask, velocity
+
+    def by_weight(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        velocity = (momentum * velocity + gradient) * (weight != 0)
+        return weight - rate * velocity, velocity
+
+    def one_rate(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
+        velocity = (0.9 * velocity + gradient) * mask
         return weight - 0.1 * velocity, velocity
 
-    def no_momentum(weight, gradient, velocity, mask):
-        return (weight - 0.1 * gradient) * mask, velocity
-
-    def only_weight(weight, gradient, velocity, mask):
-        return (weight - 0.1 * (0.9 * velocity + gradient)) * mask
-
-    def forgets(weight, gradient, velocity, mask):
-        return (weight - 0.1 * (0.9 * velocity + gradient)) * mask, velocity
-
-    def turned(weight, gradient, velocity, mask):
-        velocity = 0.9 * velocity + gradient
-        return (weight - 0.1 * velocity) * (1 - mask), velocity
-
-    def uphill(weight, gradient, velocity, mask):
-        velocity = 0.9 * velocity + gradient
-        return (weight + 0.1 * velocity) * mask, velocity
-
-    def nothing_left(weight, gradient, velocity, mask):
+    def nothing_left(weight, gradient, velocity, mask, rate=0.1, momentum=0.9):
         return 0 * weight, velocity
 
     return {
@@ -85,6 +94,8 @@ def wrong_12_2() -> dict[str, Any]:
         "that of the code in the question": forgets,
         "1 keeps a weight": turned,
         "nothing was wrong": uphill,
+        "at a rate of 0.2 and a momentum of 0.5": one_rate,
+        "`mask` says which": by_weight,
         "all weights are zero": nothing_left,
     }
 
@@ -119,6 +130,8 @@ def wrong_12_3() -> dict[str, Any]:
         "whole numbers: divide": rounded(lambda x, step: torch.round(x)),
         "weights and biases": rounded(right, which=lambda model: [layer.weight for layer in model[::2]]),
         "not its parameters": lambda model, step: [right(each, step) for each in model.parameters()],
+        "no multiples": rounded(lambda x, step: right(x, 0.25)),
+        "Only the numbers change": lambda model, step: rounded(right)(nn.Sequential(*model[::2]), step),
         "can't be trained": lambda model, step: rounded(right)(model, step).requires_grad_(False),
     }
 
@@ -146,6 +159,7 @@ def wrong_12_4() -> dict[str, Any]:
         "there is T, not T²": loss(1),
         "raw logits": loss(log=lambda x: x),
         "is log 0": loss(log=lambda x: x.softmax(1).log()),
+        "log_softmax` needs no small": loss(log=lambda x: (x.softmax(1) + 1e-8).log()),
         "One number": loss(mean=lambda each: each),
     }
 
@@ -186,6 +200,14 @@ def wrong_12_5() -> dict[str, Any]:
                 module.eval()
         return teacher(images).detach()
 
+    def switched_off(teacher, images):
+        torch.set_grad_enabled(False)
+        return copy.deepcopy(teacher).eval()(images)
+
+    def no_dropout(teacher, images):
+        teacher[2].p = 0.0
+        return copy.deepcopy(teacher).eval()(images).detach()
+
     return {
         "Dropout throws": noisy,
         "inside the graph": without_dropout,
@@ -193,4 +215,6 @@ def wrong_12_5() -> dict[str, Any]:
         "all layers are in training mode": trained_again,
         "can't be trained": frozen,
         "modes are others": only_dropout,
+        "switched off for all": switched_off,
+        "dropout stays in it": no_dropout,
     }

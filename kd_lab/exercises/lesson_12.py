@@ -22,9 +22,10 @@ def one_threshold(answer: Any, draw: Generator) -> None:
     weights = [scale * torch.randn(shape, generator=draw) for scale, shape in ((1, (30, 10)), (2, (8, 4)), (4, (9,)))]
     before = copy.deepcopy(weights)
     for sparsity in (0.8, 0.3, 0.0):
-        _check_masks(answer(weights, sparsity), weights, sparsity)
+        masks = answer(weights, sparsity)
         changed = any(not torch.equal(*pair) for pair in zip(before, weights, strict=True))
         wrong_if(changed, "the weights are others now", "Return masks, and leave the weights as they are.")
+        _check_masks(masks, weights, sparsity)
 
 
 def _check_masks(masks: Any, weights: list[Tensor], sparsity: float) -> None:
@@ -46,12 +47,13 @@ def _check_masks(masks: Any, weights: list[Tensor], sparsity: float) -> None:
     inverted = abs(gone - (len(sizes) - count)) <= 1
     wrong_if(inverted, said, "Turned round: True stays, and the sparsity is the share that goes.")
     shares = [abs(int((mask == 0).sum()) - sparsity * mask.numel()) for mask in masks]
-    each = "That is the same share of each layer. One threshold lets layers of large weights keep more."
-    wrong_if(max(shares) <= 1, "each layer has a threshold of its own", each)
-    mean = (
-        "A mean of the layers' thresholds (or their median) is not the threshold of all: a tiny layer counts as much."
-    )
-    wrong_if(abs(gone - count) > 1, said, mean)
+    same = "That is the same share of each layer. One threshold lets layers of large weights keep more."
+    wrong_if(max(shares) <= 1, "each layer has a threshold of its own", same)
+    each = torch.stack([weight.abs().flatten().quantile(sparsity) for weight in weights])
+    likely = [int((sizes <= threshold).sum()) for threshold in (each.mean(), each.median())]
+    mean = "The mean of the layers' thresholds (or their median) is not that of all: a tiny layer counts as much."
+    wrong_if(min(abs(gone - other) for other in likely) <= 1, said, mean)
+    wrong_if(abs(gone - count) > 1, said, "The threshold is the size below which that share of *all* weights lies.")
     wrong_if(True, "a larger weight goes and a smaller one stays", "By size: the sign doesn't count.")
 
 
@@ -66,15 +68,16 @@ def zeros_stay(answer: Any, draw: Generator) -> None:
     mask = (torch.rand(6, 5, generator=draw) > 0.4).float()
     mask[0, :2] = torch.tensor([0.0, 1.0])
     weight = mask * torch.randn(6, 5, generator=draw)
+    weight[0, 1] = 0  # one that was kept may be zero, too, and moves
     gradient, velocity = (torch.randn(6, 5, generator=draw) for _ in range(2))
     kept, right_velocity, right = mask.bool(), velocity, weight
-    for _ in range(3):
-        given = answer(weight, gradient, velocity, mask)
+    for rate, momentum in ((0.1, 0.9), (0.1, 0.9), (0.2, 0.5)):
+        given = answer(weight, gradient, velocity, mask, rate=rate, momentum=momentum)
         pair = isinstance(given, (tuple, list)) and len(given) == 2
         wrong_if(not pair, "these are not two tensors", "Return the weight and the velocity.")
         weight, velocity = (expect_tensor(each, mask.shape, "Of the weight's shape.") for each in given)
-        right_velocity = 0.9 * right_velocity + gradient
-        right = (right - 0.1 * right_velocity) * mask
+        right_velocity = momentum * right_velocity + gradient
+        right = (right - rate * right_velocity) * mask
         back = int((weight[~kept] != 0).sum())
         turned = "1 keeps a weight, 0 has pruned it."
         wrong_if(back and not weight[kept].any(), "the mask is turned round", turned)
@@ -82,10 +85,13 @@ def zeros_stay(answer: Any, draw: Generator) -> None:
         wrong_if(back, f"{back} of {int((~kept).sum())} zeros are no longer zero", hint)
         still = "The weights that were kept must move, as they did before."
         wrong_if(not weight[kept].any(), "all weights are zero", still)
-        lost = close(weight[kept], (right + 0.1 * right_velocity - 0.1 * gradient)[kept])
+        read = "A weight of 0 need not be pruned: `mask` says which are."
+        wrong_if(weight[0, 1] == 0, "a weight of 0 that was kept doesn't move", read)
+        lost = close(weight[kept], (right + rate * right_velocity - rate * gradient)[kept])
         wrong_if(lost and not close(weight[kept], right[kept]), "there is no momentum any more", "Keep the velocity.")
-        said = "the kept weights move otherwise than before"
-        wrong_if(not close(weight[kept], right[kept]), said, "Where the mask is 1, nothing was wrong.")
+        said = f"at a rate of {rate} and a momentum of {momentum}, the kept weights move otherwise than before"
+        was = "Where the mask is 1, nothing was wrong: every term stays, and so do `rate` and `momentum`."
+        wrong_if(not close(weight[kept], right[kept]), said, was)
         moved = "Where the mask is 1, the velocity is that of the code in the question."
         wrong_if(not close(velocity[kept], right_velocity[kept]), "the velocity of kept weights is another", moved)
         gradient = torch.randn(6, 5, generator=draw)
@@ -103,15 +109,21 @@ def rounding(answer: Any, draw: Generator) -> None:
     with torch.no_grad():
         for each in model.parameters():
             each.copy_(torch.randn(each.shape, generator=draw))
-    before, step = copy.deepcopy(model), 0.25
-    given = answer(model, step)
+    before = copy.deepcopy(model)
+    for step in (0.25, 0.1):
+        _check_rounded(answer(model, step), model, before, step)
+
+
+def _check_rounded(given: Any, model: nn.Module, before: nn.Module, step: float) -> None:
+    """Raise Wrong unless a network is a rounded one, and the model as it was before."""
     network = "Return the network itself, not its parameters."
     wrong_if(not isinstance(given, nn.Module), "this is not a network", network)
     old, left, new = ([*each.parameters()] for each in (before, model, given))
     changed = any(not torch.equal(*pair) for pair in zip(old, left, strict=True))
     wrong_if(changed, "the network that was given has changed", "Work on `copy.deepcopy(model)`.")
-    shapes = [each.shape for each in old] != [each.shape for each in new]
-    wrong_if(shapes, "the result has other parameters", "Only the numbers change, not the layers.")
+    layers = [(name, each.shape) for name, each in before.named_parameters()]
+    other = layers != [(name, each.shape) for name, each in given.named_parameters()]
+    wrong_if(other or str(given) != str(before), "the result has other layers", "Only the numbers change.")
     same = all(torch.equal(*pair) for pair in zip(old, new, strict=True))
     wrong_if(same, "no number has changed", "A new name for a rounded tensor changes no network.")
     one, other = (torch.cat([each.detach().flatten() for each in part]) for part in (old, new))
@@ -154,7 +166,10 @@ def mended_loss(answer: Any, draw: Generator) -> None:
     sure = 400 * torch.eye(5)
     said = "for logits of 0 and 400 the loss is not finite"
     underflow = "`softmax(…).log()` is log 0 there. Use `log_softmax`."
-    wrong_if(not torch.isfinite(answer(sure, sure.roll(1, 0), 1.0)), said, underflow)
+    far = torch.as_tensor(answer(sure, sure.roll(1, 0), 1.0))
+    wrong_if(not far.isfinite(), said, underflow)
+    clipped = "`log_softmax` needs no small number inside, and no `clamp` or `nan_to_num`: they change the loss."
+    wrong_if(not close(far, torch.tensor(400.0)), f"for logits of 0 and 400 it is {far.item():.1f}, not 400", clipped)
     pulled = student.clone().requires_grad_()
     flows = answer(pulled * 1, teacher, 2.0).requires_grad
     wrong_if(not flows, "no gradient reaches the student", "No `.item()`, no `.detach()` of the student.")
@@ -199,18 +214,20 @@ def frozen(answer: Any, draw: Generator) -> None:
     teacher = nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.Dropout(0.5), nn.Linear(40, 3)).train()
     teacher[1].eval()  # one layer alone, as somebody who fine-tunes may have it
     images = torch.randn(8, 6, generator=draw)
-    modes = [module.training for module in teacher.modules()]
+    modes, layers = [module.training for module in teacher.modules()], str(teacher)
     state, right = copy.deepcopy(teacher.state_dict()), copy.deepcopy(teacher).eval()(images).detach()
-    given = expect_tensor(answer(teacher, images), (8, 3), "The teacher's logits, as it gives them.")
+    answers, off = answer(teacher, images), not torch.is_grad_enabled()
+    given = expect_tensor(answers, (8, 3), "The teacher's logits, as it gives them.")
+    wrong_if(off, "gradients are switched off for all that follows", "`with torch.no_grad():` ends by itself.")
     found = [module.training for module in teacher.modules()]
     same = all(torch.equal(each, state[name]) for name, each in teacher.state_dict().items())
-    noise = "Dropout throws a half away by chance. `teacher.eval()` first."
+    noise = "Dropout throws a half away by chance: `teacher.eval()` first. And give the logits as they are."
     wrong_if(not close(given, right), "the answers are not those of evaluation mode", noise)
     graph = "`with torch.no_grad():` around the call, or `.detach()`."
     wrong_if(given.requires_grad, "the answers are inside the graph", graph)
-    wrong_if(
-        not same, "the teacher's numbers have changed", "Ask it in evaluation mode only: BatchNorm learns otherwise."
-    )
+    once = "Ask it in evaluation mode only: BatchNorm learns otherwise."
+    wrong_if(not same, "the teacher's numbers have changed", once)
+    wrong_if(str(teacher) != layers, "the teacher's layers have changed", "Its mode is enough: dropout stays in it.")
     all_eval = "`teacher.eval()` stays. Set each layer back to the mode in which it came."
     wrong_if(not any(found), "the teacher is in evaluation mode now", all_eval)
     all_train = "One layer was in evaluation mode, and `teacher.train()` has changed it: keep each layer's mode apart."
