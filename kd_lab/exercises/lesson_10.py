@@ -1,13 +1,16 @@
 """The checks of lesson 10, without labels."""
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from kd_lab.exercises.judging import exercise, expect_number, expect_tensor, wrong_if, wrong_if_like
+from kd_lab.distillation import layer_outputs
+from kd_lab.exercises.judging import exercise, expect_number, expect_tensor, mnist, wrong_if, wrong_if_like
+from kd_lab.networks import build_model
 from kd_lab.pretraining import nt_xent
 
 
@@ -29,14 +32,14 @@ def contrastive(answer: Any, draw: Generator) -> None:
         expected = nt_xent(torch.stack([first, second], dim=1), temperature)
         if not torch.allclose(given, expected, rtol=1e-4):
             _wrong_loss(given, first, second, temperature)
-            wrong_if(
-                True, f"the loss is {given:.4f} where it should be {expected:.4f}", "Who is the partner of view i?"
-            )
-    pair = [torch.randn(4, 3, generator=draw, requires_grad=True) for _ in range(2)]
-    flows = answer(*pair, 1.0).requires_grad
-    wrong_if(
-        not flows, "no gradient flows through the loss", "No `.item()`, `.detach()` or `no_grad()`: it must train."
-    )
+            hint = "Who is the partner of view i, which others can it choose, and what are the logits of this choice?"
+            wrong_if(True, f"the loss is {given:.4f} where it should be {expected:.4f}", hint)
+    one, other = torch.randn(2, 4, 3, generator=draw)
+    trained = one.clone().requires_grad_()
+    flows = [answer(*pair, 1.0).requires_grad for pair in ((trained, other), (other, trained))]
+    trains = "No `.item()`, `.detach()` or `no_grad()`: it must train, by either view."
+    wrong_if(not any(flows), "no gradient flows through the loss", trains)
+    wrong_if(not all(flows), "the gradient reaches one of two views alone", trains)
 
 
 def _wrong_loss(given: Tensor, first: Tensor, second: Tensor, temperature: float) -> None:
@@ -48,7 +51,9 @@ def _wrong_loss(given: Tensor, first: Tensor, second: Tensor, temperature: float
     zeros, loss = logits.clone().fill_diagonal_(0), F.cross_entropy
     own = "A view is most like itself, and that is no answer: set the diagonal of the logits to -inf."
     zero = "A logit of 0 still counts as exp(0) = 1. What is not to be chosen has a logit of -inf."
+    across, own_class = logits[:count, count:], torch.arange(count)
     one = "Only the views of `first` choose, and only among those of `second`. All 2N choose, among all others."
+    two = "Each chooses among N views, those of the other kind. It must choose among all 2N - 1 others."
     longer = "Long rows weigh more here. Cosines need rows of length 1: `F.normalize(…, dim=1)`."
     mistakes = {
         "each view is compared with itself, too": (loss(logits, partner), own),
@@ -56,7 +61,8 @@ def _wrong_loss(given: Tensor, first: Tensor, second: Tensor, temperature: float
         "this is the sum over all views": (loss(others, partner, reduction="sum"), "Take the mean over the 2N views."),
         "the temperature multiplies": (loss(others * temperature**2, partner), "Divide the cosines by it."),
         "the temperature is not used": (loss(others * temperature, partner), "The logits are cosines / temperature."),
-        "half of the views don't choose": (loss(logits[:count, count:], torch.arange(count)), one),
+        "half of the views don't choose": (loss(across, own_class), one),
+        "half of the choice is missing": ((loss(across, own_class) + loss(across.T, own_class)) / 2, two),
         "these are products, not cosines": (loss(products, partner), longer),
     }
     wrong_if_like(given, mistakes)
@@ -100,7 +106,7 @@ def _share(rows: Tensor, labels: Tensor) -> float:
     return (labels[nearest] == labels).float().mean().item()
 
 
-ERRORS = {10: (7.0, 15.0), 100: (3.2, 4.7), 1000: (2.5, 3.6)}  # percent; single draws on other processors lie inside
+ERRORS = {10: (9.2, 11.0), 100: (3.3, 4.3), 1000: (2.7, 3.5)}  # percent; other instruction sets give the same
 
 
 @exercise(
@@ -119,12 +125,11 @@ def few_are_enough(answer: Any, draw: Generator) -> None:
     wrong_if(min(errors.values()) > 80, said, "These are shares of digits read rightly. The errors are what is left.")
     wrong_if(len({*errors.values()}) == 1, f"all errors are {errors[10]:.2f}", "Does `count` reach `few_labels`?")
     started = "Much too good for ten labels. Does each draw start from the encoder again, or go on from the last?"
-    wrong_if(errors[10] < ERRORS[10][0], said, started)
+    wrong_if(errors[10] < 7, said, started)
     everything = "Are all layers trained? Freeze the network, then `network.fc2.requires_grad_(True)`."
-    wrong_if(errors[100] > 1.5 * ERRORS[100][1], said, everything)
-    wrong_if(
-        errors[10] > ERRORS[10][1], said, "Too many errors with 10 labels: are all of seeds 0, 1 and 2 in the mean?"
-    )
+    wrong_if(errors[100] > 6, said, everything)
+    three = "With 10 labels it matters which: is each of the seeds 0, 1 and 2 in the mean, and no other?"
+    wrong_if(not ERRORS[10][0] <= errors[10] <= ERRORS[10][1], said, three)
     wrong_if(True, said, "Near, but not there: compare your settings with those of the question, one by one.")
 
 
@@ -139,8 +144,9 @@ def tasks(answer: Any, draw: Generator) -> None:
     keys = ["untrained", "contrastive", "masked"]
     shares = _percents(answer, keys, 'Give {"untrained": …, "contrastive": …, "masked": …}.')
     untrained, contrastive, masked = (shares[key] for key in keys)
-    if 83 < untrained < 90 and 82 < contrastive < 90 and 88 < masked < 95 and masked > max(untrained, contrastive) + 2:
-        return
+    here, best = 100 * _untrained(), max(untrained, contrastive)
+    if abs(untrained - here) < 0.5 and 84 < contrastive < 89 and 89 < masked < 93 and masked > best + 2:
+        return  # five seeds, and arithmetic of other processors, give 86.1 to 87.0 and 90.6 to 91.6
     said = ", ".join(f"{key} {shares[key]:.1f}" for key in keys)
     wrong_if(max(shares.values()) <= 1, said, "These are fractions. Times 100 they are percent.")
     wrong_if(max(shares.values()) < 20, said, "These look like errors. How many neighbours show the *same* digit?")
@@ -149,8 +155,18 @@ def tasks(answer: Any, draw: Generator) -> None:
     wrong_if(
         contrastive > masked, said, "Which network is this? `lenet5_classic` gives about that. Or are two swapped?"
     )
+    control = f'`build_model("mlp128")` as it comes has {here:.1f} here: `fc1` after ReLU, the first 2,000 images.'
+    wrong_if(abs(untrained - here) > 0.5, said, control)
     wrong_if(masked == untrained, said, "`pretrain` returns a *new* network and a history. Do you look at the old one?")
     wrong_if(True, said, "Are these the first 2,000 validation images, and `fc1` after ReLU? `epochs=4`, 4,000 images?")
+
+
+@cache
+def _untrained() -> float:
+    """Return the share of neighbours that show the same digit, by the features of an untrained network."""
+    some = mnist().validation[:2000]
+    features = layer_outputs(build_model("mlp128"), "fc1", some.images).relu()
+    return _share(F.normalize(features, dim=1), some.labels)
 
 
 def _percents(answer: Any, keys: list, hint: str) -> dict[Any, float]:
