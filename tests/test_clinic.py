@@ -208,6 +208,9 @@ def test_the_kits_quantizers_round(teacher):
         assert not clinic.are_weights_rounded(teacher, teacher, bits)
     rounded = make_permanent(ways[4][0])
     assert clinic.are_weights_rounded(rounded, quantize_weights(rounded, 4), 4)  # on the grid already
+    tiny = nn.Linear(30, 5)  # no row has 256 values, rounded or not
+    assert "no weight has changed" in clinic.are_weights_rounded(tiny, tiny, 8).seen
+    assert clinic.are_weights_rounded(tiny, quantize_weights(tiny, 8), 8)
     zeros = copy.deepcopy(teacher)
     for parameter in zeros.parameters():
         parameter.data = parameter.data.int().float()
@@ -253,6 +256,8 @@ def test_soft_cross_entropy_pulls_as_the_divergence_does():
 def test_a_divergence_the_other_way_round_is_named():
     turned = clinic.is_it_the_divergence(lambda student, teacher, temperature: soft_loss(teacher, student, temperature))
     assert not turned and turned.seen.endswith("the other way round.")
+    for loss in (lambda student, teacher, _t: F.mse_loss(student, teacher), lambda student, *_others: 0 * student):
+        assert "in another direction" in clinic.is_it_the_divergence(loss).seen
 
 
 def test_a_temperature_that_is_forgotten_is_no_divergence_of_softened_answers():

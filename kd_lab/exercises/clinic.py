@@ -182,7 +182,8 @@ def are_weights_rounded(before: nn.Module, after: nn.Module, num_bits: int) -> s
     most, layer = max((_values_in_a_row(after, name), name) for name in pairs)
     same = all(torch.equal(*pair) for pair in pairs.values())
     counted = f"A row of {layer} has {most:,} different values, where {num_bits} bits give {2**num_bits:,}"
-    _judged(most <= 2**num_bits, counted + (", and no weight has changed." if same else "."))
+    few = most <= 2**num_bits and not (same and all(len(new.unique()) == new.numel() for _old, new in pairs.values()))
+    _judged(few, counted + (", and no weight has changed." if same else "."))
     lost, layer = max((_difference(new, old), name) for name, (old, new) in pairs.items())
     zeros = (pairs[layer][1] == 0).float().mean().item()
     _judged(lost < LOST, f"{_percent(zeros)} of {layer} are zero: it has lost {_percent(lost)} of its size.")
@@ -237,8 +238,10 @@ def is_it_the_divergence(soft_loss: Function) -> str:
     turned = q * ((q / p).log() - (q * (q / p).log()).sum(dim=1, keepdim=True))
     right, wrong = (F.cosine_similarity(pull.flatten(), each.flatten(), dim=0).item() for each in (q - p, turned))
     _judged(wrong < 1 - NOTHING, "It pulls as KL(student ‖ teacher) does: the other way round.")
-    share = _percent((still.norm() / pull.norm()).item())
-    _judged(right > 1 - NOTHING, f"Where both give equal answers, it pulls with {share} of its force, not with none.")
+    share = (still.norm() / pull.norm().clamp(min=1e-9)).item()
+    none = f"Where both give equal answers, it pulls with {_percent(share)} of its force, not with none."
+    _judged(share < NOTHING, none)
+    _judged(right > 1 - NOTHING, "It pulls in another direction than KL(teacher ‖ student) does.")
     return "It pulls as KL(teacher ‖ student) does, and not at all where both give equal answers."
 
 
