@@ -130,6 +130,7 @@ def wrong_05_4() -> dict[str, Any]:
         "T² in it": changed(apart=1 / 64),
         "near the teachers": {"mlp128": (98.2, 2.26), "lenet300": (98.4, 3.77), "cnn": (99.3, 6.28)},
         "the same students": dict.fromkeys(right, (90.6, 3.77)),
+        "are two names swapped": right | {"lenet300": right["cnn"], "cnn": right["lenet300"]},
         "2 numbers": {name: pair[:1] for name, pair in right.items()},
         "a dict is asked for": "mlp128",
         "the mean of five": changed(plus=1.7),

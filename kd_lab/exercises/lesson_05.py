@@ -215,6 +215,9 @@ def best_teacher(answer: Any, draw: Generator) -> None:
     wrong_if(max(apart) < 0.5, f"the students stay {max(apart):.2g} apart at most", unsquared)
     same = "Does your loop hand each teacher to `five_students`, and load it by its name?"
     wrong_if(len({*reads}) < 3, "two teachers have the same students", same)
+    turned = not apart[0] < apart[1] < apart[2] or reads[0] < reads[2]
+    named = "One teacher's students come nearest to it and read most, another's do neither: are two names swapped?"
+    wrong_if(turned, "the teachers come in another order", named)
     name = names[int(torch.randint(3, (), generator=draw))]
     expected = _taught_by(name, DistillationLoss(8, 0.1))
     given, place = pairs[name], ("reads", "stays apart")
