@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from benchmarks import _submissions
-from benchmarks._submissions import RIGHT, WRONG, Handed, notebook
+from benchmarks._submissions import AT_ONCE, IN_A_MASK, RIGHT, WRONG, Handed, notebook
 from kd_lab.exercises import feedback
 from notebooks.exercises import exercise_of
 from notebooks.grading.__main__ import grade_class
@@ -167,13 +167,15 @@ def test_a_missing_nbgrader_names_the_extra(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_hostile_exercises_get_zero_and_the_others_are_graded(capsys):
-    """One of each kind: it never ends, it ends the kernel, it patches the checker; and a right one."""
-    names = {"hostile stubborn", "hostile aborts", "hostile hooks"}
-    handed = [each for each in _submissions.hostile() if each.name in names] + [
-        Handed("right", notebook(RIGHT), {*RIGHT})
-    ]
-    found = _submissions.grade_batch(handed, seconds=10)
-    assert (found["false_passes"], found["good_right"]) == (0, found["good_items"]), capsys.readouterr().out
+    """Of one student: one patches the checker, one ends the kernel, one never ends; and one is right."""
+    answers = {
+        "01.1": RIGHT["01.1"],
+        "01.2": f"{AT_ONCE['hooks']}\n{WRONG['01.2']}",
+        "01.3": f"{IN_A_MASK['stubborn']}\n{RIGHT['01.3']}",
+        "01.4": f"{IN_A_MASK['aborts']}\n{RIGHT['01.4']}",
+    }
+    found = _submissions.grade_batch([Handed("hostile", notebook(answers), {"01.1"})], seconds=10)
+    assert (found["false_passes"], found["good_right"], found["good_items"]) == (0, 1, 1), capsys.readouterr().out
 
 
 @pytest.mark.slow
