@@ -159,6 +159,29 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         grade_class(tmp_path, tmp_path / "results")
 
 
+def test_grades_that_are_there_are_not_overwritten(tmp_path):
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / f"{LESSON}.ipynb").touch()
+    (tmp_path / "grades.csv").write_text("ann,with a teacher's own points")
+    with pytest.raises(ValueError, match="has grades already: name another folder"):
+        grade_class(tmp_path, tmp_path)
+    assert (tmp_path / "grades.csv").read_text() == "ann,with a teacher's own points"
+
+
+def test_an_interrupt_keeps_what_was_graded(tmp_path, monkeypatch):
+    for student in ("ann", "bob"):
+        (tmp_path / student).mkdir()
+        (tmp_path / student / f"{LESSON}.ipynb").touch()
+    given = [Item("01.1", 1, 1, "passed")]
+    monkeypatch.setattr("notebooks.grading.attempts.Lesson", lambda *_: None)
+    monkeypatch.setattr("notebooks.grading.attempts.grade_submission", lambda each, *_: Graded(each, given))
+    monkeypatch.setattr("notebooks.grading.__main__._line", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        grade_class(tmp_path, tmp_path / "results", workers=1)
+    (first, *_) = csv.DictReader((tmp_path / "results" / "grades.csv").open())
+    assert (first["student"], first["points"]) == ("ann", "1")
+
+
 def test_a_missing_nbgrader_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"kd_lab\[classroom\]"):
