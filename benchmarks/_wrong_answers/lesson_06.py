@@ -89,7 +89,13 @@ def wrong_06_3() -> dict[str, Any]:
         return model
 
     one = ["fc1.weight", "fc1.bias", "fc2.columns"]
+    scaled = copy.deepcopy(teacher)  # the same logits, and no unit moved
+    for layer, factor in ((scaled.fc1, 2), (scaled.fc2, 4)):
+        layer.weight.data *= 2
+        layer.bias.data *= factor
+    scaled.fc3.weight.data /= 4
     return {
+        "no factors": scaled,
         "units of fc1 are where they were": copy.deepcopy(teacher),
         "units of fc2 are where they were": shuffled(one),
         "the bias of fc1": shuffled(["fc1.weight", "fc2.columns", "fc2.weight", "fc2.bias", "fc3.columns"]),
@@ -100,6 +106,15 @@ def wrong_06_3() -> dict[str, Any]:
         "another network": load_trained("mlp128"),
         "a network is asked for": teacher.state_dict(),
     }
+
+
+def right_06_3() -> list[Any]:
+    """A network with all units of both layers in the opposite order."""
+    model = copy.deepcopy(load_trained("lenet300"))
+    for layer in (model.fc1, model.fc2):
+        layer.weight.data, layer.bias.data = layer.weight.data.flip(0), layer.bias.data.flip(0)
+    model.fc2.weight.data, model.fc3.weight.data = model.fc2.weight.data.flip(1), model.fc3.weight.data.flip(1)
+    return [model]
 
 
 def wrong_06_4() -> dict[str, Any]:
@@ -121,6 +136,7 @@ def wrong_06_4() -> dict[str, Any]:
         )
 
     return {
+        "prune first, then train": prune(taught(teacher, 0.001)[0], 0.8),
         "It has forgotten": taught(pruned, 0.0)[0],
         "takes them off": taught(make_permanent(pruned), 0.001)[0],
         "hasn't learned": pruned,
@@ -145,4 +161,6 @@ def wrong_06_5() -> dict[str, Any]:
         "3 numbers": {count: points[:2] for count, points in right.items()},
         "other keys": {2000: right[2000]},
         "the first images": changed(plus=3.0),
+        "`data.train[:500]`": right | {500: [0.0, 0.2, 0.1]},
+        "`data.train[:10000]`": right | {10000: [0.44, 0.68, 0.78]},
     }
