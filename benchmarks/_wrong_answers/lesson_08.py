@@ -76,6 +76,7 @@ def wrong_08_2() -> dict[str, Any]:
         "those at the end": lambda codes: gaps(codes, end=True),
         "fewer pairs": lambda codes: [pair for pair in gaps(codes) if pair[0]],
         "never starts again": lambda codes: gaps(codes, restart=False),
+        "one after another": lambda codes: [(gap / 2, value) for gap, value in gaps(codes)],
         "no pairs": lambda codes: [gap for gap, _ in gaps(codes)],
         "no list": lambda codes: dict(gaps(codes)),
     }

@@ -17,7 +17,7 @@ from kd_lab.formats import huffman_lengths, load_packed, pack
 from kd_lab.results import RESULTS
 
 BITS = {"gaps": 21, "pairs": 24}  # of Huffman's words; by hand, too
-Pairs = list[tuple[int, ...]]
+Pairs = list[tuple[float, ...]]
 
 
 @exercise(
@@ -91,7 +91,7 @@ def _pairs(given: Any) -> Pairs:
     wrong_if(not isinstance(given, (list, tuple)), "this is no list of pairs", hint)
     pairs = [tuple(each) if isinstance(each, (list, tuple)) else () for each in given]
     wrong_if(any(len(pair) != 2 for pair in pairs), "some elements of the list are no pairs", hint)
-    return [tuple(int(expect_number(each, "[0, 1000]", hint)) for each in pair) for pair in pairs]
+    return [tuple(expect_number(each, "[0, 1000]", hint) for each in pair) for pair in pairs]
 
 
 def _gaps(codes: Tensor) -> Pairs:
