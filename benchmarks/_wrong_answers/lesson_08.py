@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._wrong_answers.lesson_06 import hiding
 from kd_lab.checkpoints import load_trained
 from kd_lab.formats import huffman_lengths, load_packed
 from kd_lab.pruning import prune
@@ -126,5 +127,5 @@ def wrong_08_5() -> dict[str, Any]:
         "`Share` comes last": prune(dense, 0.95),
         "prune a little more": quantize_weights(prune(dense, 0.95), 2, "per_tensor"),
         "Win accuracy back": quantize_weights(prune(dense, 0.985), 2, "per_tensor"),
-        "Were the stages trained": prune(dense, 0.999),
+        "Were the stages trained": hiding(prune(dense, 0.999), dense),
     }

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_mnist
 from kd_lab.errors import check_number, described, reason
+from kd_lab.formats import pack, unpack
 from kd_lab.networks import weights
 from kd_lab.networks.copies import copied
 
@@ -264,14 +265,18 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def expect_network(value: Any, name: str, hint: str, whole: bool = True) -> None:
-    """Raise Wrong unless an answer is a network with the layers of a trained one, each `whole` or with fewer units."""
+def expect_network(value: Any, name: str, hint: str, whole: bool = True) -> nn.Module:
+    """Return the network that an answer must give, as its file has it: with its own weights, and nothing hidden.
+
+    Raise Wrong unless it has the layers of a trained network, each `whole` or with fewer units.
+    """
     wrong_if(not isinstance(value, nn.Module), f"a network is asked for, and {described(value)} came", hint)
     here, there = (
         {layer: each.value.shape for layer, each in weights(model).items()} for model in (value, load_trained(name))
     )
     other = here != there if whole else here.keys() != there.keys()
     wrong_if(other, f"this is another network than {name}", hint)
+    return unpack(pack(value))
 
 
 def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> None:

@@ -121,7 +121,7 @@ def _reach(right: Tensor, beside: bool = True) -> Tensor:
 )
 def twin(answer: Any, draw: Generator) -> None:
     """`my_twin` is lenet300 with the units of both hidden layers in another order, and the same logits."""
-    expect_network(answer, "lenet300", "Begin with `copy.deepcopy(teacher)`.")
+    answer = expect_network(answer, "lenet300", "Begin with `copy.deepcopy(teacher)`.")
     teacher = load_trained("lenet300")
     place = int(torch.randint(4000, (), generator=draw))
     images = mnist().validation.images[place : place + 500]
@@ -167,7 +167,7 @@ def _misplaced(model: nn.Module, teacher: nn.Module, said: str) -> None:
 def pruned_and_held(answer: Any, draw: Generator) -> None:
     """`my_network` is lenet300, 80 % of its weights zero, and reads the new hand and still MNIST."""
     returned = "`train` returns a network and its history: `my_network, _ = train(prune(teacher, 0.8), …)`."
-    expect_network(answer, "lenet300", returned)
+    answer = expect_network(answer, "lenet300", returned)
     gone, pruned = (
         torch.cat([(each.value == 0).flatten() for each in weights(model).values()])
         for model in (answer, prune(load_trained("lenet300"), 0.8))

@@ -165,7 +165,7 @@ def share_first(answer: Any, draw: Generator) -> None:
 def by_hand(answer: Any, draw: Generator) -> None:
     """`my_network` packs into 5,000 bytes and loses at most 3.5 points against `mlp128`."""
     network = "Give the network itself, `run(stages).model`."
-    expect_network(answer, "mlp128", network, whole=False)
+    answer = expect_network(answer, "mlp128", network, whole=False)
     size = len(pack(answer))
     lost = -100 * paired_difference(answer, load_trained("mlp128"), mnist().validation).value
     said = f"{size:,} bytes, {lost:.2f} points lost"

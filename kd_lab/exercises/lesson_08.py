@@ -183,7 +183,7 @@ def _growth() -> dict[str, int]:
 )
 def challenge(answer: Any, draw: Generator) -> None:
     """`my_network` packs into fewer than 5,000 bytes and reads 94.5 % of the validation images."""
-    expect_network(answer, "lenet300", "Give `compress(dense, …).model`, not the file or a size.", whole=False)
+    answer = expect_network(answer, "lenet300", "Give `compress(dense, …).model`, not the file or a size.", whole=False)
     theirs = answer.fc3.weight.shape == _small().fc3.weight.shape and torch.equal(
         answer.fc3.weight, _small().fc3.weight
     )
