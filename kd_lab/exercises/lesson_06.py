@@ -208,15 +208,13 @@ def weak_teacher(answer: Any, draw: Generator) -> None:
     same = any(len({*points}) == 1 for points in gains.values())
     wrong_if(same, "three seeds gave the same", "Does `seed` reach `percent_read`?")
     seed = int(torch.randint(3, (), generator=draw))
-    here = _read_by_forest(2000, 0, seed) - _read_by_forest(2000, 1, seed)  # the quickest: few steps, none repeated
+    here = _read_by_forest(2000, 0, seed) - _read_by_forest(2000, 1, seed)  # the quickest of the three
     said = f"2000 images, seed {seed}: {gains[2000][seed]:+.2f} points, and here {here:+.2f}"
     images = "Are they the first images of `data.train`, and is `unseen` the first 1,000 of validation?"
     wrong_if(abs(gains[2000][seed] - here) > 0.9, said, images)
     for count, mean in GAINS.items():
         said = f"{count} images: {sums[count] / 3:+.2f} points on average, where about {mean:+} are gained"
-        wrong_if(
-            abs(sums[count] / 3 - mean) > 1, said, f"As many images, and again from the first: `data.train[:{count}]`."
-        )
+        wrong_if(abs(sums[count] / 3 - mean) > 1, said, f"From the first image on: `data.train[:{count}]`.")
 
 
 @cache

@@ -112,11 +112,8 @@ def leave_one_out(answer: Any, draw: Generator) -> None:
     said = ", ".join(f"without {name} {size:,.0f} bytes" for name, size in found.items())
     if all(abs(found[name] / size - 1) < 0.15 for name, size in BYTES.items()):
         return
-    wrong_if(
-        max(map(abs, found.values())) < 300,
-        said,
-        "These are kilobytes or ratios. Give bytes, as `result.bytes` has them.",
-    )
+    small = "These are kilobytes or ratios. Give bytes, as `result.bytes` has them."
+    wrong_if(max(map(abs, found.values())) < 300, said, small)
     saved = "Is this what each stage saves? The size of the file is asked for."
     wrong_if(found["FineTune"] < 1_000, said, saved)
     stages = "The key names the stage that is left *out*, and these are the sizes after each stage of the whole recipe."

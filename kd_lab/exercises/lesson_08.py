@@ -76,7 +76,7 @@ def gaps(answer: Any, draw: Generator) -> None:
     restarts = "The counter starts again in each row here. Let it run on: a row's end doesn't matter."
     wrong_if(given == [pair for row in codes for pair in _gaps(row)], said, restarts)
     wrong_if(
-        len(given) > len(right), said, "There are more pairs than weights: zeros get none, those at the end neither."
+        len(given) > len(right), said, "There are more pairs than weights: no zero gets one, nor those at the end."
     )
     wrong_if(len(given) < len(right), said, "There are fewer pairs than numbers that are not zero.")
     total = "The counter never starts again: set it to 0 after each pair."
@@ -143,11 +143,8 @@ def growth(answer: Any, draw: Generator) -> None:
     wrong_if(min(grown.values()) > 4_000, said, whole)
     wrong_if(min(grown.values()) < 0, said, "The sign: the file grows, so subtract the old size from the new one.")
     wrong_if(grown["all"] <= right["one"] + 20 < grown["one"], said, "Are the names at the right numbers?")
-    wrong_if(
-        0 in grown.values(),
-        said,
-        "Was the copy changed? Write by `[row, column]`: `w[w != 0][0] = …` is another tensor.",
-    )
+    same = "Was the copy changed? Write by `[row, column]`: `w[w != 0][0] = …` is another tensor."
+    wrong_if(0 in grown.values(), said, same)
     shared = "For *all* the values are still shared: one number for the whole layer. Draw one for each weight."
     wrong_if(0 < grown["all"] < 100, said, shared)
     half = "For *one* the value is not 0.0123456: one that half precision holds costs less."
@@ -184,9 +181,7 @@ def _growth() -> dict[str, int]:
 def challenge(answer: Any, draw: Generator) -> None:
     """`my_network` packs into fewer than 5,000 bytes and reads 94.5 % of the validation images."""
     answer = expect_network(answer, "lenet300", "Give `compress(dense, …).model`, not the file or a size.", whole=False)
-    theirs = answer.fc3.weight.shape == _small().fc3.weight.shape and torch.equal(
-        answer.fc3.weight, _small().fc3.weight
-    )
+    theirs = torch.equal(answer.fc3.weight, _small().fc3.weight)
     wrong_if(theirs, "this is the `small` of the setup cell", "Make one of your own: `compress(dense, …).model`.")
     size, read = len(pack(answer)), accuracy(answer, mnist().validation).value
     said = f"{size:,} bytes, {read:.2%} right"
