@@ -12,7 +12,7 @@ import nbformat
 import pytest
 import torch
 
-from benchmarks._wrong_answers import verdicts
+from benchmarks._wrong_answers import right_answers, verdicts
 from kd_lab.errors import ParameterError, StorageError
 from kd_lab.exercises import check, grade, hint, solution
 from kd_lab.exercises.feedback import SOLUTIONS, every_exercise, find_exercise
@@ -77,6 +77,13 @@ def test_each_mistake_is_caught_with_a_hint_of_its_own(number):
     assert all(verdict.outcome == "wrong" and verdict.hint for verdict in judged.values())
     assert len({verdict.hint for verdict in judged.values()}) >= 3
     assert len({(verdict.what, verdict.hint) for verdict in judged.values()}) == len(judged) >= 3
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_another_right_way_passes(number):
+    for answer in right_answers(number):
+        verdicts_on = [judge(find_exercise(number), answer, seed) for seed in range(3)]
+        assert all(verdict.passed for verdict in verdicts_on), verdicts_on
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -1,4 +1,7 @@
-"""Wrong answers to every exercise, the mistakes that people really make, each with words that its verdict must hold."""
+"""Wrong answers to every exercise, the mistakes that people really make, each with words that its verdict must hold.
+
+And right ones that are easily refused: other ways to write them, rounded as the question rounds.
+"""
 
 import importlib
 from typing import Any
@@ -9,9 +12,19 @@ from kd_lab.exercises.judging import Verdict, judge
 
 def wrong_answers(number: str) -> dict[str, Any]:
     """Return the wrong answers to an exercise, by words of the verdict that must fit."""
+    return _of(number, "wrong")()
+
+
+def right_answers(number: str) -> list[Any]:
+    """Return other right answers to an exercise than that of its solution."""
+    return _of(number, "right", list)()
+
+
+def _of(number: str, kind: str, *default: Any) -> Any:
+    """Return the function that makes the answers of a kind to an exercise, or the default where there is none."""
     find_exercise(number)
     lesson = importlib.import_module(f"{__name__}.lesson_{number.partition('.')[0]}")
-    return getattr(lesson, f"wrong_{number.replace('.', '_')}")()
+    return getattr(lesson, f"{kind}_{number.replace('.', '_')}", *default)
 
 
 def verdicts(number: str) -> dict[str, Verdict]:
