@@ -102,7 +102,7 @@ def wrong_bring_your_own_5() -> dict[str, Any]:
     """A teacher that harms."""
     return {
         "looks like a fraction": -0.10,
-        "the gain of section 6": 7.27,
+        "the gain of section 6": 7.93,
         "not the other way round": 12.5,
         "the teacher harms less": -1.67,
         "Do both students start": -45.0,

@@ -161,7 +161,8 @@ def _digits() -> Split:
 @exercise(
     "bring_your_own.5",
     "Take the cell of section 6 and change one number.",
-    '`schedule = settings | {"batch_size": 16, "epochs": 5}`. The mean is the first that `mean_interval` returns.',
+    '`schedule = settings | {"batch_size": 25, "learning_rate": 5e-3, "epochs": 5}`. The mean is the first that '
+    "`mean_interval` returns.",
     "Accuracies are fractions; times 100 they are points. The gain is clearly below zero.",
 )
 def harm(answer: Any, draw: Generator) -> None:
@@ -171,7 +172,7 @@ def harm(answer: Any, draw: Generator) -> None:
     wrong_if(-0.3 < gain < 0, said, "That looks like a fraction. Times 100 it is points.")
     wrong_if(4.5 < gain < 9.5, f"{said}. That is the gain of section 6", "Five epochs, not 20. Or the sign?")
     wrong_if(gain > 0, said, "Taught minus alone, not the other way round; then it is below zero.")
-    wrong_if(gain > -3, said, "Is it 100 images, batches of 16, and 5 epochs? With all images the teacher harms less.")
+    wrong_if(gain > -3, said, "Is it 100 images, batches of 25, and 5 epochs? With all images the teacher harms less.")
     wrong_if(
         gain < -25, said, "Too much. Is the teacher `mine`, trained? Do both students start from the same weights?"
     )
