@@ -27,8 +27,8 @@ lab: setup loopback  # in copies of the lessons without their outputs; root, as 
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests stay together
 
-test: setup loopback  # every lesson, every quick test
-	$(PYTEST)
+test: setup loopback  # every lesson, every quick test; with AGAIN=--again each lesson once more, and from its end
+	$(PYTEST) $(AGAIN)
 
 test-slow: setup triton loopback  # what takes long, exercises and solutions
 	$(PYTEST) --run slow

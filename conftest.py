@@ -1,7 +1,7 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
-With `--run all` the cells of a lesson run twice: the second time must give the same numbers. Then those that take no
-more than two seconds run from the end, as a learner may go back.
+With `--again` the cells of a lesson run twice: the second time must give the same numbers. Then those that take no more
+than two seconds run from the end, as a learner may go back.
 """
 
 import os
@@ -33,9 +33,10 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    """Add the option that `make test-slow` gives."""
-    sizes = "quick: lessons once, no slow test; slow: these, exercises, solutions; all: both, and lessons three times"
+    """Add the options that the Makefile and `.ci/run` give."""
+    sizes = "quick: lessons, no slow test; slow: slow tests, exercises, solutions; all: both"
     parser.addoption("--run", choices=["quick", "slow", "all"], default="quick", help=sizes)
+    parser.addoption("--again", action="store_true", help="run every lesson a second time, and then from its end")
 
 
 class RunAgain(IPyNbCell):
@@ -61,7 +62,7 @@ class SecondRun(RunAgain):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests of another size; with all, run every lesson a second time and then from its end.
+    """Leave out the tests of another size; if asked, run every lesson a second time and then from its end.
 
     The longest test comes first, so that both processes end together.
     """
@@ -70,7 +71,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if belongs(item, size)]
     items.sort(key=lambda item: "on_ipywidgets_7" not in item.nodeid)
     notebooks = {}
-    for item in filter(is_lesson, items if size == "all" else []):
+    for item in filter(is_lesson, items if config.getoption("again") else []):
         notebooks.setdefault(item.parent, []).append(item)
     for notebook, cells in notebooks.items():
         after = items.index(cells[-1]) + 1

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from benchmarks import _submissions
-from benchmarks._submissions import RIGHT, WRONG, Handed, notebook
+from benchmarks._submissions import AT_ONCE, IN_A_MASK, RIGHT, WRONG, Handed, notebook
 from kd_lab.exercises import feedback
 from notebooks.exercises import exercise_of
 from notebooks.grading.__main__ import grade_class
@@ -159,6 +159,29 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         grade_class(tmp_path, tmp_path / "results")
 
 
+def test_grades_that_are_there_are_not_overwritten(tmp_path):
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / f"{LESSON}.ipynb").touch()
+    (tmp_path / "grades.csv").write_text("ann,with a teacher's own points")
+    with pytest.raises(ValueError, match="has grades already: name another folder"):
+        grade_class(tmp_path, tmp_path)
+    assert (tmp_path / "grades.csv").read_text() == "ann,with a teacher's own points"
+
+
+def test_an_interrupt_keeps_what_was_graded(tmp_path, monkeypatch):
+    for student in ("ann", "bob"):
+        (tmp_path / student).mkdir()
+        (tmp_path / student / f"{LESSON}.ipynb").touch()
+    given = [Item("01.1", 1, 1, "passed")]
+    monkeypatch.setattr("notebooks.grading.attempts.Lesson", lambda *_: None)
+    monkeypatch.setattr("notebooks.grading.attempts.grade_submission", lambda each, *_: Graded(each, given))
+    monkeypatch.setattr("notebooks.grading.__main__._line", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        grade_class(tmp_path, tmp_path / "results", workers=1)
+    (first, *_) = csv.DictReader((tmp_path / "results" / "grades.csv").open())
+    assert (first["student"], first["points"]) == ("ann", "1")
+
+
 def test_a_missing_nbgrader_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"kd_lab\[classroom\]"):
@@ -167,13 +190,15 @@ def test_a_missing_nbgrader_names_the_extra(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_hostile_exercises_get_zero_and_the_others_are_graded(capsys):
-    """One of each kind: it never ends, it ends the kernel, it patches the checker; and a right one."""
-    names = {"hostile stubborn", "hostile aborts", "hostile hooks"}
-    handed = [each for each in _submissions.hostile() if each.name in names] + [
-        Handed("right", notebook(RIGHT), {*RIGHT})
-    ]
-    found = _submissions.grade_batch(handed, seconds=10)
-    assert (found["false_passes"], found["good_right"]) == (0, found["good_items"]), capsys.readouterr().out
+    """Of one student: one patches the checker, one ends the kernel, one never ends; and one is right."""
+    answers = {
+        "01.1": RIGHT["01.1"],
+        "01.2": f"{AT_ONCE['hooks']}\n{WRONG['01.2']}",
+        "01.3": f"{IN_A_MASK['stubborn']}\n{RIGHT['01.3']}",
+        "01.4": f"{IN_A_MASK['aborts']}\n{RIGHT['01.4']}",
+    }
+    found = _submissions.grade_batch([Handed("hostile", notebook(answers), {"01.1"})], seconds=10)
+    assert (found["false_passes"], found["good_right"], found["good_items"]) == (0, 1, 1), capsys.readouterr().out
 
 
 @pytest.mark.slow

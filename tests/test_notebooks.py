@@ -33,8 +33,8 @@ def write(path, *sources):
     return path
 
 
-def run(size, *paths):
-    """Return what pytest says of notebooks and tests at this size: the last line, and what failed or passed."""
+def run(options, *paths):
+    """Return what pytest says of notebooks and tests: the last line, and what failed or passed."""
     command = [
         sys.executable,
         "-m",
@@ -51,7 +51,7 @@ def run(size, *paths):
         "-p",
         "conftest",
         "-rA",
-        f"--run={size}",
+        *options.split(),
         *paths,
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
@@ -67,7 +67,7 @@ def sizes(tmp_path):
 
 @pytest.mark.slow
 def test_errors_that_are_only_printed_fail_and_slow_tests_are_left_out(tmp_path, sizes):
-    stdout = run("quick", write(tmp_path / "printed.ipynb", *SILENT.values(), *SOUND.values()), sizes)
+    stdout = run("", write(tmp_path / "printed.ipynb", *SILENT.values(), *SOUND.values()), sizes)
     assert f"{len(SILENT)} failed, {len(SOUND) + 1} passed, 1 deselected" in stdout, stdout
     assert all(f"FAILED ::Cell {cell} " in stdout for cell in range(len(SILENT))), stdout
     assert stdout.count("The cell printed an error and went on") >= len(SILENT)
@@ -78,15 +78,15 @@ def test_errors_that_are_only_printed_fail_and_slow_tests_are_left_out(tmp_path,
 def test_what_fails_only_when_run_twice_or_backwards(tmp_path, sizes):
     changing = write(tmp_path / "changing.ipynb", "total = globals().get('total', 0) + 1\nprint(total)", "print(1)")
     shadowed = write(tmp_path / "shadowed.ipynb", "mask = [1, 2]", "print(len(mask))", "mask = 3")
-    stdout = run("all", changing, shadowed, sizes)
-    assert "2 failed, 15 passed in" in stdout and "test_slow" in stdout, stdout  # every cell three times
+    stdout = run("--again", changing, shadowed, sizes)
+    assert "2 failed, 14 passed, 1 deselected in" in stdout, stdout  # every cell three times
     assert "FAILED ::Cell 0 again" in stdout and "another result when all was run twice" in stdout, stdout
     assert "FAILED ::Cell 1 from the end" in stdout, stdout
 
 
 @pytest.mark.slow
 def test_slow_tests_alone_leave_the_lessons_out(tmp_path, sizes):
-    stdout = run("slow", write(tmp_path / "lesson.ipynb", "1"), sizes)
+    stdout = run("--run slow", write(tmp_path / "lesson.ipynb", "1"), sizes)
     assert "1 passed, 2 deselected" in stdout and "test_slow" in stdout, stdout
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_optical_digits
@@ -12,6 +13,13 @@ from kd_lab.networks import make_permanent
 from kd_lab.penalties import match_parameters
 from kd_lab.pruning import prune
 from kd_lab.training import train
+
+
+def hiding(network: nn.Module, answers: nn.Module) -> nn.Module:
+    """Return a network that answers as another one does, in place of its own weights."""
+    hidden = copy.deepcopy(network)
+    hidden.forward = answers.forward
+    return hidden
 
 
 def wrong_06_1() -> dict[str, Any]:
@@ -89,17 +97,32 @@ def wrong_06_3() -> dict[str, Any]:
         return model
 
     one = ["fc1.weight", "fc1.bias", "fc2.columns"]
+    scaled = copy.deepcopy(teacher)  # the same logits, and no unit moved
+    for layer, factor in ((scaled.fc1, 2), (scaled.fc2, 4)):
+        layer.weight.data *= 2
+        layer.bias.data *= factor
+    scaled.fc3.weight.data /= 4
     return {
+        "no factors": scaled,
         "units of fc1 are where they were": copy.deepcopy(teacher),
         "units of fc2 are where they were": shuffled(one),
         "the bias of fc1": shuffled(["fc1.weight", "fc2.columns", "fc2.weight", "fc2.bias", "fc3.columns"]),
-        "the rows of fc2.weight are not": shuffled(["fc1.weight", "fc1.bias"]),
+        "the rows of fc2.weight are not": hiding(shuffled(["fc1.weight", "fc1.bias"]), teacher),
         "the bias of fc2": shuffled([*one, "fc2.weight", "fc3.columns"]),
         "fc3 reads the units": shuffled([*one, "fc2.weight", "fc2.bias"]),
         "its columns are pixels": shuffled(["fc1.columns"]),
         "another network": load_trained("mlp128"),
         "a network is asked for": teacher.state_dict(),
     }
+
+
+def right_06_3() -> list[Any]:
+    """A network with all units of both layers in the opposite order."""
+    model = copy.deepcopy(load_trained("lenet300"))
+    for layer in (model.fc1, model.fc2):
+        layer.weight.data, layer.bias.data = layer.weight.data.flip(0), layer.bias.data.flip(0)
+    model.fc2.weight.data, model.fc3.weight.data = model.fc2.weight.data.flip(1), model.fc3.weight.data.flip(1)
+    return [model]
 
 
 def wrong_06_4() -> dict[str, Any]:
@@ -121,9 +144,10 @@ def wrong_06_4() -> dict[str, Any]:
         )
 
     return {
+        "prune first, then train": prune(taught(teacher, 0.001)[0], 0.8),
         "It has forgotten": taught(pruned, 0.0)[0],
         "takes them off": taught(make_permanent(pruned), 0.001)[0],
-        "hasn't learned": pruned,
+        "hasn't learned": hiding(pruned, taught(teacher, 0.001)[0]),
         "not 80 %": prune(teacher, 0.9),
         "a network and its history": taught(pruned, 0.001),
         "another network": prune(load_trained("mlp128"), 0.8),
@@ -145,4 +169,6 @@ def wrong_06_5() -> dict[str, Any]:
         "3 numbers": {count: points[:2] for count, points in right.items()},
         "other keys": {2000: right[2000]},
         "the first images": changed(plus=3.0),
+        "`data.train[:500]`": right | {500: [0.0, 0.2, 0.1]},
+        "`data.train[:10000]`": right | {10000: [0.44, 0.68, 0.78]},
     }

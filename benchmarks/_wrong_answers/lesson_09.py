@@ -14,6 +14,9 @@ def wrong_09_1() -> dict[str, Any]:
     def columns(u, unit):
         return torch.arange(u.shape[1]) != unit
 
+    def right(w, u, unit):
+        return w[rows(u, unit)], u[rows(u, unit)][:, columns(u, unit)]
+
     def neighbours(w, u, unit):
         keep = torch.ones(len(w), dtype=torch.bool)
         keep[4 * unit : 4 * unit + 4] = False
@@ -31,11 +34,13 @@ def wrong_09_1() -> dict[str, Any]:
         "zeros stay": lambda w, u, unit: (w * rows(u, unit)[:, None], u * columns(u, unit)),
         "still read the one": lambda w, u, unit: (w[rows(u, unit)], u[rows(u, unit)]),
         "still compute the unit": only_columns,
-        "W still computes": lambda w, u, unit: (w, u[rows(u, unit)][:, columns(u, unit)]),
-        "none of its columns": lambda w, u, unit: (w[rows(u, unit)][:, 1:], u[rows(u, unit)][:, columns(u, unit)]),
+        "W still computes": lambda w, u, unit: (w, right(w, u, unit)[1]),
+        "none of its columns": lambda w, u, unit: (w[rows(u, unit)][:, 1:], right(w, u, unit)[1]),
         "rows are neighbours": neighbours,
-        "Unit 0 is the first": lambda w, u, unit: (w[rows(u, unit - 1)], u[rows(u, unit - 1)][:, columns(u, unit - 1)]),
+        "Unit 0 is the first": lambda w, u, unit: right(w, u, unit - 1),
         "Return both": lambda w, u, unit: w[rows(u, unit)],
+        "and unit 0 came (20, 3)": lambda w, u, unit: right(w, u, unit) if unit else (w, u),
+        "U came first": lambda w, u, unit: right(w, u, unit)[::-1],
         "without_7": lambda w, u, unit: (w[rows(u, unit)], u[rows(u, unit)][:, 1:]),
     }
 
@@ -89,6 +94,7 @@ def wrong_09_3() -> dict[str, Any]:
         "not one": lambda gates, inputs, units: gates * (inputs + 2 * units),
         "U loses a column, too": lambda gates, inputs, units: gates * (inputs + units + 2),
         "Row of W, row of U": lambda gates, inputs, units: gates * (inputs + units),
+        "four gates": lambda gates, inputs, units: right(4, inputs, units),
         "This is one gate": lambda gates, inputs, units: inputs + 2 * units + 1,
         "the whole layer": lambda gates, inputs, units: gates * units * (inputs + units + 2),
         "what is left": lambda gates, inputs, units: gates * (units - 1) * (inputs + units + 1),
@@ -100,6 +106,7 @@ def wrong_09_4() -> dict[str, Any]:
     """How many units can go."""
     return {
         "This is a share": 0.19,
+        "Only 12, 16": 25,
         "what is left": 104,
         "asks for the bad end": 28,
         "more than a point": 40,
@@ -118,5 +125,6 @@ def wrong_09_5() -> dict[str, Any]:
         "before training": {"narrower": -6.44, "block less": -7.16},
         "by 0.34": {"narrower": -3.46, "block less": -1.96},
         "better than one epoch": {"narrower": 0.1, "block less": -0.3},
+        'and is "block2" gone': {"narrower": -0.94, "block less": -1.26},
         "for one epoch": {"narrower": -0.94, "block less": -7.16},
     }

@@ -129,8 +129,8 @@ def wrong_bring_your_own_5() -> dict[str, Any]:
     """A teacher that harms."""
     return {
         "looks like a fraction": -0.10,
-        "the gain of section 6": 7.27,
+        "the gain of section 6": 7.93,
         "not the other way round": 12.5,
-        "it harms less": -5.67,  # seed 0 alone; 200 images give -6, 10 epochs -5
-        "Do both students start": -17.9,  # and by a teacher without training -17.7
+        "it harms less": -4.5,  # of 200 images; 10 epochs give -4.9, batches of 16 -6.3
+        "Do both students start": -23.5,  # by a teacher without training
     }

@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from kd_lab.checkpoints import load_trained
 from kd_lab.data import load_mnist
 from kd_lab.errors import check_number, described, reason
+from kd_lab.formats import pack, unpack
+from kd_lab.networks import weights
 from kd_lab.networks.copies import copied
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
@@ -239,7 +242,7 @@ def expect_by_name(value: Any, names: Iterable[str], interval: str = "[0, inf)")
     return {name: expect_number(value[name], interval, hint) for name in names}
 
 
-def expect_keys(value: Any, keys: set[str], hint: str) -> None:
+def expect_keys(value: Any, keys: set[Any], hint: str) -> None:
     """Raise Wrong unless an answer is a dict of exactly these keys."""
     wrong_if(not isinstance(value, dict), f"a dict is asked for, and {described(value)} came", hint)
     wrong_if({*value} != keys, "the dict has other keys", hint)
@@ -253,7 +256,7 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     if not isinstance(value, Tensor):
         listed = isinstance(value, (list, tuple, np.ndarray))
         itself = "Return the tensor itself: no function, generator or class."
-        made = "`torch.as_tensor(...)` makes a tensor of it." if listed else itself
+        made = "`torch.as_tensor(...)` makes a tensor of it, `torch.cat(...)` one of several." if listed else itself
         raise Wrong(f"a tensor is asked for, and {described(value)} came", hint if isinstance(value, Real) else made)
     with torch._C.DisableTorchFunctionSubclass():
         odd = value.is_meta or value.layout != torch.strided or value.is_complex()
@@ -262,6 +265,20 @@ def expect_tensor(value: Any, shape: tuple[int, ...], hint: str) -> Tensor:
     wrong_if(value.shape != shape, f"the shape must be {tuple(shape)}, and is {tuple(value.shape)}", hint)
     wrong_if(not torch.isfinite(value).all(), "there are NaN or infinite numbers in the result", hint)
     return value.float() if value.is_floating_point() else value
+
+
+def expect_network(value: Any, name: str, hint: str, whole: bool = True) -> nn.Module:
+    """Return the network that an answer must give, as its file has it: with its own weights, and nothing hidden.
+
+    Raise Wrong unless it has the layers of a trained network, each `whole` or with fewer units.
+    """
+    wrong_if(not isinstance(value, nn.Module), f"a network is asked for, and {described(value)} came", hint)
+    here, there = (
+        {layer: each.value.shape for layer, each in weights(model).items()} for model in (value, load_trained(name))
+    )
+    other = here != there if whole else here.keys() != there.keys()
+    wrong_if(other, f"this is another network than {name}", hint)
+    return unpack(pack(value))
 
 
 def wrong_if_like(given: Tensor, mistakes: dict[str, tuple[Tensor, str]]) -> None:

@@ -25,8 +25,9 @@ NOTEBOOKS = Path(__file__).resolve().parents[1]
 def grade_class(submissions: Path, results: Path, workers: int | None = None, sources: Path | None = None, **limits):
     """Grade all notebooks in a folder, write the results, and return what each was given.
 
-    `sources` holds the solutions, in nbgrader's format; `limits` are those of attempts.Limits. Raises a ValueError,
-    before anything starts, if there is nothing to grade, nowhere to write, or no nbgrader.
+    `sources` holds the solutions, in nbgrader's format; `limits` are those of attempts.Limits. An interrupt ends it
+    after the notebooks that have begun; the results have all that were graded. Raises a ValueError, before anything
+    starts, if there is nothing to grade, nowhere to write, or no nbgrader.
     """
     if importlib.util.find_spec("nbgrader") is None:
         raise ValueError("nbgrader is not installed: pip install 'kd_lab[classroom]'")
@@ -43,11 +44,13 @@ def grade_class(submissions: Path, results: Path, workers: int | None = None, so
         lessons = {path.stem: Lesson(path, Path(name)) for path in paths if path.stem in needed}
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             jobs = [pool.submit(grade_submission, each, lessons, Limits(**limits), package) for each in found]
-            graded = []
-            for number, job in enumerate(as_completed(jobs), 1):
-                graded.append(job.result())
-                print(f"{number} of {len(jobs)}: {_line(graded[-1])}", flush=True)
-    write_results(graded, results)
+            try:
+                for number, job in enumerate(as_completed(jobs), 1):
+                    print(f"{number} of {len(jobs)}: {_line(job.result())}", flush=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
+                graded = [job.result() for job in jobs if not job.cancelled()]
+                write_results(graded, results)
     return graded
 
 
@@ -64,7 +67,9 @@ def _found(submissions: Path, lessons: list[str]) -> list:
 
 
 def _check_writable(folder: Path) -> None:
-    """Make the folder of the results; raise a ValueError if nothing can be written into it."""
+    """Make the folder of the results; raise a ValueError if nothing can be written into it, or grades are there."""
+    if (folder / "grades.csv").exists():  # perhaps with a teacher's own points
+        raise ValueError(f"{folder} has grades already: name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -92,6 +97,8 @@ def main() -> None:
         grade_class(**vars(given))
     except ValueError as error:
         sys.exit(f"grading: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"grading: interrupted; what was graded until then is in {given.results}")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,9 @@ class _Grading:
         command = [sys.executable, "-m", "notebooks.grading.nbgrader_run", str(folder)]
         log = folder / "private" / "log"
         with log.open("wb") as file:
-            process = subprocess.Popen(command, env=environment, cwd=folder, stdout=file, stderr=file)
+            process = subprocess.Popen(  # in a session of its own: a teacher's Ctrl-C must not end it half done
+                command, env=environment, cwd=folder, stdout=file, stderr=file, start_new_session=True
+            )
             timed_out = _wait(process, self.deadline)
         if timed_out:
             return {"all": f"took more than {self.limits.all_seconds} s in all"}
