@@ -129,6 +129,12 @@ def test_what_is_no_function_or_has_another_first_line_is_told_so():
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
 def test_a_right_tensor_passes_in_any_precision(kind):
     assert judge(find_exercise("01.1"), lambda weight, gradient: (weight * gradient).abs().to(kind), 0).passed
+    assert judge(find_exercise("02.1"), lambda f, b, s, keep: (f[keep].to(kind), b[keep], s[:, keep]), 0).passed
+
+
+def test_a_removal_that_takes_the_same_units_always_never_passes():
+    always = [judge(find_exercise("02.1"), lambda f, b, s, keep: (f[:4], b[:4], s[:, :4]), seed) for seed in range(10)]
+    assert not any(verdict.passed for verdict in always)
 
 
 @pytest.mark.parametrize("odd", ["meta", "sparse", "complex"])

@@ -12,6 +12,7 @@ def wrong_00_1() -> dict[str, Any]:
     return {
         "The biases are missing": lambda i, o, k, s: (weights(i, o, k), weights(i, o, k) * s**2),
         "a bias of its own": lambda i, o, k, s: (weights(i, o, k) + 1, weights(i, o, k) * s**2),
+        "output channel has a bias": lambda i, o, k, s: (weights(i, o, k) + i, weights(i, o, k) * s**2),
         "reads *all* input channels": lambda i, o, k, s: (o * k**2 + o, o * k**2 * s**2),
         "kernel × kernel, not kernel": lambda i, o, k, s: (i * o * k + o, i * o * k * s**2),
         "never multiplied": lambda i, o, k, s: (weights(i, o, k) + o, (weights(i, o, k) + o) * s**2),
@@ -62,6 +63,7 @@ def wrong_00_4() -> dict[str, Any]:
     """What the kit refuses."""
     right = {"text": "refused", "50": "refused", "10": 18.8}
     return {
+        "whatever it says": right | {"text": "ParameterError"},
         "10 is not refused": right | {"10": "refused"},
         "in quotes is text": right | {"text": 84.0},
         "rates end at 10": right | {"50": 9.8},
@@ -80,6 +82,7 @@ def wrong_00_5() -> dict[str, Any]:
         "comes second": {"points": [-each for each in points], "clear": 6},
         "same seed gives the same": {"points": [0.0] * 9, "clear": 0},
         "nothing else changed": {"points": [each + 1.2 for each in points], "clear": 9},
+        "all validation images": {"points": [0.9, 0.8, 0.9, 1, 0.9, 0.8, 0.9, 0.9, 1], "clear": 6},
         "*do* contain zero": {"points": points, "clear": 3},
         "both ends are above it": {"points": points, "clear": 9},
         "Return {": {"points": [0.0, *points], "clear": 6},

@@ -1,8 +1,10 @@
 """The checks of lesson 03, pruning with care."""
 
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from kd_lab.checkpoints import load_trained
@@ -18,7 +20,9 @@ from kd_lab.exercises.judging import (
     wrong_if,
     wrong_if_like,
 )
-from kd_lab.pruning import prune_least_squares
+from kd_lab.networks import build_model
+from kd_lab.pruning import prune, prune_least_squares, rewind
+from kd_lab.training import train
 
 
 def _problem(draw: Generator) -> tuple[Tensor, Tensor]:
@@ -26,6 +30,11 @@ def _problem(draw: Generator) -> tuple[Tensor, Tensor]:
     inputs = torch.randn(40, 6, generator=draw, dtype=torch.float64)
     inputs += inputs[:, [1, 2, 3, 4, 5, 0]] + torch.linspace(0.2, 2, 6, dtype=torch.float64)
     return torch.randn(6, generator=draw, dtype=torch.float64), inputs.T @ inputs / 40
+
+
+def _damped(hessian: Tensor) -> Tensor:
+    """Return the Hessian as the kit uses it, which the exercises don't ask for."""
+    return hessian + 0.01 * hessian.diagonal().mean() * torch.eye(6, dtype=hessian.dtype)
 
 
 @exercise(
@@ -49,6 +58,10 @@ def costs(answer: Any, draw: Generator) -> None:
             "this is w² · [H⁻¹]_pp": (weight.square() * inverse, "The diagonal of the inverse divides."),
             "this is |w| / [H⁻¹]_pp": (weight.abs() / inverse, "The weight is squared."),
             "this is w / [H⁻¹]_pp": (weight / inverse, "The weight is squared: a cost is never negative."),
+            "this is w_p² / [H⁻¹]_pp with damping": (
+                weight.square() / torch.linalg.inv(_damped(hessian)).diagonal(),
+                "Invert H as it is given.",
+            ),
             "this is w², the magnitude": (weight.square(), "The inputs, by way of H, are not used."),
         }
         wrong_if_like(given, mistakes)
@@ -77,6 +90,8 @@ def refit(answer: Any, draw: Generator) -> None:
         mistakes = {
             "the weights that stay are as they were": (weight * keep, same),
             "this solves H_KK w' = w_K": (_solved(keep, hessian, weight), "The right side is (H w)_K, not w_K."),
+            "these are the changes of the weights": (expected - weight * keep, "Add them to the weights that stay."),
+            "H is damped": (_solved(keep, _damped(hessian), _damped(hessian) @ weight), "Use H as it is given."),
             "the weights that go are fitted, not those that stay": (
                 _solved(~keep, hessian, hessian @ weight),
                 "K: `keep` is True.",
@@ -110,8 +125,8 @@ def calibration_images(answer: Any, draw: Generator) -> None:
     noise = expect_number(answer["noise"], "[-100, 100]", form)
     hundreds = expect_numbers(answer["hundreds"], 3, "[-100, 100]", form)
     said = f"{hundreds} with the hundreds, {noise:g} with noise"
-    wrong_if(noise < 0, said, "Points *lost*: a network that reads fewer images has lost more than 0.")
-    wrong_if(noise < 1, said, "These are fractions. Times 100 they are points.")
+    wrong_if(min(noise, *hundreds) < 0, said, "Points *lost*: a network that reads fewer images has lost more than 0.")
+    wrong_if(noise < 1 or max(hundreds) < 0.05, said, "These are fractions. Times 100 they are points.")
     wrong_if(len(set(hundreds)) == 1, said, "Each hundred needs images of its own: does `start` move?")
     half = "Noise costs far more than that. Noise of the images' shape, `torch.randn_like`, for every layer at 0.8?"
     wrong_if(noise < 15, said, half)
@@ -123,7 +138,7 @@ def calibration_images(answer: Any, draw: Generator) -> None:
     magnitude = "That is about what `prune`, by magnitude, loses: least squares is asked for."
     wrong_if(hundreds[place] > 15, said, magnitude)
     same = "A sparsity of 0.8, images 0 to 99, 100 to 199, 200 to 299 of the training part, against `classic`?"
-    wrong_if(abs(hundreds[place] - here) > 0.3, said, same)
+    wrong_if(abs(hundreds[place] - here) > 0.15, said, same)
 
 
 @exercise(
@@ -142,12 +157,15 @@ def after_training(answer: Any, draw: Generator) -> None:
     wrong_if(before < 1, said, "These are fractions. Times 100 they are points.")
     wrong_if(after > before + 1, said, "Training helps the worse network more: did you swap the two?")
     every = 'Is it 90 % of *every* layer, by magnitude with `scope="per_layer"`?'
-    wrong_if(not 60 < before < 73, f"{said}: before training it is another lead", every)
+    classic, data = load_trained("lenet5_classic"), mnist()
+    by_care = prune_least_squares(classic, 0.9, data.train.images[:100])
+    here = 100 * paired_difference(by_care, prune(classic, 0.9, scope="per_layer"), data.validation).value
+    wrong_if(abs(before - here) > 3, f"{said}: before training the lead is {here:.2f} here", every)
     said = f"{after:g} points after training, of {before:g}"
     same = "These are the same networks. `train` returns *new* ones: compare these."
     wrong_if(abs(after - before) < 1, said, same)
     more = "That is more training than asked for: 10,000 images, one epoch, learning_rate=1e-3."
-    wrong_if(after < 33, said, more)
+    wrong_if(after < 30, said, more)
     wrong_if(after > 60, said, "That is less training than asked for: 10,000 images, one epoch, learning_rate=1e-3.")
 
 
@@ -176,9 +194,31 @@ def ticket(answer: Any, draw: Generator) -> None:
     later = "That is the loss of a later epoch: after the second, `history.validation_loss[1]`."
     wrong_if(whole < 0.265, said, later)
     wrong_if(whole > 0.32, said, "That is the loss of the first epoch: after the second, `history.validation_loss[1]`.")
-    fits = 0.22 < winner < 0.28 and 0.31 < control < 0.40
+    here = _whole_and_ticket()
+    said = f"{said}; here whole {here[0]:.3f}, ticket {here[1]:.3f}"
     wrong_if(
-        not fits,
-        said,
-        "Is the mask that of four epochs, and are the batches of 60, the rate 0.0012 and constant, for all three?",
+        abs(whole - here[0]) > 0.004, said, "Is it seed 1, and are the rate 0.0012 and constant, the batches of 60?"
     )
+    mask = "Is the mask that of four epochs, 79 % of `fc1` and `fc2`, 54 % of `fc3`, each layer by itself?"
+    wrong_if(abs(winner - here[1]) > 0.008, said, mask)
+    same = "Is the control rewound to seed 6 with the ticket's mask, and trained as the ticket is?"
+    wrong_if(not 0.31 < control < 0.40, said, same)
+
+
+@cache  # takes seconds
+def _whole_and_ticket() -> tuple[float, float]:
+    """Return the losses of exercise 5 as measured here, of the whole network and of its ticket."""
+    data, initial = mnist(), build_model("lenet300", seed=1)
+    fit = partial(
+        train,
+        data=data.train[:6000],
+        loss_fn=F.cross_entropy,
+        validation=data.validation[:1000],
+        batch_size=60,
+        learning_rate=0.0012,
+        schedule="constant",
+        progress=False,
+    )
+    trained, whole = fit(initial, epochs=4)
+    masked = prune(trained, {"fc1": 0.79, "fc2": 0.79, "fc3": 0.54}, scope="per_layer")
+    return whole.validation_loss[1], fit(rewind(masked, initial), epochs=2)[1].validation_loss[1]
