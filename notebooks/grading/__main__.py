@@ -25,9 +25,9 @@ NOTEBOOKS = Path(__file__).resolve().parents[1]
 def grade_class(submissions: Path, results: Path, workers: int | None = None, sources: Path | None = None, **limits):
     """Grade all notebooks in a folder, write the results, and return what each was given.
 
-    `sources` holds the solutions, in nbgrader's format; `limits` are those of attempts.Limits. An interrupt ends it
-    after the notebooks that have begun; the results have all that were graded. Raises a ValueError, before anything
-    starts, if there is nothing to grade, nowhere to write, or no nbgrader.
+    `sources` holds the solutions, in nbgrader's format; `limits` are those of attempts.Limits. After an interrupt
+    the results have all that were graded until then. Raises a ValueError, before anything starts, if there is nothing
+    to grade, nowhere to write, or no nbgrader.
     """
     if importlib.util.find_spec("nbgrader") is None:
         raise ValueError("nbgrader is not installed: pip install 'kd_lab[classroom]'")
@@ -48,8 +48,8 @@ def grade_class(submissions: Path, results: Path, workers: int | None = None, so
                 for number, job in enumerate(as_completed(jobs), 1):
                     print(f"{number} of {len(jobs)}: {_line(job.result())}", flush=True)
             finally:
-                pool.shutdown(cancel_futures=True)
-                graded = [job.result() for job in jobs if not job.cancelled()]
+                pool.shutdown(wait=False, cancel_futures=True)  # written first, since a second Ctrl-C ends the wait
+                graded = [job.result() for job in jobs if job.done() and not job.cancelled()]
                 write_results(graded, results)
     return graded
 
