@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kd_lab.cost import latency
-from kd_lab.data import MEAN, STD
+from kd_lab.data import MEAN, STD, Split
 from kd_lab.deployment.page import ASSETS
 from kd_lab.deployment.parity import real_images
 from kd_lab.deployment.served import ServedModel, prepared
@@ -22,6 +22,8 @@ from kd_lab.panels.canvas import COLOR, GREY, SIDE, Canvas, digit_picture, new_f
 from kd_lab.panels.controls import Value
 from kd_lab.panels.measurement import table
 from kd_lab.panels.panel import Panel, Shown, side_by_side
+from kd_lab.panels.recorded import checked_target, recorded_page
+from kd_lab.storage import write_safely
 
 PICTURE_WIDTH, DIGIT, ROW, BARS, CAPTION = 400, 3 * SIDE, 70, 34, 18  # in pixels; a row for each network
 MAX_NAME = 30  # letters above a network's bars, as many as fit
@@ -65,6 +67,24 @@ class DrawingPanel(Panel):
         super().__init__({"digit": Pad()}, (PICTURE_WIDTH, self._drawing.height), 24 + 22 * len(self._models))
         self._box.children[1].layout.display = "none"  # a drawing is not pinned
         self._box.add_class("kd-lab-drawing")
+
+    def save_html(self, path: Path | str, settings: Any) -> None:
+        """Write a page in which a slider in place of the pad goes through recorded digits, and the networks answer.
+
+        `settings` are digits as load_mnist() gives them, such as `data.validation[:12]`, whose labels stand in the
+        titles. All else is as in the pages of the other panels.
+        """
+        check_kind("settings", settings, Split, "digits with their labels, such as data.validation[:12]")
+        shape = tuple(settings.images.shape)
+        check_that("settings", settings.images, shape[0] and shape[1:] == MNIST_IMAGE, "digits (N, 1, 28, 28)")
+        path = checked_target(path)
+        drawn = [tuple(digit.flatten().tolist()) for digit in (settings.images * STD + MEAN).clamp(0, 1)]
+        label_of = dict(zip(drawn, settings.labels.tolist(), strict=True))
+        records = [
+            record._replace(title=record.title.replace("Your digit", f"This {label_of[record.values[0]]}"))
+            for record in self._record([{"digit": digit} for digit in drawn])
+        ]
+        write_safely(path, recorded_page(type(self).__name__, self.controls, records))
 
     def measure(self, digit: tuple[float, ...]) -> Iterator[Shown]:
         """Yield the answers to a drawing once all networks have given them."""
