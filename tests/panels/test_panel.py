@@ -253,6 +253,26 @@ def test_a_panel_that_is_displayed_is_measured(recorder):
     assert recorder._repr_mimebundle_()["text/plain"] == "Recorder: 0 all"
 
 
+class Halting(Recorder):
+    """Stop after the first answer until the gate is opened."""
+
+    def measure(self, x):
+        for answer in super().measure(x):
+            yield answer
+            self.gate.wait(10)
+
+
+@pytest.mark.parametrize("recorder", [Halting], indirect=True)
+def test_whoever_looks_on_sees_the_first_answer_while_the_others_come(recorder, monkeypatch):
+    recorder.begin(0)
+    threading.Timer(0.2, recorder.gate.set).start()
+    monkeypatch.setattr("kd_lab.panels.panel._cell_id", lambda shell: "the name of a cell")
+    recorder.draw = lambda answer: (recorder.gate.clear(), Recorder.draw(recorder, answer))[1]
+    assert recorder._repr_mimebundle_()["text/plain"] == "Halting: 0 first"
+    recorder.gate.set()
+    assert recorder.flush().title == "0 all"
+
+
 def test_what_is_shown_is_a_short_text():
     shown = Shown("50 % pruned", b"PNG" * 1000, "<table>")
     assert repr(shown) == pretty(shown) == "50 % pruned" and shown.png.startswith(b"PNG")
