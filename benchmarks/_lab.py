@@ -40,7 +40,7 @@ from kd_lab.data import Mnist, load_mnist
 from kd_lab.panels import *
 
 data = load_mnist()
-few = Mnist(data.train[:1000], data.validation, data.test)"""
+few = Mnist(data.train[:1000], data.validation[:1000], data.test)"""
 # Lab's own command and model, since cells out of view are not in the page, and so neither are their prompts.
 RUN_CELLS = """([command, seconds]) => Promise.race([
   (async () => {
@@ -60,12 +60,12 @@ OPEN = """async (path) => {
   const panel = await jupyterapp.commands.execute("docmanager:open", { path });
   await panel.context.ready;
 }"""
-OVERFLOWS = """part => {
+CUT_OFF = """output => [...output.querySelectorAll(".widget-html-content")].filter(part => {
   const all = document.createRange();
   all.selectNodeContents(part);
   const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
   return text.bottom > box.bottom + 1 || text.right > box.right + 1;
-}"""
+}).map(part => part.innerText)"""
 SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 'start')"
 
 
@@ -275,7 +275,7 @@ def is_blank(picture: Image.Image) -> bool:
 
 def cut_off(output: Locator) -> list[str]:
     """Return the texts below an output that do not fit in their boxes."""
-    return [part.inner_text() for part in output.locator(".widget-html-content").all() if part.evaluate(OVERFLOWS)]
+    return output.evaluate(CUT_OFF)
 
 
 def top(row: Locator) -> float:

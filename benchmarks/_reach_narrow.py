@@ -1,5 +1,6 @@
 """Count what is cut off, or needs a horizontal scroll bar, in all panels on narrow pages of JupyterLab and Voila."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,8 @@ TOGGLE = "() => jupyterapp.commands.execute('application:toggle-left-area')"
 # What reaches out of its panel or scrolls in it, and what around it scrolls sideways or ends before it does.
 SIZES = """panel => {
   const {left, right} = panel.getBoundingClientRect(), parts = [panel, ...panel.querySelectorAll("*")], around = [];
-  for (let part = panel.parentElement; part; part = part.parentElement) around.push(part);
+  const end = panel.closest(".jp-NotebookPanel")?.parentElement;  // the menus around it are JupyterLab's own affair
+  for (let part = panel.parentElement; part !== (end ?? null); part = part.parentElement) around.push(part);
   const beyond = part => part.getBoundingClientRect().right > right + 1 || part.getBoundingClientRect().left < left - 1;
   const scrolls = part => part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).overflowX !== "visible";
   const wrong = parts.filter(part => part.clientWidth && (beyond(part) || scrolls(part)));
@@ -55,7 +57,7 @@ SIZES = """panel => {
   return [...wrong.map(part => part.outerHTML.slice(0, 200)), ...page.map(part => `around it: ${part.className}`)];
 }"""
 HEIGHTS = "panel => [...panel.children].map(part => part.getBoundingClientRect().height)"
-CALM = 400  # milliseconds in which nothing changes
+MEASURED = re.compile(r" right |least squares \d|by output \d| bytes$|is read as")  # in the line above a picture
 
 
 def misfits(panel: Locator) -> list[str]:
@@ -66,19 +68,20 @@ def misfits(panel: Locator) -> list[str]:
     return panel.evaluate(SIZES) + cut_off(panel)
 
 
-def settle(panel: Locator) -> None:
-    """Return once a panel has stayed as it is for a while."""
-    before = None
-    while before != (before := panel.evaluate("part => part.outerHTML")):
-        panel.page.wait_for_timeout(CALM)
+def wait_for(panel: Locator) -> None:
+    """Wait until a panel has measured, last its milliseconds; a prediction or a page is there at once."""
+    panel.wait_for()
+    if panel.locator("img").count():
+        panel.get_by_text(MEASURED).first.wait_for()
+        expect(panel.get_by_text("…", exact=True)).to_have_count(0, timeout=1000 * RUN)
 
 
 def press(panel: Locator, key: str) -> None:
-    """Press a key on the first slider of a panel, and wait for another picture and until all is measured."""
+    """Press a key on the first slider of a panel, and wait for another picture and the new measurement."""
     picture = panel.locator("img").get_attribute("src")
     panel.get_by_role("slider").first.press(key)
     expect(panel.locator("img")).not_to_have_attribute("src", picture, timeout=1000 * RUN)
-    settle(panel)
+    panel.get_by_text(MEASURED).first.wait_for()
 
 
 def resize(page: Page, width: int) -> None:
@@ -122,8 +125,7 @@ def _count(page: Page, show: Callable[[int], Locator], found: dict[str, list[str
         resize(page, width)
         for place, (name, cells) in enumerate(found.items(), 1):
             panel = show(place)
-            panel.wait_for()
-            settle(panel)
+            wait_for(panel)
             wrong = misfits(panel)
             for key in ("Home", "End") if panel.locator("img").count() and panel.get_by_role("slider").count() else ():
                 press(panel, key)
