@@ -1,5 +1,6 @@
 """Time where a learner waits: from a panel's cell to its first answer in JupyterLab, and every cell of every lesson."""
 
+import os
 import tempfile
 from datetime import datetime
 from operator import itemgetter
@@ -84,7 +85,9 @@ def _first_answer(page: Page, source: str) -> float:
 def cell_seconds(lesson: Path) -> dict[str, float]:
     """Run a lesson in a fresh kernel and return the seconds of each cell, by its id."""
     notebook = nbformat.read(lesson, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": lesson.parent}}).execute()
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": lesson.parent}})
+    with tempfile.TemporaryDirectory() as folder:
+        client.execute(env=os.environ | {"KD_LAB_JOURNAL": f"{folder}/journal.jsonl"})
     return {cell.id: _seconds(cell.metadata.execution) for cell in notebook.cells if "execution" in cell.metadata}
 
 
