@@ -42,7 +42,9 @@ PANELS = {  # as the lessons have them
     "PredictionPanel": "PredictionPanel(half)",
 }
 FIRST = """([place, seconds]) => new Promise((found, fail) => {
-  const begun = performance.now(), { content } = jupyterapp.shell.currentWidget;
+  const { content } = jupyterapp.shell.currentWidget;
+  content.scrollToItem(place, "start");  // what is out of view is not in the page
+  const begun = performance.now();
   const look = () => {
     const panel = content.widgets[place].node.querySelector(".kd-lab-panel, .kd-lab-prediction");
     const picture = panel?.querySelector("img"), title = panel?.querySelector("b")?.textContent;
@@ -83,9 +85,10 @@ def _first_answer(page: Page, source: str) -> float:
 
 
 def cell_seconds(lesson: Path) -> dict[str, float]:
-    """Run a lesson in a fresh kernel and return the seconds of each cell, by its id."""
+    """Run a lesson in a fresh kernel, whose cells have names, as in JupyterLab, and return the seconds of each."""
     notebook = nbformat.read(lesson, as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": lesson.parent}})
+    client.on_cell_start = lambda cell, **_: client.kc.session.metadata.update(cellId=cell.id)
     with tempfile.TemporaryDirectory() as folder:
         client.execute(env=os.environ | {"KD_LAB_JOURNAL": f"{folder}/journal.jsonl"})
     return {cell.id: _seconds(cell.metadata.execution) for cell in notebook.cells if "execution" in cell.metadata}
