@@ -72,16 +72,15 @@ def wait_for(panel: Locator) -> None:
     """Wait until a panel has measured, last its milliseconds; a prediction or a page is there at once."""
     panel.wait_for()
     if panel.locator("img").count():
-        panel.get_by_text(MEASURED).first.wait_for()
+        panel.get_by_text(MEASURED).first.wait_for(timeout=1000 * RUN)
         expect(panel.get_by_text("…", exact=True)).to_have_count(0, timeout=1000 * RUN)
 
 
 def press(panel: Locator, key: str) -> None:
-    """Press a key on the first slider of a panel, and wait for another picture and the new measurement."""
+    """Press a key on the first slider of a panel, and wait for another picture; what it shows may be under way."""
     picture = panel.locator("img").get_attribute("src")
     panel.get_by_role("slider").first.press(key)
     expect(panel.locator("img")).not_to_have_attribute("src", picture, timeout=1000 * RUN)
-    panel.get_by_text(MEASURED).first.wait_for()
 
 
 def resize(page: Page, width: int) -> None:
@@ -129,6 +128,7 @@ def _count(page: Page, show: Callable[[int], Locator], found: dict[str, list[str
             wrong = misfits(panel)
             for key in ("Home", "End") if panel.locator("img").count() and panel.get_by_role("slider").count() else ():
                 press(panel, key)
+                wait_for(panel)
                 wrong += misfits(panel)
             counts[name, width] = len(wrong)
             cells.append(f"{len(wrong)} ({panel.bounding_box()['width']:.0f})")

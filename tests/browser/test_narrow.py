@@ -10,6 +10,7 @@ from strokes import DRAWINGS, draw
 from benchmarks._lab import LOADED, voila, write_notebook
 from benchmarks._reach_narrow import (
     HEIGHTS,
+    MEASURED,
     MORE,
     PANELS,
     TOGGLE,
@@ -77,6 +78,8 @@ def test_the_keyboard_moves_the_slider_and_all_fits_and_nothing_jumps(front_end,
     for key in ("Home", "End"):
         before = table.inner_text()
         press(panel, key)
+        assert panel.evaluate(HEIGHTS) == heights
+        panel.get_by_text(MEASURED).first.wait_for()
         expect(table).not_to_have_text(before, use_inner_text=True)
         assert panel.evaluate(HEIGHTS) == heights and misfits(panel) == []
     resize(front_end.page, WIDTHS[1])
