@@ -64,7 +64,7 @@ CUT_OFF = """output => [...output.querySelectorAll(".widget-html-content")].filt
   const all = document.createRange();
   all.selectNodeContents(part);
   const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
-  return text.bottom > box.bottom + 1 || text.right > box.right + 1;
+  return text.width && (text.bottom > box.bottom + 1 || text.right > box.right + 1);  // nothing is nowhere
 }).map(part => part.innerText)"""
 SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 'start')"
 
