@@ -499,6 +499,7 @@ class _Cluster:
         self.heard: dict[str, tuple[float, float]] = {}
         self.looked = self.alive = time.monotonic()
         self.gone: list[str] = []
+        self.most_threads = 1
 
     def _connected(self, backend: Any) -> tuple[Any, bool]:
         """Return a client, and whether it is to be closed at the end."""
@@ -526,11 +527,13 @@ class _Cluster:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        with suppress(OSError, RuntimeError, self.dask.TimeoutError):  # the scheduler may be gone
+        with suppress(OSError, RuntimeError, SetupError):  # the scheduler may be gone
+            self._workers()  # which waits for its answer no longer than timeout
             self.client.cancel([future for _, future in self.futures.values()])
             self.client.set_metadata([self.name], {})
-        if self.own:
-            self.client.close()
+        with suppress(OSError):
+            if self.own:
+                self.client.close()
 
     def begin(self, key: str, trial: dict[str, Any]) -> None:
         name = f"{self.name}-{next(self.numbers)}"
@@ -570,6 +573,9 @@ class _Cluster:
         now = self.looked = time.monotonic()
         workers = self._workers()
         self.gone = [address for address in self.heard if address not in workers] or self.gone
+        if (most := max((worker["nthreads"] for worker in workers.values()), default=1)) > self.most_threads:
+            self.most_threads = most
+            _say(f"A worker has {most} threads and runs one trial at a time all the same: start more, with one each.")
         seen = {address: worker["last_seen"] for address, worker in workers.items()}
         for address, last in seen.items():
             if self.heard.get(address, (0, 0))[0] != last:
@@ -581,8 +587,8 @@ class _Cluster:
             self.gone = [address]
         self.alive = now if seen else self.alive
         if now - self.alive > self.timeout:
-            lost = f" since {' and '.join(self.gone)} was lost" if self.gone else ""
-            raise SetupError(f"The Dask cluster at {self.address} has had no worker for {self.timeout:g} s{lost}.")
+            lost = f" Lost: {', '.join(self.gone)}." if self.gone else ""
+            raise SetupError(f"The Dask cluster at {self.address} has had no worker for {self.timeout:g} s.{lost}")
         return self.gone
 
     def _workers(self) -> dict[str, Any]:
@@ -591,7 +597,7 @@ class _Cluster:
         try:
             return self.client.sync(ask, n_workers=-1, callback_timeout=self.timeout)["workers"]
         except (OSError, RuntimeError) as error:
-            raise SetupError(f"The Dask scheduler at {self.address} has gone: {reason(error)}") from error
+            raise SetupError(f"The Dask scheduler at {self.address} does not answer: {reason(error)}") from error
 
 
 def _work_in_cluster(payload: bytes, trial: dict[str, Any], sweep: str, name: str) -> str:
