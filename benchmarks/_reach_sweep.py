@@ -22,7 +22,7 @@ TRIALS, WORKERS_KILLED, CALLERS_KILLED = 200, 20, 5
 WORKERS = 2
 PRODUCTS = 60  # of matrices, in a trial: a tenth of a second
 WARM_UP, TRIVIAL, WAITING, COMPUTING = 10, 200, 40, 40  # trials
-WAIT = 0.25  # seconds
+WAIT = 0.5  # seconds
 DELAY, PAUSE = 0.3, 0.005  # seconds
 WORKER = "popen_loky"  # stands in the command line of loky's workers
 

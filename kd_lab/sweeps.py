@@ -1,4 +1,4 @@
-"""Run one function with many settings, on all cores or on a cluster, and keep each result as soon as it is there."""
+"""Run one function with many settings, on all cores or on a cluster, and keep each result when it is there."""
 
 import ast
 import asyncio
@@ -320,7 +320,8 @@ class _Folder:
             yield from [(whose, trial) for key, trial in ones.items() if key not in others][:1]
 
     def _refusal(self, what: str) -> str:
-        return f"'folder' must be new, or that of this sweep. {self.folder} holds a sweep of {what}. Name another one."
+        must = "'folder' must be new, or that of this sweep"
+        return f"{must}. {self.folder} holds a sweep of {what}. Name another folder, or delete that one."
 
     def keep(self, key: str, trial: dict[str, Any], answer: str) -> None:
         """Write the file of a trial that is done."""
