@@ -38,6 +38,7 @@ from kd_lab.errors import (
     DamagedFileError,
     ParameterError,
     SetupError,
+    StorageError,
     SweepError,
     check_choice,
     check_kind,
@@ -334,9 +335,13 @@ class _Folder:
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_file(path))
-        return content if content["schema"] and content["function"] else {}
+        if content["schema"] == SCHEMA:
+            return content
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged, or was not written by a sweep.") from error
+    raise StorageError(
+        f"{path} has schema {content['schema']!r}, and this kd_lab reads schema {SCHEMA}. Update kd_lab."
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -365,7 +370,8 @@ def _answer(function: Callable[..., Any], trial: dict[str, Any]) -> str:
             found |= {"result": None, "error": f"What it returned can't be kept, since {where}: JSON has no such value"}
     except (Exception, SystemExit) as error:  # noqa: BLE001 of any kind: the other trials go on
         found |= {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
     seconds = round(time.perf_counter() - start, 4)
     return json.dumps({**found, "seconds": seconds, "host": socket.gethostname()})
 
@@ -557,11 +563,13 @@ class _Cluster:
         _, future = self.futures[name]
         try:
             answer = future.result(timeout=self.timeout)
-        except TimeoutError:
-            future.add_done_callback(lambda _: self.done.put(name))
-            return None
         except self.dask.KilledWorker as error:
             return _Lost(f"The worker at {error.last_worker.address} was lost")
+        except OSError as error:
+            if future.done():
+                return _Lost(f"A worker lost its connection ({reason(error)})")
+            future.add_done_callback(lambda _: self.done.put(name))
+            return None
         except SetupError:
             raise
         except Exception as error:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import distributed
@@ -271,6 +272,45 @@ def test_a_trial_that_dask_gave_to_a_second_worker_runs_again_three_times(client
     assert log.read_text() == "...."
     assert capsys.readouterr().out.count("it runs again: {'x': 0}") == 3
     assert load_sweep(tmp_path) == []
+
+
+def test_a_worker_that_loses_its_connection_is_a_lost_worker(client, tmp_path, monkeypatch):
+    def cut(*_):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(sweeps, "_work_in_cluster", cut)
+    with pytest.raises(SweepError, match=r"lost 4 times; at last, A worker lost its connection \(no answer\)"):
+        sweep(square, TRIALS[:1], tmp_path, client, progress=False)
+
+
+def test_a_cluster_that_can_not_run_trials_says_why_and_nothing_is_kept(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "_packed", lambda _: b"no function")
+    with pytest.raises(SetupError, match=rf"The function can't be loaded on {socket.gethostname()}"):
+        sweep(square, TRIALS, tmp_path, client, progress=False)
+    assert load_sweep(tmp_path) == []
+
+
+def spell(x):
+    start = time.monotonic()
+    time.sleep(0.05)
+    return [start, time.monotonic()]
+
+
+def test_a_worker_with_several_threads_runs_one_trial_at_a_time_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "LOOK", 0)
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=3, dashboard_address=":0") as client:
+        spells = sorted(sweep(spell, TRIALS, tmp_path, client, progress=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spells))
+    assert capsys.readouterr().out.count("A worker has 3 threads") == 1
+
+
+def test_a_folder_of_a_newer_kd_lab_is_left_alone(here, tmp_path):
+    here(square, TRIALS)
+    path = tmp_path / "sweep" / "sweep.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(StorageError, match=r"sweep.json has schema 2, .* Update kd_lab"):
+        here(square, TRIALS)
+    assert len(files(tmp_path / "sweep")) == 5
 
 
 def test_a_cluster_without_workers_is_named_after_the_time_out(tmp_path):
