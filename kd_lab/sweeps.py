@@ -121,7 +121,7 @@ def load_sweep(folder: str | os.PathLike) -> list[KeptTrial]:
     Raises a StorageError where there is none, and a DamagedFileError for a file that is not as it was written.
     """
     kept = _Folder(file_path(folder), {})
-    paths = [kept.path(cache_key(trial)) for trial in _parsed(kept.manifest)["trials"]]
+    paths = [kept.path(cache_key(trial)) for trial in _read(kept.manifest)["trials"]]
     names = [field.name for field in fields(KeptTrial)]
     return [KeptTrial(**{name: done[name] for name in names}) for done in map(_read, filter(Path.exists, paths))]
 
@@ -279,8 +279,8 @@ class _Folder:
 
     def read(self, settings: Settings) -> None:
         """Read the trials that are done; refuse the folder of another sweep."""
-        theirs = self._sound(self.manifest, _parsed)
-        kept = {key: self._sound(self.path(key), _read) for key in settings}
+        theirs = self._sound(self.manifest)
+        kept = {key: self._sound(self.path(key)) for key in settings}
         self.done = {key: done for key, done in kept.items() if done}
         for each in filter(None, (theirs, *self.done.values())):
             self._check_function(each)
@@ -291,13 +291,23 @@ class _Folder:
     def begin(self, settings: Settings) -> None:
         """Write what the folder is of, if it is new."""
         if not self.manifest.exists():
-            content = {"schema": SCHEMA, **self.about, "trials": list(settings.values())}
-            write_safely(self.manifest, (json.dumps(content, indent=1) + "\n").encode())
+            self._write(self.manifest, {"trials": list(settings.values())})
 
-    def _sound(self, path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    def keep(self, key: str, trial: dict[str, Any], answer: str) -> None:
+        """Write the file of a trial that is done."""
+        self.done[key] = self._write(self.path(key), {"trial": trial, **json.loads(answer)})
+
+    def _write(self, path: Path, content: dict[str, Any]) -> dict[str, Any]:
+        """Write a file with the digest of its content, and return what it holds."""
+        text = json.dumps({"schema": SCHEMA, **self.about, **content})
+        written = json.loads(text)
+        write_safely(path, (json.dumps({**written, "sha256": _digest(text)}, indent=1) + "\n").encode())
+        return written
+
+    def _sound(self, path: Path) -> dict[str, Any]:
         """Return what a file holds, {} where there is none; a damaged one is set aside."""
         try:
-            return read(path) if path.exists() else {}
+            return _read(path) if path.exists() else {}
         except DamagedFileError as error:
             _say(f"{error} It is set aside.")
             set_aside(path)
@@ -324,31 +334,18 @@ class _Folder:
         must = "'folder' must be new, or that of this sweep"
         return f"{must}. {self.folder} holds a sweep of {what}. Name another folder, or delete that one."
 
-    def keep(self, key: str, trial: dict[str, Any], answer: str) -> None:
-        """Write the file of a trial that is done."""
-        content = {"schema": SCHEMA, **self.about, "trial": trial, **json.loads(answer)}
-        text = json.dumps({**content, "sha256": _digest(json.dumps(content))}, indent=1)
-        write_safely(self.path(key), (text + "\n").encode())
-        self.done[key] = json.loads(text)
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_file(path))
-        if content["schema"] == SCHEMA:
-            return content
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged, or was not written by a sweep.") from error
-    raise StorageError(
-        f"{path} has schema {content['schema']!r}, and this kd_lab reads schema {SCHEMA}. Update kd_lab."
-    )
-
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what the file of a trial holds; raise a DamagedFileError if it is not as it was written."""
-    content = _parsed(path)
-    if content.pop("sha256", "") != _digest(json.dumps(content)):
+    """Return what a file of a sweep holds; raise a DamagedFileError if it is not as it was written."""
+    try:
+        content = json.loads(read_file(path))
+        schema, digest = content["schema"], content.pop("sha256")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged, or was not written by a sweep.") from error
+    if digest != _digest(json.dumps(content)):
         raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one it was written with.")
+    if schema != SCHEMA:
+        raise StorageError(f"{path} has schema {schema!r}, and this kd_lab reads schema {SCHEMA}. Update kd_lab.")
     return content
 
 

@@ -304,10 +304,10 @@ def test_a_worker_with_several_threads_runs_one_trial_at_a_time_and_says_so(tmp_
     assert capsys.readouterr().out.count("A worker has 3 threads") == 1
 
 
-def test_a_folder_of_a_newer_kd_lab_is_left_alone(here, tmp_path):
-    here(square, TRIALS)
-    path = tmp_path / "sweep" / "sweep.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+def test_a_folder_of_a_newer_kd_lab_is_left_alone(here, tmp_path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr(sweeps, "SCHEMA", 2)
+        here(square, TRIALS)
     with pytest.raises(StorageError, match=r"sweep.json has schema 2, .* Update kd_lab"):
         here(square, TRIALS)
     assert len(files(tmp_path / "sweep")) == 5
