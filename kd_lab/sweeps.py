@@ -54,6 +54,7 @@ RERUNS = 3  # of a trial whose worker was lost
 MAX_NAMED = 3  # trials in a message
 MANIFEST, SCHEMA = "sweep.json", 1
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+GRACE = 2.0  # seconds that a process gets to end
 LOOK = 1.0  # seconds between two looks at the machines of a cluster
 ONE_TRIAL = threading.Lock()  # in a process: trials side by side would draw from the same source of random numbers
 
@@ -432,11 +433,14 @@ class _Processes:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        busy = [(pipe, process) for pipe, (_, process) in self.running.items()]
-        for pipe, process in self.idle + busy:
-            pipe.close()
+        for pipe, (_, process) in self.running.items():
             process.terminate()
-        for _, process in self.idle + busy:
+            self.idle.append((pipe, process))
+        for pipe, _ in self.idle:
+            pipe.close()  # at which a process ends that has nothing to do
+        for _, process in self.idle:
+            process.join(GRACE)
+            process.terminate()
             process.join()
 
     @property
@@ -469,10 +473,9 @@ class _Processes:
 def _work(pipe: Connection, payload: bytes) -> None:
     """Answer the trials that come through a pipe, in a process that ends with its caller."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller too, which ends this process
-    trials = queue.SimpleQueue[dict[str, Any]]()
+    trials = queue.SimpleQueue[dict[str, Any] | None]()
     threading.Thread(target=_listen, args=(pipe, trials), daemon=True).start()
-    while True:
-        trial = trials.get()
+    for trial in iter(trials.get, None):
         try:
             answer: Any = _answer(_loaded(payload), trial)
         except SetupError as error:
@@ -485,7 +488,9 @@ def _listen(pipe: Connection, trials: queue.SimpleQueue) -> None:
     with suppress(EOFError, OSError):
         while True:
             trials.put(pipe.recv())
-    os._exit(1)  # the caller has ended: nobody waits for the trial that runs
+    trials.put(None)
+    time.sleep(1)
+    os._exit(1)  # the caller has ended: nobody waits for the trial that still runs
 
 
 class _Cluster:
