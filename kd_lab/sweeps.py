@@ -485,9 +485,12 @@ def _work(pipe: Connection, payload: bytes) -> None:
 
 
 def _listen(pipe: Connection, trials: queue.SimpleQueue) -> None:
+    """Hand on the trials that come, and end the process with its caller, whose end is that of the pipe."""
     with suppress(EOFError, OSError):
-        while True:
-            trials.put(pipe.recv())
+        trial = pipe.recv()
+        while not pipe.poll():  # else it is the end: nothing is sent before the trial is answered
+            trials.put(trial)
+            trial = pipe.recv()
     trials.put(None)
     time.sleep(1)
     os._exit(1)  # the caller has ended: nobody waits for the trial that still runs

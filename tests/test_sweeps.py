@@ -9,7 +9,9 @@ import threading
 import time
 from functools import partial
 from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
+from queue import SimpleQueue
 
 import distributed
 import psutil
@@ -370,6 +372,20 @@ def test_workers_end_with_a_caller_that_is_killed_and_write_nothing(tmp_path):
     caller.wait()
     assert not psutil.wait_procs(workers, timeout=20)[1]
     assert not list((tmp_path / "sweep").glob("trial*"))
+
+
+def test_a_worker_begins_no_trial_once_its_caller_is_gone(monkeypatch):
+    ended = []
+    monkeypatch.setattr(sweeps.os, "_exit", ended.append)
+    monkeypatch.setattr(sweeps.time, "sleep", lambda _: None)
+    for sent in (TRIALS[:1], []):
+        ours, theirs = Pipe()
+        for trial in sent:
+            ours.send(trial)
+        ours.close()
+        sweeps._listen(theirs, trials := SimpleQueue())
+        assert trials.get() is None
+    assert ended == [1, 1]
 
 
 @pytest.mark.slow
