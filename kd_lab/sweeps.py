@@ -481,7 +481,10 @@ def _work(pipe: Connection, payload: bytes) -> None:
         except SetupError as error:
             answer = error
         sys.stdout.flush()
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # the caller has ended
+            return
 
 
 def _listen(pipe: Connection, trials: queue.SimpleQueue) -> None:
