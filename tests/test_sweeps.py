@@ -370,7 +370,7 @@ def test_workers_end_with_a_caller_that_is_killed_and_write_nothing(tmp_path):
     workers = _reach_sweep.workers_of(psutil.Process(caller.pid))
     caller.kill()
     caller.wait()
-    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not psutil.wait_procs(workers, timeout=120)[1]
     assert not list((tmp_path / "sweep").glob("trial*"))
 
 
