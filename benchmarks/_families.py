@@ -4,7 +4,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks._campaign import SEEDS, keep, scores
+from benchmarks._campaign import SEEDS, Campaign, scores
 from kd_lab.checkpoints import RECIPES, load_trained
 from kd_lab.compression import CompressionResult, Prune, PruneUnits, Quantize, compress
 from kd_lab.cost import count_macs, count_nonzeros, count_parameters, latency
@@ -27,12 +27,11 @@ HEADER = ["network", "dense", "taught by `cnn`, points", "compressed, points"]
 HEADER += ["fewer non-zero, kept, MACs", "bytes of the file", "times as fast for 256 images"]
 
 
-def family_campaign(data: Mnist) -> None:
-    """Record what each seed of both families gives, as soon as it is known."""
+def family_campaign(running: Campaign) -> None:
+    """Record what each seed of both families gives."""
     for part, name in FAMILIES.items():
-        for seed in SEEDS:
-            keep("beyond", f"{part}_{seed}", family_run(name, seed, data))
-            print(f"{name}, seed {seed}: done", flush=True)
+        for seed, found in zip(SEEDS, running.seeds(part, family_run, name=name), strict=True):
+            running.keep(f"{part}_{seed}", found)
 
 
 def family_run(name: str, seed: int, data: Mnist) -> dict:
@@ -67,7 +66,7 @@ def packed(compressed: CompressionResult) -> dict[str, int]:
 
 
 def speedups(dense: nn.Module, compressed: nn.Module) -> dict[str, float]:
-    """Return how many times faster what is left is, by batch size, on one thread; both are measured in turn."""
+    """Return how many times faster what is left is, by batch size, on one thread of the worker; measured in turn."""
     torch.set_num_threads(1)
     found = {}
     for batch_size in BATCH_SIZES:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks._campaign import SEEDS, scores
+from benchmarks._campaign import Campaign, scores
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, Split, load_optical_digits
 from kd_lab.distillation import distil, distil_features, train_on_hints
@@ -97,7 +97,7 @@ def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 STUDENTS = {"thin_mlp": partial(_seeded, thin_mlp), "thin_cnn": partial(_seeded, thin_cnn)}
 
 
-def features_campaign(data: Mnist) -> dict:
+def features_campaign(running: Campaign) -> dict:
     """Return the settings and, for each seed, the errors of every way to teach."""
     return {
         "pairs": PAIRS,
@@ -105,7 +105,7 @@ def features_campaign(data: Mnist) -> dict:
         "pruned": {"sparsity": SPARSITY, **PRUNED},
         "new_hand": NEW_HAND,
         "watched": WATCHED,
-        "seeds": [features_seed(seed, data) for seed in SEEDS],
+        "seeds": running.seeds("insides", features_seed),
     }
 
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from benchmarks._campaign import SEEDS, error, keep
+from benchmarks._campaign import Campaign, campaign, error
 from kd_lab.checkpoints import load_pretrained
 from kd_lab.cost import count_parameters
-from kd_lab.data import Mnist, Split, load_mnist
+from kd_lab.data import Mnist, Split
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.formats import network_file_bytes
 from kd_lab.networks.copies import copied
@@ -34,23 +34,23 @@ DISTILLING = {"epochs": 1, "learning_rate": 5e-3, "batch_size": 128}
 NUM_BITS = 4
 
 
-def few_label_figures(rerun: bool = False) -> dict[str, dict[str, float]]:
+def few_label_figures(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, dict[str, float]]:
     """Print the table and return the figures; with `rerun`, make the record first, which takes about five minutes.
 
     Those of 100 labels are test errors in percent; of 1,000 labels the student's test accuracy and its parameters.
     """
     if rerun:
-        data = load_mnist()
-        for count in COUNTS:
-            keep("few_labels", f"labels{count}", campaign(count, data))
+        with campaign("few_labels", workers, dask) as running:
+            for count in COUNTS:
+                running.keep(f"labels{count}", measure(count, running))
     return score(load_results("few_labels"))
 
 
-def campaign(count: int, data: Mnist) -> dict:
+def measure(count: int, running: Campaign) -> dict:
     """Return the settings, and for each seed the errors of every way with so many labels."""
     recipe = {"whole": WHOLE, "views": VIEWS, "answers": ANSWERS, "teacher": TEACHERS[count], "narrower": NARROWER}
     recipe |= {"temperature": TEMPERATURE, "distilling": DISTILLING}
-    return {"recipe": recipe, "seeds": [errors_of(count, seed, data) for seed in SEEDS]}
+    return {"recipe": recipe, "seeds": running.seeds(f"labels{count}", errors_of, count=count)}
 
 
 def errors_of(count: int, seed: int, data: Mnist) -> dict[str, dict[str, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks._campaign import SEEDS, scores
+from benchmarks._campaign import Campaign, scores
 from kd_lab.checkpoints import load_trained, student_recipe
 from kd_lab.compression.search import SettingTrial, best_trial, search_settings, try_setting
 from kd_lab.data import Mnist
@@ -21,14 +21,14 @@ SEARCHED_IMAGES, RUNS = 2000, 12
 GRID = [(temperature, alpha) for temperature in TEMPERATURES for alpha in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
 
-def gains(data: Mnist) -> dict:
+def gains(running: Campaign) -> dict:
     """Return for each number of images and each seed the errors of a student on labels and at each temperature."""
     return {
         "teacher": TEACHER,
         "width": WIDTH,
         "temperatures": TEMPERATURES,
         "alpha": ALPHA,
-        "images": {str(images): [gains_of(images, seed, data) for seed in SEEDS] for images in IMAGES},
+        "images": running.grid("gains", gains_of, images=IMAGES),
     }
 
 
@@ -60,13 +60,13 @@ def student_of(images: int, seed: int, data: Mnist) -> Callable[[float, float], 
     return fit
 
 
-def search(data: Mnist) -> dict:
+def search(running: Campaign) -> dict:
     """Return for each seed the setting that a grid and a search choose on validation images, and its errors."""
     return {
         "images": SEARCHED_IMAGES,
         "grid_runs": len(GRID),
         "search_runs": RUNS,
-        "seeds": [search_of(seed, data) for seed in SEEDS],
+        "seeds": running.seeds("search", search_of),
     }
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks._campaign import SEEDS, answers
+from benchmarks._campaign import SEEDS, Campaign, answers
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_macs, file_bytes, latency
 from kd_lab.data import Mnist
@@ -28,10 +28,13 @@ BATCH_SIZES, TURNS = (1, 256), 3
 LABELS, TAUGHT = "output, then labels", "output, then taught"  # for an epoch
 
 
-def low_rank_campaign(data: Mnist) -> dict:
-    """Return for each seed what each network reads wrongly, what it costs, and how long its epoch took."""
+def low_rank_campaign(running: Campaign) -> dict:
+    """Return for each seed what each network reads wrongly, what it costs, and how long its epoch took.
+
+    Seconds and milliseconds are measured in the worker, on one thread.
+    """
     recipe = {"ranks": RANKS, "images": IMAGES, "temperature": TEMPERATURE, "alpha": ALPHA, "training": TRAINING}
-    return {"recipe": {"network": NETWORK, **recipe}, "seeds": [low_rank_seed(seed, data) for seed in SEEDS]}
+    return {"recipe": {"network": NETWORK, **recipe}, "seeds": running.seeds("low_rank", low_rank_seed)}
 
 
 def low_rank_seed(seed: int, data: Mnist) -> dict[str, dict]:

@@ -3,11 +3,13 @@
 Settings were chosen on the validation part; the test part is read once for each tree reported.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks._campaign import SEEDS, answers
+from benchmarks._campaign import Campaign, answers
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
 from kd_lab.distillation import SingleLeaf, SoftTree, balance_penalty, soft_targets
@@ -27,20 +29,19 @@ RECIPE = {
 MOVES = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]  # pixels down and right
 
 
-def tree_campaign(data: Mnist) -> dict:
+def tree_campaign(running: Campaign) -> dict:
     """Return for each seed the test answers of every tree, of the mixture of its leaves and of the single leaf.
 
     The trees are "labels", "distilled" on five times as many images, moved by a pixel and answered by the teacher, and
     "moved", on these images with their labels: what the images alone bring.
     """
-    parts = transfer_sets(data)
-    return {"recipe": RECIPE, "seeds": [tree_seed(seed, parts, data) for seed in SEEDS]}
+    return {"recipe": RECIPE, "seeds": running.seeds("trees", tree_seed)}
 
 
-def tree_seed(seed: int, parts: dict[str, tuple[Data, Data]], data: Mnist) -> dict[str, dict]:
+def tree_seed(seed: int, data: Mnist) -> dict[str, dict]:
     """Return the answers of the trees of one seed."""
     found = {}
-    for name, (training, validation) in parts.items():
+    for name, (training, validation) in transfer_sets(data).items():
         tree = grow(seed, training, validation, RECIPE["epochs"][name])
         found |= {f"{name}_mixture": answers(tree, data), f"{name}_single_leaf": answers(SingleLeaf(tree), data)}
         print(f"tree on {name}, seed {seed}: {found[f'{name}_single_leaf']['validation_error']} %", flush=True)
@@ -64,6 +65,7 @@ def grow(seed: int, training: Data, validation: Data, epochs: int) -> nn.Module:
     )[0]
 
 
+@cache  # in each process, since it takes a minute
 def transfer_sets(data: Mnist) -> dict[str, tuple[Data, Data]]:
     """Return for each kind of tree the training and the validation images with what it learns of them.
 

@@ -1,19 +1,19 @@
 """Train every network by its recipe from five seeds and set its test error beside a published one.
 
-Takes about 40 minutes on one thread; what is trained already is read from the cache. Recorded in results/.
+Scores the record in results/ again; --rerun makes it anew, which takes about 40 minutes on one thread. What is trained
+already is read from the cache.
 """
 
 from statistics import mean
 
 from tabulate import tabulate
 
-from benchmarks import record
+from benchmarks import read, record
+from benchmarks._campaign import SEEDS, TEST_IMAGES, Campaign, campaign
 from kd_lab.checkpoints import RECIPES, cached_path, make_checkpoint
-from kd_lab.data import load_mnist
-from kd_lab.storage import load_tensors
+from kd_lab.data import Mnist
+from kd_lab.storage import load_tensors, lock
 
-SEEDS = range(5)
-TEST_IMAGES = 10_000
 PUBLISHED = {  # test error in percent, and where it stands
     "mlp128": (2.0, "TensorFlow 2 quickstart for beginners, the same 784-128-10 with dropout: about 98 % accuracy"),
     "lenet300": (1.64, "Han et al. 2015, arXiv 1506.02626, table 1"),
@@ -24,13 +24,16 @@ PUBLISHED = {  # test error in percent, and where it stands
 }
 
 
-def run() -> dict[str, float]:
-    """Print the table, record it, and return mean, lowest and highest test error in percent."""
-    networks = {name: measure(name) for name in RECIPES}
-    record("baselines", {"seeds": list(SEEDS), "test_images": TEST_IMAGES, "networks": networks})
+def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, float]:
+    """Print the table and return the test errors in percent; with `rerun`, make the record first."""
+    if rerun:
+        with campaign("baselines", workers, dask) as running:
+            measured = {"seeds": list(SEEDS), "test_images": TEST_IMAGES, "networks": networks(running)}
+            record("baselines", measured)
+    recorded = read("baselines")["networks"]
     rows = [
         [name, mean(errors := network["test_error"]), min(errors), max(errors), network["published"], network["source"]]
-        for name, network in networks.items()
+        for name, network in recorded.items()
     ]
     print(tabulate(rows, ["network", "mean error, %", "lowest", "highest", "published", "source"], floatfmt=".2f"))
     return {
@@ -40,15 +43,19 @@ def run() -> dict[str, float]:
     }
 
 
-def measure(name: str) -> dict:
-    """Return the recipe, the test error of each seed and the published figure."""
-    errors = []
-    for seed in SEEDS:
-        path = cached_path(name, seed)
+def networks(running: Campaign) -> dict:
+    """Return the recipe of each network, the test error of each seed and the published figure."""
+    errors = running.grid("networks", measure, name=PUBLISHED)
+    return {
+        name: {"recipe": RECIPES[name], "test_error": errors[name], "published": published, "source": source}
+        for name, (published, source) in PUBLISHED.items()
+    }
+
+
+def measure(name: str, seed: int, data: Mnist) -> float:
+    """Return the test error of the network of one seed in percent; it is trained unless it is there."""
+    path = cached_path(name, seed)
+    with lock(path):
         if not path.exists():
-            make_checkpoint(path, name, load_mnist(), seed)
-        correct = load_tensors(path)[1]["correct"]["test"]
-        errors.append(round(100 * (1 - correct / TEST_IMAGES), 2))
-        print(f"{name}, seed {seed}: {errors[-1]:.2f} % test error", flush=True)
-    published, source = PUBLISHED[name]
-    return {"recipe": RECIPES[name], "test_error": errors, "published": published, "source": source}
+            make_checkpoint(path, name, data, seed)
+    return round(100 * (1 - load_tensors(path)[1]["correct"]["test"] / TEST_IMAGES), 2)

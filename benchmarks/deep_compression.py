@@ -2,10 +2,11 @@
 
 For each target the files of one recipe are chosen by their validation errors alone: the smallest whose mean is at most
 the target or, where none is, those of the smallest mean. The files are kept in results/deep_compression/, and scored
-again by loading each and letting it read the test part. --rerun makes those that are missing, seed by seed, and goes on
-where it was stopped.
+again by loading each and letting it read the test part. --rerun makes those that are missing, and goes on where it was
+stopped.
 """
 
+import base64
 import time
 from pathlib import Path
 from statistics import mean
@@ -13,18 +14,18 @@ from statistics import mean
 import torch
 from tabulate import tabulate
 
-from benchmarks import read
-from benchmarks._campaign import SEEDS, answers, error, keep
+from benchmarks import read, record
+from benchmarks._campaign import SEEDS, TEST_IMAGES, Campaign, answers, campaign, error, keep
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression.stages import Stage
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist, Split, load_mnist
 from kd_lab.errors import ParameterError
-from kd_lab.formats.kdz import load_packed, save_packed
+from kd_lab.formats.kdz import load_packed, pack
 from kd_lab.networks.zoo import build_model
 from kd_lab.results import RESULTS, PerSeed, Record, load_results
-from kd_lab.storage import cache_folder, lock
+from kd_lab.storage import cache_folder, write_safely
 
 NAME = "deep_compression"
 MOVES = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]  # pixels
@@ -71,13 +72,12 @@ WAYS = [
 RECIPES = {(network, way): [[*BEGIN[network], *end] for end in ENDS[network][first:]] for network, way, first in WAYS}
 
 
-def run(rerun: bool) -> dict[str, float]:
+def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, float]:
     """Print a table of all targets and return the figures; with `rerun`, make what is missing first and record both."""
-    data = load_mnist()
     if rerun:
-        for network, way in RECIPES:
-            for seed in SEEDS:
-                make(network, way, seed, data)
+        with campaign(NAME, workers, dask) as running:
+            make_missing(running)
+    data = load_mnist()
     recorded, reached, figures = load_results(NAME), {}, {}
     for network, way in RECIPES:
         for target, most in TARGETS[network].items():
@@ -98,15 +98,37 @@ def run(rerun: bool) -> dict[str, float]:
     return figures
 
 
-def make(network: str, way: str, seed: int, data: Mnist) -> None:
-    """Make the files of one seed that are missing, and record their bytes and validation errors."""
-    part, recipes = f"{network}_{way}_{seed}", RECIPES[network, way]
-    found = _recorded(part)
-    if len(found) == len(recipes):
-        return
+def make_missing(running: Campaign) -> None:
+    """Make the files that are missing, then record the bytes and validation errors of all of them at once."""
+    measured, trials = {}, missing()
+    for trial, made in zip(trials, running.trials("files", make, trials) if trials else [], strict=True):
+        part = "{network}_{way}_{seed}".format(**trial)
+        for place, recipe in enumerate(made["recipes"], trial["first"]):
+            path = path_of(trial["network"], trial["way"], place, trial["seed"])
+            write_safely(path, base64.b64decode(recipe.pop("file")))
+        measured[part] = {"dense": made["dense"], "recipes": [*_recorded(part), *made["recipes"]]}
+    record(NAME, {**read(NAME), "seeds": list(SEEDS), "test_images": TEST_IMAGES, **measured})
+
+
+def missing() -> list[dict]:
+    """Return network, way and seed where files are missing, and the place of the first recipe that has none."""
+    firsts = [
+        {"network": network, "way": way, "seed": seed, "first": len(_recorded(f"{network}_{way}_{seed}"))}
+        for network, way in RECIPES
+        for seed in SEEDS
+    ]
+    return [each for each in firsts if each["first"] < len(RECIPES[each["network"], each["way"]])]
+
+
+def make(network: str, way: str, seed: int, first: int, data: Mnist) -> dict:
+    """Make the files of one seed from the recipe `first` on, one after another: they share their first stages.
+
+    Minutes are of the worker's one core.
+    """
+    part, recipes, found = f"{network}_{way}_{seed}", RECIPES[network, way], []
     start, more = load_trained(network, seed), moved(data)
     teacher = load_trained(TEACHERS[network]) if way == "taught" else None
-    for place, stages in enumerate(recipes[len(found) :], len(found)):
+    for stages in recipes[first:]:
         begun = time.process_time()
         outcome = compress(
             start,
@@ -119,7 +141,6 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
             learning_rate=RATES[network],
             **SETTINGS,
         )
-        save_packed(path_of(network, way, place, seed), outcome.model)
         found.append(
             {
                 "stages": [
@@ -129,8 +150,8 @@ def make(network: str, way: str, seed: int, data: Mnist) -> None:
             }
         )
         print(part, found[-1], flush=True)
-        with lock(cache_folder() / f"{NAME}.json"):  # seeds may be made side by side
-            keep(NAME, part, {"dense": answers(start, data), "recipes": found})
+        found[-1]["file"] = base64.b64encode(pack(outcome.model)).decode()
+    return {"dense": answers(start, data), "recipes": found}
 
 
 def _recorded(part: str) -> list[dict]:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks._campaign import keep
+from benchmarks._campaign import campaign
 from benchmarks._features import features_campaign
 from benchmarks._gains import gains, score_gains, score_search, search
 from benchmarks.train import seconds, usual_loader
@@ -34,14 +34,14 @@ USUAL_BATCH_SIZE = 64
 POLL = 0.001  # seconds
 
 
-def run(rerun: bool) -> dict[str, float]:
+def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, float]:
     """Print the tables and return the figures; with `rerun`, make the record first."""
-    data = load_mnist()
     if rerun:
-        for part, measure_part in {"gains": gains, "search": search, "insides": features_campaign}.items():
-            keep("distillation", part, measure_part(data))
+        with campaign("distillation", workers, dask) as running:
+            for part, measure_part in {"gains": gains, "search": search, "insides": features_campaign}.items():
+                running.keep(part, measure_part(running))
     recorded = load_results("distillation")
-    return {**score_gains(recorded), **score_search(recorded), **live_figures(data)}
+    return {**score_gains(recorded), **score_search(recorded), **live_figures(load_mnist())}
 
 
 def live_figures(data: Mnist) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 Scores the record again; --rerun makes it anew, which takes about two hours. Recipes were settled on 55,000 training and
 5,000 validation images; what is reported was then trained on all 60,000, as theirs was, and read the test part once.
+The machines of a cluster need the cache folder and this repository in common: students read their teacher there.
 """
 
 import copy
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from benchmarks._campaign import SEEDS, answers, keep, scores
+from benchmarks._campaign import Campaign, answers, campaign, packed, scores, unpacked
 from benchmarks._trees import tree_campaign
 from kd_lab.checkpoints import HINTON_LOGITS, load_hinton_logits
-from kd_lab.data import MEAN, STD, Mnist, Split, load_mnist
+from kd_lab.data import MEAN, STD, Mnist, Split
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.evaluation import accuracy, correct_answers
 from kd_lab.networks.predictions import predict
@@ -67,12 +68,13 @@ def network(seed: int, width: int, *between: nn.Module) -> nn.Module:
         return nn.Sequential(nn.Flatten(), *hidden(784), *hidden(width), nn.Linear(width, 10))
 
 
-def run(rerun: bool) -> dict[str, float]:
+def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, float]:
     """Print the tables and return the figures; with `rerun`, make the record first."""
     if rerun:
-        data = load_mnist()
-        for name, part in {"teacher": teacher, "students": students, "widths": widths, "trees": tree_campaign}.items():
-            keep("hinton", name, part(data))
+        parts = {"teacher": teacher, "students": students, "widths": widths, "trees": tree_campaign}
+        with campaign("hinton", workers, dask) as running:
+            for name, part in parts.items():
+                running.keep(name, part(running))
     recorded = load_results("hinton")
     return {**score_experiment(recorded), **score_widths(recorded), **score_trees(recorded)}
 
@@ -95,22 +97,29 @@ def train_teacher(part: Split, data: Mnist) -> nn.Module:
     return train(model, part, F.cross_entropy, validation=data.validation, progress=False, **TEACHER_TRAINING)[0][1]
 
 
-def teacher(data: Mnist) -> dict:
+def teacher(running: Campaign) -> dict:
     """Train the teacher on 55,000, whose logits ship, and on all 60,000; return what it reads wrongly."""
-    chosen = train_teacher(data.train, data)
-    logits = {part: predict(chosen, getattr(data, part).images).half() for part in ("train", "validation")}
-    wrong = int((predict(chosen, data.validation.images).argmax(1) != data.validation.labels).sum())
-    save_tensors(HINTON_LOGITS, logits, {"recipe": recipe(), "validation_errors": wrong})
+    chosen, found = running.trials("teacher", teacher_of, [{"images": count} for count in (55_000, 60_000)])
+    wrong = chosen["validation_errors"]
+    save_tensors(HINTON_LOGITS, unpacked(chosen["logits"]), {"recipe": recipe(), "validation_errors": wrong})
+    save_tensors(kept_teacher(), unpacked(found.pop("weights")), {})
+    return {"recipe": recipe(), "cpu_minutes": found.pop("cpu_minutes"), "validation_errors_of_55000": wrong, **found}
+
+
+def teacher_of(images: int, data: Mnist) -> dict:
+    """Train the teacher; return its logits if it saw 55,000 images, else its weights, its answers and its minutes.
+
+    These are of the worker's one core.
+    """
     start = time.process_time()
+    if images == len(data.train.labels):
+        chosen = train_teacher(data.train, data)
+        logits = {part: predict(chosen, getattr(data, part).images).half() for part in ("train", "validation")}
+        wrong = int((predict(chosen, data.validation.images).argmax(1) != data.validation.labels).sum())
+        return {"logits": packed(logits), "validation_errors": wrong}
     model = train_teacher(everything(data), data)
-    minutes = (time.process_time() - start) / 60
-    save_tensors(kept_teacher(), model.state_dict(), {})
-    return {
-        "recipe": recipe(),
-        "cpu_minutes": round(minutes, 1),
-        "validation_errors_of_55000": wrong,
-        **answers(model, data),
-    }
+    minutes = round((time.process_time() - start) / 60, 1)
+    return {"weights": packed(model.state_dict()), "cpu_minutes": minutes, **answers(model, data)}
 
 
 def recipe() -> dict:
@@ -130,10 +139,9 @@ def load_teacher() -> nn.Module:
     return model.eval()
 
 
-def students(data: Mnist) -> dict:
+def students(running: Campaign) -> dict:
     """Return for each seed what the student reads wrongly: on labels, distilled, without 3s, with its bias mended."""
-    model, offset = load_teacher(), choose_offset(data)
-    part, validation = with_answers(model, everything(data)), with_answers(model, data.validation)
+    (offset,) = running.trials("offset", choose_offset, [{}])
     return {
         "recipe": {
             "width": STUDENT_WIDTH,
@@ -144,12 +152,14 @@ def students(data: Mnist) -> dict:
             "left_out": LEFT_OUT,
             "offset": offset,
         },
-        "seeds": [student_answers(seed, part, validation, offset, data) for seed in SEEDS],
+        "seeds": running.seeds("students", student_answers, offset=offset),
     }
 
 
-def student_answers(seed: int, part: Data, validation: Data, offset: float, data: Mnist) -> dict:
+def student_answers(seed: int, offset: float, data: Mnist) -> dict:
     """Train the student of one seed in each of the ways, always from the same initial weights."""
+    model = load_teacher()
+    part, validation = with_answers(model, everything(data)), with_answers(model, data.validation)
     models = {
         "hard": distil_student(seed, "hard", part, validation),
         "distilled": distil_student(seed, "distilled", part, validation),
@@ -203,30 +213,26 @@ def choose_offset(data: Mnist) -> float:
     return max(OFFSETS, key=lambda offset: accuracy(mended(student, offset), data.validation).correct)
 
 
-def widths(data: Mnist) -> dict:
+def widths(running: Campaign) -> dict:
     """Return for each width, temperature and seed what a student of the 55,000 reads wrongly."""
+    found = running.grid("widths", width_scores, width=WIDTHS, temperature=TEMPERATURES)
+    return {"recipe": WIDTH_TRAINING, "temperatures": TEMPERATURES, **found}
+
+
+def width_scores(width: int, temperature: float, seed: int, data: Mnist) -> dict:
+    """Return the errors of a student of one width, taught at one temperature."""
     kept = load_hinton_logits()
     part, validation = (*data.train, kept.train), (*data.validation, kept.validation)
-
-    def fit(width: int, temperature: float, seed: int) -> dict:
-        student, _ = train(
-            network(seed, width),
-            part,
-            DistillationLoss(temperature, 0.0),
-            validation=validation,
-            seed=seed,
-            progress=False,
-            **WIDTH_TRAINING,
-        )
-        return scores(student, data)
-
-    found = {
-        str(width): {
-            str(temperature): [fit(width, temperature, seed) for seed in SEEDS] for temperature in TEMPERATURES
-        }
-        for width in WIDTHS
-    }
-    return {"recipe": WIDTH_TRAINING, "temperatures": TEMPERATURES, **found}
+    student, _ = train(
+        network(seed, width),
+        part,
+        DistillationLoss(temperature, 0.0),
+        validation=validation,
+        seed=seed,
+        progress=False,
+        **WIDTH_TRAINING,
+    )
+    return scores(student, data)
 
 
 def score_experiment(recorded: Record) -> dict[str, float]:

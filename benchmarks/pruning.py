@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import nn
 
-from benchmarks._campaign import SEEDS, answers, error, keep
+from benchmarks._campaign import SEEDS, Campaign, answers, campaign, error
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import count_nonzeros, count_parameters, latency
-from kd_lab.data import Mnist, load_mnist
+from kd_lab.data import Mnist
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.zoo import build_model
 from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_least_squares, rewind
@@ -47,12 +47,12 @@ TICKET = {"epochs": 73, "steps_per_epoch": 100, "batch_size": 60, "learning_rate
 TICKET_SPARSITY = {"fc1": 0.79, "fc2": 0.79, "fc3": 0.54}  # the last layer half as hard, as in Frankle & Carbin 2019
 
 
-def run(rerun: bool) -> dict[str, float]:
+def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, float]:
     """Print the tables and return the figures; with `rerun`, make the record first."""
     if rerun:
-        data = load_mnist()
-        for part in (compress, at_once, half_cnn, least_squares, tickets):
-            keep("pruning", part.__name__, part(data))
+        with campaign("pruning", workers, dask) as running:
+            for part in (compress, at_once, half_cnn, least_squares, tickets):
+                running.keep(part.__name__, part(running))
     recorded = load_results("pruning")
     figures = {}
     for part in (score_compressed, score_at_once, score_half_cnn, score_least_squares, score_tickets):
@@ -60,12 +60,10 @@ def run(rerun: bool) -> dict[str, float]:
     return figures
 
 
-def compress(data: Mnist) -> dict:
+def compress(running: Campaign) -> dict:
     """Return for each network, seed and factor which test images are read wrongly, and how many parameters are left."""
-    return {
-        name: {"recipe": RECIPES[name], "seeds": [compress_seed(name, seed, data) for seed in SEEDS]}
-        for name in RECIPES
-    }
+    found = running.grid("compress", compress_seed, name=RECIPES)
+    return {name: {"recipe": RECIPES[name], "seeds": seeds} for name, seeds in found.items()}
 
 
 def compress_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
@@ -99,9 +97,9 @@ def fine_tuning(name: str, seed: int, data: Mnist) -> Callable[[nn.Module, int],
     return fine_tune
 
 
-def at_once(data: Mnist) -> dict:
+def at_once(running: Campaign) -> dict:
     """Return for each seed what lenet300 comes to if it is pruned in one step and trained for as many epochs."""
-    return {"lenet300": [at_once_seed("lenet300", seed, data) for seed in SEEDS]}
+    return {"lenet300": running.seeds("at_once", at_once_seed, name="lenet300")}
 
 
 def at_once_seed(name: str, seed: int, data: Mnist) -> dict[str, dict]:
@@ -126,23 +124,24 @@ def score(model: nn.Module, dense: nn.Module, data: Mnist) -> dict:
     return {"factor": round(count_parameters(dense) / count_nonzeros(model), 2), **answers(model, data)}
 
 
-def half_cnn(data: Mnist) -> dict:
+def half_cnn(running: Campaign) -> dict:
     """Return for each seed the test answers of the CNN and of one with half its channels, fine-tuned for one epoch."""
+    return {"recipe": HALF_RECIPE, "seeds": running.seeds("half_cnn", half_cnn_seed)}
 
-    def halve(seed: int) -> dict:
-        dense = load_trained("cnn", seed)
-        model, _ = train(
-            half_channels(dense),
-            data.train,
-            F.cross_entropy,
-            validation=data.validation,
-            seed=seed,
-            progress=False,
-            **HALF_RECIPE,
-        )
-        return {"dense": score(dense, dense, data), "half": score(model, dense, data)}
 
-    return {"recipe": HALF_RECIPE, "seeds": [halve(seed) for seed in SEEDS]}
+def half_cnn_seed(seed: int, data: Mnist) -> dict:
+    """Return the test answers of one seed's CNN and of half of it."""
+    dense = load_trained("cnn", seed)
+    model, _ = train(
+        half_channels(dense),
+        data.train,
+        F.cross_entropy,
+        validation=data.validation,
+        seed=seed,
+        progress=False,
+        **HALF_RECIPE,
+    )
+    return {"dense": score(dense, dense, data), "half": score(model, dense, data)}
 
 
 def half_channels(dense: nn.Module) -> nn.Module:
@@ -150,33 +149,36 @@ def half_channels(dense: nn.Module) -> nn.Module:
     return hard_prune(prune_channels(dense, {"conv1": 0.5, "conv2": 0.5}))
 
 
-def least_squares(data: Mnist) -> dict:
+def least_squares(running: Campaign) -> dict:
     """Return for each seed the points lost on the test part where every layer loses the same share, untrained after."""
-    lost = {"magnitude": [], "least_squares": []}
-    for seed in SEEDS:
-        dense = load_trained("lenet300", seed)
-        pruned = {
-            "magnitude": prune(dense, EVERY_LAYER, scope="per_layer"),
-            "least_squares": prune_least_squares(dense, EVERY_LAYER, data.train.images[:CALIBRATION]),
-        }
-        for method, model in pruned.items():
-            lost[method].append(round(error(model, data.test) - error(dense, data.test), 2))
-        print(f"least squares, seed {seed}: {lost['magnitude'][-1]} and {lost['least_squares'][-1]} lost", flush=True)
+    found = running.seeds("least_squares", least_squares_seed)
+    lost = {method: [each[method] for each in found] for method in found[0]}
     return {"sparsity": EVERY_LAYER, "calibration_images": CALIBRATION, "lost": lost}
 
 
-def tickets(data: Mnist) -> dict:
+def least_squares_seed(seed: int, data: Mnist) -> dict[str, float]:
+    """Return the points that one seed's network loses by each method."""
+    dense = load_trained("lenet300", seed)
+    pruned = {
+        "magnitude": prune(dense, EVERY_LAYER, scope="per_layer"),
+        "least_squares": prune_least_squares(dense, EVERY_LAYER, data.train.images[:CALIBRATION]),
+    }
+    return {method: round(error(model, data.test) - error(dense, data.test), 2) for method, model in pruned.items()}
+
+
+def tickets(running: Campaign) -> dict:
     """Return for each seed the validation losses, every hundred steps, of dense network, ticket and control."""
-    found = []
-    for seed in SEEDS:
-        found.append(
-            {
-                name: [round(loss, 4) for loss in history.validation_loss]
-                for name, history in ticket_histories(seed, data).items()
-            }
-        )
-        print(f"tickets, seed {seed}: {reached(found[-1])}", flush=True)
-    return {"recipe": TICKET, "sparsity": TICKET_SPARSITY, "seeds": found}
+    return {"recipe": TICKET, "sparsity": TICKET_SPARSITY, "seeds": running.seeds("tickets", tickets_seed)}
+
+
+def tickets_seed(seed: int, data: Mnist) -> dict[str, list[float]]:
+    """Return the validation losses of one seed's networks."""
+    found = {
+        name: [round(loss, 4) for loss in history.validation_loss]
+        for name, history in ticket_histories(seed, data).items()
+    }
+    print(f"tickets, seed {seed}: {reached(found)}", flush=True)
+    return found
 
 
 def ticket_histories(seed: int, data: Mnist) -> dict[str, History]:

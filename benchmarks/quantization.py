@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks._campaign import SEEDS, answers, keep
+from benchmarks._campaign import Campaign, answers, campaign
 from benchmarks.train import usual_images
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes
@@ -43,22 +43,20 @@ BINARY_TRAINING = {"epochs": 18, "learning_rate": 3e-3, "batch_size": 128}
 BITS, BATCH_SIZE = range(1, 9), 64  # of the slider; of the DataLoader, as in PyTorch's quickstart
 
 
-def run(rerun: bool) -> dict[str, float]:
+def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dict[str, float]:
     """Print the tables and return the figures; with `rerun`, make the record first."""
-    data = load_mnist()
     if rerun:
-        for part in (networks, binary):
-            keep("quantization", part.__name__, part(data))
+        with campaign("quantization", workers, dask) as running:
+            for part in (networks, binary):
+                running.keep(part.__name__, part(running))
     recorded = load_results("quantization")
-    return {**score_networks(recorded), **score_binary(recorded), **file_figures(), **slider_figures(data)}
+    return {**score_networks(recorded), **score_binary(recorded), **file_figures(), **slider_figures(load_mnist())}
 
 
-def networks(data: Mnist) -> dict:
+def networks(running: Campaign) -> dict:
     """Return for each network and seed the test answers dense, at 8, 4 and 2 bits, and at 2 bits after training."""
-    return {
-        "settings": {"w8a8": EIGHT_BITS, "w4": FOUR_BITS, "w2": TWO_BITS, "training": TRAINING},
-        **{name: [quantized(name, seed, data) for seed in SEEDS] for name in NETWORKS},
-    }
+    settings = {"w8a8": EIGHT_BITS, "w4": FOUR_BITS, "w2": TWO_BITS, "training": TRAINING}
+    return {"settings": settings, **running.grid("networks", quantized, name=NETWORKS)}
 
 
 def quantized(name: str, seed: int, data: Mnist) -> dict[str, dict]:
@@ -84,23 +82,25 @@ def quantized(name: str, seed: int, data: Mnist) -> dict[str, dict]:
     return found
 
 
-def binary(data: Mnist) -> dict:
+def binary(running: Campaign) -> dict:
     """Return for each seed what a network of binary weights reads wrongly, and the seconds that its training took."""
-    found = []
-    for seed in SEEDS:
-        start = time.process_time()
-        model, _ = train(
-            quantize_weights(binary_network(seed), 1),
-            data.train,
-            F.cross_entropy,
-            validation=data.validation,
-            seed=seed,
-            progress=False,
-            **BINARY_TRAINING,
-        )
-        found.append({"cpu_seconds": round(time.process_time() - start), **answers(model, data)})
-        print(f"binary, seed {seed}: {found[-1]['validation_error']} % on validation", flush=True)
+    found = running.seeds("binary", binary_seed)
     return {"widths": list(BINARY_WIDTHS), "training": BINARY_TRAINING, "seeds": found}
+
+
+def binary_seed(seed: int, data: Mnist) -> dict:
+    """Return what the network of one seed reads wrongly; the seconds are those of the worker's one core."""
+    start = time.process_time()
+    model, _ = train(
+        quantize_weights(binary_network(seed), 1),
+        data.train,
+        F.cross_entropy,
+        validation=data.validation,
+        seed=seed,
+        progress=False,
+        **BINARY_TRAINING,
+    )
+    return {"cpu_seconds": round(time.process_time() - start), **answers(model, data)}
 
 
 def binary_network(seed: int) -> nn.Module:

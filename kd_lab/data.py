@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lab.errors import DataError, ParameterError, check_whole_number, described, reason
-from kd_lab.storage import cache_folder, lock, set_aside, sweep, writable, write_safely
+from kd_lab.storage import cache_folder, lock, set_aside, sweep_strays, writable, write_safely
 
 REPOSITORY_DATA = Path(__file__).resolve().parents[1] / "data"
 SHA256 = {  # of the unpacked files; torchvision itself checks only the archives
@@ -163,8 +163,8 @@ def mnist_folder() -> Path:
 
 
 def _prepare(raw: Path) -> None:
-    sweep(raw.glob("tmp*"))  # what a killed download of pooch left
-    sweep(raw.glob(".*.tmp"))
+    sweep_strays(raw.glob("tmp*"))  # what a killed download of pooch left
+    sweep_strays(raw.glob(".*.tmp"))
     for name in _unsound(raw):  # asked again under the lock: another process may have done the work meanwhile
         write_safely(raw / name, gzip.decompress(_archive(f"{name}.gz", raw).read_bytes()))
 

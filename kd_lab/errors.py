@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from numbers import Integral, Real
@@ -45,6 +45,17 @@ class EmptyLayerError(ParameterError):
 
 class TrainingError(CallError):
     """A training that diverged before it learned anything."""
+
+
+class SweepError(CallError):
+    """Trials of a sweep that gave no result; `results` has those of the others, and None in the place of these."""
+
+    def __init__(self, problem: str, function: str | None = None, results: Sequence[Any] = ()):
+        super().__init__(problem, function)
+        self.results = list(results)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problem, self.function, self.results)
 
 
 class DataError(CallError):

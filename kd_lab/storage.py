@@ -70,7 +70,7 @@ def write_safely(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(_temporaries(path), STALE_AFTER)
+        sweep_strays(_temporaries(path), STALE_AFTER)
         _write_through(temporary, content)
         os.replace(temporary, path)
     except OSError as error:
@@ -113,7 +113,7 @@ def _temporaries(path: Path) -> Iterable[Path]:
     return path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
 
 
-def sweep(strays: Iterable[Path], older_than: float = 0) -> None:
+def sweep_strays(strays: Iterable[Path], older_than: float = 0) -> None:
     """Delete the temporary files that killed processes left, if they are older than some seconds."""
     for stray in strays:
         with suppress(OSError):
@@ -160,7 +160,7 @@ def lock(path: Path):
             f"{path.parent} can't be written: {error.strerror}. Set KD_LAB_CACHE to a folder of yours that can."
         ) from error
     with acquired:
-        sweep(_temporaries(path))
+        sweep_strays(_temporaries(path))
         yield
 
 

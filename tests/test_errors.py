@@ -185,7 +185,8 @@ def test_an_error_outside_all_functions_of_the_kit_names_none():
 def test_no_public_function_takes_the_name_of_another():
     for module in pkgutil.walk_packages(kd_lab.__path__, "kd_lab."):
         for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
-            assert "function" not in inspect.signature(function).parameters, (module.name, name)
+            taken = inspect.signature(function).parameters.get("function")
+            assert not taken or "Callable" in str(taken.annotation), (module.name, name)
 
 
 @pytest.mark.parametrize("value", [np.uint8(8), np.int64(8), np.int16(8), 8])
