@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from distributed import LocalCluster
 from tabulate import tabulate
 
 from kd_lab.storage import append
@@ -153,6 +152,8 @@ def overhead_ms() -> float:
 
 def dask_speedup(function: Callable[[int], object], count: int) -> float:
     """Return how many times as fast a local Dask cluster of two workers is as one of one, once both are warm."""
+    from distributed import LocalCluster  # here: the processes that import this file to run a trial don't need it
+
     taken = []
     for workers in (1, 2):
         with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster:

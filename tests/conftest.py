@@ -1,5 +1,7 @@
 """What the tests share: real data, small parts of it, and an empty home for whatever they make."""
 
+from collections import deque
+
 import matplotlib
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from digits import MNIST
 
 from kd_lab.networks.zoo import small_student
+from kd_lab.sweeps import work
 from kd_lab.training import train
 
 matplotlib.use("Agg")
@@ -20,6 +23,31 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("KD_LAB_JOURNAL", raising=False)
     return tmp_path / "cache"
+
+
+class InThisProcess:
+    """What stands in for a sweep's processes: trials run here, one after another."""
+
+    idle = True
+
+    def __init__(self, payload, **_):
+        self.payload, self.begun = payload, deque()
+
+    def begin(self, key, trial):
+        self.begun.append((key, trial))
+
+    def answers(self):
+        key, trial = self.begun.popleft()
+        yield key, work.answer(self.payload, trial)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run the trials of sweeps in the test's own process, which starts at once."""
+    monkeypatch.setattr("kd_lab.sweeps.trials.Processes", InThisProcess)
 
 
 @pytest.fixture(scope="session")

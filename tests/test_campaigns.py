@@ -27,7 +27,6 @@ from benchmarks import (
     read,
 )
 from kd_lab.errors import ParameterError
-from kd_lab.sweeps import sweep
 
 NAMES = ("hinton", "pruning", "quantization", "distillation", "beyond", "few_labels", "baselines", "importance")
 RECORDED = {name: read(name) for name in (*NAMES, "deep_compression")}
@@ -42,14 +41,10 @@ def stop(*_):
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def results(tmp_path, monkeypatch, in_this_process):
     """Let campaigns run in this process, without data, and record into an empty folder."""
     for module in ("kd_lab.results", "benchmarks", "benchmarks.deep_compression"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "results")
-    here = lambda function, trials, folder, _where, version, **_: sweep(
-        function, trials, folder, "sequential", version=version, progress=False, retry_failed=True
-    )
-    monkeypatch.setattr(_campaign, "sweep", here)
     monkeypatch.setattr(_campaign, "mnist", lambda: None)
     monkeypatch.setattr(hinton, "save_tensors", lambda *_: None)
     for module in (beyond, _few_labels, distillation, hinton, pruning, quantization, deep_compression):
@@ -176,11 +171,11 @@ def test_files_that_are_missing_are_made_and_recorded(results, monkeypatch):
 
 def test_a_campaign_that_was_interrupted_goes_on_and_a_changed_one_is_refused(results, monkeypatch, empty_cache):
     stub(monkeypatch)
-    begun, recorded = [], RECORDED["few_labels"]
+    begun, recorded = empty_cache / "begun", RECORDED["few_labels"]
 
     def interrupted(count, seed, data):
-        if count == 1000 and seed == 2 and not begun:
-            begun.append(seed)
+        if count == 1000 and seed == 2 and not begun.exists():
+            begun.touch()
             raise KeyboardInterrupt
         return recorded[f"labels{count}"]["seeds"][seed]
 
@@ -209,12 +204,11 @@ def test_tensors_come_back_from_their_text():
     )
 
 
-def double(seed, factor, data):
-    return [seed * factor, len(data.test.labels)]
-
-
 @pytest.mark.slow
 def test_trials_run_in_processes_with_the_data_and_are_given_by_choice_and_seed(empty_cache):
+    def double(seed, factor, data):  # in here it travels itself: a process need not import every campaign
+        return [seed * factor, len(data.test.labels)]
+
     running = _campaign.Campaign("tiny", workers=1)
     found = running.grid("part", double, factor=(2, 3))
     assert found == {str(factor): [[seed * factor, 10_000] for seed in range(5)] for factor in (2, 3)}
