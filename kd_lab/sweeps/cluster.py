@@ -75,7 +75,7 @@ class Cluster:
         self.futures[name] = key, future
         future.add_done_callback(lambda _: self.done.put(name))
 
-    def answers(self) -> Iterator[tuple[str, str | Lost]]:
+    def answers(self) -> Iterator[tuple[str, str]]:
         """Yield the next answer, if one comes, and look after the machines."""
         with suppress(queue.Empty):
             name = self.done.get(timeout=LOOK)
@@ -84,7 +84,7 @@ class Cluster:
         if time.monotonic() - self.looked > LOOK:
             self._look()
 
-    def _result(self, name: str) -> str | Lost | None:
+    def _result(self, name: str) -> str | None:
         """Return the answer of a trial, None if its worker was lost before it was fetched: Dask asks another one."""
         _, future = self.futures[name]
         try:

@@ -60,7 +60,7 @@ class Processes:
             pipe.send(trial)
         self.running[pipe] = key, process
 
-    def answers(self) -> Iterator[tuple[str, str | Lost]]:
+    def answers(self) -> Iterator[tuple[str, str]]:
         """Wait for answers, and yield them; in place of a process that has ended another one starts."""
         pipe: Any
         for pipe in wait(list(self.running)):

@@ -85,14 +85,14 @@ def _run(pool: Any, settings: Settings, waiting: list[str], kept: Folder, progre
     with tqdm(None, "sweep", total, initial=done, unit="trial", file=sys.stdout, disable=not progress) as bar:
         for key, answer in _answers(pool, settings, waiting):
             if isinstance(answer, Lost):
-                lost[key] = f"its worker was lost {RERUNS + 1} times; at last, {answer.how}"
+                lost[key] = f"its worker was lost {RERUNS + 1} times; at last, {answer}"
             else:
                 kept.keep(key, settings[key], answer)
             bar.update()
     return lost
 
 
-def _answers(pool: Any, settings: Settings, keys: list[str]) -> Iterator[tuple[str, Any]]:
+def _answers(pool: Any, settings: Settings, keys: list[str]) -> Iterator[tuple[str, str]]:
     """Yield each trial's answer when it is there; a trial whose worker is lost waits for another one."""
     waiting, running, losses = deque(keys), set[str](), Counter[str]()
     while waiting or running:
@@ -104,7 +104,7 @@ def _answers(pool: Any, settings: Settings, keys: list[str]) -> Iterator[tuple[s
             if isinstance(answer, Lost) and losses[key] < RERUNS:
                 losses[key] += 1
                 waiting.append(key)
-                say(f"{answer.how}; it runs again: {short(settings[key])}")
+                say(f"{answer}; it runs again: {short(settings[key])}")
             else:
                 yield key, answer
 

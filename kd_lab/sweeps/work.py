@@ -6,7 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +17,8 @@ from kd_lab.errors import ParameterError, SetupError, reason
 from kd_lab.sweeps.settings import not_json
 
 
-@dataclass(frozen=True)
-class Lost:
-    """The answer of a trial whose worker was lost."""
-
-    how: str
+class Lost(str):
+    """In place of the answer of a trial whose worker was lost: how it was."""
 
 
 def say(text: str) -> None:
