@@ -1,6 +1,6 @@
 """The controls of a panel: the keyboard moves them, a screen reader names them, and nothing out of range is taken."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,11 @@ import ipywidgets as widgets
 import traitlets
 
 from kd_lab.errors import check_choice, check_number, check_whole_number
+
+
+def asset(name: str) -> str:
+    """Return the text of a style or a script that lies beside the panels."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 class Value(traitlets.TraitType):
@@ -26,7 +31,7 @@ class Slider(anywidget.AnyWidget):
     sets.
     """
 
-    _esm, _css = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("slider.js", "slider.css"))
+    _esm, _css = asset("slider.js"), asset("slider.css")
     kind: type = float
     check_kind = staticmethod(check_number)
     label, unit = (traitlets.Unicode().tag(sync=True) for _ in range(2))
@@ -80,9 +85,12 @@ def button(name: str, action: Callable[[], None]) -> widgets.Button:
     return made
 
 
-def check_control(name: str, control: widgets.Widget, value: Any) -> None:
-    """Raise a ParameterError for a value that the control of this name can't have."""
-    if isinstance(control, anywidget.AnyWidget):  # the kit's own
-        control.check(value)
-    else:
-        check_choice(name, value, list(control.options))
+def check_values(controls: Mapping[str, widgets.Widget], values: Mapping[str, Any]) -> None:
+    """Raise a ParameterError for a control that is not there, or a value that one can't have."""
+    for name, value in values.items():
+        check_choice("name of the control", name, list(controls))
+        control = controls[name]
+        if isinstance(control, anywidget.AnyWidget):  # the kit's own
+            control.check(value)
+        else:
+            check_choice(name, value, list(control.options))

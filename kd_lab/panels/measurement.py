@@ -230,7 +230,7 @@ def cost_table(dense: dict[str, int], changed: dict[str, int], seconds: Seconds,
         times = _beside(".3g", *(1000 * each for each in pair)) if pair else ["…"] * 3
         rows.append([f"ms for {batch_size} image{'s' * (batch_size > 1)}", *times])
     threads = torch.get_num_threads()
-    note = f"measured here, on {threads} thread{'s' * (threads > 1)}"
+    note = f"measured on {threads} thread{'s' * (threads > 1)}"
     return table(rows, ["", "dense", kind, "factor"]) + note
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kd_lab.cost import latency
-from kd_lab.data import MEAN, STD
+from kd_lab.data import MEAN, STD, Split
 from kd_lab.deployment.page import ASSETS
 from kd_lab.deployment.parity import real_images
 from kd_lab.deployment.served import ServedModel, prepared
@@ -62,6 +62,7 @@ class DrawingPanel(Panel):
             check_that("models", shape, len(shape) == 2, "networks with logits (N, classes)")
         self._milliseconds = [1000 * latency(model.batches.network, 1, self._example) for model in self._models]
         self._drawing = AnswersPicture(self._models)
+        self._names: dict[tuple[float, ...], str] = {}  # of the digits that are recorded
         super().__init__({"digit": Pad()}, (PICTURE_WIDTH, self._drawing.height), 24 + 22 * len(self._models))
         self._box.children[1].layout.display = "none"  # a drawing is not pinned
         self._box.add_class("kd-lab-drawing")
@@ -75,8 +76,24 @@ class DrawingPanel(Panel):
             for model in self.steps(self._models)
         ]
         answers = " or ".join(map(str, sorted({int(each.argmax()) for each in shares})))
-        title = f"{'Your digit' if digit else 'This example'} is read as {answers}"
-        yield Shown(title, self._drawing.png(image, shares), side_by_side(self._table(shares)))
+        said = self._names.get(digit, "Your digit") if digit else "This example"
+        yield Shown(f"{said} is read as {answers}", self._drawing.png(image, shares), side_by_side(self._table(shares)))
+
+    def save_html(self, path: Path | str, settings: Any) -> None:
+        """Write a page in which a slider in place of the pad goes through recorded digits, and the networks answer.
+
+        `settings` are digits as load_mnist() gives them, such as `data.validation[:12]`, whose labels stand in the
+        titles. All else is as in the other panels' pages.
+        """
+        check_kind("settings", settings, Split, "digits with their labels, such as data.validation[:12]")
+        shape = tuple(settings.images.shape)
+        check_that("settings", settings.images, shape[1:] == MNIST_IMAGE, "digits (N, 1, 28, 28)")
+        drawn = [tuple(pixels.flatten().tolist()) for pixels in (settings.images * STD + MEAN).clamp(0, 1)]
+        self._names = {pixels: f"This {label}" for pixels, label in zip(drawn, settings.labels.tolist(), strict=True)}
+        try:
+            super().save_html(path, [{"digit": pixels} for pixels in drawn])
+        finally:
+            self._names = {}
 
     def _table(self, shares: list[Tensor]) -> str:
         rows = [

@@ -1,10 +1,11 @@
 """Put controls, picture and tables on the page, and measure the newest setting in the background."""
 
 import base64
+import functools
 import gc
 import html
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,16 @@ import torch
 from IPython import get_ipython
 
 from kd_lab.data import Split
-from kd_lab.errors import KdLabError, check_choice
+from kd_lab.errors import KdLabError, saying
 from kd_lab.evaluation import accuracy
 from kd_lab.panels.canvas import with_title
-from kd_lab.panels.controls import button, check_control
+from kd_lab.panels.controls import asset, button, check_values
 from kd_lab.panels.measurement import Tests, in_words, scores
+from kd_lab.panels.recorded import Record, checked_settings, checked_target, named, recorded_page
+from kd_lab.storage import write_safely
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-STYLE = f"<style>{Path(__file__).with_name('panel.css').read_text(encoding='utf-8')}</style>"
+STYLE = f"<style>{asset('panel.css')}</style>"
 _open: dict[Any, tuple[int, list[Any]]] = {}  # the panels of each cell, and at which run it made them
 
 
@@ -117,9 +120,7 @@ class Panel:
 
     def set(self, **values: Any) -> None:
         """Set controls by name, as a learner would with the mouse; all are checked before any is changed."""
-        for name, value in values.items():
-            check_choice("name of the control", name, list(self.controls))
-            check_control(name, self.controls[name], value)
+        check_values(self.controls, values)
         for name, value in values.items():
             self.controls[name].value = value
 
@@ -145,6 +146,25 @@ class Panel:
         self._move_pin()
         return self.shown
 
+    def save_html(self, path: Path | str, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Measure the listed settings and write a page in which the panel's controls move through the answers.
+
+        The page is one file that needs no kernel, no server and no network. It says that it is recorded, when and with
+        which versions; the pin and the test part are not in it. A setting holds values by name of the control; what is
+        left out is as it is now, and so is the panel afterwards. One that is given twice is recorded once; the page
+        begins with the first.
+
+        In the page nothing is interpolated. A list offers what is recorded, a slider goes from recorded value to
+        recorded value of what the lists choose. The control that is moved always obeys: where the others were not
+        recorded with it as they stand, they move to the nearest recorded setting, those that were moved last as little
+        as possible, and the page says so.
+
+        Raises a ParameterError for settings that the panel does not have, before anything is measured, and for one that
+        can't be measured, and a StorageError where the file can't be written; no file is changed then.
+        """
+        path, settings = checked_target(path), checked_settings(self.controls, settings)
+        write_safely(path, recorded_page(type(self).__name__, self.controls, self._record(settings)))
+
     def close(self) -> None:
         """Stop measuring, take the panel off the page, and let go of its networks and pictures."""
         if not vars(self):
@@ -163,6 +183,35 @@ class Panel:
         if not vars(self):
             raise AttributeError("This panel is closed: its cell was run again, or close() was called.")
         raise AttributeError(f"{type(self).__name__} has no {name!r}.")
+
+    def _record(self, settings: Sequence[Mapping[str, Any]]) -> list[Record]:
+        """Return what is shown at each setting, without pin and test part; then all is as it was before."""
+        if begun := self._begun:
+            self._settle()
+        records: dict[tuple, Record] = {}
+        kept, go_back = (self.pinned, self._test), self._remember()
+        self.pinned = self._test = None
+        try:
+            for place, setting in enumerate(settings):
+                self._begun = False  # until every control is moved, since what lies between is not asked for
+                go_back()
+                self.set(**setting)
+                values = tuple(control.value for control in self.controls.values())
+                if values not in records:
+                    with saying(f"settings[{place}], {named(setting)}, can't be measured"):
+                        shown: Any = self.flush()
+                    records[values] = Record(values, shown.title, shown.png, shown.tables, _images(self._answer))
+        finally:
+            self._begun, (self.pinned, self._test) = False, kept
+            go_back()
+            self.shown = self._answer = self.error = None
+            if begun:
+                self.refresh()
+        return [*records.values()]
+
+    def _remember(self) -> Callable[[], None]:
+        """Return a function that moves the controls back to where they are now."""
+        return functools.partial(self.set, **{name: control.value for name, control in self.controls.items()})
 
     def _settle(self) -> None:
         """Return when the newest setting has been measured to the end, or has failed."""
@@ -257,6 +306,12 @@ class Panel:
         if self.shown:
             bundle["image/png"] = base64.b64encode(with_title(self.shown.png, self.shown.title)).decode()
         return bundle
+
+
+def _images(answer: Any) -> int:
+    """Return how many images an answer was measured on, 0 for what has no comparisons."""
+    compared = [each for each in getattr(answer, "comparisons", {}).values() if each]
+    return len(compared[0].labels) if compared else 0
 
 
 def replace_earlier(panel: Any) -> None:

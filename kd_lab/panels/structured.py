@@ -1,7 +1,7 @@
 """Remove channels live: what a narrower network costs in accuracy and saves in bytes and milliseconds."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -112,6 +112,16 @@ class StructuredPruningPanel(Panel):
     def _set_ratio(self, change: dict) -> None:
         layer = self.controls["layer"].value
         self._ratios |= dict.fromkeys(self._groups if layer == ALL else [self._names[layer]], change["new"])
+
+    def _remember(self) -> Callable[[], None]:
+        """Return a function that moves the controls back, and gives every group the ratio that it has now."""
+        move_controls, ratios = super()._remember(), dict(self._ratios)
+
+        def go_back() -> None:
+            move_controls()
+            self._ratios = dict(ratios)
+
+        return go_back
 
     def measure(self, ratios: dict[str, float], importance: str) -> Iterator[StructuredAnswer]:
         """Yield what this setting gives on 1,000 images, on all, with the curve, and with the latency."""

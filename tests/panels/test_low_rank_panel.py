@@ -82,7 +82,7 @@ def test_the_tables_have_accuracies_and_costs_beside_the_dense_ones(panel, model
         f"{count_macs(model):,}",
         f"{count_macs(output):,}",
         f"{file_bytes(model) / file_bytes(output):.2f} ×",
-        f"measured here, on {torch.get_num_threads()} thread",
+        f"measured on {torch.get_num_threads()} thread",
     ):
         assert text in tables
     for dense, thin in last.seconds.values():
