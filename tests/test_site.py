@@ -1,11 +1,15 @@
 """The static site: lessons that were not run are named, links lead somewhere, formulas need no script."""
 
 import json
+import os
 import re
+import subprocess
 
 import nbformat
 import pytest
+import yaml
 
+from notebooks import build
 from notebooks.lab import LESSONS
 from notebooks.site import __main__ as site
 from notebooks.site import links, recordings, reference, stage
@@ -156,6 +160,17 @@ def test_every_panel_of_the_lessons_is_recorded():
 def test_a_panel_that_there_is_not_is_named(tmp_path):
     with pytest.raises(ValueError, match="no panel is called 13_nothing; there are: 01_pruning"):
         recordings.record_all(tmp_path, ["13_nothing"])
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/someone/kd_lab"])
+def test_pages_are_published_only_once_an_address_is_set(address, tmp_path):
+    jobs = yaml.safe_load((build.ROOT / ".github" / "workflows" / "site.yml").read_text())["jobs"]
+    (tmp_path / "pyproject.toml").write_text(f'[tool.kd_lab]\nrepository = "{address}"\n')
+    said = tmp_path / "said"
+    look = jobs["address"]["steps"][-1]["run"]
+    subprocess.run(["bash", "-e", "-c", look], cwd=tmp_path, env=os.environ | {"GITHUB_OUTPUT": str(said)}, check=True)
+    assert said.read_text() == f"is_set={str(bool(address)).lower()}\n"
+    assert jobs["build"]["if"] == "needs.address.outputs.is_set == 'true'" and jobs["publish"]["needs"] == "build"
 
 
 @pytest.mark.slow

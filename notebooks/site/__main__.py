@@ -4,13 +4,9 @@ The pages lie in FOLDER/html, by default site/_build/html. A lesson that was not
 """
 
 import argparse
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
-
-os.environ["KD_LAB_JOURNAL"] = str(Path(tempfile.mkdtemp(prefix="kd_lab_site_")) / "journal.jsonl")  # nobody's own
 
 import nbformat
 from sphinx.cmd.build import build_main

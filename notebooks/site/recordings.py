@@ -5,6 +5,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import nbformat
 import torch
 
 from kd_lab.checkpoints import load_trained
-from kd_lab.data import MEAN, STD, load_mnist
+from kd_lab.data import Split, load_mnist
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import predict_classes
 from kd_lab.pruning import prune
@@ -21,7 +22,7 @@ from notebooks.build import ROOT
 from notebooks.lab import NOTEBOOKS
 
 SOURCES = ("kd_lab/**/*.py", "kd_lab/**/*.js", "kd_lab/**/*.css", "kd_lab/**/*.html", "data/checkpoints/*")
-Settings = Callable[[Any], list[dict[str, Any]]]
+Settings = Callable[[Any], list[dict[str, Any]] | Split]  # of digits, for the pad
 ALL = "all layers"
 BY_SIZE = {"importance": "magnitude", "scope": "global"}
 
@@ -70,7 +71,7 @@ def _distillation(_panel: Any) -> list[dict[str, Any]]:
     taught = along("temperature", (4.0, 1.0, 2.0, 8.0, 12.0, 20.0), images="2,000")
     few = along("temperature", (4.0, 1.0, 8.0, 20.0), images="500")
     looks = along("temperature", (4.0, 1.0, 8.0, 20.0), images="2,000", view="soft targets only")
-    return taught + few + along("images", ("1,000", "5,000"), temperature=4.0) + looks
+    return taught + few + along("images", ("5,000", "55,000"), temperature=8.0) + looks
 
 
 def _recipe(_panel: Any) -> list[dict[str, Any]]:
@@ -78,14 +79,13 @@ def _recipe(_panel: Any) -> list[dict[str, Any]]:
     return bits + along("ratio", (0.5, 0.8, 0.95, 0.98), bits=3) + along("temperature", (1.0, 20.0), ratio=0.9, bits=3)
 
 
-def _drawings(_panel: Any) -> list[dict[str, Any]]:
+def _drawings(_panel: Any) -> Split:
     """Return validation digits: one of each, then some that the pruned network reads as another digit."""
     images, labels = load_mnist().validation
     dense = load_trained("cnn")
     others = predict_classes(prune(dense, 0.9), images) != predict_classes(dense, images)
     places = [int((labels == digit).nonzero()[0]) for digit in range(10)] + others.nonzero().flatten().tolist()[:8]
-    pixels = (images[places] * STD + MEAN).clamp(0, 1).flatten(1)
-    return along("digit", map(tuple, pixels.tolist()))
+    return Split(images[places], labels[places])
 
 
 def _sparsities(*values: float) -> Settings:
@@ -177,15 +177,15 @@ def record_all(folder: Path, names: list[str] | None = None) -> list[Recording]:
         )
     chosen = [each for each in RECORDINGS if names is None or each.name in names]
     for recording in chosen:
-        key = folder / f"{recording.name}.key"
-        if not key.is_file() or key.read_text() != fingerprint(recording):
+        page, key = (folder / f"{recording.name}.{end}" for end in ("html", "key"))
+        if not (page.is_file() and key.is_file() and key.read_text() == fingerprint(recording)):
             record(recording, folder)
             write_safely(key, fingerprint(recording).encode())
     return chosen
 
 
 def record(recording: Recording, folder: Path) -> None:
-    """Measure a panel at its settings, and write its page and the picture that stands for it."""
+    """Measure a panel at its settings, and write its page."""
     torch.manual_seed(0)
     with redirect_stdout(io.StringIO()):
         panel = make_panel(recording)
@@ -195,6 +195,12 @@ def record(recording: Recording, folder: Path) -> None:
 
 def fingerprint(recording: Recording) -> str:
     """Return a digest that changes with the package, the lesson's code up to the panel, this file, or torch."""
-    parts = [torch.__version__.encode(), *(ast.dump(line).encode() for line in needed(recording))]
+    code = "\n".join(ast.dump(line) for line in needed(recording))
+    return hashlib.sha256(f"{torch.__version__} {package_digest()} {code}".encode()).hexdigest()
+
+
+@cache
+def package_digest() -> str:
+    """Return a digest of this file and of all that panels are made of."""
     files = [Path(__file__), *(path for pattern in SOURCES for path in sorted(ROOT.glob(pattern)))]
-    return hashlib.sha256(b"\0".join(parts + [path.read_bytes() for path in files])).hexdigest()
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
