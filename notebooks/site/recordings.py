@@ -3,9 +3,12 @@
 import ast
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,21 +179,24 @@ def record_all(folder: Path, names: list[str] | None = None) -> list[Recording]:
             f"no panel is called {', '.join(sorted(unknown))}; there are: {', '.join(r.name for r in RECORDINGS)}"
         )
     chosen = [each for each in RECORDINGS if names is None or each.name in names]
-    for recording in chosen:
-        page, key = (folder / f"{recording.name}.{end}" for end in ("html", "key"))
-        if not (page.is_file() and key.is_file() and key.read_text() == fingerprint(recording)):
-            record(recording, folder)
-            write_safely(key, fingerprint(recording).encode())
+    outdated = [each.name for each in chosen if not _is_kept(each, folder)]
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), get_context("spawn")) as pool:
+        list(pool.map(record, outdated, [folder] * len(outdated)))
     return chosen
 
 
-def record(recording: Recording, folder: Path) -> None:
-    """Measure a panel at its settings, and write its page."""
-    torch.manual_seed(0)
+def _is_kept(recording: Recording, folder: Path) -> bool:
+    page, key = (folder / f"{recording.name}.{end}" for end in ("html", "key"))
+    return page.is_file() and key.is_file() and key.read_text() == fingerprint(recording)
+
+
+def record(name: str, folder: Path) -> None:
+    """Measure a panel at its settings and write its page; a process of its own does so, since most take a while."""
+    recording = next(each for each in RECORDINGS if each.name == name)
     with redirect_stdout(io.StringIO()):
         panel = make_panel(recording)
-        panel.save_html(folder / f"{recording.name}.html", recording.settings(panel))
-    panel.close()
+        panel.save_html(folder / f"{name}.html", recording.settings(panel))
+    write_safely(folder / f"{name}.key", fingerprint(recording).encode())
 
 
 def fingerprint(recording: Recording) -> str:

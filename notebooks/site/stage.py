@@ -40,7 +40,7 @@ def sources(recorded: list[Recording]) -> Files:
         "MODULES": module_list(),
     }
     texts |= {path.relative_to(PAGES).as_posix(): filled(path.read_text(), lists) for path in PAGES.rglob("*.md")}
-    texts |= {"teaching.md": (NOTEBOOKS / "TEACHING.md").read_text(), "results.md": results_page()}
+    texts |= {"teaching.md": teaching_page(), "results.md": results_page()}
     texts |= {
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(),
         "changes.md": (ROOT / "CHANGELOG.md").read_text(),
@@ -69,6 +69,7 @@ def picture(recording: Recording) -> str:
 
 def write(files: Files, folder: Path) -> None:
     """Make a folder hold these files and no others; what is as it was keeps its time, so that Sphinx passes it over."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         if path.relative_to(folder).as_posix() not in files:
             path.unlink()
@@ -125,15 +126,29 @@ def filled(text: str, lists: dict[str, str]) -> str:
     return re.sub(r"^([A-Z]+)$", lambda name: lists.get(name[0], name[0]), text, flags=re.MULTILINE)
 
 
+def title(path: Path) -> str:
+    """Return the title of a lesson."""
+    return re.findall(r"^# (.*)", nbformat.read(path, as_version=4).cells[0].source)[0]
+
+
+def teaching_page() -> str:
+    """Return the teacher's guide; where a row of its table begins with a lesson, its title leads there."""
+    text = (NOTEBOOKS / "TEACHING.md").read_text()
+    for path in LESSONS:
+        named = re.sub(r"^(\d\d)_", r"\1 ", path.stem)
+        text = text.replace(f"\n| {named} |", f"\n| [{title(path)}](lessons/{path.name}) |")
+    return text
+
+
 def lesson_list() -> str:
     """Return the lessons in order: title, question, and how difficult each is."""
     lines = []
     for path in LESSONS:
         first = nbformat.read(path, as_version=4).cells[0].source
-        title, question = re.findall(r"^# (.*)", first)[0], re.findall(r"^\*\*(.*)\*\*$", first, re.MULTILINE)[0]
+        question = re.findall(r"^\*\*(.*)\*\*$", first, re.MULTILINE)[0]
         level = LEVEL.search(first)
         said = f"\\\n  *{(level[1] or level[2]).lower()}*" if level else ""
-        lines.append(f"- [{title}](lessons/{path.name})\\\n  {question}{said}")
+        lines.append(f"- [{title(path)}](lessons/{path.name})\\\n  {question}{said}")
     return "\n".join(lines)
 
 
@@ -142,8 +157,8 @@ def exercise_list() -> str:
     lines = []
     for path in EXERCISES:
         cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
-        title, *questions = re.findall(r"^#+ (.*)", "\n".join(cells), re.MULTILINE)
-        lines += [f"- [{title}]({path.name})", *(f"  - {question}" for question in questions)]
+        named, *questions = re.findall(r"^#+ (.*)", "\n".join(cells), re.MULTILINE)
+        lines += [f"- [{named}]({path.name})", *(f"  - {question}" for question in questions)]
     return "\n".join(lines)
 
 
