@@ -61,7 +61,8 @@ def _channels(panel: Any) -> list[dict[str, Any]]:
     panel.set(layer=ALL, ratio=0.0)
     settings = along("ratio", (0.5, 0.0, 0.1, 0.25, 0.4, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95), layer=ALL)
     _all, *layers = panel.controls["layer"].options
-    return settings + [{"layer": layer, "ratio": ratio} for layer in layers for ratio in (0.5, 0.7, 0.9)]
+    alone = layers if len(layers) > 1 else []
+    return settings + [{"layer": layer, "ratio": ratio} for layer in alone for ratio in (0.5, 0.7, 0.9)]
 
 
 def _quantization(_panel: Any) -> list[dict[str, Any]]:

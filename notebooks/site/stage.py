@@ -168,7 +168,8 @@ def panel_list(recordings: list[Recording]) -> str:
     for recording in recordings:
         address = f"panels/{recording.name}"
         picture = f'<a href="{address}.html"><img src="{address}.png" alt="" loading="lazy">{recording.title}</a>'
-        lesson = f"In lesson [{recording.lesson}](lessons/{recording.lesson}.ipynb)."
+        path = NOTEBOOKS / f"{recording.lesson}.ipynb"
+        lesson = f"In [{title(path)}](lessons/{path.name})."
         cards.append(f"```{{container}} panel\n<p>{picture}</p>\n\n{lesson}\n```")
     return "\n\n".join(cards) or "None was recorded when these pages were built."
 

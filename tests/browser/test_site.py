@@ -10,13 +10,14 @@ from notebooks.lab import LESSONS
 from notebooks.site import links
 from notebooks.site.__main__ import build_site
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:'myst_parser")]
 PANEL, LESSON = "panels/own_pruning.html", "lessons/bring_your_own.html"
 OTHERS = ("index.html", "panels.html", "results.html", "reference/kd_lab.pruning.html", "contributing.html")
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 CUT_OFF = """() => [...document.querySelectorAll("main *, article *")].filter(part =>
   part.clientWidth && part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).overflowX === "hidden")
   .map(part => part.outerHTML.slice(0, 200))"""
+UNNAMED = "() => [...document.images].filter(({ alt }) => alt.includes('_images/')).map(({ alt }) => alt)"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_nothing_scrolls_sideways_and_nothing_is_cut_off(pages, open_page, width
         page = open_page(name, width)
         assert page.evaluate(WIDER) == 0, name
         assert page.evaluate(CUT_OFF) == [], name
-        assert page.get_by_role("img", name=re.compile("_images/")).count() == 0, f"{name}: a picture has no name"
+        assert page.evaluate(UNNAMED) == [], name
 
 
 def test_a_search_finds_lessons_and_functions(open_page):
@@ -85,7 +86,7 @@ def test_a_recorded_panel_moves_in_its_lesson(open_page):
     page.keyboard.press("End")
     expect(title).not_to_have_text(before)
     inside = panel.locator("html").evaluate("html => [html.scrollHeight, innerHeight]")
-    expect(frame).not_to_have_css("height", "900px")  # it is as high as its panel
+    expect(frame).not_to_have_css("height", "800px")  # it is as high as its panel
     assert inside[0] > 300
 
 
