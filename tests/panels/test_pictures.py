@@ -1,5 +1,6 @@
 """Every text of every panel's picture lies inside it, and what is pinned is drawn, at all ends of the controls."""
 
+import random
 from itertools import product
 
 import pytest
@@ -138,3 +139,20 @@ def test_what_is_pinned_is_drawn_in_faint_grey_until_it_is_taken_off(kind, part,
     panel.pin()
     assert all(not points for lines in drawn()[1::2] for points in lines)
     panel.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PANELS)
+def test_twenty_recorded_settings_take_at_most_600_kb(kind, part, tmp_path):
+    panel, choose, count = PANELS[kind](load_trained("mlp128"), part), random.Random(0), 5
+    chosen = [{name: somewhere(control, choose) for name, control in panel.controls.items()} for _ in range(count)]
+    panel.save_html(tmp_path / "page.html", chosen)
+    assert 20 / count * (tmp_path / "page.html").stat().st_size <= 600_000  # four times as many take less than that
+    panel.close()
+
+
+def somewhere(control, choose):
+    """Return a value that a control may have."""
+    if isinstance(control, Slider):
+        return control.kind(choose.uniform(control.min, control.max))
+    return choose.choice(control.options)
