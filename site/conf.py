@@ -17,6 +17,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "notebooks.site.mathml", "noteboo
 nitpicky = False
 show_warning_types = True
 default_role = "code"
+smartquotes = False  # quotes stand around values
 
 nb_execution_mode = "off"  # they are shown as they were saved
 nb_ipywidgets_js = {}  # else pages would load scripts from elsewhere

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
 import yaml
 
+from kd_lab.errors import SetupError
 from notebooks import build
 from notebooks.lab import LESSONS
 from notebooks.site import __main__ as site
@@ -110,7 +112,7 @@ def test_the_weight_of_a_page_is_that_of_all_that_it_loads_once(pages):
 
 def test_a_formula_becomes_mathml():
     mathml = to_mathml(r"\frac{z^2}{2n} \pm \sqrt{x_i}", "block")
-    assert mathml.startswith("<math") and 'display="block"' in mathml
+    assert mathml.startswith("<math") and 'display="block"' in mathml and "<mo>&#x000B1;</mo>" in mathml
     assert {"<mfrac>", "<msup>", "<msqrt>", "<msub>"} <= set(re.findall(r"<m\w+>", mathml))
 
 
@@ -160,6 +162,14 @@ def test_every_panel_of_the_lessons_is_recorded():
 def test_a_panel_that_there_is_not_is_named(tmp_path):
     with pytest.raises(ValueError, match="no panel is called 13_nothing; there are: 01_pruning"):
         recordings.record_all(tmp_path, ["13_nothing"])
+
+
+def test_a_panel_that_cannot_be_recorded_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(recordings, "ProcessPoolExecutor", lambda *_options: ThreadPoolExecutor(1))
+    monkeypatch.setattr(recordings, "make_panel", lambda _recording: 1 / 0)
+    with pytest.raises(SetupError, match=r"own_pruning could not be recorded\. ZeroDivisionError: division by zero"):
+        recordings.record_all(tmp_path, ["own_pruning"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("address", ["", "https://github.com/someone/kd_lab"])

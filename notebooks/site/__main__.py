@@ -4,6 +4,7 @@ The pages lie in FOLDER/html, by default site/_build/html. A lesson that was not
 """
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import nbformat
 from sphinx.cmd.build import build_main
 
+from kd_lab.errors import KdLabError, reason
 from notebooks import build
 from notebooks.lab import LESSONS
 from notebooks.site import links, recordings, stage
@@ -36,6 +38,7 @@ def build_site(folder: Path, panels: list[str] | None = None, check: bool = True
     start = time.perf_counter()
     recorded = recordings.record_all(folder / "recorded", panels)
     middle = time.perf_counter()
+    shutil.rmtree(folder / "html", ignore_errors=True)  # pages of what is no longer there
     stage.write(stage.sources(recorded), folder / "source")
     stage.write(stage.extras(recorded, folder / "recorded"), folder / "extra")
     run_sphinx(folder)
@@ -67,7 +70,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--panels", help="names of the panels to record, between commas; all, if this is left out")
     given = parser.parse_args(arguments)
     panels = None if given.panels is None else [name for name in given.panels.split(",") if name]
-    seconds = build_site(given.folder.resolve(), panels)
+    try:
+        seconds = build_site(given.folder.resolve(), panels)
+    except KdLabError as error:
+        sys.exit(reason(error))
     times = ", ".join(f"{part} {each:.0f} s" for part, each in seconds.items())
     print(f"{given.folder / 'html' / 'index.html'}: {times}")
 

@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-SOURCES = {"a": "href", "link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "embed": "src"}
+SOURCES = {"a": "href", "link": "href", "object": "data"} | dict.fromkeys(
+    ("script", "img", "iframe", "source", "embed"), "src"
+)
 IN_CSS = re.compile(r"url\(\s*['\"]?(?!data:)([^)'\"]+)|@import\s+['\"]([^'\"]+)")
-LOADED = ("stylesheet", "icon", "preload")  # kinds of <link> that a browser fetches
+LOADED = ("stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "manifest")  # of <link>
 
 
 class Page(HTMLParser):

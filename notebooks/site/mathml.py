@@ -17,7 +17,7 @@ def to_mathml(latex: str, display: str = "inline") -> str:
         raise ValueError(f"The formula {latex!r} can't be read: {type(error).__name__}") from error
     if "\\" in mathml or latex.count("{") != latex.count("}"):  # the converter lets both through
         raise ValueError(f"The formula {latex!r} has a command that is not known, or a brace without its like.")
-    return mathml
+    return mathml.replace("<mi>&#x000B1;</mi>", "<mo>&#x000B1;</mo>")  # ± is an operator: it has room around it
 
 
 def _written(node: nodes.Element, display: str) -> str:

@@ -17,7 +17,7 @@ import torch
 
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Split, load_mnist
-from kd_lab.errors import ParameterError
+from kd_lab.errors import ParameterError, SetupError
 from kd_lab.evaluation import predict_classes
 from kd_lab.pruning import prune
 from kd_lab.storage import write_safely
@@ -182,7 +182,11 @@ def record_all(folder: Path, names: list[str] | None = None) -> list[Recording]:
     chosen = [each for each in RECORDINGS if names is None or each.name in names]
     outdated = [each.name for each in chosen if not _is_kept(each, folder)]
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), get_context("spawn")) as pool:
-        list(pool.map(record, outdated, [folder] * len(outdated)))
+        tasks = {name: pool.submit(record, name, folder) for name in outdated}
+        for name, task in tasks.items():
+            if error := task.exception():
+                pool.shutdown(cancel_futures=True)
+                raise SetupError(f"The panel {name} could not be recorded. {type(error).__name__}: {error}") from error
     return chosen
 
 
