@@ -22,6 +22,8 @@ from kd_lab.panels.canvas import COLOR, GREY, SIDE, Canvas, digit_picture, new_f
 from kd_lab.panels.controls import Value
 from kd_lab.panels.measurement import table
 from kd_lab.panels.panel import Panel, Shown, side_by_side
+from kd_lab.panels.recorded import checked_target, recorded_page
+from kd_lab.storage import write_safely
 
 PICTURE_WIDTH, DIGIT, ROW, BARS, CAPTION = 400, 3 * SIDE, 70, 34, 18  # in pixels; a row for each network
 MAX_NAME = 30  # letters above a network's bars, as many as fit
@@ -62,10 +64,27 @@ class DrawingPanel(Panel):
             check_that("models", shape, len(shape) == 2, "networks with logits (N, classes)")
         self._milliseconds = [1000 * latency(model.batches.network, 1, self._example) for model in self._models]
         self._drawing = AnswersPicture(self._models)
-        self._names: dict[tuple[float, ...], str] = {}  # of the digits that are recorded
         super().__init__({"digit": Pad()}, (PICTURE_WIDTH, self._drawing.height), 24 + 22 * len(self._models))
         self._box.children[1].layout.display = "none"  # a drawing is not pinned
         self._box.add_class("kd-lab-drawing")
+
+    def save_html(self, path: Path | str, settings: Any) -> None:
+        """Write a page in which a slider in place of the pad goes through recorded digits, and the networks answer.
+
+        `settings` are digits as load_mnist() gives them, such as `data.validation[:12]`, whose labels stand in the
+        titles. All else is as in the pages of the other panels.
+        """
+        check_kind("settings", settings, Split, "digits with their labels, such as data.validation[:12]")
+        shape = tuple(settings.images.shape)
+        check_that("settings", settings.images, shape[0] and shape[1:] == MNIST_IMAGE, "digits (N, 1, 28, 28)")
+        path = checked_target(path)
+        drawn = [tuple(digit.flatten().tolist()) for digit in (settings.images * STD + MEAN).clamp(0, 1)]
+        label_of = dict(zip(drawn, settings.labels.tolist(), strict=True))
+        records = [
+            record._replace(title=record.title.replace("Your digit", f"This {label_of[record.values[0]]}"))
+            for record in self._record([{"digit": digit} for digit in drawn])
+        ]
+        write_safely(path, recorded_page(type(self).__name__, self.controls, records))
 
     def measure(self, digit: tuple[float, ...]) -> Iterator[Shown]:
         """Yield the answers to a drawing once all networks have given them."""
@@ -76,24 +95,8 @@ class DrawingPanel(Panel):
             for model in self.steps(self._models)
         ]
         answers = " or ".join(map(str, sorted({int(each.argmax()) for each in shares})))
-        said = self._names.get(digit, "Your digit") if digit else "This example"
-        yield Shown(f"{said} is read as {answers}", self._drawing.png(image, shares), side_by_side(self._table(shares)))
-
-    def save_html(self, path: Path | str, settings: Any) -> None:
-        """Write a page in which a slider in place of the pad goes through recorded digits, and the networks answer.
-
-        `settings` are digits as load_mnist() gives them, such as `data.validation[:12]`, whose labels stand in the
-        titles. All else is as in the other panels' pages.
-        """
-        check_kind("settings", settings, Split, "digits with their labels, such as data.validation[:12]")
-        shape = tuple(settings.images.shape)
-        check_that("settings", settings.images, shape[1:] == MNIST_IMAGE, "digits (N, 1, 28, 28)")
-        drawn = [tuple(pixels.flatten().tolist()) for pixels in (settings.images * STD + MEAN).clamp(0, 1)]
-        self._names = {pixels: f"This {label}" for pixels, label in zip(drawn, settings.labels.tolist(), strict=True)}
-        try:
-            super().save_html(path, [{"digit": pixels} for pixels in drawn])
-        finally:
-            self._names = {}
+        title = f"{'Your digit' if digit else 'This example'} is read as {answers}"
+        yield Shown(title, self._drawing.png(image, shares), side_by_side(self._table(shares)))
 
     def _table(self, shares: list[Tensor]) -> str:
         rows = [

@@ -184,35 +184,6 @@ class Panel:
             raise AttributeError("This panel is closed: its cell was run again, or close() was called.")
         raise AttributeError(f"{type(self).__name__} has no {name!r}.")
 
-    def _record(self, settings: Sequence[Mapping[str, Any]]) -> list[Record]:
-        """Return what is shown at each setting, without pin and test part; then all is as it was before."""
-        if begun := self._begun:
-            self._settle()
-        records: dict[tuple, Record] = {}
-        kept, go_back = (self.pinned, self._test), self._remember()
-        self.pinned = self._test = None
-        try:
-            for place, setting in enumerate(settings):
-                self._begun = False  # until every control is moved, since what lies between is not asked for
-                go_back()
-                self.set(**setting)
-                values = tuple(control.value for control in self.controls.values())
-                if values not in records:
-                    with saying(f"settings[{place}], {named(setting)}, can't be measured"):
-                        shown: Any = self.flush()
-                    records[values] = Record(values, shown.title, shown.png, shown.tables, _images(self._answer))
-        finally:
-            self._begun, (self.pinned, self._test) = False, kept
-            go_back()
-            self.shown = self._answer = self.error = None
-            if begun:
-                self.refresh()
-        return [*records.values()]
-
-    def _remember(self) -> Callable[[], None]:
-        """Return a function that moves the controls back to where they are now."""
-        return functools.partial(self.set, **{name: control.value for name, control in self.controls.items()})
-
     def _settle(self) -> None:
         """Return when the newest setting has been measured to the end, or has failed."""
         if not self._begun:
@@ -251,6 +222,35 @@ class Panel:
             if self._worker is threading.current_thread():
                 self._worker = None
                 self._changed.notify_all()
+
+    def _record(self, settings: Sequence[Mapping[str, Any]]) -> list[Record]:
+        """Return what is shown at each setting, without pin and test part; then all is as it was before."""
+        if begun := self._begun:
+            self._settle()
+        records: dict[tuple, Record] = {}
+        kept, go_back = (self.pinned, self._test), self._remember()
+        self.pinned = self._test = None
+        try:
+            for place, setting in enumerate(settings):
+                self._begun = False  # until every control is moved, since what lies between is not asked for
+                go_back()
+                self.set(**setting)
+                values = tuple(control.value for control in self.controls.values())
+                if values not in records:
+                    with saying(f"settings[{place}], {named(setting)}, can't be measured"):
+                        shown: Any = self.flush()
+                    records[values] = Record(values, shown.title, shown.png, shown.tables, _images(self._answer))
+        finally:
+            self._begun, (self.pinned, self._test) = False, kept
+            go_back()
+            self.shown = self._answer = self.error = None
+            if begun:
+                self.refresh()
+        return [*records.values()]
+
+    def _remember(self) -> Callable[[], None]:
+        """Return a function that moves the controls back to where they are now."""
+        return functools.partial(self.set, **{name: control.value for name, control in self.controls.items()})
 
     def _follow(self, setting: dict[str, Any], reveal: bool) -> None:
         """Show what is measured at a setting, then what the test part says; an answer that is pinned is completed."""
