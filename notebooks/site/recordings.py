@@ -62,7 +62,7 @@ def _channels(panel: Any) -> list[dict[str, Any]]:
     settings = along("ratio", (0.5, 0.0, 0.1, 0.25, 0.4, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95), layer=ALL)
     _all, *layers = panel.controls["layer"].options
     alone = layers if len(layers) > 1 else []
-    return settings + [{"layer": layer, "ratio": ratio} for layer in alone for ratio in (0.5, 0.7, 0.9)]
+    return settings + [{"layer": layer, "ratio": ratio} for layer in alone for ratio in (0.7, 0.9)]
 
 
 def _quantization(_panel: Any) -> list[dict[str, Any]]:
@@ -79,8 +79,8 @@ def _distillation(_panel: Any) -> list[dict[str, Any]]:
 
 
 def _recipe(_panel: Any) -> list[dict[str, Any]]:
-    bits = along("bits", (3, 1, 2, 4, 8), ratio=0.9)
-    return bits + along("ratio", (0.5, 0.8, 0.95, 0.98), bits=3) + along("temperature", (1.0, 20.0), ratio=0.9, bits=3)
+    bits = along("bits", (3, 1, 2, 8), ratio=0.9)
+    return bits + along("ratio", (0.5, 0.8, 0.95, 0.98), bits=3) + along("temperature", (20.0,), ratio=0.9, bits=3)
 
 
 def _drawings(_panel: Any) -> Split:
