@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab test test-all test-slow test-browser loopback notebooks exercises course site results checkpoints litert litert-files triton constraints clean
+.PHONY: setup lab voila test test-all test-slow test-browser loopback notebooks exercises course site results checkpoints litert litert-files triton constraints clean
 
 setup: $(INSTALLED)
 
@@ -24,6 +24,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 lab: setup loopback  # in copies of the lessons without their outputs; root, as in a container, is refused by Jupyter unless it is told
 	$(BIN)/python notebooks/lab.py
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/notebooks/mine/00_start_here.ipynb
+
+LESSON ?= 00_start_here
+
+voila: setup loopback  # a lesson as a page without its code; notebooks/voila.json keeps it from asking other machines
+	cd notebooks && ../$(BIN)/voila $(LESSON).ipynb
 
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests stay together
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -24,6 +25,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from kd_lab.errors import SetupError
 from kd_lab.panels.panel import VIEW
 
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 START, RUN = 120, 240  # seconds, at most: many times what a calm machine takes
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = [
@@ -33,6 +35,12 @@ OPTIONS = [
     "--disable-background-networking",
     "--no-proxy-server",
 ]
+LOADED = """from kd_lab.checkpoints import load_trained
+from kd_lab.data import Mnist, load_mnist
+from kd_lab.panels import *
+
+data = load_mnist()
+few = Mnist(data.train[:1000], data.validation[:1000], data.test)"""
 # Lab's own command and model, since cells out of view are not in the page, and so neither are their prompts.
 RUN_CELLS = """([command, seconds]) => Promise.race([
   (async () => {
@@ -52,12 +60,12 @@ OPEN = """async (path) => {
   const panel = await jupyterapp.commands.execute("docmanager:open", { path });
   await panel.context.ready;
 }"""
-OVERFLOWS = """part => {
+CUT_OFF = """output => [...output.querySelectorAll(".widget-html-content")].filter(part => {
   const all = document.createRange();
   all.selectNodeContents(part);
   const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
-  return text.bottom > box.bottom + 1 || text.right > box.right + 1;
-}"""
+  return text.width && (text.bottom > box.bottom + 1 || text.right > box.right + 1);  // nothing is nowhere
+}).map(part => part.innerText)"""
 SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 'start')"
 
 
@@ -80,8 +88,6 @@ def server(root: Path, home: Path) -> Iterator[tuple[str, str]]:
     """Start JupyterLab on a free port, away from the user's settings and layout, and give its address and token."""
     token = secrets.token_hex()
     command = [
-        sys.executable,
-        "-m",
         "jupyterlab",
         "--no-browser",
         "--ip=127.0.0.1",
@@ -90,10 +96,36 @@ def server(root: Path, home: Path) -> Iterator[tuple[str, str]]:
         f"--ServerApp.root_dir={root}",
         "--LabApp.expose_app_in_browser=True",
     ]
+    with started(command, environment(home, token), lambda process: wait_for_server(process, home)) as address:
+        yield address, token
+
+
+@contextmanager
+def voila(notebook: Path, home: Path) -> Iterator[str]:
+    """Start Voila with a notebook, away from the user's settings, and give the address of its page with the token."""
+    token = secrets.token_hex()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [
+        "voila",
+        str(notebook),
+        "--no-browser",
+        "--Voila.ip=127.0.0.1",
+        f"--port={port}",
+        f"--token={token}",
+        f"--Voila.config_file_paths={NOTEBOOKS}",  # as where a learner starts it beside the lessons
+    ]
+    with started(command, environment(home, token), lambda process: wait_for_port(process, port)):
+        yield f"http://127.0.0.1:{port}/?token={token}"
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str], wait: Callable[[subprocess.Popen], Any]) -> Iterator[Any]:
+    """Run a module of Python that is a server, and give what `wait` returns once it answers."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment(home, token), stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log)
         try:
-            yield wait_for_server(process, home), token
+            yield wait(process)
         except SetupError as error:
             log.seek(0)
             raise SetupError(f"{error}\n{log.read()}") from None
@@ -115,15 +147,31 @@ def environment(home: Path, token: str) -> dict[str, str]:
 
 
 def wait_for_server(process: subprocess.Popen, home: Path) -> str:
-    """Return the server's address as soon as it answers there."""
+    """Return JupyterLab's address as soon as it answers there."""
+
+    def address() -> str | None:
+        for running in list_running_servers(home / "runtime"):
+            socket.create_connection((running["hostname"], running["port"])).close()
+            return running["url"]
+        return None
+
+    return wait_until(process, address)
+
+
+def wait_for_port(process: subprocess.Popen, port: int) -> bool:
+    """Return as soon as a server answers at this port."""
+    return wait_until(process, lambda: socket.create_connection(("127.0.0.1", port)).close() or True)
+
+
+def wait_until(process: subprocess.Popen, look: Callable[[], Any]) -> Any:
+    """Return what `look` returns, once it does."""
     end = time.monotonic() + START
     while process.poll() is None and time.monotonic() < end:
         with suppress(ValueError, OSError):  # the file of its address may be half written, and comes before it listens
-            for running in list_running_servers(home / "runtime"):
-                socket.create_connection((running["hostname"], running["port"])).close()
-                return running["url"]
+            if found := look():
+                return found
         time.sleep(0.1)
-    raise SetupError("JupyterLab did not start. It says:")
+    raise SetupError(f"{process.args[2]} did not start. It says:")
 
 
 def end(process: subprocess.Popen) -> None:
@@ -227,7 +275,7 @@ def is_blank(picture: Image.Image) -> bool:
 
 def cut_off(output: Locator) -> list[str]:
     """Return the texts below an output that do not fit in their boxes."""
-    return [part.inner_text() for part in output.locator(".widget-html-content").all() if part.evaluate(OVERFLOWS)]
+    return output.evaluate(CUT_OFF)
 
 
 def top(row: Locator) -> float:

@@ -50,8 +50,9 @@ class DrawingPanel(Panel):
     `models` are networks by name, or, as `serve` takes them, files (.kdz, .safetensors, .onnx, .xml, .tflite) or names
     of networks that ship. Each must take images (N, 1, 28, 28) and give logits (N, classes). What is drawn is centred
     and scaled as MNIST's digits were; until then a validation digit is answered. The bytes are those of the file; the
-    milliseconds are the median of one image's passes, measured when the panel is made. Raises a ParameterError for a
-    network that can't read such an image. In Colab nothing else is needed: anywidget turns on custom widgets there.
+    milliseconds are the median of one image's passes, measured once, after the first answers. Raises a ParameterError
+    for a network that can't read such an image. In Colab nothing else is needed: anywidget turns on custom widgets
+    there.
     """
 
     def __init__(self, models: Mapping[str, nn.Module | Path | str]):
@@ -62,7 +63,7 @@ class DrawingPanel(Panel):
         for model in self._models:
             shape = model.given["shape"]
             check_that("models", shape, len(shape) == 2, "networks with logits (N, classes)")
-        self._milliseconds = [1000 * latency(model.batches.network, 1, self._example) for model in self._models]
+        self._milliseconds: list[str] = []  # as far as they are measured
         self._drawing = AnswersPicture(self._models)
         super().__init__({"digit": Pad()}, (PICTURE_WIDTH, self._drawing.height), 24 + 22 * len(self._models))
         self._box.children[1].layout.display = "none"  # a drawing is not pinned
@@ -87,7 +88,7 @@ class DrawingPanel(Panel):
         write_safely(path, recorded_page(type(self).__name__, self.controls, records))
 
     def measure(self, digit: tuple[float, ...]) -> Iterator[Shown]:
-        """Yield the answers to a drawing once all networks have given them."""
+        """Yield the answers to a drawing once all networks have given them, and again with what is then measured."""
         pixels = torch.tensor(digit, dtype=torch.float32).view(-1, *MNIST_IMAGE)
         image = (pixels - MEAN) / STD if digit else self._example
         shares = [
@@ -96,12 +97,17 @@ class DrawingPanel(Panel):
         ]
         answers = " or ".join(map(str, sorted({int(each.argmax()) for each in shares})))
         title = f"{'Your digit' if digit else 'This example'} is read as {answers}"
-        yield Shown(title, self._drawing.png(image, shares), side_by_side(self._table(shares)))
+        picture = self._drawing.png(image, shares)
+        yield Shown(title, picture, side_by_side(self._table(shares)))
+        for model in self.steps(self._models[len(self._milliseconds) :]):
+            self._milliseconds.append(f"{1000 * latency(model.batches.network, 1, self._example):.2f}")
+            yield Shown(title, picture, side_by_side(self._table(shares)))
 
     def _table(self, shares: list[Tensor]) -> str:
+        times = self._milliseconds + ["…"] * (len(self._models) - len(self._milliseconds))
         rows = [
-            [model.name, f"{each.argmax()}, {100 * each.max():.0f} %", f"{model.bytes:,}", f"{milliseconds:.2f}"]
-            for model, each, milliseconds in zip(self._models, shares, self._milliseconds, strict=True)
+            [model.name, f"{each.argmax()}, {100 * each.max():.0f} %", f"{model.bytes:,}", milliseconds]
+            for model, each, milliseconds in zip(self._models, shares, times, strict=True)
         ]
         return table(rows, COLUMNS)
 

@@ -184,12 +184,12 @@ class Panel:
             raise AttributeError("This panel is closed: its cell was run again, or close() was called.")
         raise AttributeError(f"{type(self).__name__} has no {name!r}.")
 
-    def _settle(self) -> None:
-        """Return when the newest setting has been measured to the end, or has failed."""
+    def _settle(self, first: bool = False) -> None:
+        """Return when the newest setting has been measured to the end, or has failed; with `first` once it answers."""
         if not self._begun:
             self.refresh()
         with self._changed:
-            while self._worker is not None:
+            while self._worker is not None and not (first and self.shown):
                 # a wait without an end could not be interrupted on Windows, and a join that is interrupted takes the
                 # thread for ended (before Python 3.13)
                 self._changed.wait(0.1)
@@ -275,6 +275,7 @@ class Panel:
             self._pin_button.description = "Unpin" if self._is_pinned(self._answer) else "Pin"
             words = f"pinned, in faint grey: {in_words(self.pinned.setting)}" if self.pinned else ""
             self._message.value = html.escape(words)
+            self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:
         kind = "" if isinstance(error, KdLabError) else f"{type(error).__name__}: "
@@ -297,10 +298,14 @@ class Panel:
         return f"{type(self).__name__}: {shown.title if shown else 'closed, or nothing measured yet'}"
 
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
-        """Give the live panel, and beside it a picture for where no widgets are: GitHub, nbconvert, PDF."""
+        """Give the live panel, and beside it a picture for where no widgets are: GitHub, nbconvert, PDF.
+
+        Whoever looks on sees the first answer at once and the better ones as they come; what only runs a notebook, to
+        save it, gets the last.
+        """
         if not vars(self):
             return {"text/plain": repr(self)}
-        self._settle()
+        self._settle(first=bool(_cell_id(get_ipython())))  # which only those that show it give to a cell
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         bundle = {VIEW: view, "text/plain": repr(self)}
         if self.shown:
@@ -330,5 +335,10 @@ def replace_earlier(panel: Any) -> None:
 
 def _cell(shell: Any) -> str:
     """Return what tells this cell from others: the front end's name for it, else its text."""
+    return _cell_id(shell) or shell.user_ns["In"][-1]
+
+
+def _cell_id(shell: Any) -> str | None:
+    """Return the front end's name for this cell, where it has one."""
     parent: dict = getattr(shell, "get_parent", dict)() or {}
-    return parent.get("metadata", {}).get("cellId") or shell.user_ns["In"][-1]
+    return parent.get("metadata", {}).get("cellId")

@@ -108,7 +108,7 @@ class RecipePanel(Panel):
         self._after = functools.lru_cache(CACHED_NETWORKS)(self._finish)
         _images, labels, logits = self._taught[1]
         self._drawing = RecipePicture(self._start, Accuracy.of(logits.argmax(1) == labels))
-        small = {"layout": {"width": "250px"}}
+        small = {"layout": {"width": "240px"}}
         controls = {
             "ratio": FractionSlider(label="ratio", min=0.5, max=0.99, step=0.01, value=0.9),
             "temperature": Slider(label="temperature", min=1, max=20, step=0.5, value=4, **small),

@@ -6,15 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from benchmarks._lab import lab, open_notebook, run_new_cell, write_notebook
+from benchmarks._lab import LOADED, lab, open_notebook, run_new_cell, write_notebook
 
 LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
-LOADED = """from kd_lab.checkpoints import load_trained
-from kd_lab.data import Mnist, load_mnist
-from kd_lab.panels import *
-
-data = load_mnist()
-few = Mnist(data.train[:1000], data.validation, data.test)"""
 expect.set_options(timeout=60_000)  # milliseconds; nothing here fails for being slow
 
 

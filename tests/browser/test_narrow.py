@@ -1,61 +1,113 @@
-"""All panels on a page 600 pixels wide, in JupyterLab and Chromium: all fits, and nothing scrolls sideways."""
+"""All panels in JupyterLab and in Voila, on pages 600 and 375 pixels wide: all works, all fits, and nothing jumps."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from playwright.sync_api import expect
+from strokes import DRAWINGS, draw
 
-from benchmarks._lab import cut_off, show_cell
+from benchmarks._lab import LOADED, voila, write_notebook
+from benchmarks._reach_narrow import (
+    HEIGHTS,
+    MEASURED,
+    MORE,
+    PANELS,
+    TOGGLE,
+    WIDTHS,
+    in_lab,
+    in_voila,
+    misfits,
+    press,
+    resize,
+    wait_for,
+)
 
 pytestmark = pytest.mark.browser
-PANELS = (
-    'PruningPanel(load_trained("lenet300"), few)',
-    'StructuredPruningPanel(load_trained("cnn"), few)',
-    'LeastSquaresPanel(load_trained("lenet300"), few, "fc2")',
-    'LowRankPanel(load_trained("lenet300"), few, "fc1")',
-    'QuantizationPanel(load_trained("cnn"), few)',
-    'DistillationPanel(load_trained("lenet300"), few)',
-    'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), few)',
-)
-TOGGLE = "() => jupyterapp.commands.execute('application:toggle-left-area')"
-SIZES = """panel => {
-  const {left, right} = panel.getBoundingClientRect(), parts = [panel, ...panel.querySelectorAll("*")];
-  const beyond = part => part.getBoundingClientRect().right > right + 1 || part.getBoundingClientRect().left < left - 1;
-  const scrolls = part => part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).overflowX !== "visible";
-  return parts.filter(part => part.clientWidth && (beyond(part) || scrolls(part))).map(part => part.outerHTML);
-}"""
-HEIGHTS = "panel => [...panel.children].map(part => part.getBoundingClientRect().height)"
+SLIDING = [name for name, source in PANELS.items() if not source.startswith(("Drawing", "Prediction", "IFrame"))]
+CLEAR = "() => jupyterapp.commands.execute('notebook:clear-all-cell-outputs')"
+STILL = [name for name in PANELS if name not in SLIDING]
 
 
 @pytest.fixture(scope="module")
-def narrow(page, add_panel):
-    """Make the page narrow, for the tests of this file, and return the function that adds a panel."""
+def in_jupyterlab(page, add_panel):
+    """Make JupyterLab's page narrow, for the tests of this file, and return a function that adds a panel."""
     wide = page.viewport_size
     page.evaluate(TOGGLE)
-    page.set_viewport_size({"width": 600, "height": 1100})
-    yield add_panel
+    add_panel(MORE)
+    yield SimpleNamespace(page=page, show=lambda name: in_lab(page)(add_panel(PANELS[name])))
+    page.evaluate(CLEAR)  # other files look for the only pad on the page
     page.set_viewport_size(wide)
     page.evaluate(TOGGLE)
 
 
-@pytest.fixture(params=PANELS, ids=lambda source: source.split("(")[0])
-def panel(page, narrow, request):
-    return show_cell(page, narrow(request.param)).locator(".kd-lab-panel")
+@pytest.fixture(scope="module")
+def in_a_voila_page(other_page, tmp_path_factory):
+    """Open all panels in Voila, and return a function that finds one; only its server may be asked for a thing."""
+    folder, asked_for, troubles = tmp_path_factory.mktemp("voila"), [], []
+    notebook = write_notebook(folder / "panels.ipynb", f"{LOADED}\n{MORE}", *PANELS.values())
+    places = {name: place for place, name in enumerate(PANELS, 1)}
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KD_LAB_JOURNAL", str(folder / "journal.jsonl"))
+    with voila(notebook, folder / "home") as address:
+        patch.undo()
+        other_page.on("response", lambda response: asked_for.append(response.url))
+        other_page.on("requestfailed", lambda request: request.failure == "csp" or asked_for.append(request.url))
+        other_page.on("pageerror", lambda error: troubles.append(error))
+        other_page.goto(address, timeout=0)
+        yield SimpleNamespace(page=other_page, show=lambda name: in_voila(other_page)(places[name]), folder=folder)
+        server = address.partition("?")[0]
+        assert all(url.startswith((server, f"blob:{server}", "data:")) for url in asked_for) and not troubles
 
 
-def test_all_fits_and_nothing_jumps(page, panel):
-    expect(panel.get_by_text("…", exact=True)).to_have_count(0)
-    assert 400 < panel.bounding_box()["width"] < 600
-    assert panel.evaluate(SIZES) == [] and cut_off(panel) == []
+@pytest.fixture(params=["in_jupyterlab", "in_a_voila_page"])
+def front_end(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_the_keyboard_moves_the_slider_and_all_fits_and_nothing_jumps(front_end, name):
+    resize(front_end.page, WIDTHS[0])
+    panel = front_end.show(name)
+    wait_for(panel)
+    assert 400 < panel.bounding_box()["width"] < 600 and misfits(panel) == []
     width, height = panel.locator("img").evaluate("image => [image.clientWidth, image.clientHeight]")
     natural = panel.locator("img").evaluate("image => image.naturalWidth / image.naturalHeight")
     assert width / height == pytest.approx(natural, rel=0.02)
-    before = panel.evaluate(HEIGHTS)
-    slider = panel.get_by_role("slider").first
+    heights, table = panel.evaluate(HEIGHTS), panel.locator("table").first
     for key in ("Home", "End"):
-        picture = panel.locator("img").get_attribute("src")
-        slider.focus()
-        page.keyboard.press(key)
-        expect(panel.locator("img")).not_to_have_attribute("src", picture)
-        panel.get_by_text(re.compile(" right |least squares [0-9]|by output [0-9]| bytes$")).first.wait_for()
-        assert panel.evaluate(HEIGHTS) == before and panel.evaluate(SIZES) == []
+        before = table.inner_text()
+        press(panel, key)
+        assert panel.evaluate(HEIGHTS) == heights
+        panel.get_by_text(MEASURED).first.wait_for()
+        expect(table).not_to_have_text(before, use_inner_text=True)
+        assert panel.evaluate(HEIGHTS) == heights and misfits(panel) == []
+    resize(front_end.page, WIDTHS[1])
+    assert misfits(panel) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", STILL)
+def test_what_has_no_slider_for_a_network_fits(front_end, name, width):
+    resize(front_end.page, width)
+    panel = front_end.show(name)
+    wait_for(panel)
+    assert misfits(panel) == []
+
+
+def test_in_voila_a_prediction_is_kept(in_a_voila_page):
+    form = in_a_voila_page.show("PredictionPanel, number")
+    form.get_by_role("textbox").fill("3")
+    form.get_by_role("slider").press("End")
+    form.get_by_role("button", name="Keep").click()
+    form.get_by_text("Kept: 3 points, sure to 95 %.").wait_for()
+    assert '"of": "01.half"' in (in_a_voila_page.folder / "journal.jsonl").read_text()
+
+
+def test_in_voila_a_drawn_digit_is_read(in_a_voila_page):
+    pad = in_a_voila_page.show("DrawingPanel")
+    pad.get_by_text("This example is read as").wait_for()
+    digit, strokes = DRAWINGS[4]
+    pad.locator("canvas").scroll_into_view_if_needed()
+    draw(in_a_voila_page.page, strokes, ".kd-lab-drawing canvas")
+    pad.get_by_text(re.compile(f"Your digit is read as .*{digit}")).wait_for()

@@ -4,10 +4,10 @@ import re
 
 import pytest
 from playwright.sync_api import expect
-from test_narrow import SIZES, TOGGLE
 from test_pad import CELL
 
 from benchmarks._lab import run_new_cell, show_cell
+from benchmarks._reach_narrow import TOGGLE, misfits
 
 pytestmark = pytest.mark.browser
 ASK = """from kd_lab.exercises import Question, measured
@@ -68,7 +68,7 @@ def test_all_fits_and_every_control_has_a_name(page, ask, width):
     for question in ("half", "layer"):
         form = ask(question)
         form.get_by_role("button").wait_for()
-        assert form.evaluate(SIZES) == []
+        assert misfits(form) == []
         lines = re.findall(r"^\s*- '?(?:textbox|radio|slider|button)\b.*", form.aria_snapshot(), re.MULTILINE)
         assert len(lines) >= 3 and all(re.search(r' "\w', line) for line in lines), lines
     page.set_viewport_size(wide)

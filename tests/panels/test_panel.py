@@ -253,6 +253,26 @@ def test_a_panel_that_is_displayed_is_measured(recorder):
     assert recorder._repr_mimebundle_()["text/plain"] == "Recorder: 0 all"
 
 
+class Halting(Recorder):
+    """Stop after each answer until it may go on."""
+
+    def measure(self, x):
+        for answer in super().measure(x):
+            yield answer
+            go_on.wait(10)
+
+
+go_on = threading.Event()
+
+
+@pytest.mark.parametrize("recorder", [Halting], indirect=True)
+def test_whoever_looks_on_sees_the_first_answer_while_others_are_to_come(recorder, monkeypatch):
+    monkeypatch.setattr("kd_lab.panels.panel._cell_id", lambda _shell: "a front end's name")
+    assert recorder._repr_mimebundle_()["text/plain"] == "Halting: 0 first"
+    go_on.set()
+    assert recorder.flush().title == "0 all"
+
+
 def test_what_is_shown_is_a_short_text():
     shown = Shown("50 % pruned", b"PNG" * 1000, "<table>")
     assert repr(shown) == pretty(shown) == "50 % pruned" and shown.png.startswith(b"PNG")
