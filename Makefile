@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab voila test test-all test-slow test-browser loopback notebooks exercises course results checkpoints litert litert-files triton constraints clean
+.PHONY: setup lab voila test test-all test-slow test-browser loopback notebooks exercises course site results checkpoints litert litert-files triton constraints clean
 
 setup: $(INSTALLED)
 
@@ -56,6 +56,9 @@ exercises: setup  # from the solutions
 course: setup loopback  # every lesson in order, from nothing, with its minutes
 	$(BIN)/python -m notebooks.course
 
+site: setup  # static pages of the lessons as they were saved, in site/_build/html; panels are recorded first
+	$(BIN)/python -m notebooks.site
+
 results: setup  # tables of results/README.md, lists of modules in README.md and CONTRIBUTING.md
 	$(BIN)/python -m benchmarks._tables
 
@@ -93,4 +96,4 @@ constraints: setup  # takes the newest releases that fit pyproject.toml, and tho
 	mv constraints.new tests/deployment/triton.txt
 
 clean:
-	rm -rf .venv .litert .triton data/MNIST/raw/*-ubyte
+	rm -rf .venv .litert .triton site/_build data/MNIST/raw/*-ubyte
