@@ -7,7 +7,7 @@ INSTALLED = .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # every kernel would have to compile what it imports
 IPYWIDGETS7 = ipywidgets==7.7.1 ipython_genutils==0.2.0  # what Colab has; the panels' tests run with it, too
 
-.PHONY: setup lab voila test test-all test-slow test-browser loopback notebooks exercises course results checkpoints litert litert-files triton constraints clean
+.PHONY: setup lab voila test test-all test-slow test-browser test-colab loopback notebooks exercises course site results checkpoints litert litert-files triton constraints clean
 
 setup: $(INSTALLED)
 
@@ -41,7 +41,19 @@ test-slow: setup triton loopback  # what takes long, exercises and solutions
 test-browser: setup loopback  # needs Chromium
 	$(PYTEST) -m browser tests/browser
 
-test-all: test test-slow test-browser  # everything
+test-all: test test-slow test-browser  # everything but the next
+
+test-colab: setup loopback .colab/installed  # every lesson and panel in Colab's environment; needs Chromium
+	$(PYTEST) --dist loadgroup tests/colab
+
+PYTHON313 ?= $(shell for python in python3.13 "$$(pyenv prefix 3.13 2>/dev/null)/bin/python"; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 13))' 2>/dev/null && echo $$python && break; done)
+
+.colab/installed: tests/colab/versions.txt | $(INSTALLED)  # 6 GB, beside .venv
+	@test -n "$(PYTHON313)" || { echo "Colab has Python 3.13; none was found. Set PYTHON313=/path/to/python3.13."; exit 1; }
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON313) .colab
+	sed '/^# Added/q' $< | $(BIN)/uv pip install --quiet --python .colab/bin/python --requirement -
+	touch $@
 
 loopback:  # notebooks talk to their kernels over it; in a network namespace of its own (unshare -n) it is down at first
 	@ip link set lo up 2>/dev/null || true
@@ -55,6 +67,9 @@ exercises: setup  # from the solutions
 
 course: setup loopback  # every lesson in order, from nothing, with its minutes
 	$(BIN)/python -m notebooks.course
+
+site: setup  # static pages of the lessons as they were saved, in site/_build/html; panels are recorded first
+	$(BIN)/python -m notebooks.site
 
 results: setup  # tables of results/README.md, lists of modules in README.md and CONTRIBUTING.md
 	$(BIN)/python -m benchmarks._tables
@@ -93,4 +108,4 @@ constraints: setup  # takes the newest releases that fit pyproject.toml, and tho
 	mv constraints.new tests/deployment/triton.txt
 
 clean:
-	rm -rf .venv .litert .triton data/MNIST/raw/*-ubyte
+	rm -rf .venv .litert .triton .colab site/_build data/MNIST/raw/*-ubyte

@@ -35,6 +35,7 @@ OPTIONS = [
     "--disable-background-networking",
     "--no-proxy-server",
 ]
+LAB = sys.executable, "-m", "jupyterlab", "--LabApp.expose_app_in_browser=True"
 LOADED = """from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, load_mnist
 from kd_lab.panels import *
@@ -84,18 +85,14 @@ def lab(*notebooks: Path) -> Iterator[Page]:
 
 
 @contextmanager
-def server(root: Path, home: Path) -> Iterator[tuple[str, str]]:
-    """Start JupyterLab on a free port, away from the user's settings and layout, and give its address and token."""
+def server(root: Path, home: Path, *program: str | Path) -> Iterator[tuple[str, str]]:
+    """Start JupyterLab, or another server of Jupyter's, on a free port and give its address and token.
+
+    It runs away from the user's settings and layout.
+    """
     token = secrets.token_hex()
-    command = [
-        "jupyterlab",
-        "--no-browser",
-        "--ip=127.0.0.1",
-        "--port=0",
-        "--allow-root",
-        f"--ServerApp.root_dir={root}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
+    options = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", f"--ServerApp.root_dir={root}"]
+    command = [*(program or LAB), *options]
     with started(command, environment(home, token), lambda process: wait_for_server(process, home)) as address:
         yield address, token
 
@@ -107,7 +104,7 @@ def voila(notebook: Path, home: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     command = [
-        "voila",
+        *(sys.executable, "-m", "voila"),
         str(notebook),
         "--no-browser",
         "--Voila.ip=127.0.0.1",
@@ -120,10 +117,12 @@ def voila(notebook: Path, home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def started(command: list[str], environment: dict[str, str], wait: Callable[[subprocess.Popen], Any]) -> Iterator[Any]:
-    """Run a module of Python that is a server, and give what `wait` returns once it answers."""
+def started(
+    command: list[str | Path], environment: dict[str, str], wait: Callable[[subprocess.Popen], Any]
+) -> Iterator[Any]:
+    """Run a server and give what `wait` returns once it answers."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             yield wait(process)
         except SetupError as error:

@@ -22,6 +22,9 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
 MAX_KILOBYTES = 300
 EXERCISES = re.compile(r"^## Exercises\n(?:(?!## ).*\n)*?1\. \S", re.MULTILINE)  # the first, in its section
+MISSING_IN_COLAB = (
+    'ai-edge-litert constriction fastapi grpcio "nncf>=3" onnx onnxruntime onnxscript openvino optuna segno uvicorn'
+)
 README_BLOCK = re.compile(r"(?<=<!-- colab -->\n).*?(?=<!-- /colab -->)", re.DOTALL)
 
 
@@ -43,8 +46,7 @@ def install(address: str) -> str:
     """Return the code that installs the kit in Colab and leaves Colab's own torch and ipywidgets alone."""
     return (
         'import sys\n\nif "google.colab" in sys.modules:  # elsewhere the kit is installed already\n'
-        f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet "
-        "constriction fastapi grpcio onnx onnxruntime onnxscript optuna segno uvicorn"
+        f"    %pip install --quiet --no-deps git+{address}.git\n    %pip install --quiet {MISSING_IN_COLAB}"
     )
 
 
@@ -61,12 +63,11 @@ def stamp(notebook: NotebookNode, address: str, lesson: str) -> None:
 def stamp_readme(text: str, address: str) -> str:
     """Return the README with the way into Colab that the address allows."""
     unset = (
-        "Upload the whole folder to your Drive, as `kd_lab`. Open a lesson from its folder `notebooks`, mount the "
+        "Upload the folder to your Drive, as `kd_lab`. Open a lesson from its folder `notebooks`, mount the "
         "Drive, and run\n"
-        "in a new first cell: `%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's own "
+        "in a first cell: `%pip install --no-deps /content/drive/MyDrive/kd_lab`, which leaves Colab's "
         "packages alone.\n"
-        "Lessons 04 to 11 need `%pip install constriction fastapi grpcio onnx onnxruntime onnxscript optuna segno "
-        "uvicorn` as well.\n"
+        f"Lessons 04 to 11 need `%pip install {MISSING_IN_COLAB}` as well.\n"
     )
     ways = [f"{badge(address, lesson.name)} {lesson.stem}\n" for lesson in LESSONS] if address else [unset]
     return README_BLOCK.sub(lambda _: "\n".join(ways), text)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anywidget
 import ipywidgets as widgets
 import torch
 from IPython import get_ipython
@@ -297,7 +298,7 @@ class Panel:
         shown = vars(self).get("shown")
         return f"{type(self).__name__}: {shown.title if shown else 'closed, or nothing measured yet'}"
 
-    def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_options: Any) -> Any:
         """Give the live panel, and beside it a picture for where no widgets are: GitHub, nbconvert, PDF.
 
         Whoever looks on sees the first answer at once and the better ones as they come; what only runs a notebook, to
@@ -310,7 +311,17 @@ class Panel:
         bundle = {VIEW: view, "text/plain": repr(self)}
         if self.shown:
             bundle["image/png"] = base64.b64encode(with_title(self.shown.png, self.shown.title)).decode()
-        return bundle
+        return for_colab(bundle, *self.controls.values())
+
+
+def for_colab(bundle: dict[str, Any], *controls: widgets.Widget) -> Any:
+    """Return a bundle, in Colab with the metadata that let its front end load the kit's own controls.
+
+    Colab itself adds them only to what display() shows, not to what stands at a cell's end.
+    """
+    own = [control for control in controls if isinstance(control, anywidget.AnyWidget)]
+    _, metadata = own[0]._repr_mimebundle_() if own else ({}, {})
+    return (bundle, metadata) if metadata else bundle
 
 
 def _images(answer: Any) -> int:

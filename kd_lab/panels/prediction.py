@@ -10,7 +10,7 @@ import traitlets
 
 from kd_lab.errors import KdLabError, ParameterError, check_kind, reason
 from kd_lab.exercises.questions import Prediction, Question, keep_prediction, predictions
-from kd_lab.panels.panel import VIEW, replace_earlier
+from kd_lab.panels.panel import VIEW, for_colab, replace_earlier
 
 LEAST, MOST = 0.5, 0.95  # how sure one can say one is; nobody is sure to 100 %
 
@@ -83,7 +83,8 @@ class PredictionPanel:
     def __repr__(self) -> str:
         return f"{self.question.text} Run the lesson to predict it here."
 
-    def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_options: Any) -> Any:
         """Give the live panel, and beside it a sentence for where no widgets are: GitHub, nbconvert, PDF."""
         view = {"version_major": 2, "version_minor": 0, "model_id": self.form.model_id}
-        return {VIEW: view, "text/html": f"<i>{html.escape(repr(self))}</i>", "text/plain": repr(self)}
+        words = {"text/html": f"<i>{html.escape(repr(self))}</i>", "text/plain": repr(self)}
+        return for_colab({VIEW: view, **words}, self.form)

@@ -1,6 +1,7 @@
 """A panel shows the newest setting, whatever came before it, and nothing else; it keeps what is pinned."""
 
 import signal
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -14,14 +15,16 @@ from IPython.lib.pretty import pretty
 from benchmarks.faults import count_widgets
 from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist
-from kd_lab.panels import PruningPanel
+from kd_lab.exercises import Question
+from kd_lab.panels import PredictionPanel, PruningPanel
 from kd_lab.panels.canvas import Canvas, new_figure
 from kd_lab.panels.controls import WholeSlider
 from kd_lab.panels.measurement import Cache, Comparison, in_words, points, scores
-from kd_lab.panels.panel import Panel, Shown
+from kd_lab.panels.panel import VIEW, Panel, Shown
 
 Setting = namedtuple("Setting", ["x"])
 PNG = Canvas(new_figure(8, 8), []).png()
+ASKED = Question("01.half", "How many points?", within=0.5)
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,17 @@ def test_whoever_looks_on_sees_the_first_answer_while_others_are_to_come(recorde
     assert recorder._repr_mimebundle_()["text/plain"] == "Halting: 0 first"
     go_on.set()
     assert recorder.flush().title == "0 all"
+
+
+@pytest.mark.parametrize("make", [Recorder, lambda: PredictionPanel(ASKED)])
+def test_in_colab_a_panel_at_the_end_of_a_cell_names_the_manager_of_its_controls(make, monkeypatch):
+    manager = SimpleNamespace(_installed_url="manager.js")
+    colab = SimpleNamespace(enable_custom_widget_manager=lambda: None, _widgets=manager)
+    monkeypatch.setitem(sys.modules, "google.colab.output", colab)
+    panel = make()
+    bundle, metadata = panel._repr_mimebundle_()
+    assert VIEW in bundle and metadata == {VIEW: {"colab": {"custom_widget_manager": {"url": "manager.js"}}}}
+    panel.close()
 
 
 def test_what_is_shown_is_a_short_text():
