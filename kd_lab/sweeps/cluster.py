@@ -32,7 +32,7 @@ class Cluster:
         self.futures: dict[str, tuple[str, Any]] = {}
         self.done = queue.SimpleQueue[str]()
         self.heard: dict[str, tuple[float, float]] = {}
-        self.looked = self.alive = time.monotonic()
+        self.looked, self.alive = 0.0, time.monotonic()
         self.gone: list[str] = []
 
     def _connected(self, backend: Any) -> tuple[Any, bool]:
@@ -76,13 +76,13 @@ class Cluster:
         future.add_done_callback(lambda _: self.done.put(name))
 
     def answers(self) -> Iterator[tuple[str, str]]:
-        """Yield the next answer, if one comes, and look after the machines."""
+        """Look after the machines, so that one can be named that is lost, and yield the next answer, if one comes."""
+        if time.monotonic() - self.looked > LOOK:
+            self._look()
         with suppress(queue.Empty):
             name = self.done.get(timeout=LOOK)
             if (found := self._result(name)) is not None:
                 yield self.futures.pop(name)[0], found
-        if time.monotonic() - self.looked > LOOK:
-            self._look()
 
     def _result(self, name: str) -> str | None:
         """Return the answer of a trial, None if its worker was lost before it was fetched: Dask asks another one."""
