@@ -21,7 +21,7 @@ from kd_lab.evaluation import accuracy
 from kd_lab.panels.canvas import with_title
 from kd_lab.panels.controls import asset, button, check_values
 from kd_lab.panels.measurement import Tests, in_words, scores
-from kd_lab.panels.recorded import Record, checked_settings, checked_target, named, recorded_page
+from kd_lab.panels.recorded import RecordedAnswer, checked_settings, checked_target, named, recorded_page
 from kd_lab.storage import write_safely
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -75,6 +75,7 @@ class Panel:
         self.tests: Tests = {}
         self._answer: Any = None  # the one that is shown
         self._test, self._waiting, self._begun = test, None, False
+        self._answered = False  # whether what is shown is of the newest setting
         self._pin_button = button("Pin", self._move_pin)
         self._lay_out(size, tables_height)
         replace_earlier(self)
@@ -128,7 +129,7 @@ class Panel:
     def refresh(self, reveal: bool = False) -> None:
         """Measure the present setting in place of any other, and with `reveal` the test part. Returns at once."""
         with self._changed:
-            self._waiting, self._begun = (self.setting, reveal), True
+            self._waiting, self._begun, self._answered = (self.setting, reveal), True, False
             if self._worker is None:
                 worker = threading.Thread(target=self._work, name="kd_lab panel")
                 worker.start()  # it waits for us before it takes anything
@@ -190,7 +191,7 @@ class Panel:
         if not self._begun:
             self.refresh()
         with self._changed:
-            while self._worker is not None and not (first and self.shown):
+            while self._worker is not None and not (first and self._answered):
                 # a wait without an end could not be interrupted on Windows, and a join that is interrupted takes the
                 # thread for ended (before Python 3.13)
                 self._changed.wait(0.1)
@@ -224,11 +225,11 @@ class Panel:
                 self._worker = None
                 self._changed.notify_all()
 
-    def _record(self, settings: Sequence[Mapping[str, Any]]) -> list[Record]:
+    def _record(self, settings: Sequence[Mapping[str, Any]]) -> list[RecordedAnswer]:
         """Return what is shown at each setting, without pin and test part; then all is as it was before."""
         if begun := self._begun:
             self._settle()
-        records: dict[tuple, Record] = {}
+        records: dict[tuple, RecordedAnswer] = {}
         kept, go_back = (self.pinned, self._test), self._remember()
         self.pinned = self._test = None
         try:
@@ -240,7 +241,9 @@ class Panel:
                 if values not in records:
                     with saying(f"settings[{place}], {named(setting)}, can't be measured"):
                         shown: Any = self.flush()
-                    records[values] = Record(values, shown.title, shown.png, shown.tables, _images(self._answer))
+                    records[values] = RecordedAnswer(
+                        values, shown.title, shown.png, shown.tables, _images(self._answer)
+                    )
         finally:
             self._begun, (self.pinned, self._test) = False, kept
             go_back()
@@ -271,6 +274,7 @@ class Panel:
             if self._waiting is not None:
                 return
             self._drawn_pin, self.shown, self._answer = pinned, shown, None if answer is shown else answer
+            self._answered = True
             self._title.value = f"<b>{html.escape(shown.title)}</b>"
             self._picture.value, self._tables.value = shown.png, shown.tables
             self._pin_button.description = "Unpin" if self._is_pinned(self._answer) else "Pin"

@@ -274,6 +274,12 @@ def test_whoever_looks_on_sees_the_first_answer_while_others_are_to_come(recorde
     assert recorder._repr_mimebundle_()["text/plain"] == "Halting: 0 first"
     go_on.set()
     assert recorder.flush().title == "0 all"
+    go_on.clear()
+    recorder.begin(7)
+    recorder.gate.set()
+    assert recorder._repr_mimebundle_()["text/plain"] == "Halting: 7 first"  # and no answer to an older setting
+    go_on.set()
+    recorder.flush()
 
 
 @pytest.mark.parametrize("make", [Recorder, lambda: PredictionPanel(ASKED)])
