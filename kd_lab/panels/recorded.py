@@ -27,7 +27,7 @@ COLORS = 256  # of a PNG with a palette
 PNG, TABLES = 2, 3  # of a record
 
 
-class Record(NamedTuple):
+class RecordedAnswer(NamedTuple):
     """What a panel shows at one setting of its controls; `images` is how many it was measured on, 0 for none."""
 
     values: tuple
@@ -63,7 +63,7 @@ def named(setting: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {described(value)}" for name, value in setting.items()) or "the present one"
 
 
-def recorded_page(name: str, controls: Mapping[str, widgets.Widget], records: Sequence[Record]) -> bytes:
+def recorded_page(name: str, controls: Mapping[str, widgets.Widget], records: Sequence[RecordedAnswer]) -> bytes:
     """Return the page of a panel of this name; without JavaScript it shows the first record."""
     first, values = records[0], zip(*(record.values for record in records), strict=True)
     columns = [_column(*control, each) for control, each in zip(controls.items(), values, strict=True)]
@@ -107,7 +107,7 @@ def _distinct(parts: Sequence[Any]) -> tuple[list[Any], list[int]]:
     return once, [once.index(part) for part in parts]
 
 
-def _about(records: Sequence[Record]) -> str:
+def _about(records: Sequence[RecordedAnswer]) -> str:
     """Return when, with what and on what the records were measured."""
     count, images = len(records), max(record.images for record in records)
     where = f", on {images:,} validation images" if images else ""

@@ -42,7 +42,7 @@ def load_sweep(folder: str | os.PathLike) -> list[KeptTrial]:
     return [KeptTrial(**{name: done[name] for name in names}) for done in map(_read, filter(Path.exists, paths))]
 
 
-def identity(function: Callable[..., Any]) -> dict[str, str]:
+def name_and_digest(function: Callable[..., Any]) -> dict[str, str]:
     """Return the name of a function and a digest of its text, which comments and line breaks don't change."""
     source = ""
     with suppress(OSError, TypeError):  # typed into a terminal, or built in

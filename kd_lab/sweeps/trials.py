@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kd_lab.errors import SweepError, check_choice, check_number, check_that, check_whole_number
 from kd_lab.storage import file_path, lock
 from kd_lab.sweeps.cluster import Cluster
-from kd_lab.sweeps.kept import Folder, identity
+from kd_lab.sweeps.kept import Folder, name_and_digest
 from kd_lab.sweeps.processes import Processes
 from kd_lab.sweeps.settings import Settings, checked_trials, short
 from kd_lab.sweeps.work import Lost, packed, say
@@ -58,7 +58,7 @@ def sweep(
     seconds = check_number("timeout", timeout, "(0, 1e9)")
     count = cpu_count() if workers is None else check_whole_number("workers", workers, "[1, 1000]")
     start = partial(_kind_of_workers(backend), backend=backend, payload=packed(function), timeout=seconds)
-    kept = Folder(file_path(folder), {**identity(function), "version": version})
+    kept = Folder(file_path(folder), {**name_and_digest(function), "version": version})
     with lock(kept.manifest):
         kept.read(settings)
         waiting = [key for key in settings if key not in kept.done or (retry_failed and kept.done[key]["error"])]
