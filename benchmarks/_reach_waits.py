@@ -12,19 +12,15 @@ from nbclient import NotebookClient
 from playwright.sync_api import Page
 from tabulate import tabulate
 
-from benchmarks._lab import ADD_CELL, RUN, lab, run_new_cell, write_notebook
+from benchmarks._lab import ADD_CELL, LOADED, RUN, lab, run_new_cell, write_notebook
 from notebooks.lab import LESSONS
 
 TIMES = 5  # each panel
 LONG = 2  # seconds
-LOADED = """from kd_lab.checkpoints import load_trained
-from kd_lab.data import load_mnist
-from kd_lab.exercises import Question
-from kd_lab.panels import *
+MORE = """from kd_lab.exercises import Question
 from kd_lab.pruning import prune
 from kd_lab.quantization import quantize_model, to_integer
 
-data = load_mnist()
 few = data._replace(train=data.train[:4_000])
 cnn, lenet300, lstm, small = map(load_trained, ("cnn", "lenet300", "lstm", "mlp128"))
 integer = to_integer(quantize_model(cnn, data.train.images[:100]))
@@ -74,7 +70,7 @@ def waits_figures() -> dict[str, float]:
 def _first_answers() -> dict[str, float]:
     """Return the median of the seconds to the first answer of each panel, once all is imported and loaded."""
     with tempfile.TemporaryDirectory() as folder, lab(write_notebook(Path(folder) / "panels.ipynb")) as page:
-        run_new_cell(page, LOADED)
+        run_new_cell(page, f"{LOADED}\n{MORE}")
         return {name: median(_first_answer(page, source) for _ in range(TIMES)) for name, source in PANELS.items()}
 
 
