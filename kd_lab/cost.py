@@ -41,7 +41,7 @@ FLOPS: dict[Any, Callable[..., int]] = {  # of what torch's counter leaves out, 
     ),
 }
 UNCOUNTED = re.compile("_?(trilinear|cdist|fft|linalg|sparse|int_mm|weight_int|conv_tbc|nested)")
-SLOW = 0.05  # seconds
+SLOW = 0.01  # seconds
 EXTRA_STATE = "_extra_state"  # what get_extra_state() gives has this name, and is no weight
 
 
@@ -167,7 +167,7 @@ def zip_stepwise(model: nn.Module) -> Iterator[int | None]:
 def latency(model: nn.Module, batch_size: int, images: Tensor | None = None) -> float:
     """Return the seconds of one forward pass on this machine: the median of 15 times, on torch's present threads.
 
-    It is that of five where a pass takes over 50 ms. `images`, a few, are needed for a network that reads others than
+    It is that of five where a pass takes over 10 ms. `images`, a few, are needed for a network that reads others than
     (N, 1, 28, 28).
     """
     batch_size = check_whole_number("batch_size", batch_size, "[1, 60000]")
