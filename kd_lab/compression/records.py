@@ -49,8 +49,8 @@ FILE = "records.json"
 SCHEMA = 1
 TEST_IMAGES = 10_000
 TURNED = 2  # test images of a file that another machine's rounding may turn
-MAX_BYTES = 10_000_000  # of the file of records; a record takes about 3,000
-NAME = re.compile(r"(\w+/)*\w+\.kdz", re.ASCII)  # of a file below results/
+MAX_BYTES = 10_000_000  # of the file of records; a record takes about 4,000
+NAME = re.compile(r"([\w-]+/)*[\w-]+\.kdz", re.ASCII)  # of a file below results/
 TEXTS = ("recipe", "command", "remarks")
 
 
@@ -345,5 +345,5 @@ def _names_below_results(paths: Sequence[Path]) -> list[str]:
     except ValueError as error:
         raise ParameterError(f"'paths' must be files below {RESULTS}. Got {described(paths)}.") from error
     fits = names and all(re.fullmatch(NAME, name) for name in names)
-    check_that("paths", paths, fits, "files with names of letters, digits and '_', as in my_files/seed_0.kdz")
+    check_that("paths", paths, fits, "files with names of letters, digits, '_' and '-', as in my_files/seed_0.kdz")
     return names
