@@ -10,6 +10,8 @@ from textwrap import fill
 from benchmarks import _families, _low_rank, hinton
 from benchmarks._gains import chosen_temperature, gain
 from benchmarks._modules import list_modules
+from kd_lab.compression.records import load_records
+from kd_lab.compression.rules import OPEN
 from kd_lab.cost import count_parameters
 from kd_lab.networks.zoo import build_model
 from kd_lab.results import load_results
@@ -249,6 +251,30 @@ def stages() -> str:
     return table(header, [left + right for left, right in zip(*sides, strict=True)])
 
 
+def records() -> str:
+    """Return the records in the order in which they were entered."""
+    rows = []
+    for record in load_records():
+        errors, before = record.scores.errors, "the first"
+        if record.before is not None:
+            _, difference = record.before
+            before = "{:+.2f} ({:+.2f} to {:+.2f})".format(*difference)
+        rows.append(
+            [
+                record.board if record.board == OPEN else f"`{record.board}`",
+                f"{record.limit:.2f} %",
+                record.entered,
+                f"{record.scores.bytes:,.0f}",
+                f"{errors:.2f}",
+                before,
+                f"{record.trials:,}",
+                f"`{record.command}`",
+            ]
+        )
+    header = ["board", "limit", "entered", "bytes", "test error, %", "against the one before, points", "trials"]
+    return table([*header, "made again by"], rows)
+
+
 def families() -> str:
     """Return what a recurrent network and a transformer reach, taught by a CNN and compressed."""
     return table(_families.HEADER, _families.family_rows(load_results("beyond")))
@@ -297,6 +323,7 @@ TABLES = (
     trees,
     reached,
     stages,
+    records,
     families,
     low_rank,
     faults,

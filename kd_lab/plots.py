@@ -7,10 +7,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from kd_lab.errors import ParameterError, check_that, saying
 from kd_lab.networks.checks import is_dense
+
+POINT_RADIUS = 4  # of a marker, in points
+BESIDE = [  # where a text may stand: so many points to the right of its point, and above it; its alignment
+    (aside, up, side) for up in (-11, 4, -3, 14, -20) for aside, side in ((5, "left"), (-5, "right"), (0, "center"))
+]
 
 
 def plot_digits(images: Tensor, titles: Sequence[str]) -> np.ndarray:
@@ -98,6 +104,38 @@ def plain_log(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def label_points(
+    axes: Axes, points: Sequence[tuple[str, float, float]], bars: Sequence[tuple[float, float, float]] = ()
+) -> None:
+    """Write the text of each point (text, x, y) beside it, inside the axes and where it covers nothing.
+
+    That is: no other text, no point, no bar (x, low, high) and not the legend. A text for which there is no room is
+    left out. Call it last, once the limits and the legend are set.
+    """
+    axes.figure.draw_without_rendering()  # which settles where everything is
+    corners = [((x, y), (x, y)) for _, x, y in points], [((x, low), (x, high)) for x, low, high in bars]
+    radii = POINT_RADIUS * axes.figure.dpi / 72, 1
+    taken = [
+        Bbox(axes.transData.transform(ends)).padded(radius)
+        for radius, each in zip(radii, corners, strict=True)
+        for ends in each
+    ]
+    taken += [legend.get_window_extent()] if (legend := axes.get_legend()) else []
+    for text, *point in points:
+        for aside, up, side in BESIDE:
+            note = axes.annotate(text, point, (aside, up), textcoords="offset points", fontsize=8, ha=side)
+            box = note.get_window_extent()
+            if _inside(box, axes) and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            note.remove()
+
+
+def _inside(box: Bbox, axes: Axes) -> bool:
+    """Return whether a box lies within the axes."""
+    return all(axes.bbox.contains(x, y) for x, y in box.corners())
 
 
 def _check_lengths(**arguments: Sequence) -> None:

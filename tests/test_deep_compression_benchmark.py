@@ -5,9 +5,10 @@ import torch
 
 from benchmarks import deep_compression, read
 from benchmarks._campaign import SEEDS, error
+from kd_lab.compression.records import load_records
 from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed
-from kd_lab.results import Record, load_results
+from kd_lab.results import RESULTS, Record, load_results
 
 SCORED = ("lenet300_taught_1_64", "lenet5_taught_1_00")
 
@@ -41,6 +42,20 @@ def test_what_was_reached_is_what_the_files_reach(mnist):
         plain = "plain_" if way == "plain" else ""
         assert figures[f"deep_compression.{network}.{plain}ratio_at_{key[-4:]}"] == row["ratio"]
         assert figures[f"deep_compression.{network}.{plain}at_{key[-4:]}.seeds"] == 5
+
+
+def test_the_taught_files_are_entered_as_records_and_only_once(mnist, monkeypatch):
+    path, reached = RESULTS / "records.json", read("deep_compression")["reached"]
+    before = path.read_bytes()
+    deep_compression.enter_records(reached, mnist)
+    assert path.read_bytes() == before
+    entered = []
+    monkeypatch.setattr(deep_compression, "enter_record", lambda *where, **told: entered.append((*where[:3], told)))
+    deep_compression.enter_records(reached, mnist)
+    for (network, limit, paths, told), record in zip(entered, load_records()[:4], strict=True):
+        assert (network, limit) == (record.board, record.limit)
+        assert [path.relative_to(RESULTS).as_posix() for path in paths] == record.files
+        assert told == {name: getattr(record, name) for name in told} and len(told) == 5
 
 
 def test_a_record_of_other_stages_is_refused(monkeypatch):

@@ -4,9 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 
 from kd_lab.errors import ParameterError
-from kd_lab.plots import plain_log, plot_digits, plot_intervals
+from kd_lab.plots import label_points, plain_log, plot_digits, plot_intervals
 
 
 def test_a_logarithmic_axis_has_plain_numbers():
@@ -17,6 +18,64 @@ def test_a_logarithmic_axis_has_plain_numbers():
     texts = [label.get_text() for label in axes.get_xticklabels()]
     assert [text for text in texts if text] == texts and {"1,000", "2,000", "5,000", "10,000", "20,000"} <= set(texts)
     assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
+
+
+POINTS = [(f"text {place}", x, y) for place, (x, y) in enumerate([(1, 1), (1.1, 1), (2, 1.02), (2, 1.9), (1.5, 1.5)])]
+
+
+def scattered(points, **more):
+    """Return the axes of some points with their texts, and the boxes of these."""
+    axes = plt.subplots(figsize=(7, 4), layout="constrained")[1]
+    axes.plot([x for _, x, _ in points], [y for *_, y in points], "o", label="points")
+    axes.margins(0.4)
+    axes.legend(loc="upper right")
+    label_points(axes, points, **more)
+    axes.figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    plt.close("all")
+    return axes, boxes
+
+
+def test_texts_stand_beside_their_points_and_cover_nothing():
+    axes, boxes = scattered(POINTS)
+    assert list(boxes) == [text for text, *_ in POINTS]
+    legend = axes.get_legend().get_window_extent()
+    for text, x, y in POINTS:
+        box, others = boxes[text], [boxes[other] for other in boxes if other != text]
+        assert not box.count_overlaps([*others, legend]) and box.intersection(box, axes.bbox).bounds == box.bounds
+        assert not any(box.contains(*axes.transData.transform(point[1:])) for point in POINTS)
+        place = axes.transData.transform((x, y))
+        assert box.padded(30).contains(*place)
+
+
+def test_a_text_covers_no_bar():
+    _, free = scattered([("text", 1, 1), ("", 2, 2)])
+    axes, barred = scattered([("text", 1, 1), ("", 2, 2)], bars=[(1.02, 0.5, 1.5)])
+    bar = Bbox(axes.transData.transform([(1.02, 0.5), (1.02, 1.5)]))
+    assert free["text"].overlaps(bar) and not barred["text"].overlaps(bar)
+
+
+def test_a_text_covers_no_legend():
+    axes = plt.subplots(figsize=(7, 4))[1]
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([], [], "o", label="points")
+    legend = axes.legend(loc="center right").get_window_extent()
+    left, _, _, top = axes.transData.inverted().transform_bbox(legend).extents
+    label_points(axes, [("text", left - 0.03, (top + 0.5) / 2)])  # left of the legend, into which the text would go
+    (text,) = axes.texts
+    assert not text.get_window_extent().overlaps(legend)
+    plt.close("all")
+
+
+def test_a_text_without_room_is_left_out():
+    _, boxes = scattered([("the same place", 1, 1)] * 40 + [("", 2, 2)])
+    _, alone = scattered([("text", 1, 1)])
+    _, wide = scattered([("w" * 400, 1, 1)])
+    assert len(boxes) < 40 and len(alone) == 1 and not wide
+    axes = plt.subplots()[1]
+    label_points(axes, [])
+    assert not axes.texts
+    plt.close("all")
 
 
 def test_digits_stand_in_one_row_under_their_titles():
