@@ -131,7 +131,8 @@ def trained(name: str, settings: dict, seed: int, data: Mnist) -> nn.Module:
 
 def score_controls(recorded: Record) -> dict[str, float]:
     """Print and return the test errors of the controls that were measured, beside those without moved images."""
-    names, figures, rows = [name for name in TRAINING if name in recorded.get(PART, {})], {}, []
+    names, rows = [name for name in TRAINING if name in recorded.get(PART, {})], []
+    figures: dict[str, float] = {}
     for name in names:
         errors, before = recorded.errors(PART, name), before_moves(name)
         minutes = recorded.figures(PART, name, "cpu_minutes").high
