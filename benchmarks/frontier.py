@@ -4,7 +4,7 @@ Scores the record again; --rerun makes what is missing, or was made by another r
 """
 
 from benchmarks._campaign import campaign
-from benchmarks._frontier_controls import NAME, PART, measure_controls, score_controls
+from benchmarks._frontier_controls import NAME, measure_controls, score_controls
 from kd_lab.results import load_results
 
 
@@ -12,5 +12,5 @@ def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dic
     """Print the tables and return the figures; with `rerun`, make what is missing of the record first."""
     if rerun:
         with campaign(NAME, workers, dask) as running:
-            running.keep(PART, measure_controls(running))
+            measure_controls(running)
     return score_controls(load_results(NAME))

@@ -138,7 +138,7 @@ def test_the_loss_takes_the_answers_apart():
 
 def test_what_is_missing_is_run_once_and_the_teacher_is_named(results, begun, capsys, empty_cache):
     figures = frontier.run(rerun=True)
-    assert begun() == [f"{name} {seed}" for name in ("lenet300", "lenet5", "student") for seed in range(5)]
+    assert begun() == [f"{name} {seed}" for name in ("student", "lenet300", "lenet5") for seed in range(5)]
     assert f"{hinton.kept_teacher()} isn't there" in capsys.readouterr().out
     assert figures["frontier.hinton.moved_errors"] == 2 and "frontier.hinton.distilled_errors" not in figures
     assert not (empty_cache / "campaigns" / "frontier").exists()
