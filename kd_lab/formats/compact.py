@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from kd_lab.errors import ParameterError
 from kd_lab.formats.coding import ShortRangeReader, ShortRangeWriter
 from kd_lab.formats.grid_codes import TensorCoder
-from kd_lab.formats.outlines import NOTHING, Outline, build_outline, code_outline, outline_of
+from kd_lab.formats.outlines import NOTHING, Outline, as_unpacked, build_outline, code_outline, outline_of
 from kd_lab.networks.layers import tied_names
-from kd_lab.networks.sequences import flattened
-from kd_lab.pruning.channels import Form
 
 COUNTED = "num_batches_tracked"  # of a BatchNorm: no prediction and no training of the kit reads it
 
@@ -21,8 +19,7 @@ def write_compact(plain: nn.Module, outline: Outline) -> bytes:
     """Return the stream of an ordinary network; raise a ParameterError unless all its numbers are finite."""
     writer = ShortRangeWriter()
     code_outline(writer, outline)
-    named = plain if isinstance(outline, Form) else flattened(plain)
-    tensors, coder = named.state_dict(), TensorCoder(writer)
+    tensors, coder = as_unpacked(plain).state_dict(), TensorCoder(writer)
     for key in _stored(build_outline(outline)):  # a parametrization changes the order
         if not torch.isfinite(tensors[key]).all():
             raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")

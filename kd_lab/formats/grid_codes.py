@@ -75,7 +75,9 @@ class TensorCoder:
 
     def write(self, tensor: Tensor) -> None:
         """Write a tensor of finite numbers."""
-        plans = [Plan("values"), Plan("values", most=0)]
+        plans = [Plan("values")]
+        if len(np.unique(as_matrix(tensor))) <= MAX_TABLE:
+            plans.append(Plan("values", most=0))
         if found := find_grid_codes(as_matrix(tensor)):
             on_grid = Plan("grid", *found)
             alone = min((on_grid._replace(decay=decay) for decay in range(DECAYS)), key=self._bits_of(tensor))

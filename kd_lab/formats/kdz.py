@@ -72,8 +72,9 @@ def pack(model: nn.Module, coder: str = "range") -> bytes:
     whose values lie on grids of 8 bits or fewer. "compact" and "range" also pack any nn.Sequential of Conv2d (with
     groups or without), Linear, BatchNorm2d, ReLU, Flatten, MaxPool2d, AvgPool2d and AdaptiveAvgPool2d(1) that reads
     images (1, 28, 28). There a layer that comes several times is kept once; Identity and Dropout, which compute nothing
-    when it predicts, are left out, and what is inside another Sequential comes in its place. Raises a ParameterError
-    for any other model, naming what can't be kept, and for weights of NaN.
+    when it predicts, are left out, and what is inside another Sequential comes in its place; how many batches a
+    BatchNorm has seen isn't kept. Raises a ParameterError for any other model, naming what can't be kept, and for
+    weights of NaN.
     """
     check_choice("coder", coder, [*CODERS, COMPACT])
     weights(model)  # says so where it is no network, or torch.nn.utils.prune masked it
@@ -109,7 +110,7 @@ def _pack_compact(plain: nn.Module, outline: Outline) -> bytes:
     content = MAGIC + COMPACT_SCHEMA + _digest(body, COMPACT_DIGEST_BYTES) + body
     images = example_images(count=COMPARED_IMAGES)
     expected = predict(plain.to(memory_format=torch.channels_last), images)
-    if not torch.equal(expected, predict(unpack(content), images)):
+    if not torch.allclose(predict(unpack(content), images), expected, rtol=0, atol=0, equal_nan=True):
         raise ParameterError("'model' must give the answers of its layers. What the file would hold gives others.")
     return content
 

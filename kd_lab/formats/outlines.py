@@ -4,6 +4,7 @@ Each function goes along the numbers once: with a writer it writes them, with a 
 and it returns what was written. KDZ.md has the tables in words.
 """
 
+import torch
 from torch import nn
 
 from kd_lab.formats.coding import ShortRangeReader, ShortRangeWriter, code_choice
@@ -59,9 +60,20 @@ def outline_of(plain: nn.Module) -> Outline:
 
     Raises a ParameterError for a network that is neither.
     """
-    if getattr(plain, "architecture", SEQUENCE) != SEQUENCE:
-        return form_of(plain)
-    return steps_of(flattened(plain))
+    return form_of(plain) if _is_of_the_kit(plain) else steps_of(flattened(plain))
+
+
+def as_unpacked(plain: nn.Module) -> nn.Module:
+    """Return an ordinary network as a file gives it back: laid out as the kit's are, and its layers named as theirs."""
+    if _is_of_the_kit(plain):
+        return plain
+    model = flattened(plain).to(memory_format=torch.channels_last)
+    model.architecture = SEQUENCE
+    return model
+
+
+def _is_of_the_kit(plain: nn.Module) -> bool:
+    return str(getattr(plain, "architecture", SEQUENCE)).split("/")[0] != SEQUENCE
 
 
 def build_outline(outline: Outline) -> nn.Module:
@@ -95,11 +107,12 @@ def _number(stream: Stream, value: int, width: int) -> int:
 def _code_thin(stream: Stream, base: str, thin: list[str]) -> list[str]:
     """Code which layers of a network two thin ones stand for, and their ranks: ["fc1=20", "fc2=5"]."""
     count, found = _number(stream, len(thin), 0), []
-    for place in range(_at_most(count, MAX_STEPS)):
-        layers = [*weighted_layers(build_architecture("/".join([base, *found])))]
-        name, _, rank = (thin[place] if place < len(thin) else f"{layers[0]}=1").partition("=")
-        name = layers[stream.whole(layers.index(name), len(layers))]
-        found.append(f"{name}={1 + _number(stream, int(rank) - 1, 4)}")
+    layers = [*weighted_layers(build_architecture(base))]
+    for each in range(_at_most(count, MAX_STEPS)):
+        name, _, rank = (thin[each] if each < len(thin) else f"{layers[0]}=1").partition("=")
+        place = stream.whole(layers.index(name), len(layers))
+        found.append(f"{layers[place]}={1 + _number(stream, int(rank) - 1, 4)}")
+        layers[place : place + 1] = [f"{layers[place]}.{part}" for part in ("first", "second")]
     return found
 
 

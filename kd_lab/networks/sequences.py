@@ -73,7 +73,8 @@ def flattened(model: nn.Module) -> nn.Sequential:
 
 def steps_of(model: nn.Sequential) -> list[Step]:
     """Return the steps of what `flattened` gives; raise a ParameterError that names a layer that none describes."""
-    layers, first = [*model._modules.items()], {}  # named_children() would leave out a layer's second place
+    layers = [*model._modules.items()]  # named_children() would leave out a layer's second place
+    first: dict[nn.Module, int] = {}
     steps = []
     for place, (name, layer) in enumerate(layers):
         step = _step(name, layer)
@@ -104,7 +105,9 @@ def input_shapes(steps: Sequence[Step]) -> list[Shape]:
     Raises a ParameterError for the first step that doesn't fit, or whose numbers or answers are beyond bounds.
     """
     check_whole_number("number of layers", len(steps), f"[1, {MAX_STEPS}]")
-    shape, shapes, parameters = MNIST_IMAGE, [], 0
+    shape: Shape = MNIST_IMAGE
+    shapes: list[Shape] = []
+    parameters = 0
     for place, step in enumerate(steps):
         shapes.append(shape)
         named = f"layer {place + 1}, {step.kind},"
@@ -164,17 +167,18 @@ def _step(name: str, layer: nn.Module) -> Step:
     if kind not in ("conv", *POOLS):
         outputs = layer.out_features if kind == "linear" else 0
         return Step(kind, outputs, bias=kind != "linear" or layer.bias is not None)
-    window = [_whole_pair(name, each, layer) for each in ("kernel_size", "stride", "padding")]
+    kernel, stride, padding = (_whole_pair(name, each, layer) for each in ("kernel_size", "stride", "padding"))
     if kind in POOLS:
-        return Step(kind, 0, *window)
-    return Step(kind, layer.out_channels, *window, layer.groups, layer.bias is not None)
+        return Step(kind, 0, kernel, stride, padding)
+    return Step(kind, layer.out_channels, kernel, stride, padding, layer.groups, layer.bias is not None)
 
 
 def _whole_pair(name: str, number: str, layer: nn.Module) -> tuple[int, int]:
     pair = getattr(layer, number)
     fits = isinstance(pair, int) or (isinstance(pair, tuple) and len(pair) == 2)
     check_that(f"{number} of layer {name}", pair, fits, "one whole number, or two")
-    return tuple(int(check_whole_number(f"{number} of layer {name}", each, "[0, 1e9]")) for each in _pair(pair))
+    rows, columns = (check_whole_number(f"{number} of layer {name}", each, "[0, 1e9]") for each in _pair(pair))
+    return rows, columns
 
 
 def _layer(step: Step, shape: Shape) -> nn.Module:
