@@ -60,7 +60,7 @@ def flattened(model: nn.Module) -> nn.Sequential:
     Identity and Dropout are left out, since they compute nothing when a network predicts. Raises a ParameterError that
     names the first layer that is of no kind of the kit's.
     """
-    containers = [each for each in model.modules() if isinstance(each, nn.Sequential)]
+    containers = [each for each in model.modules() if type(each) is nn.Sequential]
     plain = type(model) is nn.Sequential and all(is_plain(each, nn.Sequential) for each in containers)
     allowed = "a network of the kit, or an nn.Sequential of plain layers without hooks"
     check_that("model", type(model).__name__, plain, allowed)
