@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from kd_lab.formats.coding import ShortRangeReader, ShortRangeWriter, code_choice
-from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.sequences import (
     AGAIN,
     KINDS,
@@ -22,7 +21,7 @@ from kd_lab.networks.sequences import (
     input_shapes,
     steps_of,
 )
-from kd_lab.networks.zoo import STUDENT, build_architecture
+from kd_lab.networks.zoo import STUDENT, build_architecture, replaceable_layers
 from kd_lab.pruning.channels import Form, build_form, form_choices, form_of
 
 Stream = ShortRangeWriter | ShortRangeReader
@@ -107,7 +106,7 @@ def _number(stream: Stream, value: int, width: int) -> int:
 def _code_thin(stream: Stream, base: str, thin: list[str]) -> list[str]:
     """Code which layers of a network two thin ones stand for, and their ranks: ["fc1=20", "fc2=5"]."""
     count, found = _number(stream, len(thin), 0), []
-    layers = [*weighted_layers(build_architecture(base))]
+    layers = [*replaceable_layers(build_architecture(base))]
     for each in range(_at_most(count, MAX_STEPS)):
         name, _, rank = (thin[each] if each < len(thin) else f"{layers[0]}=1").partition("=")
         place = stream.whole(layers.index(name), len(layers))
@@ -151,6 +150,8 @@ def _code_step(stream: Stream, step: Step, kind: str, before: list[Step], channe
     """Code the numbers of a layer that reads so many channels."""
     if kind == AGAIN:
         earlier = [place for place, each in enumerate(before) if each.kind in WITH_TENSORS]
+        if not earlier:
+            raise ValueError("it runs a layer again where there is none before.")
         chosen = earlier.index(step.place) if step.kind == AGAIN else 0
         return Step(AGAIN, place=earlier[stream.whole(chosen, len(earlier))])
     if kind in POOLS:

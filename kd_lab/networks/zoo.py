@@ -187,13 +187,18 @@ def build_architecture(architecture: str) -> nn.Module:
     if match := STUDENT.fullmatch(str(architecture)):
         return small_student(int(match[1]))
     if match := LOW_RANK.fullmatch(str(architecture)):
-        layers = weighted_layers(model := build_architecture(match[1]))
+        layers = replaceable_layers(model := build_architecture(match[1]))
         check_choice("layer of the architecture", match[2], list(layers))
         model.set_submodule(match[2], thin_layers(layers[match[2]], int(match[3])))
         model.architecture = architecture
         return model
     check_choice("architecture", architecture, [*MODELS, "784-30-10"])
     return build_model(architecture)
+
+
+def replaceable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a network of the kit that two thin ones can stand for, by name."""
+    return {name: layer for name, layer in weighted_layers(model).items() if isinstance(layer, (nn.Linear, nn.Conv2d))}
 
 
 def thin_layers(layer: nn.Module, rank: int) -> nn.Sequential:
