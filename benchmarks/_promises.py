@@ -1083,6 +1083,7 @@ ALL: dict[str, Callable[[Any], None]] = {
 SLOW = {  # some look for the best grid of every layer, and panels take a second each
     "bit_scan": scans_bits,
     "Quantize": partial(runs_stage, stage=compression.Quantize(4, 0)),
+    "Grid": partial(runs_stage, stage=compression.Grid(4, 0)),
     "scorecard": fills_a_scorecard,
     "export_onnx": partial(exports, export=deployment.export_onnx, run=deployment.OnnxModel, ending=".onnx"),
     "export_openvino": partial(exports, export=deployment.export_openvino, run=deployment.OpenvinoModel, ending=".xml"),

@@ -1,10 +1,12 @@
-"""How few bytes read digits, and what brings the gain? The frontier's controls over five seeds, in results/.
+"""How few bytes read digits, and what brings the gain? The frontier's files and controls, over five seeds.
 
 Scores the record again; --rerun makes what is missing, or was made by another recipe, and goes on where it was stopped.
 """
 
 from benchmarks._campaign import campaign
 from benchmarks._frontier_controls import NAME, measure_controls, score_controls
+from benchmarks._frontier_files import make_files, score_files
+from kd_lab.data import load_mnist
 from kd_lab.results import load_results
 
 
@@ -12,5 +14,7 @@ def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dic
     """Print the tables and return the figures; with `rerun`, make what is missing of the record first."""
     if rerun:
         with campaign(NAME, workers, dask) as running:
+            make_files(running)
             measure_controls(running)
-    return score_controls(load_results(NAME))
+    recorded = load_results(NAME)
+    return score_files(recorded, load_mnist()) | score_controls(recorded)

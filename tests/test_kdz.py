@@ -20,7 +20,8 @@ from kd_lab.checkpoints import SHIPPED, load_trained
 from kd_lab.cost import file_bytes
 from kd_lab.errors import DamagedFileError, KdLabError, ParameterError, StorageError
 from kd_lab.formats import kdz
-from kd_lab.formats.kdz import CODERS, MAGIC, architecture_in, load_packed, pack, save_packed, unpack, write_tensor
+from kd_lab.formats.kdz import CODERS, MAGIC, architecture_in, load_packed, pack, save_packed, unpack
+from kd_lab.formats.tensors import write_tensor
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
@@ -144,9 +145,9 @@ def sealed(line, coded=b"", schema=b"3"):
         (b"PK\x03\x04", StorageError, "is no .kdz file"),
         (MAGIC, DamagedFileError, "is damaged"),
         (
-            sealed(b"lenet300 range\n", schema=b"4"),
+            sealed(b"lenet300 range\n", schema=b"5"),
             StorageError,
-            "has schema '4'; this kd_lab reads schemas 2 and 3. Update",
+            "has schema '5'; this kd_lab reads schemas 2 to 4. Update",
         ),
         (sealed(b"lenet30 range\n"), StorageError, "Did you mean 'lenet300'?"),
         (sealed(b"lenet300 rang\n"), StorageError, "Did you mean 'range'?"),
@@ -384,10 +385,10 @@ def test_a_folded_batch_norm_stays_folded():
 
 def test_a_network_of_ones_own_is_refused_with_what_to_do():
     with pytest.raises(ParameterError) as error:
-        pack(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+        pack(nn.ModuleDict({"fc": nn.Linear(784, 10)}))
     assert str(error.value) == (
-        "pack(): 'model' must be a network of the kit, as build_model(), small_student() and load_trained() give, "
-        "pruned or quantized or not. Got a Sequential that carries no architecture. save_network() saves any network."
+        "pack(): 'model' must be a network of the kit, or an nn.Sequential of plain layers without hooks. Got "
+        "'ModuleDict'. save_network() saves any network."
     )
 
 

@@ -4,4 +4,4 @@ from kd_lab.compression.allocation import allocate, bit_scan, choose_bits, choos
 from kd_lab.compression.leaderboard import Entry, Leaderboard, score_leaderboard, submit
 from kd_lab.compression.recipe import CompressionResult, compress
 from kd_lab.compression.search import Search, best_trial, search_recipe, search_settings, try_setting
-from kd_lab.compression.stages import Factorize, FineTune, Prune, PruneUnits, Quantize, Share
+from kd_lab.compression.stages import Factorize, FineTune, Grid, Prune, PruneUnits, Quantize, Share

@@ -21,12 +21,12 @@ from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.distillation.answers import check_teacher
 from kd_lab.errors import ParameterError, StorageError, check_choice, check_kind, check_number, check_that
 from kd_lab.evaluation import Checked, check_data
-from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, save_packed
+from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack, packable, save_packed
+from kd_lab.formats.outlines import as_unpacked
 from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.penalties import l2_penalty
 from kd_lab.pruning import channel_groups
-from kd_lab.pruning.channels import form_of
 from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.scorecard import Scorecard, Table, scorecard
 from kd_lab.storage import cache_key, file_path, set_aside, writable
@@ -81,15 +81,17 @@ def compress(
     folder: Path | None = None,
     **settings,
 ) -> CompressionResult:
-    """Put a network of the kit through the stages, and return what each made of it.
+    """Put a network through the stages, one of the kit or an nn.Sequential that `pack` takes; return what each made.
 
     Fine-tuning makes L(teacher's answers, the network's) + strength·Σw² small: L is the `DistillationLoss`, or the
     cross-entropy with the labels where `teacher` is None. `settings` are those of `train`. With a `folder` each
     finished stage is kept there, and a call with the same arguments goes on behind the last; an interrupt, or an error
-    in a later stage, ends the recipe with the stages that were finished. Share and Quantize come last: fine-tuning
-    behind them would undo them.
+    in a later stage, ends the recipe with the stages that were finished. Share, Quantize and Grid come last, since
+    fine-tuning behind them would undo them. The layers of a Sequential are named as the kit's are, conv1, pool1, conv2,
+    …, and so again behind each stage: a file keeps no names.
     """
     teaching = check_recipe(model, teacher, data, settings, folder)
+    model = as_unpacked(make_permanent(model))
     _check_stages(model, stages, folder)
     strength = check_number("strength", strength, "[0, 100]")
     made: dict[str, nn.Module] = {}
@@ -110,7 +112,7 @@ def check_recipe(
     check_that("folder", folder, folder is None or writable(folder), "one that can be written, or be made")
     check_kind("data", data, Mnist, "what load_mnist() returns")
     weighted_layers(model)
-    form_of(make_permanent(model))
+    packable(make_permanent(model))
     for setting in settings:
         check_choice("setting", setting, SETTINGS)
     checked = Settings(**settings)  # which refuses what is not allowed, and gives Python's own numbers
@@ -136,7 +138,7 @@ def _check_stages(model: nn.Module, stages: Sequence[Stage], folder: Path | None
             layers = channel_groups(model) if isinstance(stage, PruneUnits) else weights(model)
             for layer in value if isinstance(value, dict) else ():
                 check_choice(f"layer in {argument} of {type(stage).__name__}", layer, list(layers))
-        model = stage.outline(model) if isinstance(stage, Factorize) else model  # its layers have other names
+        model = as_unpacked(stage.outline(model)) if isinstance(stage, Factorize) else model  # whose layers it renames
 
 
 @dataclass
@@ -203,7 +205,7 @@ def run_stages(
         finished = path and _kept(path)
         if not finished:
             made = check_returned(f"stage {stage!r:.60}", stage(with_masks(make_permanent(model)), fine_tune))
-            finished = make_permanent(made).eval()
+            finished = as_unpacked(make_permanent(made)).eval()
             if path:
                 save_packed(path, finished)
         model = finished

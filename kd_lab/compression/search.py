@@ -31,6 +31,7 @@ from kd_lab.evaluation import (
     mean_cross_entropy,
 )
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
+from kd_lab.formats.outlines import as_unpacked
 from kd_lab.networks.layers import weights
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.plots import plain_log
@@ -334,6 +335,7 @@ def search_recipe(
     seed = check_whole_number("seed", seed, "[0, 1000000]")
     settings = {"seed": seed, **settings}
     teaching = check_recipe(model, teacher, data, settings, folder)
+    model = as_unpacked(make_permanent(model))
     budget = Budget(most_bytes, most_lost)
     runs = check_whole_number("runs", runs, "[1, 1000]")
     minutes = check_number("minutes", minutes, "(0, 10000]")

@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from kd_lab.errors import check_choice, check_fields, check_that, check_whole_number
 from kd_lab.factorization import NEAREST, factorize, rank_range
+from kd_lab.formats.grid_codes import compact_step
 from kd_lab.networks.copies import copied
-from kd_lab.networks.layers import weighted_layers, weights
-from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.layers import Weight, weighted_layers, weights
+from kd_lab.networks.permanent import make_permanent, without
 from kd_lab.networks.zoo import thin_layers
 from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_layer_adaptive, set_masks
 from kd_lab.pruning.schedules import gradual_steps
-from kd_lab.quantization import kmeans, quantize_weights, share_weights
+from kd_lab.quantization import FakeQuantizer, Quantizer, find_grid, kmeans, quantize_weights, share_weights
+from kd_lab.quantization.weights import bits_by_layer
 
 FineTuning = Callable[[nn.Module, int], nn.Module]  # of a network, for a number of epochs
 Stage = Callable[[nn.Module, FineTuning], nn.Module]
@@ -172,7 +175,41 @@ class Share(Quantize):
         return _halve(fine_tune(shared, self.epochs))
 
 
-BY_LAYER = Prune, PruneUnits, Factorize, Quantize  # whose settings may be a dict, by the names of layers
+@dataclass(frozen=True)
+class Grid:
+    """Round the weights and biases of each layer to grids of few bits, each of one step, and fine-tune through them.
+
+    `num_bits` is one for the weights of all layers, or one for each by name; biases have `bias_bits`. A step is the
+    nearest of those that a packed file keeps in one byte, so that numbers stay on their grids whatever is trained.
+    """
+
+    num_bits: int | dict[str, int]
+    epochs: int = 2
+    bias_bits: int = 6
+
+    def __post_init__(self):
+        check_fields(self, num_bits="[2, 8]", epochs=EPOCHS_RANGE, bias_bits="[2, 8]")
+
+    def __call__(self, model: nn.Module, fine_tune: FineTuning) -> nn.Module:
+        rounded = without(model, Quantizer)
+        wanted = bits_by_layer(rounded, self.num_bits)
+        for name, weight in weights(rounded).items():
+            if name in wanted:
+                weight.parametrize(_compact_grid(weight.value, wanted[name]))
+        for layer in weighted_layers(rounded).values():
+            for name, bias in [*layer.named_parameters(recurse=False)]:
+                if "bias" in name:  # recurrent layers have several
+                    Weight(layer, name).parametrize(_compact_grid(bias, self.bias_bits))
+        return make_permanent(fine_tune(rounded, self.epochs))
+
+
+def _compact_grid(values: Tensor, num_bits: int) -> FakeQuantizer:
+    """Return the grid of the step nearest to the one whose rounding errs least; 0 lies on it."""
+    scale, zero_point = find_grid(values.detach().reshape(1, -1), num_bits, True, "least_squares")
+    return FakeQuantizer(torch.full_like(scale, compact_step(float(scale))), zero_point, num_bits)
+
+
+BY_LAYER = Prune, PruneUnits, Factorize, Quantize, Grid  # whose settings may be a dict, by the names of layers
 
 
 def with_masks(model: nn.Module) -> nn.Module:

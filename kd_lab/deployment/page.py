@@ -14,7 +14,7 @@ from kd_lab.data import MEAN, STD
 from kd_lab.deployment.parity import check_parity, real_images
 from kd_lab.errors import ParameterError, check_that
 from kd_lab.formats.coding import RangeReader, RangeWriter
-from kd_lab.formats.kdz import read_tensor, write_tensor
+from kd_lab.formats.tensors import read_tensor, write_tensor
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.networks.tracing import is_plain

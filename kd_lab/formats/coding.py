@@ -5,7 +5,7 @@ counts, so that a file reads alike on every machine.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -165,6 +165,7 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
 # kept weights above, or to the left: as many contexts each, and one more
 CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
+WORD_BYTES = 4  # of the range coder
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -185,13 +186,19 @@ class RangeWriter:
 
     def matrix(self, codes: np.ndarray, size: int) -> None:
         """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
-        _walk(codes.copy(), size, self.write)
+        walk_matrix(codes.copy(), size, self.write)
 
     def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Write symbols (n,) that are as likely as their counts (n, symbols), and return them."""
+        """Write symbols (n,) that are as likely as their counts (n, symbols), or (symbols,) for all; return them."""
         symbols = symbols.astype(np.int32)
-        self._encoder.encode(symbols, self.categorical, counts)
+        self._encoder.encode(symbols, *self.models(counts))
         return symbols
+
+    def models(self, counts: np.ndarray) -> tuple:
+        """Return what makes symbols as likely as their counts, in the words of constriction."""
+        if counts.ndim == 1:
+            return (self.stream.model.Categorical(counts, perfect=False),)
+        return self.categorical, counts
 
     def content(self) -> bytes:
         """Return all that was written."""
@@ -204,9 +211,16 @@ class RangeReader:
     A range coder doesn't see where its bits end, so what was read is written again, to be compared.
     """
 
+    writer: type[RangeWriter] = RangeWriter
+
     def __init__(self, content: bytes):
-        self._content, self._again = content, RangeWriter()
-        self._decoder = self._again.stream.queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
+        self._content, self._again = content, self.writer()
+        self._decoder = self._again.stream.queue.RangeDecoder(self.words(content))
+
+    @staticmethod
+    def words(content: bytes) -> np.ndarray:
+        """Return the content as the words of a range coder."""
+        return np.frombuffer(content, "<u4").astype(np.uint32)
 
     def uniform(self, count: int, size: int) -> np.ndarray:
         """Return `count` whole numbers from 0 to size - 1."""
@@ -219,16 +233,88 @@ class RangeReader:
     def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:
         """Return codes of this shape from 0 to size - 1."""
         codes = np.zeros(shape, dtype=int)
-        _walk(codes, size, self._read)
+        walk_matrix(codes, size, self.read)
         return codes
 
     def is_at_end(self) -> bool:
         """Return whether all has been read, and nothing that was not there."""
-        return self._again.content() == self._content
+        return self.so_far() == self._content
 
-    def _read(self, _symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        symbols = self._decoder.decode(self._again.categorical, counts)
-        return self._again.write(symbols, counts)
+    def so_far(self) -> bytes:
+        """Return the bytes of what has been read."""
+        return self._again.content()
+
+    def read(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return as many symbols as there are in `symbols`, that are as likely as their counts."""
+        how_many = (len(symbols),) if counts.ndim == 1 else ()
+        return self._again.write(self._decoder.decode(*self._again.models(counts), *how_many), counts)
+
+
+class ShortRangeWriter(RangeWriter):
+    """A RangeWriter whose bytes end as early as they can.
+
+    It has the calls of its reader, so that one walk along the numbers writes them, or fills them in.
+    """
+
+    def code(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Write symbols, and return them."""
+        return self.write(symbols, counts)
+
+    def whole(self, value: int, size: int) -> int:
+        """Write a whole number from 0 to size - 1, all equally likely, and return it."""
+        self.uniform(np.array([value]), size)
+        return value
+
+    def content(self) -> bytes:
+        """Return the shortest bytes that, with zeros behind them, are read as what was written."""
+        words, (lower, length) = self._encoder.pos()
+        size = WORD_BYTES * (words + 2)
+        sealed = self._encoder.get_compressed().astype(">u4").tobytes()
+        written = int.from_bytes(sealed.ljust(size, b"\0"), "big")  # it lies less than a word above the lower end
+        lower = written - (written - lower) % 2 ** (16 * WORD_BYTES)
+        count = size
+        while count and -lower % 2 ** (8 * (size - count + 1)) < length:  # a number that ends in so many zeros fits
+            count -= 1
+        unit = 2 ** (8 * (size - count))
+        return (-(-lower // unit)).to_bytes(count, "big")
+
+
+class Estimate(ShortRangeWriter):
+    """Write nothing, but add up the `bits` that it would take."""
+
+    def __init__(self):
+        super().__init__()
+        self.bits = 0.0
+
+    def uniform(self, values: np.ndarray, size: int) -> None:
+        """Add the bits of whole numbers that are all equally likely."""
+        self.bits += len(values) * float(np.log2(size))
+
+    def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Add the bits of symbols that are as likely as their counts, and return them."""
+        symbols = symbols.astype(int)
+        chosen = counts[symbols] if counts.ndim == 1 else counts[np.arange(len(symbols)), symbols]
+        self.bits += float(np.log2(counts.sum(-1) / chosen).sum())
+        return symbols
+
+
+class ShortRangeReader(RangeReader):
+    """Read what a ShortRangeWriter wrote, in the same order; the numbers that its calls are given say nothing."""
+
+    writer = ShortRangeWriter
+
+    def code(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return as many symbols as there are in `symbols`."""
+        return self.read(symbols, counts)
+
+    @staticmethod
+    def words(content: bytes) -> np.ndarray:
+        """Return the content, with zeros that fill the last word, as the words of a range coder."""
+        return np.frombuffer(content + bytes(-len(content) % WORD_BYTES), ">u4").astype(np.uint32)
+
+    def whole(self, _value: int, size: int) -> int:
+        """Return a whole number from 0 to size - 1."""
+        return int(self.uniform(1, size)[0])
 
 
 class Counts:
@@ -246,8 +332,8 @@ class Counts:
         return found
 
 
-def _walk(codes: np.ndarray, size: int, code: Code) -> None:
-    """Write a matrix or fill one in: for each block which weights are kept, and then which codes these have.
+def walk_matrix(codes: np.ndarray, size: int, code: Code) -> None:
+    """Write a matrix, or fill in one of zeros: for each block which weights are kept, and then which codes these have.
 
     How likely a weight is kept is judged by how many were in its column above it and in its row before its block.
     """
@@ -270,3 +356,8 @@ def _walk(codes: np.ndarray, size: int, code: Code) -> None:
 
 def _level(count: np.ndarray | int) -> np.ndarray:
     return CONTEXT_LEVELS.searchsorted(count, "right")
+
+
+def code_choice(stream: ShortRangeWriter | ShortRangeReader, value: int, counts: Sequence[int]) -> int:
+    """Code one whole number that is as likely as its count."""
+    return int(stream.code(np.array([value]), np.array(counts, dtype=float))[0])

@@ -3,7 +3,8 @@
 The file is b"kdz", the schema as a digit, the first 16 bytes of the SHA-256 of all that follows, a line of text that
 says what the network is and how it is coded, and the coded tensors in the order in which the network has them: for each
 a table of its values and a matrix of codes. So pruned weights, shared ones, few bits and biases all are a table and
-codes.
+codes. In schema 4, where a network of a few hundred weights is meant, the digest has 4 bytes, and what the network is
+takes a few, too. KDZ.md describes both to the last bit.
 """
 
 import hashlib
@@ -11,33 +12,40 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, reason
-from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, RangeWriter
+from kd_lab.errors import DamagedFileError, ParameterError, StorageError, check_choice, check_kind, check_that, reason
+from kd_lab.formats.coding import HuffmanReader, HuffmanWriter, RangeReader, RangeWriter, ShortRangeReader
+from kd_lab.formats.compact import read_compact, read_outline, write_compact
+from kd_lab.formats.outlines import Outline, outline_of
+from kd_lab.formats.tensors import read_tensor, write_tensor
 from kd_lab.networks.layers import weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent
+from kd_lab.networks.predictions import example_images, predict
+from kd_lab.networks.sequences import SEQUENCE
 from kd_lab.networks.zoo import build_architecture, old_names
 from kd_lab.pruning.channels import Form, build_form, form_of
 from kd_lab.storage import file_path, read_file, write_safely
 
 MAGIC, SCHEMA = b"kdz", b"3"
 OLD_SCHEMA = b"2"  # of version 0.1, whose layers were named by their places
+COMPACT_SCHEMA = b"4"
 DIGEST_BYTES = 16  # bytes of the SHA-256
-BODY_START = len(MAGIC + SCHEMA) + DIGEST_BYTES
+COMPACT_DIGEST_BYTES = 4  # a file that is damaged by chance is taken for a whole one once in four billion times
+SCHEMA_END = len(MAGIC + SCHEMA)
 MAX_FILE_BYTES = 40_000_000  # those of the kit's largest network as it is, a student of 10,000 units, are 32 millions
 MAX_LINE_BYTES = 500  # of the line of text; ours have less than a hundred
 LINE = re.compile(r"(\S+) (\S+)((?: [\w.]+=\d+)*)((?: [-+][\w.]+)*)")
 CODERS: dict[str, tuple[Any, Any]] = {"range": (RangeWriter, RangeReader), "huffman": (HuffmanWriter, HuffmanReader)}
+COMPACT = "compact"
+COMPARED_IMAGES = 8  # that a network and what its file holds both read
 FLOAT32_BYTES = 4
-MAX_TABLE = 256  # values; of more, each weight has its own
 MAX_NUMBER_BYTES, MAX_TABLE_BYTES = 8, 2_000  # in a file, of a weight and of what a tensor's coding begins with
 
 
 def save_packed(path: Path, model: nn.Module, coder: str = "range") -> None:
-    """Save a network of the kit, pruned, quantized, shared or not, in as few bytes as `pack` finds for it."""
+    """Save a network, pruned, quantized, shared or not, in as few bytes as `pack` finds for it."""
     write_safely(file_path(path), pack(model, coder))
 
 
@@ -60,67 +68,107 @@ def read_packed(path: Path) -> bytes:
 def pack(model: nn.Module, coder: str = "range") -> bytes:
     """Return the bytes of the file that `save_packed` makes.
 
-    `coder` is "range" or "huffman". Raises a ParameterError for a model that is no version of a network of the kit, and
-    for weights of NaN.
+    `coder` is "range" or "huffman" for a network of the kit, or "compact", which takes fewer bytes for a small one
+    whose values lie on grids of 8 bits or fewer. "compact" and "range" also pack any nn.Sequential of Conv2d (with
+    groups or without), Linear, BatchNorm2d, ReLU, Flatten, MaxPool2d, AvgPool2d and AdaptiveAvgPool2d(1) that reads
+    images (1, 28, 28). There a layer that comes several times is kept once; Identity and Dropout, which compute nothing
+    when it predicts, are left out, and what is inside another Sequential comes in its place; how many batches a
+    BatchNorm has seen isn't kept. Raises a ParameterError for any other model, naming what can't be kept, and for
+    weights of NaN.
     """
-    check_choice("coder", coder, list(CODERS))
+    check_choice("coder", coder, [*CODERS, COMPACT])
     weights(model)  # says so where it is no network, or torch.nn.utils.prune masked it
     plain = make_permanent(model).cpu()
+    outline = packable(plain)
+    if coder == COMPACT or not isinstance(outline, Form):
+        check_that("coder", coder, coder != "huffman", 'one that packs any sequence, "range" or "compact"')
+        return _pack_compact(plain, outline)
+    return _pack_form(plain, outline, coder)
+
+
+def packable(plain: nn.Module) -> Outline:
+    """Return what a file says of an ordinary network; raise a ParameterError for one that no file holds."""
     try:
-        form = form_of(plain)
+        return outline_of(plain)
     except ParameterError as error:
         raise ParameterError(f"{reason(error)} save_network() saves any network.") from error
+
+
+def _pack_form(plain: nn.Module, form: Form, coder: str) -> bytes:
     tensors, writer = plain.state_dict(), CODERS[coder][0]()
     for key in build_form(form).state_dict():  # a parametrization changes the order
         if not torch.isfinite(tensors[key]).all():
             raise ParameterError(f"{key!r} of 'model' must be finite. Got NaN or infinite values.")
         write_tensor(writer, tensors[key])
     body = _describe(form, coder) + writer.content()
-    return MAGIC + SCHEMA + _digest(body) + body
+    return MAGIC + SCHEMA + _digest(body, DIGEST_BYTES) + body
+
+
+def _pack_compact(plain: nn.Module, outline: Outline) -> bytes:
+    """Return a file of schema 4, once what it holds has given the network's answers digit for digit."""
+    body = write_compact(plain, outline)
+    content = MAGIC + COMPACT_SCHEMA + _digest(body, COMPACT_DIGEST_BYTES) + body
+    images = example_images(count=COMPARED_IMAGES)
+    expected = predict(plain.to(memory_format=torch.channels_last), images)
+    if not torch.allclose(predict(unpack(content), images), expected, rtol=0, atol=0, equal_nan=True):
+        raise ParameterError("'model' must give the answers of its layers. What the file would hold gives others.")
+    return content
 
 
 @torch.inference_mode(False)  # whose tensors could never be trained
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
     """Return the network in the bytes of a file; `where` names it in errors."""
-    form, coder, coded = _parse(content, where)
+    _check(content, where)
     try:
-        model = build_form(form)
-        tensors = model.state_dict()
-        if _schema(content) == SCHEMA and not content[BODY_START:].startswith(_describe(form_of(model), coder)):
-            raise ValueError("the line that describes it is not the one that pack() writes.")
-        if len(coded) > sum(MAX_NUMBER_BYTES * each.numel() + MAX_TABLE_BYTES for each in tensors.values()):
-            raise ValueError("there are bytes left over.")  # seen before they take memory
-        reader = CODERS[coder][1](coded)
-        tensors = {key: read_tensor(reader, tensors[key]) for key in _order(content, tensors, form)}
-        if not reader.is_at_end():
-            raise ValueError("there are bytes left over, or some are missing.")
-        model.load_state_dict(tensors)
+        compact = _schema(content) == COMPACT_SCHEMA
+        return (read_compact(content[_body_start(content) :]) if compact else _unpack_form(content)).eval()
     except (ParameterError, ValueError, LookupError, AssertionError) as error:
         raise StorageError(f"{where} holds no network of the kit: {reason(error)}") from error
-    return model.eval()
+
+
+def _unpack_form(content: bytes) -> nn.Module:
+    form, coder, coded = _parse(content)
+    model = build_form(form)
+    tensors = model.state_dict()
+    if _schema(content) == SCHEMA and not content[_body_start(content) :].startswith(_describe(form_of(model), coder)):
+        raise ValueError("the line that describes it is not the one that pack() writes.")
+    if len(coded) > sum(MAX_NUMBER_BYTES * each.numel() + MAX_TABLE_BYTES for each in tensors.values()):
+        raise ValueError("there are bytes left over.")  # seen before they take memory
+    reader = CODERS[coder][1](coded)
+    tensors = {key: read_tensor(reader, tensors[key]) for key in _order(content, tensors, form)}
+    if not reader.is_at_end():
+        raise ValueError("there are bytes left over, or some are missing.")
+    model.load_state_dict(tensors)
+    return model
 
 
 def architecture_in(content: bytes, where: str = "architecture_in()") -> str:
-    """Return the architecture of the network that the bytes of a file hold; raise as `unpack` does."""
-    return _parse(content, where)[0].architecture
+    """Return the architecture of the network that the bytes of a file hold; raise as `unpack` does.
 
-
-def _parse(content: bytes, where: str) -> tuple[Form, str, bytes]:
-    """Return the form of a file's network, its coder and the coded tensors."""
+    It is "sequence" for a network that is none of the kit.
+    """
     _check(content, where)
-    line, _, coded = content[BODY_START:].partition(b"\n")
-    match = LINE.fullmatch(line.decode("latin")) if len(line) <= MAX_LINE_BYTES else None
     try:
-        if not match:
-            raise ParameterError(f"the line that describes it is {line[:40]!r}.")
-        check_choice("coder", match[2], list(CODERS))
-        return _form(content, match[1], match[3].split(), match[4].split()), match[2], coded
-    except ParameterError as error:
+        if _schema(content) != COMPACT_SCHEMA:
+            return _parse(content)[0].architecture
+        outline = read_outline(ShortRangeReader(content[_body_start(content) :]))
+        return outline.architecture if isinstance(outline, Form) else SEQUENCE
+    except (ParameterError, ValueError, LookupError, AssertionError) as error:
         raise StorageError(f"{where} holds no network of the kit: {reason(error)}") from error
 
 
+def _parse(content: bytes) -> tuple[Form, str, bytes]:
+    """Return the form of a file's network, its coder and the coded tensors."""
+    line, _, coded = content[_body_start(content) :].partition(b"\n")
+    match = LINE.fullmatch(line.decode("latin")) if len(line) <= MAX_LINE_BYTES else None
+    if not match:
+        raise ValueError(f"the line that describes it is {line[:40]!r}.")
+    check_choice("coder", match[2], list(CODERS))
+    return _form(content, match[1], match[3].split(), match[4].split()), match[2], coded
+
+
 def _check(content: bytes, where: str) -> None:
-    """Refuse what is no file of ours, is damaged, or is of another schema; the digest's rule is the same in all."""
+    """Refuse what is no file of ours, is damaged, or is of another schema."""
     check_kind(
         "content", content, (bytes, bytearray), "the bytes of a file, as pack() gives; load_packed() takes a path"
     )
@@ -129,22 +177,27 @@ def _check(content: bytes, where: str) -> None:
             f"{where} is no .kdz file: it does not begin with {MAGIC.decode()!r}, or has more than "
             f"{MAX_FILE_BYTES:,} bytes."
         )
-    if _digest(content[BODY_START:]) != content[BODY_START - DIGEST_BYTES : BODY_START]:
+    start = _body_start(content)
+    if _digest(content[start:], start - SCHEMA_END) != content[SCHEMA_END:start]:
         raise DamagedFileError(f"{where} is damaged: its SHA-256 is not the one it was saved with.")
     schema = _schema(content)
-    if schema not in (OLD_SCHEMA, SCHEMA):
+    if schema not in (OLD_SCHEMA, SCHEMA, COMPACT_SCHEMA):
         raise StorageError(
-            f"{where} has schema {schema.decode('latin')!r}; this kd_lab reads schemas 2 and 3. Update kd_lab, or pack "
+            f"{where} has schema {schema.decode('latin')!r}; this kd_lab reads schemas 2 to 4. Update kd_lab, or pack "
             "the network again."
         )
 
 
-def _digest(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest()[:DIGEST_BYTES]
+def _digest(body: bytes, count: int) -> bytes:
+    return hashlib.sha256(body).digest()[:count]
 
 
 def _schema(content: bytes) -> bytes:
-    return content[len(MAGIC) : BODY_START - DIGEST_BYTES]
+    return content[len(MAGIC) : SCHEMA_END]
+
+
+def _body_start(content: bytes) -> int:
+    return SCHEMA_END + (COMPACT_DIGEST_BYTES if _schema(content) == COMPACT_SCHEMA else DIGEST_BYTES)
 
 
 def _describe(form: Form, coder: str) -> bytes:
@@ -176,40 +229,3 @@ def _order(content: bytes, tensors: dict[str, Tensor], form: Form) -> list[str]:
     old = {new: name for name, new in old_names(build_architecture(form.architecture)).items()}
     parts = {key: key.rpartition(".") for key in tensors}
     return sorted(tensors, key=lambda key: f"{old[parts[key][0]]}.{parts[key][2]}")
-
-
-def write_tensor(writer: RangeWriter | HuffmanWriter, tensor: Tensor) -> None:
-    """Write the table of a tensor's values other than 0, and the codes; or, without a table, each value as it is."""
-    values = np.ascontiguousarray(tensor.detach().numpy()).reshape(_matrix(tensor))
-    table = np.unique(values[values != 0])
-    shared = len(table) <= MAX_TABLE
-    codes = np.where(values == 0, 0, 1 + np.searchsorted(table, values)) if shared else (values != 0).astype(int)
-    writer.uniform(np.array([len(table) if shared else MAX_TABLE + 1]), MAX_TABLE + 2)
-    writer.matrix(codes, 1 + len(table) if shared else 2)
-    kept = table if shared else values[values != 0]
-    with np.errstate(over="ignore"):  # what is too large for half precision becomes infinite, so it differs
-        halved = kept.dtype == np.float32 and np.array_equal(kept, kept.astype(np.float16).astype(np.float32))
-    writer.uniform(np.array([int(halved)]), 2)
-    writer.uniform(np.frombuffer(kept.astype(np.float16 if halved else kept.dtype).tobytes(), np.uint8), 256)
-
-
-def read_tensor(reader: RangeReader | HuffmanReader, like: Tensor) -> Tensor:
-    """Return a tensor of the shape and the dtype of this one."""
-    (count,) = reader.uniform(1, MAX_TABLE + 2)
-    shared = count <= MAX_TABLE
-    codes = reader.matrix(_matrix(like), 1 + count if shared else 2)
-    count = count if shared else int((codes > 0).sum())
-    (halved,) = reader.uniform(1, 2)
-    dtype = np.dtype(np.float16 if halved else like.numpy().dtype)
-    kept = reader.uniform(count * dtype.itemsize, 256).astype(np.uint8).view(dtype)
-    if not np.isfinite(kept).all() or (halved and not like.is_floating_point()):
-        raise ValueError("a value is NaN or infinite, or a fraction where whole numbers are.")
-    values = np.zeros(codes.shape, like.numpy().dtype)
-    values[codes > 0] = kept[codes[codes > 0] - 1] if shared else kept
-    return torch.from_numpy(values).view(like.shape)
-
-
-def _matrix(tensor: Tensor) -> tuple[int, int]:
-    """Return how a tensor is laid out as rows and columns: a row for each output, or each bias."""
-    rows = len(tensor) if tensor.dim() else 1
-    return rows, tensor.numel() // rows

@@ -21,36 +21,36 @@ LOW_RANK = re.compile(r"(.+)/([\w.]+)=([1-9]\d{0,4})")  # that of a network with
 
 def mlp128() -> nn.Module:
     """Build 784-128-10, the smallest network of the kit."""
-    return _sequence(*_fully_connected(784, 128, 10))
+    return sequence(*_fully_connected(784, 128, 10))
 
 
 def lenet300() -> nn.Module:
     """Build LeNet-300-100, the fully connected network of LeCun et al. (1998)."""
-    return _sequence(*_fully_connected(784, 300, 100, 10))
+    return sequence(*_fully_connected(784, 300, 100, 10))
 
 
 def cnn() -> nn.Module:
     """Build a small convolutional network: 16 and 32 channels of 3×3, then 128 units."""
     convolutions = *_convolution(1, 16, 3, padding=1), *_convolution(16, 32, 3, padding=1)
-    return _sequence(*convolutions, *_fully_connected(32 * 7 * 7, 128, 10))
+    return sequence(*convolutions, *_fully_connected(32 * 7 * 7, 128, 10))
 
 
 def lenet5() -> nn.Module:
     """Build LeNet-5 as Caffe's example has it (20-50-500), which the pruning papers call LeNet-5."""
-    return _sequence(*_convolution(1, 20, 5), *_convolution(20, 50, 5), *_fully_connected(50 * 4 * 4, 500, 10))
+    return sequence(*_convolution(1, 20, 5), *_convolution(20, 50, 5), *_fully_connected(50 * 4 * 4, 500, 10))
 
 
 def lenet5_classic() -> nn.Module:
     """Build LeNet-5 with the widths of LeCun et al. (1998), 6-16-120-84, with ReLU and max-pooling."""
     convolutions = *_convolution(1, 6, 5, padding=2), *_convolution(6, 16, 5)
-    return _sequence(*convolutions, *_fully_connected(16 * 5 * 5, 120, 84, 10))
+    return sequence(*convolutions, *_fully_connected(16 * 5 * 5, 120, 84, 10))
 
 
 def resnet() -> nn.Module:
     """Build a tiny residual network (He et al. 2016): BatchNorm, two residual additions, no large Linear layer."""
     first = *_normalised(1, 16), nn.ReLU(), nn.MaxPool2d(2), Residual(16)
     second = *_normalised(16, 48), nn.ReLU(), nn.MaxPool2d(2), Residual(48)
-    return _sequence(*first, *second, nn.AdaptiveAvgPool2d(1), *_fully_connected(48, 10))
+    return sequence(*first, *second, nn.AdaptiveAvgPool2d(1), *_fully_connected(48, 10))
 
 
 def lstm() -> nn.Module:
@@ -61,7 +61,7 @@ def lstm() -> nn.Module:
 def vit() -> nn.Module:
     """Build a small vision transformer: 16 tokens; 3 blocks of 64 features, 4 heads and 128 hidden units."""
     blocks = [TransformerBlock(64, num_heads=4, hidden=128) for _ in range(3)]
-    return _sequence(Patches(16, 64), *blocks, nn.LayerNorm(64), TokenMean(), nn.Linear(64, 10))
+    return sequence(Patches(16, 64), *blocks, nn.LayerNorm(64), TokenMean(), nn.Linear(64, 10))
 
 
 class Residual(nn.Module):
@@ -69,7 +69,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = _sequence(*_normalised(channels, channels), nn.ReLU(), *_normalised(channels, channels))
+        self.body = sequence(*_normalised(channels, channels), nn.ReLU(), *_normalised(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x + self.body(x))
@@ -97,6 +97,7 @@ KINDS = {
     nn.LayerNorm: "norm",
     nn.ReLU: "relu",
     nn.MaxPool2d: "pool",
+    nn.AvgPool2d: "pool",
     nn.AdaptiveAvgPool2d: "mean",
     nn.Flatten: "flatten",
     Residual: "block",
@@ -106,14 +107,18 @@ KINDS = {
 }
 
 
-def _sequence(*layers: nn.Module) -> nn.Sequential:
-    """Return the layers one after another, each named by its kind and counted: conv1, pool1, conv2, …"""
+def sequence(*layers: nn.Module) -> nn.Sequential:
+    """Return the layers one after another, each named by its kind and counted: conv1, pool1, conv2, …
+
+    A layer that comes a second time has a second name, and the same tensors under it.
+    """
     counts: Counter[str] = Counter()
     named = nn.Sequential()
     for layer in layers:
         kind = KINDS[type(layer)]
         counts[kind] += 1
-        named.add_module(kind if kind in ("flatten", "mean", "patches") else f"{kind}{counts[kind]}", layer)
+        alone = kind in ("flatten", "mean", "patches") and counts[kind] == 1
+        named.add_module(kind if alone else f"{kind}{counts[kind]}", layer)
     return named
 
 
@@ -168,7 +173,7 @@ def small_student(width: int = 30, seed: int = 0) -> nn.Module:
         bound = layer.in_features**-0.5
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    student = _sequence(nn.Flatten(), hidden, nn.ReLU(), output)
+    student = sequence(nn.Flatten(), hidden, nn.ReLU(), output)
     student.architecture = f"784-{width}-10"
     return student
 
@@ -182,13 +187,18 @@ def build_architecture(architecture: str) -> nn.Module:
     if match := STUDENT.fullmatch(str(architecture)):
         return small_student(int(match[1]))
     if match := LOW_RANK.fullmatch(str(architecture)):
-        layers = weighted_layers(model := build_architecture(match[1]))
+        layers = replaceable_layers(model := build_architecture(match[1]))
         check_choice("layer of the architecture", match[2], list(layers))
         model.set_submodule(match[2], thin_layers(layers[match[2]], int(match[3])))
         model.architecture = architecture
         return model
     check_choice("architecture", architecture, [*MODELS, "784-30-10"])
     return build_model(architecture)
+
+
+def replaceable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a network of the kit that two thin ones can stand for, by name."""
+    return {name: layer for name, layer in weighted_layers(model).items() if isinstance(layer, (nn.Linear, nn.Conv2d))}
 
 
 def thin_layers(layer: nn.Module, rank: int) -> nn.Sequential:

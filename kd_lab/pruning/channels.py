@@ -214,9 +214,18 @@ def form_of_tensors(architecture: str, removed: Sequence[str], tensors: dict[str
             raise ParameterError(f"It has no layer {group!r}; a {architecture} has {', '.join(groups)}.")
     whole = dense.state_dict()
     widths = {name: len(tensors[key]) * groups[name].size // len(whole[key]) for name, key in first.items()}
-    biasless = [name for name, layer in weighted_layers(dense).items() if getattr(layer, "bias", layer) is None]
-    biased = [name for name in biasless if f"{name}.bias" in tensors]
+    biased = [name for name in _biasless(dense) if f"{name}.bias" in tensors]
     return Form(architecture, removed, {name: n for name, n in widths.items() if n != groups[name].size}, biased)
+
+
+def form_choices(architecture: str, removed: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Return what a form without these layers can say: of each group the most channels, and who may get a bias."""
+    dense, groups = _dense(architecture, tuple(removed))
+    return {name: group.size for name, group in groups.items()}, _biasless(dense)
+
+
+def _biasless(dense: nn.Module) -> list[str]:
+    return [name for name, layer in weighted_layers(dense).items() if getattr(layer, "bias", layer) is None]
 
 
 def build_form(form: Form) -> nn.Module:
