@@ -403,6 +403,14 @@ def test_a_form_that_no_network_has_is_refused(form, monkeypatch):
     refused(sealed(writer.content()))
 
 
+@pytest.mark.parametrize("removed", [["block2", "block1"], ["block1", "block1", "block2"]])
+def test_another_spelling_of_a_form_is_refused(removed):
+    model = kdz.make_permanent(remove_layers(build_model("resnet"), ["block1", "block2"]))
+    assert unpack(sealed(compact.write_compact(model, outlines.outline_of(model)))) is not None
+    body = compact.write_compact(model, Form("resnet", removed, {}, []))
+    assert "what it says of the network is not what pack() writes" in refused(sealed(body))
+
+
 def test_a_module_that_no_file_holds_is_named_with_what_to_do():
     with pytest.raises(ParameterError) as error:
         pack(nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.GELU()))
