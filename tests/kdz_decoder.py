@@ -292,10 +292,12 @@ def on_grid_or_by_values(stream: Stream, habits: dict, shape: tuple[int, ...]) -
         decay = habit("decay", *[1] * 8)
         sizes = [(decay + 1) ** abs(k) * 8 ** (half - abs(k)) for k in range(-half, half)]
         counts = [1 + 8192 * size // sum(sizes) for size in sizes]
-        window = shape[2:] if order == "neighbours" else None
-        row = (
-            alone(stream, rows * columns, counts) if window is None else watched(stream, rows, columns, counts, window)
-        )
+        if order == "sorted":
+            row = rising(stream, rows, counts)
+        elif order == "neighbours":
+            row = watched(stream, rows, columns, counts, shape[2:])
+        else:
+            row = alone(stream, rows * columns, counts)
         numbers = [row[place : place + columns] for place in range(0, len(row), columns)]
     assert any(not -half / 2 <= k < half / 2 for row in numbers for k in row)
     return [[single(k * step) for k in row] for row in numbers]
@@ -312,7 +314,7 @@ def step_of(stream: Stream, habit) -> float:
 
 def order_of(shape: tuple[int, ...], habit) -> str:
     if len(shape) == 1:
-        return "alone"
+        return ("alone", "sorted")[habit("order of 2", 6, 6)] if 2 <= shape[0] <= 64 else "alone"
     if len(shape) == 4 and math.prod(shape[2:]) > 1 and math.prod(shape) <= 4096:
         return ("alone", "neighbours", "matrix")[habit("order of 3", 6, 4, 1)]
     return ("alone", "matrix")[habit("order of 2", 6, 1)]
@@ -326,6 +328,17 @@ def alone(stream: Stream, count: int, counts: list[int]) -> list[int]:
             counts[symbol] += 64
         found += block
     return [symbol - half for symbol in found]
+
+
+def rising(stream: Stream, n: int, counts: list[int]) -> list[int]:
+    found: list[int] = []
+    for s, c in enumerate(counts):
+        t = sum(counts[s + 1 :])
+        shares = [math.comb(n, m) * c**m * t ** (n - m) for m in range(n + 1)]
+        times = stream.choice(*(1 + 2**20 * share // sum(shares) for share in shares)) if n and t else n
+        found += [s - len(counts) // 2] * times
+        n -= times
+    return found
 
 
 def watched(stream: Stream, rows: int, columns: int, counts: list[int], window: tuple[int, ...]) -> list[int]:

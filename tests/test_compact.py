@@ -29,7 +29,7 @@ from kd_lab.networks.predictions import predict
 from kd_lab.networks.sequences import Step, flattened
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_channels, remove_layers
-from kd_lab.pruning.channels import Form
+from kd_lab.pruning.channels import Form, sort_channels
 from kd_lab.quantization import find_grid, fold_batch_norm, share_weights
 from kd_lab.results import RESULTS
 
@@ -96,6 +96,7 @@ def narrow_lenet5(bits=3):
 NETWORK = {
     "grid": lambda: rounded(normal(three_convolutions()), 3),
     "two bits": lambda: rounded(normal(separable()), 2, 4),
+    "sorted": lambda: sort_channels(rounded(normal(separable()), 3)),
     "table": lambda: share_weights(normal(three_convolutions()), 2),
     "raw": lambda: normal(separable()),
     "shared layer": lambda: rounded(normal(shared()), 4),

@@ -618,6 +618,8 @@ def test_a_grid_ends_on_steps_of_one_byte_biases_too(build, monkeypatch):
         most = 2 ** (2 if parameter.dim() > 1 else 4)
         codes = [parameter / step for step in steps if (parameter / step).abs().max() <= most]
         assert any(torch.equal(each, each.round()) and each.max() < most for each in codes) and parameter.requires_grad
+    hidden = list(weighted_layers(model).values())[:-1]
+    assert all((layer.bias.diff() >= 0).all() for layer in hidden)
     zeros_before = sum(int((layer.weight == 0).sum()) for layer in weighted_layers(model).values())
     assert zeros_before >= 0.5 * sum(layer.weight.numel() for layer in weighted_layers(model).values())
     for plan in plans(model, monkeypatch):
