@@ -83,6 +83,7 @@ class Stream:
         if self.range < WORD:
             self.range *= WORD
             self.point = self.point * WORD + self.word()
+            assert self.place - 16 <= len(self.body)
 
     def choice(self, *counts: int) -> int:
         factor = (PROBABILITY - len(counts)) / sum(counts)

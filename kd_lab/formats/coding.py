@@ -166,6 +166,7 @@ BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
 # kept weights above, or to the left: as many contexts each, and one more
 CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
 WORD_BYTES = 4  # of the range coder
+SPARED_BYTES = 8  # at the end, at most, by bytes that are zeros anyway
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -265,15 +266,26 @@ class ShortRangeWriter(RangeWriter):
         self.uniform(np.array([value]), size)
         return value
 
+    @property
+    def words(self) -> int:
+        """Return how many words lie behind the writer, and behind its reader."""
+        return self._encoder.pos()[0]
+
     def content(self) -> bytes:
-        """Return the shortest bytes that, with zeros behind them, are read as what was written."""
+        """Return the shortest bytes that, with zeros behind them, are read as what was written.
+
+        They are at most SPARED_BYTES fewer than those of the words that a reader takes, so that it sees early on where
+        it reads nothing but the zeros behind a file, which would go on for as long as the file claims.
+        """
         words, (lower, length) = self._encoder.pos()
         size = WORD_BYTES * (words + 2)
         sealed = self._encoder.get_compressed().astype(">u4").tobytes()
         written = int.from_bytes(sealed.ljust(size, b"\0"), "big")  # it lies less than a word above the lower end
         lower = written - (written - lower) % 2 ** (16 * WORD_BYTES)
-        count = size
-        while count and -lower % 2 ** (8 * (size - count + 1)) < length:  # a number that ends in so many zeros fits
+        count, least = size, max(0, WORD_BYTES * words - SPARED_BYTES)
+        while (
+            count > least and -lower % 2 ** (8 * (size - count + 1)) < length
+        ):  # a number that ends in so many zeros fits
             count -= 1
         unit = 2 ** (8 * (size - count))
         return (-(-lower // unit)).to_bytes(count, "big")
@@ -307,10 +319,23 @@ class ShortRangeReader(RangeReader):
         """Return as many symbols as there are in `symbols`."""
         return self.read(symbols, counts)
 
+    def read(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return as many symbols as there are in `symbols`; raise a ValueError where the file has ended before."""
+        found = super().read(symbols, counts)
+        if WORD_BYTES * self._again.words > len(self._content) + SPARED_BYTES:
+            raise ValueError("there are fewer bytes than it claims.")
+        return found
+
     @staticmethod
     def words(content: bytes) -> np.ndarray:
         """Return the content, with zeros that fill the last word, as the words of a range coder."""
         return np.frombuffer(content + bytes(-len(content) % WORD_BYTES), ">u4").astype(np.uint32)
+
+    def uniform(self, count: int, size: int) -> np.ndarray:
+        """Return `count` whole numbers from 0 to size - 1; raise a ValueError where the file is too short for them."""
+        if count * (size.bit_length() - 1) > 8 * (len(self._content) + 4 * SPARED_BYTES):  # before they take memory
+            raise ValueError("there are fewer bytes than it claims.")
+        return super().uniform(count, size)
 
     def whole(self, _value: int, size: int) -> int:
         """Return a whole number from 0 to size - 1."""
