@@ -3,12 +3,13 @@
 What either writes reads back.
 """
 
+from contextlib import suppress
 from itertools import pairwise
 
 import constriction
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -217,11 +218,14 @@ ROWS = st.lists(
 
 def read_short(content, rows):
     """Return the symbols in a content, and whether it holds nothing else."""
-    reader = ShortRangeReader(content)
-    found = [int(reader.code(np.zeros(1), np.array(counts, float))[0]) for counts, _ in rows]
+    reader, found = ShortRangeReader(content), []
+    with suppress(AssertionError):  # as constriction says that no symbol is there
+        for counts, _ in rows:
+            found.append(int(reader.code(np.zeros(1), np.array(counts, float))[0]))
     return found, reader.is_at_end()
 
 
+@settings(max_examples=40)
 @given(ROWS)
 def test_the_shortest_bytes_read_back_and_no_other_bytes_do(rows):
     writer, words = ShortRangeWriter(), RangeWriter()
