@@ -388,11 +388,12 @@ def matrix(stream: Stream, rows: int, columns: int, size: int) -> list[list[int]
     if size == 1:
         return [[0] * columns for _ in range(rows)]
     kept, values = Adaptive(2, 64), Adaptive(size - 1, 1)
+    length = max(28, rows * columns // 2**15) if stream.order == "big" else 28
     above, found = [0] * columns, []
     for _ in range(rows):
         row: list[int] = []
         while len(row) < columns:
-            places = range(len(row), min(len(row) + 28, columns))
+            places = range(len(row), min(len(row) + length, columns))
             before = level(sum(symbol > 0 for symbol in row))
             contexts = [8 * level(above[place]) + before for place in places]
             block = [stream.choice(*kept.likely(context)) for context in contexts]

@@ -19,7 +19,7 @@ from torch import nn
 
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.factorization import factorize
-from kd_lab.formats import compact, kdz, outlines
+from kd_lab.formats import compact, grid_codes, kdz, outlines
 from kd_lab.formats.coding import ShortRangeWriter, code_choice
 from kd_lab.formats.grid_codes import compact_step
 from kd_lab.formats.kdz import architecture_in, load_packed, pack, save_packed, unpack
@@ -338,12 +338,31 @@ def test_what_is_beyond_bounds_is_refused_before_memory_is_taken(steps, part, mo
     tracemalloc.stop()
 
 
-def by_hand(*choices):
+def by_hand(*choices, writer=None):
     """Return a file that begins with these choices: values and their counts, or numbers of equal likelihood."""
-    writer = ShortRangeWriter()
+    writer = writer or ShortRangeWriter()
     for value, counts in choices:
         writer.whole(value, counts) if isinstance(counts, int) else code_choice(writer, value, counts)
     return sealed(writer.content())
+
+
+GRID = (0, grid_codes.WAY_COUNTS), (3, grid_codes.BITS_COUNTS), (0, grid_codes.STEP_KIND_COUNTS)
+STEP = (5, grid_codes.EXPONENT_COUNTS), (0, 8)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [[(1, grid_codes.WAY_COUNTS), (257, 258)], [*GRID, *STEP, (0, (6, 1))], [*GRID, *STEP, (1, (6, 1))]],
+    ids=["values", "alone", "matrix"],
+)
+def test_a_few_bytes_that_claim_millions_of_weights_take_no_time(claims):
+    writer = ShortRangeWriter()
+    code_outline(writer, [Step("flatten"), Step("linear", 10_000)])
+    content = by_hand(*claims, writer=writer)
+    start = time.perf_counter()
+    with suppress(StorageError):  # all may be zeros
+        unpack(content)
+    assert time.perf_counter() - start < 4 and len(content) < 30
 
 
 def kind(name, before=""):

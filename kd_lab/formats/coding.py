@@ -163,6 +163,7 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
+MOST_BLOCKS = 2**15  # about, of the matrix of a short stream
 # kept weights above, or to the left: as many contexts each, and one more
 CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
 WORD_BYTES = 4  # of the range coder
@@ -187,7 +188,12 @@ class RangeWriter:
 
     def matrix(self, codes: np.ndarray, size: int) -> None:
         """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
-        walk_matrix(codes.copy(), size, self.write)
+        walk_matrix(codes.copy(), size, self.write, self.block(codes.size))
+
+    @staticmethod
+    def block(_count: int) -> int:
+        """Return how many neighbours in a row of a matrix of so many codes are coded at a time."""
+        return BLOCK
 
     def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Write symbols (n,) that are as likely as their counts (n, symbols), or (symbols,) for all; return them."""
@@ -234,7 +240,7 @@ class RangeReader:
     def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:
         """Return codes of this shape from 0 to size - 1."""
         codes = np.zeros(shape, dtype=int)
-        walk_matrix(codes, size, self.read)
+        walk_matrix(codes, size, self.read, self._again.block(codes.size))
         return codes
 
     def is_at_end(self) -> bool:
@@ -265,6 +271,11 @@ class ShortRangeWriter(RangeWriter):
         """Write a whole number from 0 to size - 1, all equally likely, and return it."""
         self.uniform(np.array([value]), size)
         return value
+
+    @staticmethod
+    def block(count: int) -> int:
+        """Return more neighbours for many codes, so that no file of a few bytes takes seconds."""
+        return max(BLOCK, count // MOST_BLOCKS)
 
     @property
     def words(self) -> int:
@@ -357,7 +368,7 @@ class Counts:
         return found
 
 
-def walk_matrix(codes: np.ndarray, size: int, code: Code) -> None:
+def walk_matrix(codes: np.ndarray, size: int, code: Code, length: int = BLOCK) -> None:
     """Write a matrix, or fill in one of zeros: for each block which weights are kept, and then which codes these have.
 
     How likely a weight is kept is judged by how many were in its column above it and in its row before its block.
@@ -368,8 +379,8 @@ def walk_matrix(codes: np.ndarray, size: int, code: Code) -> None:
     above = np.zeros(codes.shape[1], dtype=int)
     for row in codes:
         before = 0
-        for start in range(0, len(row), BLOCK):
-            block, column = row[start : start + BLOCK], above[start : start + BLOCK]
+        for start in range(0, len(row), length):
+            block, column = row[start : start + length], above[start : start + length]
             context = _level(column) * (len(CONTEXT_LEVELS) + 1) + _level(before)
             found = kept.code(code, block > 0, context).astype(bool)
             count = int(found.sum())

@@ -152,7 +152,7 @@ class TensorCoder:
         """Code which numbers are 0, by those around them, and then the others."""
         half = 2 ** (bits - 1)
         symbols = np.where(codes == 0, 0, codes + half + (codes < 0))
-        walk_matrix(symbols, 2 * half, self._stream.code)
+        walk_matrix(symbols, 2 * half, self._stream.code, ShortRangeWriter.block(symbols.size))
         return np.where(symbols == 0, 0, symbols - half - (symbols <= half))
 
     def _code_row(self, codes: np.ndarray, bits: int, decay: int, order: str, window: Sequence[int]) -> np.ndarray:
