@@ -207,6 +207,11 @@ class RangeWriter:
             return (self.stream.model.Categorical(counts, perfect=False),)
         return self.categorical, counts
 
+    @property
+    def words(self) -> int:
+        """Return how many words lie behind the writer, and behind its reader."""
+        return self._encoder.pos()[0]
+
     def content(self) -> bytes:
         """Return all that was written."""
         return self._encoder.get_compressed().astype("<u4").tobytes()
@@ -276,11 +281,6 @@ class ShortRangeWriter(RangeWriter):
     def block(count: int) -> int:
         """Return more neighbours for many codes, so that no file of a few bytes takes seconds."""
         return max(BLOCK, count // MOST_BLOCKS)
-
-    @property
-    def words(self) -> int:
-        """Return how many words lie behind the writer, and behind its reader."""
-        return self._encoder.pos()[0]
 
     def content(self) -> bytes:
         """Return the shortest bytes that, with zeros behind them, are read as what was written.
