@@ -225,14 +225,14 @@ def test_weights_that_are_no_numbers_are_refused():
 @pytest.mark.slow
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.sampled_from([three_convolutions, separable, shared, lambda: small_student(7), lambda: build_model("resnet")]),
+    st.sampled_from([three_convolutions, separable, shared, lambda: small_student(7)]),
     st.integers(0, 1000),
     st.integers(1, 8),
-    st.sampled_from([0.0, 0.5, 0.95]),
+    st.sampled_from([0.0, 0.5, 0.9]),
     st.sampled_from(["grid", "share", "raw"]),
 )
 def test_any_bits_and_sparsity_read_back_to_the_bit(build, seed, bits, sparsity, how):
-    model = prune(normal(build(), seed), sparsity)
+    model = prune(normal(build(), seed), sparsity, scope="per_layer")
     if how == "share":
         model = share_weights(model, bits)
     model = kdz.make_permanent(model)
@@ -240,8 +240,7 @@ def test_any_bits_and_sparsity_read_back_to_the_bit(build, seed, bits, sparsity,
         rounded(model, bits)
     loaded = unpack(pack(model, "compact"))
     assert_same(model.eval(), loaded)
-    if build is not small_student and "resnet" not in loaded.architecture:
-        assert_decoded(pack(model, "compact"), loaded)
+    assert_decoded(pack(model, "compact"), loaded)
 
 
 # ---- files that are none
