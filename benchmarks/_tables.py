@@ -190,7 +190,7 @@ def controls() -> str:
     """Return what moved images alone bring: test errors of those that were measured, and points gained over unmoved."""
     record, rows = load_results("frontier"), []
     for name, label in CONTROLS.items():
-        if name in record.part("controls"):
+        if name in record["controls"]:
             errors, before = record.errors("controls", name), before_moves(name)
             ends = f"{errors.mean:.2f} ({errors.low:.2f} to {errors.high:.2f})"
             rows.append([label, f"{before.mean:.2f}", ends, f"{before - errors:+.2f}"])
