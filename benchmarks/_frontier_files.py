@@ -20,10 +20,12 @@ from benchmarks._campaign import SEEDS, Campaign, error, scores
 from benchmarks.deep_compression import RATES, SETTINGS, TEACHERS, by_layer, moved
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, Prune, PruneUnits, compress
+from kd_lab.compression.records import enter_record
 from kd_lab.compression.stages import Stage
 from kd_lab.cost import count_parameters
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
+from kd_lab.errors import ParameterError, reason
 from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack
 from kd_lab.networks.zoo import build_model, initial_weights, sequence
 from kd_lab.quantization import fold_batch_norm
@@ -39,6 +41,8 @@ TARGETS = {  # test error, %
     "lenet300": {"1_90": 1.90},
     "lenet5": {"1_00": 1.00},
 }
+TRIALS = {OPEN: 17, "lenet5": 1, "lenet300": 1}  # settings tried on one seed, by their validation errors
+COMMAND = "python -m benchmarks frontier --rerun"
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,18 @@ def score_files(recorded: Record, data: Mnist) -> dict[str, float]:
     headers = ["class", "limit, %", "recipe", "bytes", "test error, %", "lowest", "highest", "validation error, %"]
     print(tabulate(rows, headers, floatfmt=".4g"))
     return figures
+
+
+def enter_records(recorded: Record, data: Mnist) -> None:
+    """Enter the chosen files as records; where they are none, say by which rule."""
+    for group in sorted({RECIPES[name].group for name in recorded.get(PART, {})}):
+        for limit in TARGETS[group].values():
+            name = choose(recorded, group, limit)
+            paths, told = [path_of(name, seed) for seed in SEEDS], {"command": COMMAND, "chosen_on": "validation"}
+            try:
+                enter_record(group, limit, paths, data, recipe=repr(RECIPES[name]), trials=TRIALS[group], **told)
+            except ParameterError as error:
+                print(f"{name}: {reason(error)}")
 
 
 def named(group: str, target: str, size: float, errors: PerSeed) -> dict[str, float]:

@@ -5,7 +5,7 @@ Scores the record again; --rerun makes what is missing, or was made by another r
 
 from benchmarks._campaign import campaign
 from benchmarks._frontier_controls import NAME, measure_controls, score_controls
-from benchmarks._frontier_files import make_files, score_files
+from benchmarks._frontier_files import enter_records, make_files, score_files
 from kd_lab.data import load_mnist
 from kd_lab.results import load_results
 
@@ -15,6 +15,7 @@ def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dic
     if rerun:
         with campaign(NAME, workers, dask) as running:
             make_files(running)
+            enter_records(load_results(NAME), load_mnist())
             measure_controls(running)
     recorded = load_results(NAME)
     return score_files(recorded, load_mnist()) | score_controls(recorded)

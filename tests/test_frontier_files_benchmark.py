@@ -13,6 +13,7 @@ from benchmarks.deep_compression import RATES
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, PruneUnits
 from kd_lab.data import Mnist, Split
+from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed, unpack
 from kd_lab.results import Record
 
@@ -124,6 +125,28 @@ def test_the_smallest_of_those_that_are_good_enough_is_chosen(group, most, name)
         for key, (size, error) in ends.items()
     }
     assert files.choose(Record({"seeds": [0, 1], "files": rows}), group, most) == name
+
+
+def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(monkeypatch, capsys):
+    entered = []
+
+    def enter_record(board, limit, paths, data, **told):
+        if board == "lenet5":
+            raise ParameterError("these files are no record.")
+        entered.append(
+            (board, limit, [path.name for path in paths], told["trials"], told["command"], told["chosen_on"])
+        )
+
+    monkeypatch.setattr(files, "enter_record", enter_record)
+    rows = {"open_4_6_9": (400, 1.9), "lenet5_82": (900, 0.9)}
+    made = {name: {"seeds": [{"bytes": size, "validation_error": error}]} for name, (size, error) in rows.items()}
+    files.enter_records(Record({"seeds": [0], "files": made}), None)
+    command = "python -m benchmarks frontier --rerun"
+    assert entered == [
+        ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], 17, command, "validation")
+        for limit, name in ((2.0, "open_4_6_9"), (1.0, "lenet5_82"))
+    ]
+    assert "lenet5_82: these files are no record" in capsys.readouterr().out
 
 
 def test_the_figures_have_the_names_of_their_classes():
