@@ -24,6 +24,7 @@ from kd_lab.compression.designs import (
     SPARSITY_STEP,
     STRIDES,
     Design,
+    smallest_bytes,
     stop_limits,
     train_design,
 )
@@ -33,7 +34,7 @@ from kd_lab.compression.search import MAX_BITS, MIN_BITS, best_trial, check_smal
 from kd_lab.data import Mnist
 from kd_lab.environment import optional
 from kd_lab.errors import TrainingError, check_fields, check_kind
-from kd_lab.evaluation import Accuracy
+from kd_lab.evaluation import Accuracy, Checked
 from kd_lab.formats.kdz import unpack
 from kd_lab.pruning.schedules import keep_finished
 from kd_lab.storage import cache_key
@@ -237,7 +238,7 @@ def _rounds(
     """Yield what is found after each round of as many trials as there are workers, and at the end."""
     check_kind("teacher", teacher, nn.Module, "a network")
     teaching = check_recipe(SMALLEST.build(0), teacher, data, {"seed": effort.seed, **START, **settings}, folder)
-    check_smallest(effort.most_bytes, len(SMALLEST.untrained_file()))
+    check_smallest(effort.most_bytes, smallest_bytes())
     hidden = not teaching.settings.pop("progress", True)
     ended: list[Ended] = []
     with (
@@ -310,7 +311,7 @@ class Proposals:
         before, behind = SMALLEST.widths[:place], SMALLEST.widths[place + 1 :]
         widths = range(MIN_WIDTH, MAX_WIDTH + 1)
         fits = [self._fits(replace(SMALLEST, widths=(*before, width, *behind))) for width in widths]
-        return max(MIN_WIDTH, *(width for width, each in zip(widths, fits, strict=True) if each))
+        return max((width for width, each in zip(widths, fits, strict=True) if each), default=MIN_WIDTH)
 
     def _fits(self, design: Design) -> bool:
         return design.least_bytes <= self.most_bytes
@@ -354,11 +355,18 @@ class Proposals:
             self.study.tell(trial, state=self.states.PRUNED)
 
 
+def _alone(part: Checked) -> Checked:
+    """Return data that don't travel with all that they were cut from."""
+    whole = (each if each.untyped_storage().nbytes() == each.nbytes else each.clone() for each in part)
+    return Checked(whole)
+
+
 def _training(teaching: Teaching, epochs: int) -> Callable[..., dict[str, Any]]:
     """Return the function of a sweep: it carries the data and the teacher's answers to other processes."""
     first = teaching.settings
     teaching.settings = first | {"learning_rate": FINER * first["learning_rate"], "progress": False}
-    teaching.folder = None  # of whole trials
+    teaching.folder = None  # a trial is kept as a whole
+    teaching.training, teaching.validation = _alone(teaching.training), _alone(teaching.validation)
     count = len(teaching.parts[1][0])  # the teacher answers here, once for all
 
     def train_one(limits: list[float | None], **design: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Designs of small networks: what a file takes at least is known before any training, and each can be trained."""
 
 import base64
+import functools
 import math
 from dataclasses import dataclass
 from statistics import median
@@ -68,18 +69,25 @@ class Design:
         pruned = [Prune(self.sparsity, PRUNING_STEPS, math.ceil(epochs / PRUNING_STEPS))] if self.sparsity else []
         return [*pruned, Grid(dict(zip(LAYERS, self.bits, strict=True)), epochs)]
 
-    def untrained_file(self) -> bytes:
-        """Return its file with the weights that it begins with."""
-        model = fold_batch_norm(self.build(0))
-        for stage in self.stages(0):
-            model = make_permanent(stage(model, lambda model, _epochs: model))
-        return pack(model, "compact")
-
     def __str__(self) -> str:
         return f"{'-'.join(map(str, self.widths))}, {self.kernel}×{self.kernel} by {self.stride}"
 
 
 SMALLEST = Design((MIN_WIDTH,) * 3, min(KERNELS), max(STRIDES), (MIN_BITS,) * 4, MAX_SPARSITY)
+
+
+def untrained_file(design: Design) -> bytes:
+    """Return the file of a design with the weights that it begins with."""
+    model = fold_batch_norm(design.build(0))
+    for stage in design.stages(0):
+        model = make_permanent(stage(model, lambda model, _epochs: model))
+    return pack(model, "compact")
+
+
+@functools.cache
+def smallest_bytes() -> int:
+    """Return about how many bytes the smallest file has."""
+    return len(untrained_file(SMALLEST))
 
 
 def stop_limits(finished: list[list[float]], epochs: int) -> list[float | None]:

@@ -185,10 +185,11 @@ def small_convolutions(widths: Sequence[int], seed: int = 0, *, kernel: int = 5,
     The first has a `kernel` of 1, 3, 5 or 7 pixels a side and a `stride` of 2 or 3; the others have 3×3. Each has a
     BatchNorm behind it, to be folded. With a few channels it is what the smallest files begin with.
     """
+    fits = isinstance(widths, (tuple, list)) and len(widths) == 3
+    check_that("widths", widths, fits, "three whole numbers")
     widths = [check_whole_number(f"widths[{place}]", width, "[1, 1000]") for place, width in enumerate(widths)]
-    check_that("widths", widths, len(widths) == 3, "three whole numbers")
     check_that("kernel", kernel, kernel in (1, 3, 5, 7), "1, 3, 5 or 7")
-    check_that("stride", stride, stride in SMALL_SIDES, "2 or 3")
+    check_that("stride", stride, stride in tuple(SMALL_SIDES), "2 or 3")
     seed = check_whole_number("seed", seed, "[0, 1000000]")
     first, second, third = widths
     with initial_weights(seed):
