@@ -4,6 +4,7 @@ import base64
 import math
 import random
 import sys
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -12,21 +13,24 @@ from digits import MNIST
 from torch import nn
 
 from kd_lab.compression import architectures, search_architecture, search_architecture_live
-from kd_lab.compression.architectures import ArchitectureSearch, ArchitectureTrial, FailedTrial, StoppedTrial
+from kd_lab.compression.architectures import ArchitectureSearch, ArchitectureTrial, FailedTrial, Proposals, StoppedTrial
 from kd_lab.compression.designs import JUDGES, SMALLEST, Design, is_hopeless, stop_limits, train_design, untrained_file
 from kd_lab.compression.recipe import check_recipe
 from kd_lab.data import Mnist
+from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError, SetupError, TrainingError
 from kd_lab.evaluation import Accuracy, accuracy
 from kd_lab.formats.kdz import pack
 from kd_lab.networks import weights
 from kd_lab.networks.zoo import small_student
 from kd_lab.sweeps.work import packed
+from kd_lab.training import train
 
 SMALL = Mnist(MNIST.train[:300], MNIST.validation[:200], MNIST.test[:10])
 MOST = 300  # bytes
 FAST = {"minutes": 5, "epochs": 2, "steps_per_epoch": 3, "progress": False}
 BEGUN: list[Design] = []  # by `pretended`
+BROKEN: list[bool] = []
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,7 @@ def pretending(monkeypatch, in_this_process):
     """Let no network be trained, and return the designs that would be."""
     monkeypatch.setattr(architectures, "train_design", pretended)
     BEGUN.clear()
+    BROKEN.clear()
     return BEGUN
 
 
@@ -120,6 +125,14 @@ def test_no_design_is_trained_that_can_not_fit(teacher, pretending):
     assert all(design.least_bytes <= 100 for design in pretending)
 
 
+def test_no_design_is_trained_twice(monkeypatch):
+    designs = iter([SMALLEST, SMALLEST, replace(SMALLEST, sparsity=0.5), SMALLEST, replace(SMALLEST, stride=2)])
+    monkeypatch.setattr(Proposals, "_design", lambda *_: next(designs))
+    proposals = Proposals(optuna.create_study(), MOST)
+    taken = [design for count in (1, 2) for design in proposals.take(count).values()]
+    assert taken == [SMALLEST, replace(SMALLEST, sparsity=0.5), replace(SMALLEST, stride=2)] and proposals.refused == 0
+
+
 def test_the_best_is_within_the_budget():
     trials = [trial(90, 150, 0.3), trial(280, 180, 0.2), trial(320, 195, 0.1)]
     assert ArchitectureSearch(300, trials, 0).best.bytes == 280
@@ -170,6 +183,10 @@ def test_a_training_that_is_above_the_limit_ends_there(teaching):
     stopped = [train_design(SMALLEST, teaching, first | {"seed": seed}, [None, 0.0, 0.0]) for seed in (0, 0, 1)]
     assert list(stopped[0]) == ["losses"] and len(stopped[0]["losses"]) == 2
     assert stopped[0] == stopped[1] != stopped[2]
+    training, validation = teaching.parts
+    settings = first | {"validation": validation, "seed": 1, "progress": False}
+    _, history = train(SMALLEST.build(1), training, DistillationLoss(4.0, 0.1), **settings)
+    assert stopped[2]["losses"] == history.validation_loss[:2]
 
 
 def test_what_comes_behind_the_first_training_is_trained_more_finely(teaching):
@@ -227,6 +244,21 @@ def interrupted_at_the_fourth(*arguments):
     return pretended(*arguments)
 
 
+def test_an_error_ends_it_and_the_same_call_tries_that_trial_again(teacher, pretending, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(architectures, "train_design", broken_at_the_third)
+    assert len(searched(teacher, runs=4, folder=tmp_path).ended) == 2
+    said = capsys.readouterr().out
+    assert "search_architecture(): 1 of 2 trials gave no result" in said and "RuntimeError: no memory" in said
+    assert len(searched(teacher, runs=4, folder=tmp_path).ended) == 4 and len(pretending) == 4
+
+
+def broken_at_the_third(*arguments):
+    if len(BEGUN) == 2 and not BROKEN:
+        BROKEN.append(True)
+        raise RuntimeError("no memory")
+    return pretended(*arguments)
+
+
 def test_it_can_be_looked_at_as_it_grows(teacher, pretending):
     rounds = search_architecture_live(SMALL, teacher, most_bytes=MOST, runs=5, workers=2, **FAST)
     assert [len(found.ended) for found in rounds] == [2, 4, 5, 5]
@@ -258,10 +290,11 @@ def failing(*_arguments):
 def test_the_study_is_told_the_error_and_by_how_much_the_budget_is_missed(teacher, pretending, monkeypatch):
     studies, create = [], optuna.create_study
     monkeypatch.setattr(optuna, "create_study", lambda **settings: studies.append(create(**settings)) or studies[-1])
+    monkeypatch.setattr(architectures, "train_design", failing_if_it_begins_narrow)
     search = searched(teacher, runs=12)
     told = [each for each in studies[0].trials if each.state.name != "FAIL"]
-    assert len(told) == 12 and len(studies[0].trials) >= 12 + search.refused
-    for each, ended in zip(told, search.ended, strict=True):
+    assert len(studies[0].trials) == 12 + search.refused and all(each.state.is_finished() for each in studies[0].trials)
+    for each, ended in zip(told, [each for each in search.ended if each not in search.failed], strict=True):
         finished = isinstance(ended, ArchitectureTrial)
         assert each.state.name == ("COMPLETE" if finished else "PRUNED")
         assert list(each.intermediate_values.values()) == ended.losses

@@ -283,7 +283,7 @@ def _round(function: Callable, designs: list[Design], ended: list[Ended], effort
     limits = stop_limits([trial.losses for trial in finished], effort.epochs)
     trials = [{**asdict(design), "limits": limits} for design in designs]
     folder = home / f"{len(ended)}_{len(designs)}"
-    results = sweep(function, trials, folder, workers=effort.workers, progress=False)
+    results = sweep(function, trials, folder, workers=effort.workers, retry_failed=True, progress=False)
     return [_as_ended(design, result) for design, result in zip(designs, results, strict=True)]
 
 
