@@ -203,10 +203,10 @@ def search_architecture(
     trials had there which were trained to the end: the rule of Optuna's MedianPruner (Golovin et al. 2017), which suits
     since all trainings have the same length. It begins with a third of the epochs, when there are four such trials.
 
-    `workers` proposals are made together and trained in a process each; the same seed and workers propose the same.
-    Ends after `runs` trials, stopped ones among them, or when the next round might not end within the minutes; an
-    interrupt keeps the trials of the rounds before. With a `folder` a trial is kept as soon as it ends, and a call with
-    the same arguments goes on where it was stopped.
+    `workers` proposals make a round, trained in a process each; the same seed and workers propose the same. Ends after
+    `runs` trials, stopped ones among them, or when the next round might not end within the minutes; an interrupt keeps
+    the trials of the rounds before. With a `folder` a trial is kept as soon as it ends, and a call with the same
+    arguments, or more runs or minutes, goes on where it was stopped. What is found was chosen on the validation part.
     """
     *_, found = _rounds(data, teacher, Effort(most_bytes, runs, minutes, epochs, seed, workers), folder, settings)
     return found

@@ -55,10 +55,9 @@ class Design:
         shares = [share for share in (self.sparsity, 1 - self.sparsity) if share]
         places = -sum(share * math.log2(share) for share in shares)
         each = [places + (1 - self.sparsity) * (bits - SPARED_BITS) for bits in self.bits]
-        bits = sum(count * size for count, size in zip(numbers, each, strict=True)) + BIAS_BITS * (
-            sum(self.widths) + 10
-        )
-        return SURELY * (FIXED_BYTES + bits / 8)
+        weights = sum(count * size for count, size in zip(numbers, each, strict=True))
+        biases = BIAS_BITS * (sum(self.widths) + 10)
+        return SURELY * (FIXED_BYTES + (weights + biases) / 8)
 
     def build(self, seed: int) -> nn.Sequential:
         """Return the network with its initial weights."""
