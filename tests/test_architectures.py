@@ -14,7 +14,16 @@ from torch import nn
 
 from kd_lab.compression import architectures, search_architecture, search_architecture_live
 from kd_lab.compression.architectures import ArchitectureSearch, ArchitectureTrial, FailedTrial, Proposals, StoppedTrial
-from kd_lab.compression.designs import JUDGES, SMALLEST, Design, is_hopeless, stop_limits, train_design, untrained_file
+from kd_lab.compression.designs import (
+    JUDGES,
+    SMALLEST,
+    Design,
+    is_hopeless,
+    smallest_bytes,
+    stop_limits,
+    train_design,
+    untrained_file,
+)
 from kd_lab.compression.recipe import check_recipe
 from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss
@@ -312,7 +321,7 @@ def test_processes_find_what_one_finds(search, teacher, tmp_path):
 @pytest.mark.parametrize(
     "change, part",
     [
-        (dict(most_bytes=20), "can't be met: the smallest file of this search has about 49 bytes. Got 20."),
+        (dict(most_bytes=20), f"the smallest file of this search has about {smallest_bytes()} bytes. Got 20."),
         (dict(most_bytes=0), "'most_bytes' must be a whole number in [1, 1000000000]"),
         (dict(teacher=None), "search_architecture(): 'teacher' must be a network. Got None."),
         (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape"),
