@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import requests
 import torch
@@ -820,6 +821,25 @@ def distils(case: Case) -> None:
     unchanged("the teacher", teacher, before)
 
 
+def teaches_small_networks(case: Case) -> None:
+    """The first network of a search learns from what the network answers, by plain torch."""
+    arguments = {"most_bytes": 100, "runs": 1, "minutes": 1, "epochs": 1, "steps_per_epoch": 1, "progress": False}
+    in_turn = lambda function, trials, _folder, **_settings: [function(**trial) for trial in trials]
+    with patch("kd_lab.compression.architectures.sweep", in_turn):  # a process takes seconds to start
+        found = compression.search_architecture(whole_data(case), case.model, **arguments)
+        (live, last) = compression.search_architecture_live(whole_data(case), case.model, **arguments)
+    holds("a search that is looked at finds another network", live.ended == last.ended == found.ended)
+    (training, labels), (validation, others) = (case.data(seed, PANEL_IMAGES) for seed in range(2))
+    _, history = train(
+        found.trials[0].design.build(0),
+        (training, labels, case.plain(training.clone()).detach()),
+        distillation.DistillationLoss(4.0, 0.1),
+        validation=(validation, others, case.plain(validation.clone()).detach()),
+        **{**QUIET, "batch_size": 128, "steps_per_epoch": 1, "learning_rate": 1e-2, "schedule": "one_cycle"},
+    )
+    same("the validation loss", found.trials[0].losses[0], history.validation_loss[0])
+
+
 def distils_features(case: Case, kind: str) -> None:
     """Features are read as the layer gave them; the validation loss is that of plain torch."""
     layer = next(iter(module_names(case, case.plain)))
@@ -1087,6 +1107,7 @@ SLOW = {  # some look for the best grid of every layer, and panels take a second
     "scorecard": fills_a_scorecard,
     "export_onnx": partial(exports, export=deployment.export_onnx, run=deployment.OnnxModel, ending=".onnx"),
     "export_openvino": partial(exports, export=deployment.export_openvino, run=deployment.OpenvinoModel, ending=".xml"),
+    "search_architecture, search_architecture_live": teaches_small_networks,
     "exported_program": hands_over,
     "export_page": exports_a_page,
     "export_c": exports_c,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks._frontier_files import small_network
 from kd_lab.distillation import SoftTree, regressor
 from kd_lab.errors import ParameterError
 from kd_lab.formats import load_network, pack, save_network, unpack
@@ -19,6 +20,7 @@ from kd_lab.networks.zoo import (
     build_architecture,
     build_model,
     old_names,
+    small_convolutions,
     small_student,
 )
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_layers
@@ -50,6 +52,37 @@ def test_the_seed_decides_the_weights_and_leaves_the_callers_numbers_alone():
     one, same, other = (build_model("mlp128", seed)[1].weight for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_small_convolutions_are_those_that_the_frontier_begins_with():
+    mine, theirs = small_convolutions((4, 6, 9), 3), small_network((4, 6, 9), 3)
+    assert str(mine) == str(theirs) and mine.state_dict().keys() == theirs.state_dict().keys()
+    assert all(map(torch.equal, mine.state_dict().values(), theirs.state_dict().values()))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("stride, pixels", [(2, 4), (3, 1)])
+def test_small_convolutions_read_digits_by_any_first_window(kernel, stride, pixels):
+    model = small_convolutions([2, 3, 4], kernel=kernel, stride=stride)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and model.fc1.in_features == 4 * pixels
+    assert model.conv1.kernel_size == (kernel, kernel)
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (dict(widths=(2, 3)), "'widths' must be three whole numbers. Got (2, 3)."),
+        (dict(widths=(2, 3, 0)), "'widths[2]' must be a whole number in [1, 1000]. Got 0."),
+        (dict(widths=5), "'widths' must be three whole numbers. Got 5."),
+        (dict(widths=(2, 2, 2), kernel=4), "'kernel' must be 1, 3, 5 or 7. Got 4."),
+        (dict(widths=(2, 2, 2), stride=1), "'stride' must be 2 or 3. Got 1."),
+        (dict(widths=(2, 2, 2), seed=-1), "'seed' must be a whole number in [0, 1000000]. Got -1."),
+    ],
+)
+def test_what_small_convolutions_can_not_be_is_named(arguments, told):
+    with pytest.raises(ParameterError) as error:
+        small_convolutions(**arguments)
+    assert str(error.value) == f"small_convolutions(): {told}"
 
 
 def test_pooling_before_relu_changes_nothing():

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -184,15 +185,19 @@ class Teaching:
         """Return for each stage a path in the folder, if any, that changes with whatever came before it."""
         if self.folder is None:
             return [None] * len(stages)
+        before = self.digests(model, *how)
+        keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
+        return [self.folder / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
+
+    def digests(self, model: nn.Module, *how: float) -> dict[str, Any]:
+        """Return what changes with the networks, the data, the settings and the numbers of `how`."""
         networks = [make_permanent(each) for each in (model, self.teacher) if each is not None]
         settings = [*how, sorted(item for item in self.settings.items() if item[0] != "progress")]
-        before = {
+        return {
             "start": [[str(each), _digest(_in_order(each))] for each in networks],
             "data": [_digest(part) for part in (self.training, self.validation)],
             "settings": repr(settings),
         }
-        keys = [cache_key({**before, "stages": repr(stages[:place])}) for place in range(1, len(stages) + 1)]
-        return [self.folder / f"{place}_{key}.kdz" for place, key in enumerate(keys, 1)]
 
 
 def run_stages(

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kd_lab.compression.frontiers import frontier, plot_frontier
 from kd_lab.compression.recipe import Teaching, check_recipe, run_stages
 from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
@@ -34,7 +34,6 @@ from kd_lab.formats.kdz import FLOAT32_BYTES, pack, unpack
 from kd_lab.formats.outlines import as_unpacked
 from kd_lab.networks.layers import weights
 from kd_lab.networks.permanent import make_permanent
-from kd_lab.plots import plain_log
 from kd_lab.pruning.schedules import check_returned, keep_finished
 from kd_lab.training import Data
 
@@ -87,7 +86,19 @@ def search_settings(fit: Fit, validation: Data, *, runs: int, seed: int = 0) -> 
     return _search(attempt, runs, seed, "maximize")
 
 
-Trial = TypeVar("Trial", "SettingTrial", "RecipeTrial")
+class Judged(Protocol):
+    """A trial that was judged on the validation part."""
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Return how many images it reads correctly."""
+
+    @property
+    def loss(self) -> float:
+        """Return its cross-entropy."""
+
+
+Trial = TypeVar("Trial", bound=Judged)
 
 
 def _search(
@@ -108,12 +119,12 @@ def _search(
     trials: list[Trial] = []
     with (
         keep_finished(trials, "trials", runs),
-        _study(seed, direction) as study,
+        quiet_study("GPSampler", seed, RANDOM_TRIALS, direction) as study,
         tqdm(total=runs, desc="search", unit="trial", file=sys.stdout, disable=not progress) as bar,
     ):
         if first:
             study.enqueue_trial(first)
-        for _ in _in_time(runs, seconds):
+        for _ in in_time(runs, seconds):
             _attempt(study, attempt, trials)
             bar.update()
     if not trials:
@@ -137,7 +148,7 @@ def _attempt(study: Any, attempt: Callable[[Any], tuple[Trial, float]], trials: 
         study.tell(asked, value)
 
 
-def _in_time(runs: int, seconds: float) -> Iterator[int]:
+def in_time(runs: int, seconds: float) -> Iterator[int]:
     """Yield the numbers of the runs until the next would not end in time."""
     ends, longest = [time.perf_counter()], 0.0
     for run in range(runs):
@@ -149,14 +160,14 @@ def _in_time(runs: int, seconds: float) -> Iterator[int]:
 
 
 @contextmanager
-def _study(seed: int, direction: str) -> Iterator[Any]:
-    """Yield a study of Optuna whose line on every trial, done or failed, is silenced."""
+def quiet_study(sampler: str, seed: int, random_trials: int, direction: str) -> Iterator[Any]:
+    """Yield a study of Optuna with the sampler of that name; its line on every trial, done or failed, is silenced."""
     optuna = optional("optuna", "optuna")  # an extra, which Colab does not have
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=RANDOM_TRIALS)
-        yield optuna.create_study(sampler=sampler, direction=direction)
+        chosen = getattr(optuna.samplers, sampler)(seed=seed, n_startup_trials=random_trials)
+        yield optuna.create_study(sampler=chosen, direction=direction)
     finally:
         optuna.logging.set_verbosity(before)
 
@@ -264,30 +275,12 @@ class Search:
     @property
     def frontier(self) -> list[RecipeTrial]:
         """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
-        kept: list[RecipeTrial] = []
-        for trial in sorted(self.trials, key=lambda trial: (trial.bytes, -trial.accuracy.value)):
-            if not kept or trial.accuracy.value > kept[-1].accuracy.value:
-                kept.append(trial)
-        return kept
+        return frontier(self.trials)
 
     def plot(self) -> Axes:
         """Draw the error over the bytes of every trial, the frontier, the hand-set trial and the best."""
-        axes = plt.subplots(figsize=(6, 3.5), layout="constrained")[1]
-        for trials, form, label in (
-            (self.trials, ".", "tried"),
-            (self.frontier, "-", "frontier"),
-            (self.trials[:1], "s", "hand-set"),
-            ([self.best], "*", "found"),
-        ):
-            sizes, errors = zip(*((trial.bytes, 100 - 100 * trial.accuracy.value) for trial in trials), strict=True)
-            axes.plot(sizes, errors, form, label=label, markersize=12 if form == "*" else None)
-        if self.budget.most_bytes is not None:
-            axes.axvline(self.budget.most_bytes, linestyle=":", color="grey", label="budget")
-        axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="validation error, %")
-        plain_log(axes.xaxis)
-        plain_log(axes.yaxis)
-        axes.legend(fontsize=8)
-        return axes
+        groups = {"tried": self.trials, "frontier": self.frontier, "hand-set": self.trials[:1], "found": [self.best]}
+        return plot_frontier(groups, self.budget.most_bytes)
 
     def __repr__(self) -> str:
         best = "found" if self.met else "nearest"
@@ -364,11 +357,14 @@ def _check_least(model: nn.Module, least: dict[str, float], budget: Budget) -> N
     smallest = make_permanent(model)
     for stage in _stages(least, dict.fromkeys(least, MIN_BITS), 0):
         smallest = make_permanent(stage(smallest, lambda pruned, _epochs: pruned))
-    size = len(pack(smallest))
-    if budget.most_bytes < size:
+    check_smallest(budget.most_bytes, len(pack(smallest)))
+
+
+def check_smallest(most_bytes: int, size: int) -> None:
+    """Raise a ParameterError where even the smallest file, of that size, is above the budget."""
+    if most_bytes < size:
         raise ParameterError(
-            f"'most_bytes' can't be met: the smallest file of this search has about {size:,} bytes. "
-            f"Got {budget.most_bytes:,}."
+            f"'most_bytes' can't be met: the smallest file of this search has about {size:,} bytes. Got {most_bytes:,}."
         )
 
 

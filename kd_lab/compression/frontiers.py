@@ -1,0 +1,57 @@
+"""The frontier of a search: the trials that no other beats in bytes and in accuracy, and its picture."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from kd_lab.evaluation import Accuracy
+from kd_lab.plots import plain_log
+
+FORMS = {"tried": ".", "frontier": "-", "hand-set": "s", "found": "*"}
+SMALLEST_ERROR = 0.01  # %; a logarithmic axis has no zero
+
+
+class Measured(Protocol):
+    """A trial that made a file."""
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of the file."""
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Return how many images of the validation part it reads correctly."""
+
+
+Made = TypeVar("Made", bound=Measured)
+
+
+def frontier(trials: Sequence[Made]) -> list[Made]:
+    """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
+    kept: list[Made] = []
+    for trial in sorted(trials, key=lambda trial: (trial.bytes, -trial.accuracy.value)):
+        if not kept or trial.accuracy.value > kept[-1].accuracy.value:
+            kept.append(trial)
+    return kept
+
+
+def plot_frontier(groups: dict[str, list[Made]], most_bytes: int | None, axes: Axes | None = None) -> Axes:
+    """Draw the error over the bytes of each group of trials, and the budget if it is one of bytes.
+
+    The groups are those of `FORMS`. Axes that are given are emptied first, so that a search can be drawn as it grows.
+    """
+    axes = axes or plt.subplots(figsize=(6, 3.5), layout="constrained")[1]
+    axes.clear()
+    for label, trials in groups.items():
+        errors = [max(SMALLEST_ERROR, 100 - 100 * trial.accuracy.value) for trial in trials]
+        form = FORMS[label]
+        axes.plot([trial.bytes for trial in trials], errors, form, label=label, markersize=12 if form == "*" else None)
+    if most_bytes is not None:
+        axes.axvline(most_bytes, linestyle=":", color="grey", label="budget")
+    axes.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="validation error, %")
+    plain_log(axes.xaxis)
+    plain_log(axes.yaxis)
+    axes.legend(fontsize=8)
+    return axes
