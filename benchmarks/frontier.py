@@ -15,7 +15,8 @@ def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dic
     if rerun:
         with campaign(NAME, workers, dask) as running:
             make_files(running)
-            enter_records(load_results(NAME), load_mnist())
             measure_controls(running)
-    recorded = load_results(NAME)
-    return score_files(recorded, load_mnist()) | score_controls(recorded)
+    recorded, data = load_results(NAME), load_mnist()
+    if rerun:
+        enter_records(recorded, data)
+    return score_files(recorded, data) | score_controls(recorded)
