@@ -41,10 +41,10 @@ KEPT = 12  # networks, of a few hundred kilobytes each
 HEIGHT, TABLES_HEIGHT = 430, 250  # in pixels
 FILTERS = 236, 288  # the height and width in which they are drawn, in pixels
 MOST_FILTERS = 24
-GAP = 2  # pixels between filters
+GAP = 8  # pixels between filters
 LEVELS = 31  # of their colours
 WORST = 10.0  # % of error that is drawn, where a learner's files are; worse ones lie on the edge
-BIASES, REST = "biases", "header, kinds of layers"
+BIASES, REST = "biases", "header, layers"
 
 
 class Choice(NamedTuple):
@@ -199,7 +199,7 @@ class FrontierPanel(Panel):
             rows.append([name, _in_words(weight.module), left, str(len(kept.unique())), _bytes(answer, name)])
         rows += [[name, "", "", "", _bytes(answer, name)] for name in (BIASES, REST)]
         order = " → ".join(name for name, layer in model.named_modules() if not [*layer.children()])
-        return table(rows, ["layer", "", "weights left", "values", "bytes"], left=2) + f"In order: {order}."
+        return table(rows, ["layer", "", "weights", "values", "bytes"], left=2) + f"In order: {order}."
 
 
 def _in_words(layer: nn.Module) -> str:
