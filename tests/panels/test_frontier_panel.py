@@ -98,6 +98,13 @@ def test_the_bytes_of_all_layers_are_those_of_the_file(panel):
     )
 
 
+def test_the_bytes_of_a_file_that_is_packed_another_way_add_up_too(panel):
+    panel.flush()
+    content = pack(unpack(BEST[0].content), "huffman")
+    *_, parts = panel._bytes_by_layer(KnownFile("huffman", (content,), 1.0, 1))
+    assert sum(parts.values()) == len(content)
+
+
 def test_the_picture_shows_the_known_files_the_chosen_one_and_its_filters(panel):
     answer = answers(panel, BEST[0].bytes)[-1]
     panel.draw(answer)
