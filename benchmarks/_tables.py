@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import fill
 
 from benchmarks import _families, _low_rank, hinton
+from benchmarks._frontier_controls import before_moves
 from benchmarks._gains import chosen_temperature, gain
 from benchmarks._modules import list_modules
 from kd_lab.compression.records import load_records
@@ -31,6 +32,12 @@ QUANTIZED = {
     "w4": "weights in 4 bits",
     "w2": "weights in 2 bits",
     "w2_qat": "weights in 2 bits, trained",
+}
+CONTROLS = {
+    "student": "Hinton's student, twice 800 units, moved by up to two pixels",
+    "lenet300": "`lenet300`, by up to one pixel",
+    "lenet5": "`lenet5`, by up to one pixel",
+    "distilled": "Hinton's student, taught while images move by up to two pixels",
 }
 STUDENTS = {
     "teacher": "teacher, twice 1,200 units",
@@ -179,6 +186,17 @@ def experiment() -> str:
     return f"{table(['network', 'test errors', 'published'], rows)}\n\n{text}"
 
 
+def controls() -> str:
+    """Return what moved images alone bring: test errors of those that were measured, and points gained over unmoved."""
+    record, rows = load_results("frontier"), []
+    for name, label in CONTROLS.items():
+        if name in record["controls"]:
+            errors, before = record.errors("controls", name), before_moves(name)
+            ends = f"{errors.mean:.2f} ({errors.low:.2f} to {errors.high:.2f})"
+            rows.append([label, f"{before.mean:.2f}", ends, f"{before - errors:+.2f}"])
+    return table(["network", "images as they are", "moved images", "points gained (95 %)"], rows)
+
+
 def gains() -> str:
     """Return what a teacher gains by number of images."""
     record = load_results("distillation")
@@ -318,6 +336,7 @@ TABLES = (
     pruning,
     quantization,
     experiment,
+    controls,
     gains,
     few_labels,
     trees,

@@ -83,6 +83,7 @@ class Stream:
         if self.range < WORD:
             self.range *= WORD
             self.point = self.point * WORD + self.word()
+            assert self.place - 16 <= len(self.body)
 
     def choice(self, *counts: int) -> int:
         factor = (PROBABILITY - len(counts)) / sum(counts)
@@ -292,10 +293,12 @@ def on_grid_or_by_values(stream: Stream, habits: dict, shape: tuple[int, ...]) -
         decay = habit("decay", *[1] * 8)
         sizes = [(decay + 1) ** abs(k) * 8 ** (half - abs(k)) for k in range(-half, half)]
         counts = [1 + 8192 * size // sum(sizes) for size in sizes]
-        window = shape[2:] if order == "neighbours" else None
-        row = (
-            alone(stream, rows * columns, counts) if window is None else watched(stream, rows, columns, counts, window)
-        )
+        if order == "sorted":
+            row = rising(stream, rows, counts)
+        elif order == "neighbours":
+            row = watched(stream, rows, columns, counts, shape[2:])
+        else:
+            row = alone(stream, rows * columns, counts)
         numbers = [row[place : place + columns] for place in range(0, len(row), columns)]
     assert any(not -half / 2 <= k < half / 2 for row in numbers for k in row)
     return [[single(k * step) for k in row] for row in numbers]
@@ -312,7 +315,7 @@ def step_of(stream: Stream, habit) -> float:
 
 def order_of(shape: tuple[int, ...], habit) -> str:
     if len(shape) == 1:
-        return "alone"
+        return ("alone", "sorted")[habit("order of 2", 6, 6)] if 2 <= shape[0] <= 64 else "alone"
     if len(shape) == 4 and math.prod(shape[2:]) > 1 and math.prod(shape) <= 4096:
         return ("alone", "neighbours", "matrix")[habit("order of 3", 6, 4, 1)]
     return ("alone", "matrix")[habit("order of 2", 6, 1)]
@@ -326,6 +329,17 @@ def alone(stream: Stream, count: int, counts: list[int]) -> list[int]:
             counts[symbol] += 64
         found += block
     return [symbol - half for symbol in found]
+
+
+def rising(stream: Stream, n: int, counts: list[int]) -> list[int]:
+    found: list[int] = []
+    for s, c in enumerate(counts):
+        t = sum(counts[s + 1 :])
+        shares = [math.comb(n, m) * c**m * t ** (n - m) for m in range(n + 1)]
+        times = stream.choice(*(1 + 2**20 * share // sum(shares) for share in shares)) if n and t else n
+        found += [s - len(counts) // 2] * times
+        n -= times
+    return found
 
 
 def watched(stream: Stream, rows: int, columns: int, counts: list[int], window: tuple[int, ...]) -> list[int]:
@@ -374,11 +388,12 @@ def matrix(stream: Stream, rows: int, columns: int, size: int) -> list[list[int]
     if size == 1:
         return [[0] * columns for _ in range(rows)]
     kept, values = Adaptive(2, 64), Adaptive(size - 1, 1)
+    length = max(28, rows * columns // 2**15) if stream.order == "big" else 28
     above, found = [0] * columns, []
     for _ in range(rows):
         row: list[int] = []
         while len(row) < columns:
-            places = range(len(row), min(len(row) + 28, columns))
+            places = range(len(row), min(len(row) + length, columns))
             before = level(sum(symbol > 0 for symbol in row))
             contexts = [8 * level(above[place]) + before for place in places]
             block = [stream.choice(*kept.likely(context)) for context in contexts]

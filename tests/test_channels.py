@@ -16,7 +16,8 @@ from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.networks.zoo import MODELS, build_model, small_student
 from kd_lab.pruning import Mask, channel_groups, hard_prune, prune, prune_channels, remove_channels, remove_layers
-from kd_lab.pruning.channels import form_of
+from kd_lab.pruning.channels import form_of, sort_channels
+from kd_lab.quantization import fold_batch_norm
 
 IMAGES = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 QUICK = "mlp128", "cnn", "resnet"
@@ -542,3 +543,35 @@ def test_a_layer_that_is_never_run_is_refused():
     model[2].spare = nn.ReLU()
     with pytest.raises(ParameterError, match="It is never run"):
         remove_layers(model, ["relu1.spare"])
+
+
+def depthwise():
+    """Return a network of other images, whose depthwise convolution makes two channels of each."""
+    first = nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=6, bias=False), nn.BatchNorm2d(12)
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(12 * 4 * 4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+
+@pytest.mark.parametrize("name", ["mlp128", "cnn", "resnet", "lstm"])
+def test_channels_come_in_the_order_of_their_biases_and_the_answers_stay(name):
+    model = fold_batch_norm(build_model(name)) if name == "resnet" else build_model(name)
+    ordered = sort_channels(model)
+    images = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(predict(ordered, images), predict(model, images), atol=1e-5)
+    for each in (group.producers[0] for group in channel_groups(ordered).values()):
+        if isinstance(layer := ordered.get_submodule(each), (nn.Linear, nn.Conv2d)):
+            assert (layer.bias.diff() >= 0).all() and layer.bias.numel() > 1
+    last = list(weighted_layers(model))[-1]
+    assert torch.equal(ordered.get_submodule(last).bias, model.get_submodule(last).bias)
+
+
+def test_depthwise_channels_move_with_those_that_they_read():
+    model, images = depthwise(), torch.randn(5, 2, 8, 8)
+    model[3].running_mean.normal_()
+    ordered = sort_channels(model, images)
+    assert (ordered[0].bias.diff() >= 0).all() and not torch.equal(ordered[0].bias, model[0].bias)
+    assert torch.allclose(predict(ordered, images), predict(model, images), atol=1e-5)
+
+
+def test_a_group_without_biases_stays_as_it_is():
+    model = build_model("resnet")
+    assert all(map(torch.equal, sort_channels(model).state_dict().values(), model.state_dict().values()))

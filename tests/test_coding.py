@@ -3,12 +3,13 @@
 What either writes reads back.
 """
 
+from contextlib import suppress
 from itertools import pairwise
 
 import constriction
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -17,11 +18,14 @@ from kd_lab.formats.coding import (
     BLOCK,
     MAX_CODE_BITS,
     SKIPPED_ZEROS,
+    SPARED_BYTES,
     Counts,
     HuffmanReader,
     HuffmanWriter,
     RangeReader,
     RangeWriter,
+    ShortRangeReader,
+    ShortRangeWriter,
     canonical_codes,
     huffman_lengths,
 )
@@ -200,3 +204,67 @@ def test_a_context_that_has_seen_nothing_is_judged_by_all():
     assert likely[0] == pytest.approx([1 / 2, 1 / 2])
     assert likely[1] == pytest.approx([9 / 12, 3 / 12])
     assert likely[2] == pytest.approx([(8 + 30 * 10 / 13) / 40, (2 + 30 * 3 / 13) / 40])
+
+
+# ---- the shortest bytes
+
+ROWS = st.lists(
+    st.lists(st.integers(0, 1000), min_size=2, max_size=9)
+    .filter(any)
+    .flatmap(lambda counts: st.tuples(st.just(counts), st.integers(0, len(counts) - 1))),
+    max_size=60,
+)
+
+
+def read_short(content, rows):
+    """Return the symbols in a content, and whether it holds nothing else."""
+    reader, found = ShortRangeReader(content), []
+    with suppress(AssertionError):  # as constriction says that no symbol is there
+        for counts, _ in rows:
+            found.append(int(reader.code(np.zeros(1), np.array(counts, float))[0]))
+    return found, reader.is_at_end()
+
+
+@settings(max_examples=40)
+@given(ROWS)
+def test_the_shortest_bytes_read_back_and_no_other_bytes_do(rows):
+    writer, words = ShortRangeWriter(), RangeWriter()
+    for counts, symbol in rows:
+        for each in (writer, words):
+            each.write(np.array([symbol]), np.array(counts, float))
+    content, expected = writer.content(), [symbol for _, symbol in rows]
+    assert len(content) <= len(words.content()) and read_short(content, rows) == (expected, True)
+    for other in (content + b"\0", content + b"\x80", content[:-1], content[:-1] + b"\xff"):
+        assert other == content or read_short(other, rows) != (expected, True)
+
+
+@given(st.lists(st.tuples(st.integers(2, 2**20), st.floats(0, 0.999)), max_size=30))
+def test_whole_numbers_take_hardly_more_than_their_bits(parts):
+    writer, bits = ShortRangeWriter(), 0.0
+    for size, share in parts:
+        assert writer.whole(int(share * size), size) == int(share * size)
+        bits += np.log2(size)
+    assert len(writer.content()) <= bits / 8 + 1.01
+    reader = ShortRangeReader(writer.content())
+    assert [reader.whole(0, size) for size, _ in parts] == [int(share * size) for size, share in parts]
+    assert reader.is_at_end()
+
+
+def test_zeros_fill_up_so_that_a_reader_sees_where_a_file_ends():
+    writer = ShortRangeWriter()
+    for _ in range(100):
+        writer.whole(0, 256)
+    content = writer.content()
+    assert content == bytes(len(content)) and 100 - SPARED_BYTES - 4 <= len(content) <= 100
+    reader = ShortRangeReader(content)
+    assert [reader.whole(1, 256) for _ in range(100)] == [0] * 100 and reader.is_at_end()
+
+
+def test_what_is_read_far_behind_the_end_is_refused_before_it_takes_time():
+    reader = ShortRangeReader(b"\x12\x34")
+    counts = np.array([1.0, 1.0])
+    with pytest.raises(ValueError, match="there are fewer bytes than it claims"):
+        for _ in range(200):
+            reader.code(np.zeros(1), counts)
+    with pytest.raises(ValueError, match="there are fewer bytes than it claims"):
+        ShortRangeReader(b"\x12\x34").uniform(10**12, 256)

@@ -36,6 +36,8 @@ def results(tmp_path, monkeypatch, in_this_process):
     for module in ("kd_lab.results", "benchmarks"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "results")
     monkeypatch.setattr(_campaign, "mnist", lambda: None)
+    monkeypatch.setattr(frontier, "load_mnist", lambda: None)
+    monkeypatch.setattr(frontier, "make_files", lambda _running: None)
     monkeypatch.setattr(controls, "before_moves", lambda _: controls.PerSeed([1.0, 1.1, 1.2, 1.3, 1.4]))
     return tmp_path / "results" / "frontier.json"
 

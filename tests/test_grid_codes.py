@@ -184,6 +184,8 @@ def sparse(rows=300, columns=100):
 @pytest.mark.parametrize(
     ("tensor", "way", "order", "most"),
     [
+        (on_grid(normal(40), 6, 0.5).sort().values, "grid", "sorted", 256),
+        (on_grid(normal(65), 6, 0.5).sort().values, "grid", "alone", 256),
         (on_grid(normal(40), 4, 0.5), "grid", "alone", 256),
         (on_grid(normal(10, 40), 4, 0.5), "grid", "alone", 256),
         (smooth(), "grid", "neighbours", 256),
@@ -191,7 +193,16 @@ def sparse(rows=300, columns=100):
         (normal(4)[torch.randint(4, (20, 30), generator=torch.Generator().manual_seed(0))], "values", "alone", 256),
         (normal(10), "values", "alone", 0),
     ],
-    ids=["biases", "weights", "smooth windows", "empty columns", "shared values", "raw"],
+    ids=[
+        "sorted biases",
+        "many biases",
+        "biases",
+        "weights",
+        "smooth windows",
+        "empty columns",
+        "shared values",
+        "raw",
+    ],
 )
 def test_the_way_that_takes_the_fewest_bits_is_taken(tensor, way, order, most, monkeypatch):
     plan = plans(tensor, monkeypatch)
@@ -202,7 +213,23 @@ def test_neighbours_are_looked_at_in_small_windows_only():
     assert grid_codes._orders(torch.zeros(MAX_WATCHED // 4, 1, 2, 2)) == ["alone", "neighbours", "matrix"]
     for shape in ((MAX_WATCHED // 4 + 1, 1, 2, 2), (8, 8, 1, 1), (8, 8)):
         assert grid_codes._orders(torch.zeros(shape)) == ["alone", "matrix"]
-    assert grid_codes._orders(torch.zeros(8)) == ["alone"]
+    assert grid_codes._orders(torch.zeros(64)) == ["alone", "sorted"]
+    assert grid_codes._orders(torch.zeros(1)) == grid_codes._orders(torch.zeros(65)) == ["alone"]
+
+
+def test_sorted_numbers_take_less_by_the_bits_of_their_order():
+    symbols, counts = np.rint(16 * normal(30).numpy()).astype(int) + 128, prior(8, 6)
+    estimate = Estimate()
+    grid_codes._code_sorted(estimate, np.sort(symbols), counts.tolist())
+    _, times = np.unique(symbols, return_counts=True)
+    orders = math.lgamma(31) - sum(math.lgamma(each + 1) for each in times)  # in nats
+    in_any_order = np.log2(counts.sum() / counts[symbols]).sum()
+    assert estimate.bits == pytest.approx(in_any_order - orders / math.log(2), abs=0.1)
+
+
+@given(st.lists(st.integers(-4, 3), min_size=2, max_size=64), st.integers(1, 3))
+def test_sorted_numbers_read_back_to_the_bit(numbers, times):
+    assert_read_back(*[torch.tensor(sorted(numbers), dtype=torch.float32) * 0.25] * times)
 
 
 def test_large_sparse_weights_take_no_more_than_two_percent_over_their_table():

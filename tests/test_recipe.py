@@ -12,7 +12,7 @@ import torch
 from digits import MNIST
 from torch import nn
 
-from kd_lab.compression import Factorize, FineTune, Prune, PruneUnits, Quantize, Share, compress
+from kd_lab.compression import Factorize, FineTune, Grid, Prune, PruneUnits, Quantize, Share, compress
 from kd_lab.compression import recipe as recipe_module
 from kd_lab.compression.stages import with_masks
 from kd_lab.cost import count_macs, count_parameters
@@ -21,6 +21,8 @@ from kd_lab.distillation import DistillationLoss
 from kd_lab.errors import ParameterError
 from kd_lab.evaluation import accuracy
 from kd_lab.factorization import NEAREST, factorize
+from kd_lab.formats import grid_codes
+from kd_lab.formats.coding import ShortRangeWriter
 from kd_lab.formats.kdz import load_packed, pack, unpack
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.permanent import make_permanent
@@ -422,8 +424,8 @@ def test_a_killed_recipe_goes_on_and_loses_no_finished_stage(start, tmp_path, se
     [
         (dict(model="mlp128"), "compress(): 'model' must be a network"),
         (
-            dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))),
-            "'model' must be a network of the kit, as build_",
+            dict(model=nn.Linear(784, 10)),
+            "'model' must be a network of the kit, or an nn.Sequential of plain layers without hooks. Got 'Linear'.",
         ),
         (dict(model=named("mlp")), "Did you mean 'mlp128'?"),
         (dict(model=named("lenet300")), "'model' must be a pruned lenet300"),
@@ -491,6 +493,9 @@ def test_bad_arguments_are_named_before_anything_begins(start, change, part, tmp
         (lambda: Share(0), "Share(): 'num_bits' must be a whole number in [1, 8]"),
         (lambda: Share(2, bias_bits=9), "Share(): 'bias_bits' must be a whole number in [1, 8]"),
         (lambda: Quantize(4.5), "Quantize(): 'num_bits' must be a whole number in [1, 8]"),
+        (lambda: Grid(1), "Grid(): 'num_bits' must be a whole number in [2, 8]. Got 1"),
+        (lambda: Grid({"fc1": 9}), "'num_bits of layer fc1' must be a whole number in [2, 8]"),
+        (lambda: Grid(4, bias_bits=1), "Grid(): 'bias_bits' must be a whole number in [2, 8]"),
     ],
 )
 def test_bad_stages_are_named_when_they_are_written(call, part):
@@ -529,6 +534,7 @@ def test_a_stage_that_gives_no_network_is_named(start, made, told):
         (Factorize({"fc1": np.uint8(4)}), Factorize({"fc1": 4})),
         (Quantize({"fc1": np.uint8(4)}), Quantize({"fc1": 4})),
         (Share(np.uint8(8), np.int16(1), np.uint8(8)), Share(8, 1, 8)),
+        (Grid({"fc1": np.uint8(4)}, np.int16(1), np.uint8(8)), Grid({"fc1": 4}, 1, 8)),
     ],
 )
 def test_a_stage_in_numbers_of_numpy_has_the_key_of_pythons(stage, same):
@@ -551,3 +557,95 @@ def test_fine_tuning_that_loses_what_a_stage_pruned_is_refused(start):
 
     with pytest.raises(ParameterError, match=r"'fine_tune' must keep at zero what was pruned"):
         Prune(0.9, 2, 1)(start, lose)
+
+
+def tiny(twice=False):
+    """Return a sequence of one's own, a quick one; with `twice` it runs one of its layers twice."""
+    again = nn.Conv2d(4, 4, 3, padding=1)
+    between = [again, nn.ReLU(), again] if twice else [again]
+    start = nn.Conv2d(1, 4, 5, stride=2), nn.ReLU(), nn.Dropout(0.1)
+    return nn.Sequential(*start, nn.Sequential(*between, nn.ReLU()), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(36, 10))
+
+
+OWN_STAGES = [
+    FineTune(1),
+    PruneUnits({"conv1": 0.25}, 1),
+    Prune(0.3, 1, 1),
+    Grid({"conv1": 4, "conv2": 3, "fc1": 2}, 1),
+]
+
+
+def test_a_sequence_goes_through_a_recipe_and_goes_on_from_its_folder(tmp_path, monkeypatch):
+    outcome = compress(tiny(), None, SMALL, OWN_STAGES, folder=tmp_path, **SETTINGS)
+    assert list(outcome.bytes.values()) == sorted(outcome.bytes.values(), reverse=True)
+    assert [*outcome.model._modules] == ["conv1", "relu1", "conv2", "relu2", "pool1", "flatten", "fc1"]
+    assert outcome.model.conv1.out_channels == 3 and len(list(tmp_path.iterdir())) == len(OWN_STAGES)
+    monkeypatch.setattr(recipe_module, "train", lambda *_arguments, **_settings: pytest.fail("it was trained again"))
+    again = compress(tiny_of(outcome), None, SMALL, OWN_STAGES, folder=tmp_path, **SETTINGS)
+    for one, other in zip(outcome.models.values(), again.models.values(), strict=True):
+        assert str(one) == str(other) and torch.equal(*(predict(each, SMALL.test.images) for each in (one, other)))
+
+
+def tiny_of(outcome):
+    """Return the network that a recipe began with, as it was given."""
+    model = tiny()
+    model.load_state_dict(dict(zip(model.state_dict(), outcome.models["start"].state_dict().values(), strict=True)))
+    return model
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [Prune(0.5, 1, 0), Share(2, 0)],
+        [Quantize(3, 0)],
+        [Grid(3, 0)],
+        [Factorize({"conv2": 2}, 0), Prune({"conv2": 0.5}, 1, 0)],
+    ],
+    ids=str,
+)
+def test_a_layer_that_comes_twice_stays_one(stages):
+    model = compress(tiny(twice=True), None, SMALL, stages, **SETTINGS).model
+    assert len(model) == 9 + 2 * isinstance(stages[0], Factorize)
+    assert len({*map(id, model.parameters())}) == 6 + isinstance(stages[0], Factorize)
+    assert torch.equal(predict(unpack(pack(model)), SMALL.test.images), predict(model, SMALL.test.images))
+
+
+@pytest.mark.parametrize("build", [tiny, lambda: small_student(8)], ids=["sequence", "student"])
+def test_a_grid_ends_on_steps_of_one_byte_biases_too(build, monkeypatch):
+    model = compress(build(), None, SMALL, [Prune(0.5, 1, 0), Grid(3, 1, bias_bits=5)], **SETTINGS).model
+    steps = [(8 + m) / 8 * 2.0**-e for m in range(8) for e in range(32)]
+    for parameter in model.parameters():
+        most = 2 ** (2 if parameter.dim() > 1 else 4)
+        codes = [parameter / step for step in steps if (parameter / step).abs().max() <= most]
+        assert any(torch.equal(each, each.round()) and each.max() < most for each in codes) and parameter.requires_grad
+    hidden = list(weighted_layers(model).values())[:-1]
+    assert all((layer.bias.diff() >= 0).all() for layer in hidden)
+    zeros_before = sum(int((layer.weight == 0).sum()) for layer in weighted_layers(model).values())
+    assert zeros_before >= 0.5 * sum(layer.weight.numel() for layer in weighted_layers(model).values())
+    for plan in plans(model, monkeypatch):
+        assert plan.way == "grid" and grid_codes._step_kind(plan.step) == "byte"
+
+
+def plans(model, monkeypatch):
+    """Return how each tensor of a network is written in a file."""
+    found, kept = [], grid_codes.TensorCoder._code
+
+    def code(self, tensor, plan):
+        if type(self._stream) is ShortRangeWriter:
+            found.append(plan)
+        return kept(self, tensor, plan)
+
+    monkeypatch.setattr(grid_codes.TensorCoder, "_code", code)
+    pack(model, "compact")
+    return found
+
+
+def test_fine_tuning_through_a_grid_reads_better_than_rounding_alone(start):
+    rounded, tuned = (compress(start, start, SMALL, [Grid(2, epochs=epochs)], **SETTINGS).model for epochs in (0, 2))
+    assert accuracy(tuned, SMALL.validation).value > accuracy(rounded, SMALL.validation).value + 0.01
+
+
+def test_a_network_that_no_file_holds_is_refused_before_it_is_trained(monkeypatch):
+    monkeypatch.setattr(recipe_module, "train", lambda *_arguments, **_settings: pytest.fail("it was trained"))
+    with pytest.raises(ParameterError, match=r"^compress\(\): 'layer 1' must be one of torch's own Conv2d, .*'GELU'"):
+        compress(nn.Sequential(nn.Flatten(), nn.GELU(), nn.Linear(784, 10)), None, SMALL, [FineTune(1)], **SETTINGS)

@@ -390,7 +390,7 @@ def test_a_search_goes_on_where_it_was_stopped(start, tmp_path, monkeypatch):
         (dict(teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 7))), "must have one shape"),
         (
             dict(model=torch.nn.Linear(784, 10)),
-            "search_recipe(): 'model' must be a network of the kit, as build_model()",
+            "search_recipe(): 'model' must be a network of the kit, or an nn.Sequential of plain layers",
         ),
         (dict(folder=__file__), "search_recipe(): 'folder' must be one that can be written, or be made."),
         (dict(data=None), "search_recipe(): 'data' must be what load_mnist() returns"),

@@ -14,6 +14,7 @@ from kd_lab.networks.layers import Weight, weighted_layers, weights
 from kd_lab.networks.permanent import make_permanent, without
 from kd_lab.networks.zoo import thin_layers
 from kd_lab.pruning import cubic_sparsities, hard_prune, prune, prune_channels, prune_layer_adaptive, set_masks
+from kd_lab.pruning.channels import sort_channels
 from kd_lab.pruning.schedules import gradual_steps
 from kd_lab.quantization import FakeQuantizer, Quantizer, find_grid, kmeans, quantize_weights, share_weights
 from kd_lab.quantization.weights import bits_by_layer
@@ -180,7 +181,8 @@ class Grid:
     """Round the weights and biases of each layer to grids of few bits, each of one step, and fine-tune through them.
 
     `num_bits` is one for the weights of all layers, or one for each by name; biases have `bias_bits`. A step is the
-    nearest of those that a packed file keeps in one byte, so that numbers stay on their grids whatever is trained.
+    nearest of those that a packed file keeps in one byte, so that numbers stay on their grids whatever is trained. At
+    last the channels are put in the order of their biases, which takes a file fewer bits.
     """
 
     num_bits: int | dict[str, int]
@@ -200,7 +202,9 @@ class Grid:
             for name, bias in [*layer.named_parameters(recurse=False)]:
                 if "bias" in name:  # recurrent layers have several
                     Weight(layer, name).parametrize(_compact_grid(bias, self.bias_bits))
-        return make_permanent(fine_tune(rounded, self.epochs))
+        tuned = make_permanent(fine_tune(rounded, self.epochs))
+        images = getattr(fine_tune, "images", None)  # a function of your own has none
+        return tuned if images is None else sort_channels(tuned, images[:2])
 
 
 def _compact_grid(values: Tensor, num_bits: int) -> FakeQuantizer:

@@ -163,9 +163,11 @@ def _whole(argument: str, values: np.ndarray, allowed: str) -> np.ndarray:
 
 
 BLOCK = 28  # neighbours in a row that are coded at a time: a row of pixels
+MOST_BLOCKS = 2**15  # about, of the matrix of a short stream
 # kept weights above, or to the left: as many contexts each, and one more
 CONTEXT_LEVELS = np.array([1, 2, 3, 5, 9, 17, 33])
 WORD_BYTES = 4  # of the range coder
+SPARED_BYTES = 8  # at the end, at most, by bytes that are zeros anyway
 PRIOR = 30  # symbols that a context seems to have seen at first, as common there as in all contexts
 
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -186,7 +188,12 @@ class RangeWriter:
 
     def matrix(self, codes: np.ndarray, size: int) -> None:
         """Write codes (rows, columns) from 0 to size - 1; 0 is a pruned weight."""
-        walk_matrix(codes.copy(), size, self.write)
+        walk_matrix(codes.copy(), size, self.write, self.block(codes.size))
+
+    @staticmethod
+    def block(_count: int) -> int:
+        """Return how many neighbours in a row of a matrix of so many codes are coded at a time."""
+        return BLOCK
 
     def write(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Write symbols (n,) that are as likely as their counts (n, symbols), or (symbols,) for all; return them."""
@@ -199,6 +206,11 @@ class RangeWriter:
         if counts.ndim == 1:
             return (self.stream.model.Categorical(counts, perfect=False),)
         return self.categorical, counts
+
+    @property
+    def words(self) -> int:
+        """Return how many words lie behind the writer, and behind its reader."""
+        return self._encoder.pos()[0]
 
     def content(self) -> bytes:
         """Return all that was written."""
@@ -233,7 +245,7 @@ class RangeReader:
     def matrix(self, shape: tuple[int, int], size: int) -> np.ndarray:
         """Return codes of this shape from 0 to size - 1."""
         codes = np.zeros(shape, dtype=int)
-        walk_matrix(codes, size, self.read)
+        walk_matrix(codes, size, self.read, self._again.block(codes.size))
         return codes
 
     def is_at_end(self) -> bool:
@@ -265,15 +277,26 @@ class ShortRangeWriter(RangeWriter):
         self.uniform(np.array([value]), size)
         return value
 
+    @staticmethod
+    def block(count: int) -> int:
+        """Return more neighbours for many codes, so that no file of a few bytes takes seconds."""
+        return max(BLOCK, count // MOST_BLOCKS)
+
     def content(self) -> bytes:
-        """Return the shortest bytes that, with zeros behind them, are read as what was written."""
+        """Return the shortest bytes that, with zeros behind them, are read as what was written.
+
+        They are at most SPARED_BYTES fewer than those of the words that a reader takes, so that it sees early on where
+        it reads nothing but the zeros behind a file, which would go on for as long as the file claims.
+        """
         words, (lower, length) = self._encoder.pos()
         size = WORD_BYTES * (words + 2)
         sealed = self._encoder.get_compressed().astype(">u4").tobytes()
         written = int.from_bytes(sealed.ljust(size, b"\0"), "big")  # it lies less than a word above the lower end
         lower = written - (written - lower) % 2 ** (16 * WORD_BYTES)
-        count = size
-        while count and -lower % 2 ** (8 * (size - count + 1)) < length:  # a number that ends in so many zeros fits
+        count, least = size, max(0, WORD_BYTES * words - SPARED_BYTES)
+        while (
+            count > least and -lower % 2 ** (8 * (size - count + 1)) < length
+        ):  # a number that ends in so many zeros fits
             count -= 1
         unit = 2 ** (8 * (size - count))
         return (-(-lower // unit)).to_bytes(count, "big")
@@ -307,10 +330,23 @@ class ShortRangeReader(RangeReader):
         """Return as many symbols as there are in `symbols`."""
         return self.read(symbols, counts)
 
+    def read(self, symbols: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return as many symbols as there are in `symbols`; raise a ValueError where the file has ended before."""
+        found = super().read(symbols, counts)
+        if WORD_BYTES * self._again.words > len(self._content) + SPARED_BYTES:
+            raise ValueError("there are fewer bytes than it claims.")
+        return found
+
     @staticmethod
     def words(content: bytes) -> np.ndarray:
         """Return the content, with zeros that fill the last word, as the words of a range coder."""
         return np.frombuffer(content + bytes(-len(content) % WORD_BYTES), ">u4").astype(np.uint32)
+
+    def uniform(self, count: int, size: int) -> np.ndarray:
+        """Return `count` whole numbers from 0 to size - 1; raise a ValueError where the file is too short for them."""
+        if count * (size.bit_length() - 1) > 8 * (len(self._content) + 4 * SPARED_BYTES):  # before they take memory
+            raise ValueError("there are fewer bytes than it claims.")
+        return super().uniform(count, size)
 
     def whole(self, _value: int, size: int) -> int:
         """Return a whole number from 0 to size - 1."""
@@ -332,7 +368,7 @@ class Counts:
         return found
 
 
-def walk_matrix(codes: np.ndarray, size: int, code: Code) -> None:
+def walk_matrix(codes: np.ndarray, size: int, code: Code, length: int = BLOCK) -> None:
     """Write a matrix, or fill in one of zeros: for each block which weights are kept, and then which codes these have.
 
     How likely a weight is kept is judged by how many were in its column above it and in its row before its block.
@@ -343,8 +379,8 @@ def walk_matrix(codes: np.ndarray, size: int, code: Code) -> None:
     above = np.zeros(codes.shape[1], dtype=int)
     for row in codes:
         before = 0
-        for start in range(0, len(row), BLOCK):
-            block, column = row[start : start + BLOCK], above[start : start + BLOCK]
+        for start in range(0, len(row), length):
+            block, column = row[start : start + length], above[start : start + length]
             context = _level(column) * (len(CONTEXT_LEVELS) + 1) + _level(before)
             found = kept.code(code, block > 0, context).astype(bool)
             count = int(found.sum())

@@ -5,6 +5,7 @@ came before. All is whole numbers, so that a file reads alike on every machine.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,9 @@ STEP_KINDS = "byte", "half", "single"
 STEP_KIND_COUNTS = (14, 1, 1)
 EXPONENT_COUNTS = tuple(max(1, 16 - 2 * abs(exponent - 5)) for exponent in range(EXPONENTS))
 BITS_COUNTS = (2, 2, 8, 8, 8, 6, 6, 2, 1)
-ORDER_COUNTS = {"alone": 6, "neighbours": 4, "matrix": 1}
+MAX_SORTED = 64  # biases that are coded in rising order
+ORDER_COUNTS = {"alone": 6, "neighbours": 4, "matrix": 1, "sorted": 6}
+ODDS = 2**20  # in all, of how often a number comes among several
 HABIT = 16  # what a choice adds to its own count, for the next tensor of its kind
 
 
@@ -81,7 +84,8 @@ class TensorCoder:
         if found := find_grid_codes(as_matrix(tensor)):
             on_grid = Plan("grid", *found)
             alone = min((on_grid._replace(decay=decay) for decay in range(DECAYS)), key=self._bits_of(tensor))
-            plans = [*plans, *(alone._replace(order=order) for order in _orders(tensor))]
+            orders = [order for order in _orders(tensor) if order != "sorted" or bool((tensor.diff() >= 0).all())]
+            plans = [*plans, *(alone._replace(order=order) for order in orders)]
         self._code(tensor, min(plans, key=self._bits_of(tensor)))
 
     def read(self, like: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ class TensorCoder:
         if order == "matrix":
             codes = self._code_matrix(codes, bits)
         else:
-            codes = self._code_row(codes, bits, plan.decay, tensor.shape[2:] if order == "neighbours" else None)
+            codes = self._code_row(codes, bits, plan.decay, order, tensor.shape[2:])
         if isinstance(self._stream, ShortRangeReader) and _bits_for(codes) != bits:
             raise ValueError("its numbers need fewer bits than it says.")
         return torch.from_numpy(codes.astype(np.float32) * np.float32(step)).view(tensor.shape)
@@ -148,25 +152,29 @@ class TensorCoder:
         """Code which numbers are 0, by those around them, and then the others."""
         half = 2 ** (bits - 1)
         symbols = np.where(codes == 0, 0, codes + half + (codes < 0))
-        walk_matrix(symbols, 2 * half, self._stream.code)
+        walk_matrix(symbols, 2 * half, self._stream.code, ShortRangeWriter.block(symbols.size))
         return np.where(symbols == 0, 0, symbols - half - (symbols <= half))
 
-    def _code_row(self, codes: np.ndarray, bits: int, decay: int, window: Sequence[int] | None) -> np.ndarray:
+    def _code_row(self, codes: np.ndarray, bits: int, decay: int, order: str, window: Sequence[int]) -> np.ndarray:
         """Code the numbers one behind another, each by a prior and those that came; in a window by neighbours, too."""
         decay = self._choose("decay", decay, [1] * DECAYS)
         half, counts = 2 ** (bits - 1), prior(bits, decay)
         symbols = codes.ravel() + half
-        if window is None:
-            _code_by_counts(self._stream, symbols, counts)
-        else:
+        if order == "neighbours":
             _code_by_neighbours(self._stream, symbols, counts, window)
+        elif order == "sorted":
+            _code_sorted(self._stream, symbols, counts.tolist())
+        else:
+            _code_by_counts(self._stream, symbols, counts)
         return (symbols - half).reshape(codes.shape)
 
 
 def _orders(tensor: Tensor) -> list[str]:
     """Return in which orders a tensor may be coded: only windows have neighbours, and only a matrix has columns."""
+    if tensor.dim() < 2:
+        return ["alone", "sorted"] if 1 < tensor.numel() <= MAX_SORTED else ["alone"]
     watched = tensor.dim() == 4 and max(tensor.shape[2:]) > 1 and tensor.numel() <= MAX_WATCHED
-    return [order for order in ORDER_COUNTS if tensor.dim() > 1 and (watched or order != "neighbours")] or ["alone"]
+    return ["alone", "neighbours", "matrix"] if watched else ["alone", "matrix"]
 
 
 def prior(bits: int, decay: int) -> np.ndarray:
@@ -201,6 +209,25 @@ def _code_by_neighbours(stream: Stream, symbols: np.ndarray, counts: np.ndarray,
         symbols[place] = symbol
         seen[context, symbol] += 1
         counts[symbol] += SEEN
+
+
+def _code_sorted(stream: Stream, symbols: np.ndarray, counts: list[int]) -> None:
+    """Write symbols that never fall, or fill them in: for each symbol how often it comes among those that are left.
+
+    Each number of times is as likely as a binomial distribution has it, so that it takes as many bits less as would say
+    in which of all orders they came.
+    """
+    place = 0
+    for symbol, count in enumerate(counts):
+        left, beyond = len(symbols) - place, sum(counts[symbol + 1 :])
+        times = int((symbols[place:] == symbol).sum())
+        if left and beyond:
+            shares = [math.comb(left, each) * count**each * beyond ** (left - each) for each in range(left + 1)]
+            times = code_choice(stream, times, [1 + ODDS * share // sum(shares) for share in shares])
+        else:
+            times = left
+        symbols[place : place + times] = symbol
+        place += times
 
 
 def find_grid_codes(values: np.ndarray) -> tuple[float, int] | None:

@@ -91,7 +91,7 @@ class RecipeAnswer:
 
 
 class RecipePanel(Panel):
-    """Put a network of the kit, live through a recipe, taught and on labels alone.
+    """Put a network that `pack` takes, live through a recipe, taught and on labels alone.
 
     It is pruned in four steps, fine-tuned after each and once more, and then its weights share 2^bits values. Both see
     the same 10,000 training images in the same batches. `data` is what load_mnist() gives; accuracy is measured on the

@@ -260,7 +260,10 @@ def test_a_slider_refuses_what_it_cannot_stand_at(panel, name, value, allowed):
         (dict(model="mlp128"), "Did you mean load_trained(name)?"),
         (dict(data=(1, 2)), "Got tuple of int, int."),
         (dict(teacher=nn.Sequential(nn.Flatten(), nn.Linear(784, 7))), "must have one shape (N, classes)"),
-        (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10))), "RecipePanel()"),
+        (
+            dict(model=nn.Sequential(nn.Flatten(), nn.GELU(), nn.Linear(784, 10))),
+            "'layer 1' must be one of torch's own",
+        ),
     ],
 )
 def test_a_panel_of_nothing_is_refused_and_leaves_no_widget(dense, teacher, part, change, expected):

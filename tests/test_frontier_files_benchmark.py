@@ -1,0 +1,150 @@
+"""The files of the frontier are made by their recipes, chosen by validation errors alone and scored by reading them."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import _campaign, frontier
+from benchmarks import _frontier_files as files
+from benchmarks.deep_compression import RATES
+from kd_lab.checkpoints import load_trained
+from kd_lab.compression import FineTune, Grid, PruneUnits
+from kd_lab.data import Mnist, Split
+from kd_lab.formats.kdz import load_packed, unpack
+from kd_lab.results import Record
+
+SHORT = {
+    "open": (Grid(3, 1),),
+    "lenet5": (PruneUnits(0.9, 0), Grid(3, 1)),
+    "lenet300": (PruneUnits(0.9, 0), Grid(3, 1)),
+}
+
+
+@pytest.fixture
+def small(mnist):
+    return Mnist(*(Split(part.images[:150], part.labels[:150]) for part in mnist))
+
+
+@pytest.fixture
+def quick(monkeypatch, small, in_this_process, tmp_path):
+    """Let each recipe take a step or two, on few images, and record into an empty folder."""
+    for module in ("kd_lab.results", "benchmarks", "benchmarks._frontier_files"):
+        monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "results")
+    monkeypatch.setattr(_campaign, "mnist", lambda: small)
+    monkeypatch.setattr(files, "START", files.START | {"steps_per_epoch": 2, "batch_size": 20})
+    monkeypatch.setattr(files, "SETTINGS", files.SETTINGS | {"steps_per_epoch": 2, "batch_size": 20})
+    recipes = {name: replace(recipe, stages=SHORT[recipe.group], epochs=1) for name, recipe in files.RECIPES.items()}
+    monkeypatch.setattr(files, "RECIPES", recipes)
+    return tmp_path / "results"
+
+
+def test_a_file_of_any_network_holds_what_its_recipe_made(quick, small, monkeypatch):
+    name = next(name for name, recipe in files.RECIPES.items() if recipe.group == files.OPEN)
+    kept = []
+    pack = files.pack
+    monkeypatch.setattr(files, "pack", lambda model, coder: kept.append(pack(model, coder)) or kept[0])
+    made = files.make(name, 0, small)
+    assert made["bytes"] == len(kept[0]) and 0 < made["validation_error"] <= 100
+    widths = files.RECIPES[name].widths
+    found = [len(layer.weight) for layer in unpack(kept[0]).modules() if hasattr(layer, "weight")]
+    assert tuple(found) == (*widths, 10)  # no BatchNorm is left
+
+
+@pytest.mark.parametrize("group", ["lenet5", "lenet300"])
+def test_a_network_of_the_kit_begins_trained_and_sees_moved_images(group, small, monkeypatch):
+    given = {}
+    monkeypatch.setattr(files, "compress", lambda *args, **settings: given.update(args=args, settings=settings) or Made)
+    name = next(name for name, recipe in files.RECIPES.items() if recipe.group == group)
+    assert files.RECIPES[name].compressed(0, small) == "made"
+    start, teacher, data, stages = given["args"]
+    assert start.architecture == group and teacher.architecture == files.TEACHERS[group]
+    assert torch.equal(start.state_dict()["fc1.bias"], load_trained(group).state_dict()["fc1.bias"])
+    assert len(data.train.images) == 9 * len(small.train.images) and data.test is small.test
+    assert stages == [*files.RECIPES[name].stages] and given["settings"]["learning_rate"] == RATES[group]
+    assert given["settings"]["seed"] == 0
+
+
+class Made:
+    model = "made"
+
+
+def test_the_same_seed_gives_the_same_small_network_and_another_another():
+    first, again, other = (files.small_network((2, 3, 4), seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    assert files.small_network((2, 3, 4), 0)(torch.zeros(5, 1, 28, 28)).shape == (5, 10)
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, monkeypatch):
+    recipes = {name: files.RECIPES[name] for name in ("open_4_6_9", "lenet5_82")}
+    monkeypatch.setattr(files, "load_trained", lambda name, seed=0: load_trained(name))  # others would be trained first
+    monkeypatch.setattr(files, "RECIPES", recipes)
+    monkeypatch.setattr(frontier, "load_mnist", lambda: small)
+    monkeypatch.setattr(frontier, "measure_controls", lambda _running: None)
+    for module in (files, _campaign):
+        monkeypatch.setattr(module, "SEEDS", range(2))
+    figures = frontier.run(rerun=True)
+    recorded = json.loads((quick / "frontier.json").read_text())["files"]
+    for name, recipe in recipes.items():
+        assert recorded[name]["recipe"] == repr(recipe) and "file" not in recorded[name]["seeds"][0]
+        for seed, row in enumerate(recorded[name]["seeds"]):
+            path = files.path_of(name, seed)
+            assert path.stat().st_size == row["bytes"] and path.parent == quick / "frontier"
+            assert _campaign.error(load_packed(path), small.validation) == row["validation_error"]
+    assert {key for key in figures if key.endswith(".seeds")} == {
+        f"frontier.{name}.seeds" for name in ("open.bytes_at_2_0", "open.bytes_at_1_0", "lenet5.ratio_at_1_00")
+    }
+    before = [path.stat().st_mtime_ns for path in sorted(quick.rglob("*.kdz"))]
+    monkeypatch.setattr(files, "make", None)
+    assert frontier.run(rerun=True) == figures == frontier.run(rerun=False)
+    assert before == [path.stat().st_mtime_ns for path in sorted(quick.rglob("*.kdz"))] and len(before) == 4
+    monkeypatch.setitem(recipes, "lenet5_82", replace(recipes["lenet5_82"], stages=(FineTune(1),)))
+    assert files.missing() == ["lenet5_82"]
+
+
+@pytest.mark.parametrize(
+    ("group", "most", "name"),
+    [
+        ("open", 2.5, "open_4_6_9"),
+        ("open", 2.0, "open_4_8_10"),
+        ("open", 1.0, "lenet5_82"),  # any file counts in the open class
+        ("open", 0.5, "lenet5_82"),
+        ("lenet5", 2.5, "lenet5_82"),
+        ("lenet300", 1.9, "lenet300_98"),
+    ],
+)
+def test_the_smallest_of_those_that_are_good_enough_is_chosen(group, most, name):
+    ends = {"open_4_6_9": (400, 2.4), "open_4_8_10": (500, 1.9), "lenet5_82": (900, 0.9), "lenet300_98": (800, 1.8)}
+    rows = {
+        key: {"recipe": "", "seeds": [{"bytes": size + way, "validation_error": error + way} for way in (-0.05, 0.05)]}
+        for key, (size, error) in ends.items()
+    }
+    assert files.choose(Record({"seeds": [0, 1], "files": rows}), group, most) == name
+
+
+def test_the_figures_have_the_names_of_their_classes():
+    errors = files.PerSeed([1.0, 2.0])
+    assert files.named("open", "2_0", 480.0, errors) == {
+        "frontier.open.bytes_at_2_0": 480.0,
+        "frontier.open.bytes_at_2_0.error": 1.5,
+        "frontier.open.bytes_at_2_0.seeds": 5,
+    }
+    assert files.named("lenet300", "1_90", 2666.1, errors)["frontier.lenet300.ratio_at_1_90"] == pytest.approx(400)
+
+
+def test_a_small_network_has_three_widths():
+    with pytest.raises(ValueError, match="not enough values"):
+        files.small_network((2, 3), 0)
+
+
+def test_every_recorded_file_is_there_with_its_bytes(mnist):
+    for name, row in files.recorded_files().items():
+        assert row["recipe"] == repr(files.RECIPES[name])
+        sizes = [files.path_of(name, seed).stat().st_size for seed in files.SEEDS]
+        assert sizes == [each["bytes"] for each in row["seeds"]]
+        error = partial(_campaign.error, data=mnist.validation)
+        assert error(load_packed(files.path_of(name, 0))) == row["seeds"][0]["validation_error"]
