@@ -38,6 +38,7 @@ PANELS = {
     "QuantizationPanel": 'QuantizationPanel(load_trained("cnn"), few)',
     "DistillationPanel": 'DistillationPanel(load_trained("lenet300"), few)',
     "RecipePanel": 'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), few)',
+    "FrontierPanel": "FrontierPanel(few)",
     "DrawingPanel": 'DrawingPanel({"cnn": cnn, "pruned": prune(cnn, 0.8), "int8": integer, "small": "lenet5_classic"})',
     "PredictionPanel, number": "PredictionPanel(half)",
     "PredictionPanel, choice": "PredictionPanel(layer)",

@@ -32,6 +32,7 @@ PANELS = {  # as the lessons have them
     "04 QuantizationPanel": "QuantizationPanel(lenet300, data)",
     "05 DistillationPanel": "DistillationPanel(lenet300, data)",
     "07 RecipePanel": "RecipePanel(small, small, few)",
+    "08 FrontierPanel": "FrontierPanel(data)",
     "09 StructuredPruningPanel": "StructuredPruningPanel(lstm, data)",
     "09 LowRankPanel": 'LowRankPanel(lenet300, data, "fc1")',
     "11 DrawingPanel": 'DrawingPanel({"dense": cnn, "pruned": prune(cnn, 0.9), "int8": integer})',

@@ -266,7 +266,7 @@ def _label_of(record: SizeRecord, network: str, records: list[SizeRecord]) -> st
 
 def _submitted(network: str, data: Mnist) -> Iterator[Entry]:
     """Score what was submitted for a network; what can't be is named, so that the others still count."""
-    for label, paths in _submissions_by_label():
+    for label, paths in submissions_by_label():
         try:
             files = [(str(path), read_packed(path)) for path in paths]
             if network in (OPEN, architecture_in(files[0][1], files[0][0])):
@@ -275,7 +275,7 @@ def _submitted(network: str, data: Mnist) -> Iterator[Entry]:
             print(f"Left out: {error}")
 
 
-def _submissions_by_label() -> Iterator[tuple[str, list[Path]]]:
+def submissions_by_label() -> Iterator[tuple[str, list[Path]]]:
     """Yield the label and the files, one a seed, of each submission; what `submit` doesn't make is named."""
     found: dict[str, list[Path]] = {}
     for path in sorted(submissions().glob("*.kdz")):

@@ -118,7 +118,7 @@ def _pack_compact(plain: nn.Module, outline: Outline) -> bytes:
 @torch.inference_mode(False)  # whose tensors could never be trained
 def unpack(content: bytes, where: str = "unpack()") -> nn.Module:
     """Return the network in the bytes of a file; `where` names it in errors."""
-    _check(content, where)
+    check_packed(content, where)
     try:
         compact = _schema(content) == COMPACT_SCHEMA
         return (read_compact(content[_body_start(content) :]) if compact else _unpack_form(content)).eval()
@@ -147,7 +147,7 @@ def architecture_in(content: bytes, where: str = "architecture_in()") -> str:
 
     It is "sequence" for a network that is none of the kit.
     """
-    _check(content, where)
+    check_packed(content, where)
     try:
         if _schema(content) != COMPACT_SCHEMA:
             return _parse(content)[0].architecture
@@ -167,8 +167,8 @@ def _parse(content: bytes) -> tuple[Form, str, bytes]:
     return _form(content, match[1], match[3].split(), match[4].split()), match[2], coded
 
 
-def _check(content: bytes, where: str) -> None:
-    """Refuse what is no file of ours, is damaged, or is of another schema."""
+def check_packed(content: bytes, where: str) -> None:
+    """Refuse what is no file of ours, is damaged, or is of another schema; what it holds is not looked at."""
     check_kind(
         "content", content, (bytes, bytearray), "the bytes of a file, as pack() gives; load_packed() takes a path"
     )

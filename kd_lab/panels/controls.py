@@ -58,6 +58,15 @@ class WholeSlider(Slider):
     step = traitlets.Float(1.0).tag(sync=True)
 
 
+class StopSlider(WholeSlider):
+    """Choose a whole number; the handle goes from one of the `stops`, which rise, to the next, however far that is.
+
+    A program may set a number between them: the handle stands at the last stop before it then.
+    """
+
+    stops = traitlets.List(traitlets.Float()).tag(sync=True)
+
+
 class BitSlider(WholeSlider):
     """Choose a whole number of bits from 1 to 8."""
 

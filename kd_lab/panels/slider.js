@@ -22,11 +22,15 @@ function addSlider(el, name, range) {
   return { input, show };
 }
 function render({ model, el }) {
-  const range = { min: model.get("min"), max: model.get("max"), step: model.get("step") };
-  const { input, show } = addSlider(el, model.get("label"), range);
-  const follow = () => show(model.get("value"), inUnits(model.get("value"), model.get("factor"), model.get("unit")));
+  const stops = model.get("stops");  // of a slider that goes from one number to the next, whatever lies between them
+  const [min, max, step] = stops ? [0, stops.length - 1, 1] : ["min", "max", "step"].map((name) => model.get(name));
+  const { input, show } = addSlider(el, model.get("label"), { min, max, step });
+  const follow = () => {
+    const value = model.get("value"), place = stops ? stops.filter((stop) => stop <= value).length - 1 : value;
+    show(place, inUnits(value, model.get("factor"), model.get("unit")));
+  };
   input.addEventListener("input", () => {
-    model.set("value", input.valueAsNumber);
+    model.set("value", stops ? stops[input.valueAsNumber] : input.valueAsNumber);
     model.save_changes();
   });
   const moving = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"];

@@ -83,6 +83,11 @@ def _recipe(_panel: Any) -> list[dict[str, Any]]:
     return bits + along("ratio", (0.5, 0.8, 0.95, 0.98), bits=3) + along("temperature", (20.0,), ratio=0.9, bits=3)
 
 
+def _budgets(panel: Any) -> list[dict[str, Any]]:
+    stops = panel.controls["budget"].stops
+    return along("budget", [panel.setting["budget"], *map(int, stops)])
+
+
 def _drawings(_panel: Any) -> Split:
     """Return validation digits: one of each, then some that the pruned network reads as another digit."""
     images, labels = load_mnist().validation
@@ -114,6 +119,9 @@ RECORDINGS = (
     ),
     Recording(
         "07_recipe", "07_prune_distill_finetune", "9743b7ee", "Prune, fine-tune with the teacher, share", _recipe
+    ),
+    Recording(
+        "08_frontier", "08_deep_compression", "frontier-panel", "The best network within a budget of bytes", _budgets
     ),
     Recording("09_units", "09_beyond_cnns", "live-panel", "Remove units of a recurrent layer", _channels),
     Recording(

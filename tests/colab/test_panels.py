@@ -20,6 +20,7 @@ PANELS = {  # what the title begins with at both ends of the slider
     'QuantizationPanel(load_trained("cnn"), few)': ("1-bit weights", "8-bit weights"),
     'DistillationPanel(load_trained("lenet300"), few)': ("T = 0.5,", "T = 20,"),
     'RecipePanel(load_trained("mlp128"), load_trained("lenet300"), few)': ("50 % pruned", "99 % pruned"),
+    "FrontierPanel(few)": ("open_|lenet5_", "open_|lenet5_"),
 }
 OTHERS = (
     'DrawingPanel({"mlp128": load_trained("mlp128"), "small": "lenet5_classic"})',

@@ -11,6 +11,7 @@ from kd_lab.data import Mnist
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.panels import (
     DistillationPanel,
+    FrontierPanel,
     LeastSquaresPanel,
     LowRankPanel,
     PruningPanel,
@@ -60,6 +61,7 @@ PANELS = {
     "low rank": lambda model, part: LowRankPanel(model, part, last_layer(model)),
     "distillation": lambda model, part: DistillationPanel(model, part),
     "recipe": lambda model, part: RecipePanel(load_trained("mlp128"), model, part),
+    "frontier": lambda _model, part: FrontierPanel(part),
 }
 OTHERS = (
     ("structured", "resnet"),
