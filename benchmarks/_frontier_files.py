@@ -27,7 +27,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.errors import ParameterError, reason
 from kd_lab.formats.kdz import FLOAT32_BYTES, load_packed, pack
-from kd_lab.networks.zoo import build_model, initial_weights, sequence
+from kd_lab.networks.zoo import build_model, small_convolutions
 from kd_lab.quantization import fold_batch_norm
 from kd_lab.results import RESULTS, PerSeed, Record
 from kd_lab.storage import write_safely
@@ -61,7 +61,7 @@ class Recipe:
         training, validation = (with_answers(load_trained(OPEN_TEACHER), part) for part in data[:2])
         loss = DistillationLoss(SETTINGS["temperature"], SETTINGS["alpha"])
         settings = {"validation": validation, "epochs": self.epochs, "seed": seed, "progress": False, **START}
-        return fold_batch_norm(train(small_network(self.widths, seed), training, loss, **settings)[0])
+        return fold_batch_norm(train(small_convolutions(self.widths, seed), training, loss, **settings)[0])
 
     def compressed(self, seed: int, data: Mnist) -> nn.Module:
         """Return the network behind the last stage, taught on moved images unless it is too small to learn by heart."""
@@ -69,18 +69,6 @@ class Recipe:
         images = data if self.group == OPEN else moved(data)
         settings = {**SETTINGS, "learning_rate": RATES.get(self.group, 3e-3), "seed": seed, "progress": False}
         return compress(self.start(seed, data), teacher, images, list(self.stages), **settings).model
-
-
-def small_network(widths: tuple[int, ...], seed: int) -> nn.Sequential:
-    """Build three convolutions of these widths, the first of 5×5 at every second pixel, and a Linear layer."""
-    first, second, third = widths
-    with initial_weights(seed):
-        return sequence(
-            *(nn.Conv2d(1, first, 5, 2, 2), nn.BatchNorm2d(first), nn.ReLU()),
-            *(nn.Conv2d(first, second, 3), nn.BatchNorm2d(second), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Conv2d(second, third, 3), nn.BatchNorm2d(third), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(4 * third, 10)),
-        )
 
 
 def lenet5_stages(sparsity: float) -> tuple[Stage, ...]:

@@ -72,13 +72,6 @@ class Made:
     model = "made"
 
 
-def test_the_same_seed_gives_the_same_small_network_and_another_another():
-    first, again, other = (files.small_network((2, 3, 4), seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
-    assert files.small_network((2, 3, 4), 0)(torch.zeros(5, 1, 28, 28)).shape == (5, 10)
-
-
 @pytest.mark.slow
 def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, monkeypatch):
     recipes = {name: files.RECIPES[name] for name in ("open_4_6_9", "lenet5_82")}
@@ -157,11 +150,6 @@ def test_the_figures_have_the_names_of_their_classes():
         "frontier.open.bytes_at_2_0.seeds": 5,
     }
     assert files.named("lenet300", "1_90", 2666.1, errors)["frontier.lenet300.ratio_at_1_90"] == pytest.approx(400)
-
-
-def test_a_small_network_has_three_widths():
-    with pytest.raises(ValueError, match="not enough values"):
-        files.small_network((2, 3), 0)
 
 
 def test_every_recorded_file_is_there_with_its_bytes(mnist):
