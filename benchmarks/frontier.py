@@ -5,7 +5,7 @@ Scores the record again; --rerun makes what is missing, or was made by another r
 
 from benchmarks._campaign import campaign
 from benchmarks._frontier_controls import NAME, measure_controls, score_controls
-from benchmarks._frontier_files import enter_records, make_files, score_files
+from benchmarks._frontier_files import enter_records, make_files, score_records
 from kd_lab.data import load_mnist
 from kd_lab.results import load_results
 
@@ -19,4 +19,4 @@ def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dic
     recorded, data = load_results(NAME), load_mnist()
     if rerun:
         enter_records(recorded, data)
-    return score_files(recorded, data) | score_controls(recorded)
+    return score_records(data) | score_controls(recorded)

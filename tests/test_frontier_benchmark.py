@@ -39,6 +39,7 @@ def results(tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr(frontier, "load_mnist", lambda: None)
     monkeypatch.setattr(frontier, "make_files", lambda _running: None)
     monkeypatch.setattr(frontier, "enter_records", lambda _recorded, _data: None)
+    monkeypatch.setattr(frontier, "score_records", lambda _data: {})
     monkeypatch.setattr(controls, "before_moves", lambda _: controls.PerSeed([1.0, 1.1, 1.2, 1.3, 1.4]))
     return tmp_path / "results" / "frontier.json"
 

@@ -12,6 +12,7 @@ from benchmarks import _frontier_files as files
 from benchmarks.deep_compression import RATES
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, PruneUnits
+from kd_lab.compression.rules import Scores
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed, unpack
@@ -79,6 +80,7 @@ def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, mon
     monkeypatch.setattr(files, "RECIPES", recipes)
     monkeypatch.setattr(frontier, "load_mnist", lambda: small)
     monkeypatch.setattr(frontier, "measure_controls", lambda _running: None)
+    monkeypatch.setattr(frontier, "score_records", lambda _data: {"scored": 1})
     for module in (files, _campaign):
         monkeypatch.setattr(module, "SEEDS", range(2))
     figures = frontier.run(rerun=True)
@@ -89,9 +91,6 @@ def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, mon
             path = files.path_of(name, seed)
             assert path.stat().st_size == row["bytes"] and path.parent == quick / "frontier"
             assert _campaign.error(load_packed(path), small.validation) == row["validation_error"]
-    assert {key for key in figures if key.endswith(".seeds")} == {
-        f"frontier.{name}.seeds" for name in ("open.bytes_at_2_0", "open.bytes_at_1_0", "lenet5.ratio_at_1_00")
-    }
     before = [path.stat().st_mtime_ns for path in sorted(quick.rglob("*.kdz"))]
     monkeypatch.setattr(files, "make", None)
     assert frontier.run(rerun=True) == figures == frontier.run(rerun=False)
@@ -137,19 +136,31 @@ def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(monkeypatc
     command = "python -m benchmarks frontier --rerun"
     assert entered == [
         ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], 17, command, "validation")
-        for limit, name in ((2.0, "open_4_6_9"), (1.0, "lenet5_82"))
+        for limit, name in ((2.0, "open_4_6_9"), (1.0, "lenet5_82"), (0.45, "lenet5_82"))
     ]
     assert "lenet5_82: these files are no record" in capsys.readouterr().out
 
 
+def test_the_figures_are_those_of_the_standing_records_that_score_again(monkeypatch, capsys):
+    faults = {"lenet300": ["another error"]}
+    monkeypatch.setattr(files, "rescore", lambda record, _records, _data: faults.get(record.board, []))
+    figures = files.score_records(None)
+    assert figures["frontier.open.bytes_at_2_0"] < 500 and figures["frontier.open.bytes_at_2_0.error"] <= 2
+    assert figures["frontier.lenet5.ratio_at_1_00"] == pytest.approx(1122, abs=1)
+    assert figures["frontier.lenet5.ratio_at_1_00.seeds"] == 5
+    assert not [key for key in figures if "lenet300" in key or "0_45" in key]
+    said = capsys.readouterr().out
+    assert "another error" in said and "none yet" in said
+
+
 def test_the_figures_have_the_names_of_their_classes():
-    errors = files.PerSeed([1.0, 2.0])
-    assert files.named("open", "2_0", 480.0, errors) == {
-        "frontier.open.bytes_at_2_0": 480.0,
-        "frontier.open.bytes_at_2_0.error": 1.5,
-        "frontier.open.bytes_at_2_0.seeds": 5,
+    scores = Scores("lenet300", [2666, 2666], [[0], [0, 1, 2]], 100)
+    assert files.named("open", "2_0", scores) == {
+        "frontier.open.bytes_at_2_0": 2666,
+        "frontier.open.bytes_at_2_0.error": 2.0,
+        "frontier.open.bytes_at_2_0.seeds": 2,
     }
-    assert files.named("lenet300", "1_90", 2666.1, errors)["frontier.lenet300.ratio_at_1_90"] == pytest.approx(400)
+    assert files.named("lenet300", "1_90", scores)["frontier.lenet300.ratio_at_1_90"] == pytest.approx(400, abs=0.1)
 
 
 def test_every_recorded_file_is_there_with_its_bytes(mnist):
