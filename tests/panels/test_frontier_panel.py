@@ -33,9 +33,11 @@ def part(mnist):
 
 
 @pytest.fixture(scope="module")
-def shared(part):
-    panel = FrontierPanel(part)
-    panel.flush()
+def shared(part, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:  # the user's own cache may have submissions
+        patch.setenv("KD_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        panel = FrontierPanel(part)
+        panel.flush()
     yield panel
     panel.close()
 
@@ -43,6 +45,12 @@ def shared(part):
 def answers(panel, budget):
     panel.flush()  # one at a time: only its worker measures
     return list(panel.measure(budget))
+
+
+def of_the_kit(file):
+    """Return the network in a file if it has a name in the kit: no other can be packed in all ways."""
+    model = unpack(file.content)
+    return model if model.architecture != "sequence" else None
 
 
 def tiny():
@@ -100,7 +108,7 @@ def test_the_bytes_of_all_layers_are_those_of_the_file(panel):
 
 def test_the_bytes_of_a_file_that_is_packed_another_way_add_up_too(panel):
     panel.flush()
-    content = pack(unpack(BEST[0].content), "huffman")
+    content = pack(next(filter(None, map(of_the_kit, BEST))), "huffman")
     *_, parts = panel._bytes_by_layer(KnownFile("huffman", (content,), 1.0, 1))
     assert sum(parts.values()) == len(content)
 
