@@ -220,7 +220,7 @@ class FrontierPicture:
 
     def __init__(self, files: list[KnownFile], sizes: list[int], images: Tensor):
         self._images, errors = images, [each.error for each in files if each.error is not None]
-        self._ends = 0.3 * min(errors), max(1.3 * max(errors), WORST if len(sizes) > len(files) else 0.0)
+        self._ends = 0.3 * min(errors), max(2 * max(errors), WORST if len(sizes) > len(files) else 0.0)
         figure, (height, width) = new_figure(HEIGHT), FILTERS
         self._add_errors(figure.add_axes((0.085, 0.37, 0.47, 0.55)), sizes)
         self._add_filters(figure.add_axes((0.61, 0.37, width / WIDTH, height / HEIGHT)))
