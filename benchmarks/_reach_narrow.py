@@ -59,6 +59,7 @@ SIZES = """panel => {
 }"""
 HEIGHTS = "panel => [...panel.children].map(part => part.getBoundingClientRect().height)"
 MEASURED = re.compile(r" right |least squares \d|by output \d| bytes$|is read as")  # in the line above a picture
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 
 
 def misfits(panel: Locator) -> list[str]:
@@ -85,8 +86,10 @@ def press(panel: Locator, key: str) -> None:
 
 
 def resize(page: Page, width: int) -> None:
-    """Make a page so wide."""
+    """Make a page so wide, and wait until what JupyterLab and Voila lay out by a program has followed."""
     page.set_viewport_size({"width": width, "height": HEIGHT})
+    page.wait_for_function(f"innerWidth === {width}")
+    page.evaluate(DRAWN)
 
 
 def in_lab(page: Page) -> Callable[[int], Locator]:

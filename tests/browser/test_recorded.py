@@ -191,7 +191,7 @@ PANELS = {
     "quantization": (QuantizationPanel, [{}, {"weight_bits": 2}]),
     "distillation": (DistillationPanel, [SOFT, {"temperature": 8.0, **SOFT}]),
     "recipe": (lambda network, data: RecipePanel(small_student(5), network, data), [{}, {"bits": 1}]),
-    "frontier": (lambda _network, data: FrontierPanel(data), [{}, {"budget": 1_500}]),
+    "frontier": (lambda _network, data: FrontierPanel(data), [{}, {"budget": 500}]),
 }
 
 
