@@ -26,7 +26,7 @@ from kd_lab.formats.kdz import architecture_in, load_packed, pack, save_packed, 
 from kd_lab.formats.network_file import load_network, save_network
 from kd_lab.formats.outlines import KIND_COUNTS, NETWORK_COUNTS, NETWORKS, SPARE_KINDS, STEP_KINDS, code_outline
 from kd_lab.networks.predictions import predict
-from kd_lab.networks.sequences import Step, flattened
+from kd_lab.networks.sequences import LayerStep, flattened
 from kd_lab.networks.zoo import build_model, small_student
 from kd_lab.pruning import hard_prune, prune, prune_channels, remove_channels, remove_layers
 from kd_lab.pruning.channels import Form, sort_channels
@@ -309,22 +309,25 @@ def test_noise_behind_a_right_digest_takes_neither_time_nor_memory(length):
     tracemalloc.stop()
 
 
-HUGE = [Step("conv", 10_001), Step("flatten"), Step("linear", 10)]
+HUGE = [LayerStep("conv", 10_001), LayerStep("flatten"), LayerStep("linear", 10)]
 
 
 @pytest.mark.parametrize(
     ("steps", "part"),
     [
         (HUGE, "outputs of layer 1, conv,' must be a whole number in [1, 10000]. Got 10001"),
-        ([Step("flatten"), Step("linear", 10_000), Step("linear", 10_000)], "must be a whole number in [0, 10000000]"),
-        ([Step("conv", 335, (1, 1))], "features behind layer 1, conv,' must be a whole number in [1, 262144]"),
-        ([Step("conv", 4, (29, 29))], "window of layer 1, conv,' must be a whole number in [1, 28]. Got 29"),
-        ([Step("conv", 4, padding=(60_000, 60_000))], "padding of layer 1, conv,'"),
-        ([Step("max_pool", 0, (2, 2), (2, 2), (2, 2))], "padding of layer 1, max_pool,'"),
-        ([Step("conv", 4), Step("linear", 4)], "must be flat: put a Flatten before it"),
-        ([Step("conv", 4, (28, 28)), Step("conv", 4, (3, 3))], "at least as large as its kernel"),
-        ([Step("conv", 4, groups=2), Step("flatten")], "a divisor of 1 and of 4. Got 2"),
-        ([Step("relu")] * 65, "number of layers' must be a whole number in [1, 64]"),
+        (
+            [LayerStep("flatten"), LayerStep("linear", 10_000), LayerStep("linear", 10_000)],
+            "must be a whole number in [0, 10000000]",
+        ),
+        ([LayerStep("conv", 335, (1, 1))], "features behind layer 1, conv,' must be a whole number in [1, 262144]"),
+        ([LayerStep("conv", 4, (29, 29))], "window of layer 1, conv,' must be a whole number in [1, 28]. Got 29"),
+        ([LayerStep("conv", 4, padding=(60_000, 60_000))], "padding of layer 1, conv,'"),
+        ([LayerStep("max_pool", 0, (2, 2), (2, 2), (2, 2))], "padding of layer 1, max_pool,'"),
+        ([LayerStep("conv", 4), LayerStep("linear", 4)], "must be flat: put a Flatten before it"),
+        ([LayerStep("conv", 4, (28, 28)), LayerStep("conv", 4, (3, 3))], "at least as large as its kernel"),
+        ([LayerStep("conv", 4, groups=2), LayerStep("flatten")], "a divisor of 1 and of 4. Got 2"),
+        ([LayerStep("relu")] * 65, "number of layers' must be a whole number in [1, 64]"),
         ([], "number of layers' must be a whole number in [1, 64]. Got 0"),
     ],
     ids=["wide", "parameters", "features", "window", "padding", "pool", "maps", "kernel", "groups", "long", "empty"],
@@ -356,7 +359,7 @@ STEP = (5, grid_codes.EXPONENT_COUNTS), (0, 8)
 )
 def test_a_few_bytes_that_claim_millions_of_weights_take_no_time(claims):
     writer = ShortRangeWriter()
-    code_outline(writer, [Step("flatten"), Step("linear", 10_000)])
+    code_outline(writer, [LayerStep("flatten"), LayerStep("linear", 10_000)])
     content = by_hand(*claims, writer=writer)
     start = time.perf_counter()
     refused_or_read(content)
@@ -366,7 +369,7 @@ def test_a_few_bytes_that_claim_millions_of_weights_take_no_time(claims):
 @pytest.mark.slow
 def test_a_few_bytes_that_hold_millions_of_zeros_are_read_in_seconds():
     writer = ShortRangeWriter()
-    code_outline(writer, [Step("flatten"), Step("linear", 10_000)])
+    code_outline(writer, [LayerStep("flatten"), LayerStep("linear", 10_000)])
     code_choice(writer, 1, grid_codes.WAY_COUNTS)
     writer.whole(257, 258)
     writer.matrix(np.zeros((10_000, 784), dtype=int), 2)

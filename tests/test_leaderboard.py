@@ -12,7 +12,7 @@ from digits import MNIST
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import Entry, leaderboard, score_leaderboard, submit
 from kd_lab.compression.leaderboard import PUBLISHED, PUBLISHED_OPEN, submissions
-from kd_lab.compression.records import frontier, load_records
+from kd_lab.compression.records import load_records, record_frontier
 from kd_lab.compression.rules import Rule, score_files
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
@@ -244,7 +244,7 @@ def test_a_label_is_a_few_letters_and_digits(content, tmp_path, label):
 
 def test_of_the_records_the_files_of_seed_0_stand_beside_the_papers():
     board = score_leaderboard("lenet300", SMALL)
-    sizes = [record.scores.sizes[0] for record in frontier(load_records(), "lenet300")]
+    sizes = [record.scores.sizes[0] for record in record_frontier(load_records(), "lenet300")]
     assert [entry.bytes for entry in board.entries] == sizes and "kd_lab, within 1.64 %" in repr(board)
     axes = board.plot()
     texts = {text.get_text() for text in axes.texts}
@@ -264,7 +264,7 @@ def test_on_the_open_board_stands_any_network_with_its_bytes(content, tmp_path):
     (tmp_path / "a.kdz").write_bytes(content)
     entry = submit(tmp_path / "a.kdz", "me", SMALL)
     board = score_leaderboard("open", SMALL)
-    sizes = [record.scores.sizes[0] for record in frontier(load_records(), "open")]
+    sizes = [record.scores.sizes[0] for record in record_frontier(load_records(), "open")]
     assert [each.bytes for each in board.entries] == sorted([*sizes, entry.bytes]) and entry in board.entries
     rows = repr(board).splitlines()
     assert rows[0].split() == ["open", "bytes", "network", "test", "error,", "%", "95", "%", "interval"]

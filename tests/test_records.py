@@ -11,7 +11,7 @@ import pytest
 from digits import MNIST
 
 from kd_lab.compression import records, score_leaderboard
-from kd_lab.compression.records import enter_record, frontier, load_records, read_again, rescore, standing_record
+from kd_lab.compression.records import enter_record, load_records, read_again, record_frontier, rescore, standing_record
 from kd_lab.compression.rules import OPEN, ErrorDifference, Scores, error_difference
 from kd_lab.data import Mnist
 from kd_lab.errors import ParameterError, StorageError
@@ -124,10 +124,10 @@ def test_the_smallest_within_the_limit_stands(board, limit, place):
 
 
 def test_on_the_frontier_no_other_is_smaller_and_better():
-    assert [each.scores.bytes for each in frontier(SOME, OPEN)] == [500, 1400, 1500, 1700]
-    assert [each.scores.bytes for each in frontier(SOME, "lenet5")] == [1500, 1700]
-    assert frontier([*SOME, made("lenet5", 1.0, 1400, 0.7)], "lenet5")[0].scores.error == 0.7
-    assert frontier(SOME, "cnn") == [] and frontier([SOME[1]] * 2, OPEN) == [SOME[1]]
+    assert [each.scores.bytes for each in record_frontier(SOME, OPEN)] == [500, 1400, 1500, 1700]
+    assert [each.scores.bytes for each in record_frontier(SOME, "lenet5")] == [1500, 1700]
+    assert record_frontier([*SOME, made("lenet5", 1.0, 1400, 0.7)], "lenet5")[0].scores.error == 0.7
+    assert record_frontier(SOME, "cnn") == [] and record_frontier([SOME[1]] * 2, OPEN) == [SOME[1]]
 
 
 # entering one

@@ -18,7 +18,7 @@ from kd_lab.networks.sequences import (
     MAX_FEATURES,
     MAX_OUTPUTS,
     MAX_STEPS,
-    Step,
+    LayerStep,
     build_sequence,
     flattened,
     input_shapes,
@@ -26,7 +26,7 @@ from kd_lab.networks.sequences import (
 )
 
 IMAGES = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-CONV, LINEAR, FLATTEN = Step("conv", 4, (3, 3)), Step("linear", 10), Step("flatten")
+CONV, LINEAR, FLATTEN = LayerStep("conv", 4, (3, 3)), LayerStep("linear", 10), LayerStep("flatten")
 
 
 def rich():
@@ -62,7 +62,7 @@ def test_a_second_flatten_has_a_name_of_its_own():
 def test_what_is_built_from_the_steps_is_the_same_network():
     flat = flattened(rich())
     steps = steps_of(flat)
-    assert [step.kind for step in steps].count(AGAIN) == 1 and steps[5] == Step(AGAIN, place=3)
+    assert [step.kind for step in steps].count(AGAIN) == 1 and steps[5] == LayerStep(AGAIN, place=3)
     built = build_sequence(steps)
     assert [type(each) for each in built] == [type(each) for each in flat]
     assert built.conv3 is built.conv2 and copy.deepcopy(built).conv3.weight is not built.conv2.weight
@@ -83,8 +83,8 @@ def steps(draw):
         window = draw(WINDOWS), draw(WINDOWS), draw(st.sampled_from([(0, 0), (1, 0), (1, 2)]))
         numbers = {"conv": (draw(st.integers(1, 6)), *window), "max_pool": (0, *window), "average_pool": (0, *window)}
         place = draw(st.integers(0, 5)) if kind == AGAIN else 0
-        found.append(Step(kind, *numbers.get(kind, ()), place=place))
-    return [*found, *draw(st.sampled_from([[], [FLATTEN, LINEAR], [Step("mean"), FLATTEN, LINEAR]]))]
+        found.append(LayerStep(kind, *numbers.get(kind, ()), place=place))
+    return [*found, *draw(st.sampled_from([[], [FLATTEN, LINEAR], [LayerStep("mean"), FLATTEN, LINEAR]]))]
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
@@ -104,32 +104,38 @@ def test_the_shapes_by_the_numbers_are_those_that_torch_computes(steps):
     ("steps", "part"),
     [
         ([], "number of layers' must be a whole number in [1, 64]. Got 0"),
-        ([Step("relu")] * (MAX_STEPS + 1), "Got 65"),
-        ([Step("conv", MAX_OUTPUTS + 1)], "[1, 10000]. Got 10001"),
-        ([Step("conv", 0)], "[1, 10000]. Got 0"),
-        ([Step("conv", 4, (0, 3))], "window of layer 1, conv,' must be a whole number in [1, 28]. Got 0"),
-        ([Step("conv", 4, (3, 29))], "Got 29"),
-        ([Step("conv", 4, stride=(1, 0))], "window of layer 1, conv,' must be a whole number in [1, 28]. Got 0"),
-        ([Step("conv", 4, padding=(0, 29))], "padding of layer 1, conv,' must be a whole number in [0, 28]. Got 29"),
-        ([Step("max_pool", 0, (3, 3), padding=(2, 0))], "in [0, 1]. Got 2"),
-        ([Step("conv", 4, groups=0)], "groups of layer 1, conv,' must be a whole number in [1, 10000]. Got 0"),
-        ([CONV, Step("conv", 4, groups=3)], "a divisor of 4 and of 4. Got 3"),
+        ([LayerStep("relu")] * (MAX_STEPS + 1), "Got 65"),
+        ([LayerStep("conv", MAX_OUTPUTS + 1)], "[1, 10000]. Got 10001"),
+        ([LayerStep("conv", 0)], "[1, 10000]. Got 0"),
+        ([LayerStep("conv", 4, (0, 3))], "window of layer 1, conv,' must be a whole number in [1, 28]. Got 0"),
+        ([LayerStep("conv", 4, (3, 29))], "Got 29"),
+        ([LayerStep("conv", 4, stride=(1, 0))], "window of layer 1, conv,' must be a whole number in [1, 28]. Got 0"),
         (
-            [Step("conv", MAX_FEATURES // 784 + 1)],
+            [LayerStep("conv", 4, padding=(0, 29))],
+            "padding of layer 1, conv,' must be a whole number in [0, 28]. Got 29",
+        ),
+        ([LayerStep("max_pool", 0, (3, 3), padding=(2, 0))], "in [0, 1]. Got 2"),
+        ([LayerStep("conv", 4, groups=0)], "groups of layer 1, conv,' must be a whole number in [1, 10000]. Got 0"),
+        ([CONV, LayerStep("conv", 4, groups=3)], "a divisor of 4 and of 4. Got 3"),
+        (
+            [LayerStep("conv", MAX_FEATURES // 784 + 1)],
             "features behind layer 1, conv,' must be a whole number in [1, 262144]",
         ),
         (
-            [FLATTEN, *[Step("linear", MAX_OUTPUTS)] * 2],
+            [FLATTEN, *[LayerStep("linear", MAX_OUTPUTS)] * 2],
             "number of parameters' must be a whole number in [0, 10000000]",
         ),
         ([CONV, LINEAR], "must be flat: put a Flatten before it"),
         ([FLATTEN, CONV], "no Flatten may be before it"),
-        ([Step("conv", 4, (28, 28)), CONV], "at least as large as its kernel. Got (4, 1, 1)"),
-        ([CONV, Step(AGAIN, place=1)], "must be that of an earlier layer with weights. Got 1"),
-        ([CONV, Step(AGAIN, place=-1)], "Got -1"),
-        ([CONV, Step("relu"), Step(AGAIN, place=1)], "that of an earlier layer with weights. Got 1"),
-        ([CONV, Step(AGAIN, place=0)], "input of layer 2, again,' must be 1. Got 4"),
-        ([FLATTEN, Step("linear", 784), Step("relu"), Step(AGAIN, place=1), CONV], "no Flatten may be before it"),
+        ([LayerStep("conv", 4, (28, 28)), CONV], "at least as large as its kernel. Got (4, 1, 1)"),
+        ([CONV, LayerStep(AGAIN, place=1)], "must be that of an earlier layer with weights. Got 1"),
+        ([CONV, LayerStep(AGAIN, place=-1)], "Got -1"),
+        ([CONV, LayerStep("relu"), LayerStep(AGAIN, place=1)], "that of an earlier layer with weights. Got 1"),
+        ([CONV, LayerStep(AGAIN, place=0)], "input of layer 2, again,' must be 1. Got 4"),
+        (
+            [FLATTEN, LayerStep("linear", 784), LayerStep("relu"), LayerStep(AGAIN, place=1), CONV],
+            "no Flatten may be before it",
+        ),
     ],
 )
 def test_numbers_beyond_bounds_are_refused_before_a_tensor_is_made(steps, part):

@@ -28,7 +28,7 @@ from kd_lab.compression.designs import (
     stop_limits,
     train_design,
 )
-from kd_lab.compression.frontiers import frontier, plot_frontier
+from kd_lab.compression.frontiers import plot_frontier, trial_frontier
 from kd_lab.compression.recipe import Teaching, check_recipe
 from kd_lab.compression.search import MAX_BITS, MIN_BITS, best_trial, check_smallest, in_time, quiet_study
 from kd_lab.data import Mnist
@@ -132,7 +132,7 @@ class ArchitectureSearch:
     @property
     def frontier(self) -> list[ArchitectureTrial]:
         """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
-        return frontier(self.trials)
+        return trial_frontier(self.trials)
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draw the error over the bytes of every trial, the frontier, the best and the budget.

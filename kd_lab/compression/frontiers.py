@@ -1,6 +1,6 @@
-"""The frontier of a search: the trials that no other beats in bytes and in accuracy, and its picture."""
+"""The frontier of files, records or trials: those that no other beats in bytes and in error; and its picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 import matplotlib.pyplot as plt
@@ -25,16 +25,22 @@ class Measured(Protocol):
         """Return how many images of the validation part it reads correctly."""
 
 
+Found = TypeVar("Found")
 Made = TypeVar("Made", bound=Measured)
 
 
-def frontier(trials: Sequence[Made]) -> list[Made]:
-    """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
-    kept: list[Made] = []
-    for trial in sorted(trials, key=lambda trial: (trial.bytes, -trial.accuracy.value)):
-        if not kept or trial.accuracy.value > kept[-1].accuracy.value:
-            kept.append(trial)
+def frontier(found: Iterable[Found], size_and_error: Callable[[Found], tuple[float, float]]) -> list[Found]:
+    """Return those that no other beats in size and in error, the smallest first; of two alike, the first."""
+    kept: list[Found] = []
+    for each in sorted(found, key=size_and_error):
+        if not kept or size_and_error(each)[1] < size_and_error(kept[-1])[1]:
+            kept.append(each)
     return kept
+
+
+def trial_frontier(trials: Iterable[Made]) -> list[Made]:
+    """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
+    return frontier(trials, lambda trial: (trial.bytes, -trial.accuracy.value))
 
 
 def plot_frontier(groups: dict[str, list[Made]], most_bytes: int | None, axes: Axes | None = None) -> Axes:

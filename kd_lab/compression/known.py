@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
+from kd_lab.compression.frontiers import frontier
 from kd_lab.compression.leaderboard import submissions_by_label
 from kd_lab.errors import KdLabError
 from kd_lab.formats.kdz import check_packed, read_packed
@@ -62,10 +63,8 @@ def best_within(files: Iterable[KnownFile], budget: float) -> KnownFile | None:
 
 def error_frontier(files: Iterable[KnownFile]) -> list[KnownFile]:
     """Return the files than which no other is as small and better, the smallest first."""
-    files = list(files)
-    sizes = sorted({each.bytes for each in files})
-    best = dict.fromkeys(best_within(files, size) for size in sizes)
-    return [each for each in best if each is not None]
+    measured = [(each.bytes, each.error, each) for each in files if each.error is not None]
+    return [each for *_, each in frontier(measured, lambda found: found[:2])]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from kd_lab.compression.records import SizeRecord, frontier, load_records, read_again, standing_record
+from kd_lab.compression.records import SizeRecord, load_records, read_again, record_frontier, standing_record
 from kd_lab.compression.rules import (
     OPEN,
     Rule,
@@ -251,7 +251,7 @@ def score_leaderboard(network: str, data: Mnist) -> Leaderboard:
 def _shipped(network: str, data: Mnist) -> Iterator[Entry]:
     """Score the file of seed 0, which need not be the best, of each record that no other surpasses."""
     records = load_records()
-    for record in frontier(records, network):
+    for record in record_frontier(records, network):
         try:
             yield _entry(_label_of(record, network, records), read_again(record, 0, data))
         except KdLabError as error:

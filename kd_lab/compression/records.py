@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from kd_lab.compression.frontiers import frontier
 from kd_lab.compression.rules import (
     LIMITS,
     OPEN,
@@ -104,13 +105,9 @@ def standing_record(records: Iterable[SizeRecord], board: str, limit: float) -> 
     return min(fitting, key=lambda each: each.scores.bytes, default=None)
 
 
-def frontier(records: Iterable[SizeRecord], board: str) -> list[SizeRecord]:
+def record_frontier(records: Iterable[SizeRecord], board: str) -> list[SizeRecord]:
     """Return the records of a board than which no other is both smaller and better, the smallest first."""
-    found: list[SizeRecord] = []
-    for each in sorted(on_board(records, board), key=lambda each: (each.scores.bytes, each.scores.error)):
-        if not found or each.scores.error < found[-1].scores.error:
-            found.append(each)
-    return found
+    return frontier(on_board(records, board), lambda each: (each.scores.bytes, each.scores.error))
 
 
 def on_board(records: Iterable[SizeRecord], board: str) -> list[SizeRecord]:

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kd_lab.compression.frontiers import frontier, plot_frontier
+from kd_lab.compression.frontiers import plot_frontier, trial_frontier
 from kd_lab.compression.recipe import Teaching, check_recipe, run_stages
 from kd_lab.compression.stages import Prune, Share
 from kd_lab.cost import count_parameters
@@ -275,7 +275,7 @@ class Search:
     @property
     def frontier(self) -> list[RecipeTrial]:
         """Return the trials, by bytes, that no other beats in both bytes and accuracy."""
-        return frontier(self.trials)
+        return trial_frontier(self.trials)
 
     def plot(self) -> Axes:
         """Draw the error over the bytes of every trial, the frontier, the hand-set trial and the best."""

@@ -15,7 +15,7 @@ from kd_lab.networks.sequences import (
     POOLS,
     SEQUENCE,
     WITH_TENSORS,
-    Step,
+    LayerStep,
     build_sequence,
     flattened,
     input_shapes,
@@ -26,7 +26,7 @@ from kd_lab.pruning.channels import Form, build_form, form_choices, form_of
 
 Stream = ShortRangeWriter | ShortRangeReader
 NOTHING = Form(SEQUENCE, [], {}, [])  # what a reader is given
-Outline = Form | list[Step]  # what a file says of a network of the kit, and of any other
+Outline = Form | list[LayerStep]  # what a file says of a network of the kit, and of any other
 
 # both only ever get longer: a place is what a file has
 NETWORKS = SEQUENCE, "student", "mlp128", "lenet300", "cnn", "lenet5", "lenet5_classic", "resnet", "lstm", "vit"
@@ -130,65 +130,65 @@ def _code_form(stream: Stream, form: Form, architecture: str) -> Form:
     return Form(architecture, removed, widths, biased)
 
 
-def _code_steps(stream: Stream, steps: list[Step]) -> list[Step]:
+def _code_steps(stream: Stream, steps: list[LayerStep]) -> list[LayerStep]:
     """Code the kind and the numbers of each layer, until one is the end."""
-    found: list[Step] = []
+    found: list[LayerStep] = []
     before = ""
     while True:
-        step = steps[len(found)] if len(found) < len(steps) else Step(END)
+        step = steps[len(found)] if len(found) < len(steps) else LayerStep(END)
         place = code_choice(stream, STEP_KINDS.index(step.kind), KIND_COUNTS[before] + SPARE_KINDS)
         if place >= len(STEP_KINDS):
             raise ValueError("it has a kind of layer that this kd_lab doesn't know. Update kd_lab.")
         if place == 0:
             return found
-        shape = input_shapes([*found, Step("relu")])[-1]  # which says so where those before don't fit
+        shape = input_shapes([*found, LayerStep("relu")])[-1]  # which says so where those before don't fit
         found.append(_code_step(stream, step, STEP_KINDS[place], found, shape[0]))
         before = found[found[-1].place].kind if found[-1].kind == AGAIN else found[-1].kind
 
 
-def _code_step(stream: Stream, step: Step, kind: str, before: list[Step], channels: int) -> Step:
+def _code_step(stream: Stream, step: LayerStep, kind: str, before: list[LayerStep], channels: int) -> LayerStep:
     """Code the numbers of a layer that reads so many channels."""
     if kind == AGAIN:
         earlier = [place for place, each in enumerate(before) if each.kind in WITH_TENSORS]
         if not earlier:
             raise ValueError("it runs a layer again where there is none before.")
         chosen = earlier.index(step.place) if step.kind == AGAIN else 0
-        return Step(AGAIN, place=earlier[stream.whole(chosen, len(earlier))])
+        return LayerStep(AGAIN, place=earlier[stream.whole(chosen, len(earlier))])
     if kind in POOLS:
         return _code_pool(stream, step, kind)
     if kind == "conv":
         return _code_convolution(stream, step, channels)
     if kind == "linear":
         outputs = 1 + _number(stream, step.outputs - 1, 2)
-        return Step(kind, outputs, bias=not code_choice(stream, not step.bias, SELDOM))
-    return Step(kind)
+        return LayerStep(kind, outputs, bias=not code_choice(stream, not step.bias, SELDOM))
+    return LayerStep(kind)
 
 
-def _code_pool(stream: Stream, step: Step, kind: str) -> Step:
-    usual = Step(kind, kernel=(2, 2), stride=(2, 2))
+def _code_pool(stream: Stream, step: LayerStep, kind: str) -> LayerStep:
+    usual = LayerStep(kind, kernel=(2, 2), stride=(2, 2))
     if code_choice(stream, step == usual, USUAL):
         return usual
     square = bool(code_choice(stream, _is_square(step), USUAL))
     kernel = _pair(stream, step.kernel, square, 1)
     stride = kernel if code_choice(stream, step.stride == step.kernel, USUAL) else _pair(stream, step.stride, square, 1)
-    return Step(kind, 0, kernel, stride, _pair(stream, step.padding, square, 0))
+    return LayerStep(kind, 0, kernel, stride, _pair(stream, step.padding, square, 0))
 
 
-def _code_convolution(stream: Stream, step: Step, channels: int) -> Step:
-    usual = code_choice(stream, step == Step("conv", step.outputs, step.kernel[:1] * 2), USUAL)
+def _code_convolution(stream: Stream, step: LayerStep, channels: int) -> LayerStep:
+    usual = code_choice(stream, step == LayerStep("conv", step.outputs, step.kernel[:1] * 2), USUAL)
     square = bool(usual or code_choice(stream, _is_square(step), USUAL))
     kernel = _pair(stream, step.kernel, square, 1, 2)
     if usual:
-        return Step("conv", 1 + _number(stream, step.outputs - 1, 2), kernel)
+        return LayerStep("conv", 1 + _number(stream, step.outputs - 1, 2), kernel)
     stride, padding = _pair(stream, step.stride, square, 1), _pair(stream, step.padding, square, 0)
     kind = 0 if step.groups == 1 else 1 if step.groups == channels else 2
     kind = code_choice(stream, kind, GROUPS)
     groups = (1, channels)[kind] if kind < 2 else 1 + _number(stream, step.groups - 1, 1)
     outputs = groups * (1 + _number(stream, step.outputs // groups - 1, 2 if kind == 0 else 0))
-    return Step("conv", outputs, kernel, stride, padding, groups, bool(code_choice(stream, step.bias, EVEN)))
+    return LayerStep("conv", outputs, kernel, stride, padding, groups, bool(code_choice(stream, step.bias, EVEN)))
 
 
-def _is_square(step: Step) -> bool:
+def _is_square(step: LayerStep) -> bool:
     return all(pair[0] == pair[1] for pair in (step.kernel, step.stride, step.padding))
 
 

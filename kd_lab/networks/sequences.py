@@ -41,7 +41,7 @@ MAX_PARAMETERS = 10_000_000  # what the largest packed file holds in float32
 Shape = tuple[int, ...]
 
 
-class Step(NamedTuple):
+class LayerStep(NamedTuple):
     """What is run at one place: a new layer and its numbers, or the layer of the step at `place` again."""
 
     kind: str
@@ -71,7 +71,7 @@ def flattened(model: nn.Module) -> nn.Sequential:
     return sequence(*(layer for _, layer in sequential_steps(model) if type(layer) not in LEFT_OUT))
 
 
-def steps_of(model: nn.Sequential) -> list[Step]:
+def steps_of(model: nn.Sequential) -> list[LayerStep]:
     """Return the steps of what `flattened` gives; raise a ParameterError that names a layer that none describes."""
     layers = [*model._modules.items()]  # named_children() would leave out a layer's second place
     first: dict[nn.Module, int] = {}
@@ -79,14 +79,14 @@ def steps_of(model: nn.Sequential) -> list[Step]:
     for place, (name, layer) in enumerate(layers):
         step = _step(name, layer)
         again = step.kind in WITH_TENSORS and first.setdefault(layer, place) < place
-        steps.append(Step(AGAIN, place=first[layer]) if again else step)
+        steps.append(LayerStep(AGAIN, place=first[layer]) if again else step)
     for step, shape, (name, layer) in zip(steps, input_shapes(steps), layers, strict=True):
         if step.kind != AGAIN:
             _check_alike(name, layer, _layer(step, shape))
     return steps
 
 
-def build_sequence(steps: Sequence[Step]) -> nn.Sequential:
+def build_sequence(steps: Sequence[LayerStep]) -> nn.Sequential:
     """Build a network from its steps, with initial weights, laid out and named as the kit's are.
 
     Raises a ParameterError, before any tensor is made, for steps that don't fit together or are beyond bounds.
@@ -99,7 +99,7 @@ def build_sequence(steps: Sequence[Step]) -> nn.Sequential:
     return model
 
 
-def input_shapes(steps: Sequence[Step]) -> list[Shape]:
+def input_shapes(steps: Sequence[LayerStep]) -> list[Shape]:
     """Return the shape of what each step reads of one image, by the numbers alone.
 
     Raises a ParameterError for the first step that doesn't fit, or whose numbers or answers are beyond bounds.
@@ -125,7 +125,7 @@ def input_shapes(steps: Sequence[Step]) -> list[Shape]:
     return shapes
 
 
-def _check_numbers(named: str, step: Step, shape: Shape) -> int:
+def _check_numbers(named: str, step: LayerStep, shape: Shape) -> int:
     """Return how many parameters a new layer has; raise a ParameterError unless its numbers are in bounds."""
     for size in step.kernel + step.stride:
         check_whole_number(f"window of {named}", size, f"[1, {MAX_WINDOW}]")
@@ -140,7 +140,7 @@ def _check_numbers(named: str, step: Step, shape: Shape) -> int:
     return 4 * shape[0] if step.kind == "norm" else 0
 
 
-def _output(named: str, step: Step, shape: Shape) -> Shape:
+def _output(named: str, step: LayerStep, shape: Shape) -> Shape:
     """Return the shape of what a layer makes of one of this shape."""
     if step.kind == "relu":
         return shape
@@ -161,16 +161,16 @@ def _output(named: str, step: Step, shape: Shape) -> Shape:
     return step.outputs if step.kind == "conv" else channels, *left
 
 
-def _step(name: str, layer: nn.Module) -> Step:
+def _step(name: str, layer: nn.Module) -> LayerStep:
     """Return what is run in a new layer."""
     kind = next(kind for kind, made in KINDS.items() if type(layer) is made)
     if kind not in ("conv", *POOLS):
         outputs = layer.out_features if kind == "linear" else 0
-        return Step(kind, outputs, bias=kind != "linear" or layer.bias is not None)
+        return LayerStep(kind, outputs, bias=kind != "linear" or layer.bias is not None)
     kernel, stride, padding = (_whole_pair(name, each, layer) for each in ("kernel_size", "stride", "padding"))
     if kind in POOLS:
-        return Step(kind, 0, kernel, stride, padding)
-    return Step(kind, layer.out_channels, kernel, stride, padding, layer.groups, layer.bias is not None)
+        return LayerStep(kind, 0, kernel, stride, padding)
+    return LayerStep(kind, layer.out_channels, kernel, stride, padding, layer.groups, layer.bias is not None)
 
 
 def _whole_pair(name: str, number: str, layer: nn.Module) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def _whole_pair(name: str, number: str, layer: nn.Module) -> tuple[int, int]:
     return rows, columns
 
 
-def _layer(step: Step, shape: Shape) -> nn.Module:
+def _layer(step: LayerStep, shape: Shape) -> nn.Module:
     """Build the layer of a step that reads this shape."""
     window = step.kernel, step.stride, step.padding
     with initial_weights(0):
