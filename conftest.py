@@ -1,7 +1,7 @@
 """Make nbval strict: a cell also fails on what it would let pass (a bad magic, an error in a thread or a callback).
 
 With `--again` the cells of a lesson run twice: the second time must give the same numbers. Then those that take no more
-than two seconds run from the end, as a learner may go back.
+than a second run from the end, as a learner may go back.
 """
 
 import os
@@ -17,7 +17,7 @@ from nbval.plugin import IPyNbCell
 collect_ignore = ["notebooks/mine"]  # a learner's copies
 TROUBLE = re.compile(r"^UsageError:|Traceback \(most recent call last\)|^Exception in thread", re.MULTILINE)
 TIMES = re.compile(r"[\d.]+ (seconds|ms)|training: .*|search: .*|.* images?, ms .*| at 0x\w+")  # and addresses
-LONG = 2  # seconds
+LONG = 1  # second
 STRICT_KERNEL = Path(__file__).parent / "tests" / "strict_kernel.py"
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdz_decoder import decode
 from torch import nn
 
+from kd_lab.compression.records import load_records
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.factorization import factorize
 from kd_lab.formats import compact, grid_codes, kdz, outlines
@@ -155,9 +156,9 @@ def assert_decoded(content, loaded):
 
 @pytest.mark.slow
 def test_the_second_decoder_reads_every_file_of_the_records():
-    paths = sorted(RESULTS.rglob("*.kdz"))
-    assert paths
-    for path in paths:
+    records = load_records()
+    assert records
+    for path in sorted({RESULTS / name for record in records for name in record.files}):
         assert_decoded(path.read_bytes(), load_packed(path))
 
 
@@ -223,7 +224,7 @@ def test_weights_that_are_no_numbers_are_refused():
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from([three_convolutions, separable, shared, lambda: small_student(7)]),
     st.integers(0, 1000),
