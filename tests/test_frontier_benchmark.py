@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from benchmarks import _campaign, frontier, hinton
 from benchmarks import _frontier_controls as controls
 from benchmarks.deep_compression import SETTINGS
-from kd_lab.compression import FineTune, Prune, PruneUnits, Quantize, Share
+from kd_lab import checkpoints
 from kd_lab.data import Mnist, Split
 from kd_lab.distillation import distillation_loss
 from kd_lab.results import Record
@@ -101,10 +101,12 @@ def test_a_student_learns_from_all_images_and_begins_as_that_of_unmoved_ones(nam
     assert reaches == [2] and (given["loss"] is F.cross_entropy) == (name == "student")
 
 
-def test_the_steps_of_a_recipe_are_those_of_all_its_stages():
-    recipe = [PruneUnits(0.5, 8), Prune(0.9, 12, 8), FineTune(60), Quantize(3, 20), Share(3, 10, 2)]
-    assert controls.spent(recipe) == 8 + 12 * 8 + 60 + 20 + 10 == controls.TRAINING["lenet300"]["epochs"]
-    assert controls.TRAINING["lenet300"]["batch_size"] == SETTINGS["batch_size"]
+def test_a_network_of_the_kit_learns_by_its_own_recipe_in_the_batches_of_compression():
+    for name in ("lenet300", "lenet5"):
+        given, own = controls.TRAINING[name], checkpoints.RECIPES[name]
+        assert all(given[key] == own[key] for key in ("learning_rate", "weight_decay"))
+        assert given["batch_size"] == SETTINGS["batch_size"] and given["steps_per_epoch"] == SETTINGS["steps_per_epoch"]
+        assert given["epochs"] == controls.TRAINING["student"]["epochs"]
 
 
 def test_student_and_teacher_see_the_same_moved_image(small):

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import _campaign, frontier
 from benchmarks import _frontier_files as files
+from benchmarks._frontier_files import Recipe
 from benchmarks.deep_compression import RATES
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, PruneUnits
@@ -19,9 +20,10 @@ from kd_lab.formats.kdz import load_packed, unpack
 from kd_lab.results import Record
 
 SHORT = {
-    "open": (Grid(3, 1),),
-    "lenet5": (PruneUnits(0.9, 0), Grid(3, 1)),
-    "lenet300": (PruneUnits(0.9, 0), Grid(3, 1)),
+    "tiny": Recipe("open", (Grid(3, 1),), (4, 6, 9), 1),
+    "small": Recipe("open", (Grid(3, 1),), (4, 8, 10), 1),
+    "lenet5": Recipe("lenet5", (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),)),
+    "lenet300": Recipe("lenet300", (PruneUnits(0.9, 0), Grid(3, 1))),
 }
 
 
@@ -31,42 +33,52 @@ def small(mnist):
 
 
 @pytest.fixture
-def quick(monkeypatch, small, in_this_process, tmp_path):
+def short(monkeypatch):
+    """Have short recipes in place of those that were run."""
+    monkeypatch.setattr(files, "RECIPES", SHORT)
+
+
+@pytest.fixture
+def quick(monkeypatch, small, short, in_this_process, tmp_path):
     """Let each recipe take a step or two, on few images, and record into an empty folder."""
     for module in ("kd_lab.results", "benchmarks", "benchmarks._frontier_files"):
         monkeypatch.setattr(f"{module}.RESULTS", tmp_path / "results")
     monkeypatch.setattr(_campaign, "mnist", lambda: small)
     monkeypatch.setattr(files, "START", files.START | {"steps_per_epoch": 2, "batch_size": 20})
     monkeypatch.setattr(files, "SETTINGS", files.SETTINGS | {"steps_per_epoch": 2, "batch_size": 20})
-    recipes = {name: replace(recipe, stages=SHORT[recipe.group], epochs=1) for name, recipe in files.RECIPES.items()}
-    monkeypatch.setattr(files, "RECIPES", recipes)
     return tmp_path / "results"
 
 
 def test_a_file_of_any_network_holds_what_its_recipe_made(quick, small, monkeypatch):
-    name = next(name for name, recipe in files.RECIPES.items() if recipe.group == files.OPEN)
     kept = []
     pack = files.pack
     monkeypatch.setattr(files, "pack", lambda model, coder: kept.append(pack(model, coder)) or kept[0])
-    made = files.make(name, 0, small)
+    made = files.make("tiny", 0, small)
     assert made["bytes"] == len(kept[0]) and 0 < made["validation_error"] <= 100
-    widths = files.RECIPES[name].widths
     found = [len(layer.weight) for layer in unpack(kept[0]).modules() if hasattr(layer, "weight")]
-    assert tuple(found) == (*widths, 10)  # no BatchNorm is left
+    assert found == [4, 6, 9, 10]  # no BatchNorm is left
 
 
 @pytest.mark.parametrize("group", ["lenet5", "lenet300"])
-def test_a_network_of_the_kit_begins_trained_and_sees_moved_images(group, small, monkeypatch):
-    given = {}
-    monkeypatch.setattr(files, "compress", lambda *args, **settings: given.update(args=args, settings=settings) or Made)
-    name = next(name for name, recipe in files.RECIPES.items() if recipe.group == group)
-    assert files.RECIPES[name].compressed(0, small) == "made"
-    start, teacher, data, stages = given["args"]
+def test_a_network_of_the_kit_begins_trained_and_sees_moved_images(group, small, short, monkeypatch):
+    calls = []
+    monkeypatch.setattr(files, "compress", lambda *args, **settings: calls.append((args, settings)) or Made)
+    assert SHORT[group].compressed(0, small) == "made"
+    (start, teacher, data, stages), settings = calls[0]
     assert start.architecture == group and teacher.architecture == files.TEACHERS[group]
     assert torch.equal(start.state_dict()["fc1.bias"], load_trained(group).state_dict()["fc1.bias"])
     assert len(data.train.images) == 9 * len(small.train.images) and data.test is small.test
-    assert stages == [*files.RECIPES[name].stages] and given["settings"]["learning_rate"] == RATES[group]
-    assert given["settings"]["seed"] == 0
+    assert stages == [*SHORT[group].stages] and settings["learning_rate"] == RATES[group]
+    assert settings["seed"] == 0 and len(calls) == (2 if SHORT[group].rounding else 1)
+
+
+def test_a_network_is_rounded_behind_the_other_stages_by_smaller_steps(small, short, monkeypatch):
+    calls = []
+    monkeypatch.setattr(files, "compress", lambda *args, **settings: calls.append((args, settings)) or Made)
+    SHORT["lenet5"].compressed(0, small)
+    (before, _, _, stages), settings = calls[1]
+    assert before == "made" and stages == [Grid(3, 1)]
+    assert settings == calls[0][1] | {"learning_rate": files.SLOWER * RATES["lenet5"]}
 
 
 class Made:
@@ -75,7 +87,7 @@ class Made:
 
 @pytest.mark.slow
 def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, monkeypatch):
-    recipes = {name: files.RECIPES[name] for name in ("open_4_6_9", "lenet5_82")}
+    recipes = {name: SHORT[name] for name in ("tiny", "lenet5")}
     monkeypatch.setattr(files, "load_trained", lambda name, seed=0: load_trained(name))  # others would be trained first
     monkeypatch.setattr(files, "RECIPES", recipes)
     monkeypatch.setattr(frontier, "load_mnist", lambda: small)
@@ -95,23 +107,23 @@ def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, mon
     monkeypatch.setattr(files, "make", None)
     assert frontier.run(rerun=True) == figures == frontier.run(rerun=False)
     assert before == [path.stat().st_mtime_ns for path in sorted(quick.rglob("*.kdz"))] and len(before) == 4
-    monkeypatch.setitem(recipes, "lenet5_82", replace(recipes["lenet5_82"], stages=(FineTune(1),)))
-    assert files.missing() == ["lenet5_82"]
+    monkeypatch.setitem(recipes, "lenet5", replace(recipes["lenet5"], stages=(FineTune(1),)))
+    assert files.missing() == ["lenet5"]
 
 
 @pytest.mark.parametrize(
     ("group", "most", "name"),
     [
-        ("open", 2.5, "open_4_6_9"),
-        ("open", 2.0, "open_4_8_10"),
-        ("open", 1.0, "lenet5_82"),  # any file counts in the open class
-        ("open", 0.5, "lenet5_82"),
-        ("lenet5", 2.5, "lenet5_82"),
-        ("lenet300", 1.9, "lenet300_98"),
+        ("open", 2.5, "tiny"),
+        ("open", 2.0, "small"),
+        ("open", 1.0, "lenet5"),  # any file counts in the open class
+        ("open", 0.5, "lenet5"),
+        ("lenet5", 2.5, "lenet5"),
+        ("lenet300", 1.9, "lenet300"),
     ],
 )
-def test_the_smallest_of_those_that_are_good_enough_is_chosen(group, most, name):
-    ends = {"open_4_6_9": (400, 2.4), "open_4_8_10": (500, 1.9), "lenet5_82": (900, 0.9), "lenet300_98": (800, 1.8)}
+def test_the_smallest_of_those_that_are_good_enough_is_chosen(group, most, name, short):
+    ends = {"tiny": (400, 2.4), "small": (500, 1.9), "lenet5": (900, 0.9), "lenet300": (800, 1.8)}
     rows = {
         key: {"recipe": "", "seeds": [{"bytes": size + way, "validation_error": error + way} for way in (-0.05, 0.05)]}
         for key, (size, error) in ends.items()
@@ -119,7 +131,7 @@ def test_the_smallest_of_those_that_are_good_enough_is_chosen(group, most, name)
     assert files.choose(Record({"seeds": [0, 1], "files": rows}), group, most) == name
 
 
-def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(monkeypatch, capsys):
+def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(short, monkeypatch, capsys):
     entered = []
 
     def enter_record(board, limit, paths, data, **told):
@@ -130,15 +142,15 @@ def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(monkeypatc
         )
 
     monkeypatch.setattr(files, "enter_record", enter_record)
-    rows = {"open_4_6_9": (400, 1.9), "lenet5_82": (900, 0.9)}
+    rows = {"tiny": (400, 1.9), "lenet5": (900, 0.9)}
     made = {name: {"seeds": [{"bytes": size, "validation_error": error}]} for name, (size, error) in rows.items()}
     files.enter_records(Record({"seeds": [0], "files": made}), None)
     command = "python -m benchmarks frontier --rerun"
     assert entered == [
         ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], 17, command, "validation")
-        for limit, name in ((2.0, "open_4_6_9"), (1.0, "lenet5_82"), (0.45, "lenet5_82"))
+        for limit, name in ((2.0, "tiny"), (1.0, "lenet5"), (0.45, "lenet5"))
     ]
-    assert "lenet5_82: these files are no record" in capsys.readouterr().out
+    assert "lenet5: these files are no record" in capsys.readouterr().out
 
 
 def test_the_figures_are_those_of_the_standing_records_that_score_again(monkeypatch, capsys):
@@ -146,7 +158,7 @@ def test_the_figures_are_those_of_the_standing_records_that_score_again(monkeypa
     monkeypatch.setattr(files, "rescore", lambda record, _records, _data: faults.get(record.board, []))
     figures = files.score_records(None)
     assert figures["frontier.open.bytes_at_2_0"] < 500 and figures["frontier.open.bytes_at_2_0.error"] <= 2
-    assert figures["frontier.lenet5.ratio_at_1_00"] == pytest.approx(1122, abs=1)
+    assert figures["frontier.lenet5.ratio_at_1_00"] > 1000
     assert figures["frontier.lenet5.ratio_at_1_00.seeds"] == 5
     assert not [key for key in figures if "lenet300" in key or "0_45" in key]
     said = capsys.readouterr().out
