@@ -17,9 +17,9 @@ from torch import nn
 
 from benchmarks import read
 from benchmarks._campaign import SEEDS, Campaign, error
-from benchmarks.deep_compression import RATES, SETTINGS, TEACHERS, by_layer, moved
+from benchmarks.deep_compression import BEGIN, RATES, SETTINGS, TEACHERS, by_layer, moved
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import FineTune, Grid, Prune, PruneUnits, compress
+from kd_lab.compression import FineTune, Grid, Prune, compress
 from kd_lab.compression.records import enter_record, load_records, rescore, standing_record
 from kd_lab.compression.rules import Scores
 from kd_lab.compression.stages import Stage
@@ -43,12 +43,12 @@ TARGETS = {  # test error, %
     "lenet300": {"1_90": 1.90},
     "lenet5": {"1_00": 1.00, "0_69": 0.69},
 }
-TRIALS = {OPEN: 17, "lenet5": 5, "lenet300": 2}  # settings that were tried, all but those of RECIPES on one seed
+TRIALS = {OPEN: 17, "lenet5": 6, "lenet300": 2}  # settings that were tried, all but those of RECIPES on one seed
 REMARKS = {
     OPEN: "The mean validation error, 2.27 %, is above the limit. No other recipe was made.",
     "lenet300": "Before it one other recipe had been made, of 2,546 bytes. Its test error of 1.92 % had been read when "
     "this one was settled, with a little more left and longer training.",
-    "lenet5": "The rounding was settled on seed 0, by four validation errors.",
+    "lenet5": "Five other ends were tried on seed 0 and left, by their validation errors.",
 }
 COMMAND = "python -m benchmarks frontier --rerun"
 
@@ -83,15 +83,9 @@ class Recipe:
         return model
 
 
-def lenet5_stages(ratios: tuple[float, float, float], sparsity: float) -> tuple[Stage, ...]:
-    """Return the first stages of `lenet5`, with fewer channels, units and weights left than deep compression leaves."""
-    units = PruneUnits(dict(zip(("conv1", "conv2", "fc1"), ratios, strict=True)), 12)
-    return units, Prune(sparsity, 8, 8), FineTune(40)
-
-
 def lenet300_stages(sparsity: float, epochs: int, on_grid: int) -> tuple[Stage, ...]:
     """Return the stages of `lenet300`, with fewer weights left than those of deep compression leave."""
-    return PruneUnits(0.5, 8), Prune(sparsity, 12, 8), FineTune(epochs), Grid(by_layer(2, 3, 4), on_grid)
+    return *BEGIN["lenet300"][:1], Prune(sparsity, 12, 8), FineTune(epochs), Grid(by_layer(2, 3, 4), on_grid)
 
 
 SMALL_GRID = {"conv1": 4, "conv2": 3, "conv3": 3, "fc1": 3}  # bits
@@ -99,7 +93,9 @@ RECIPES = {
     "open_4_6_9": Recipe(OPEN, (Grid(SMALL_GRID, 30),), (4, 6, 9), 30),
     "lenet300_98": Recipe("lenet300", lenet300_stages(0.98, 60, 30)),
     "lenet300_979": Recipe("lenet300", lenet300_stages(0.979, 100, 60)),
-    "lenet5_78": Recipe("lenet5", lenet5_stages((0.75, 0.8, 0.95), 0.78), rounding=(Grid(5, 10), Grid(4, 30))),
+    "lenet5_81": Recipe(
+        "lenet5", (*BEGIN["lenet5"][:1], Prune(0.81, 8, 8), FineTune(60)), rounding=(Grid(5, 10), Grid(4, 40))
+    ),
 }
 
 
