@@ -91,6 +91,7 @@ def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, mon
     monkeypatch.setattr(files, "load_trained", lambda name, seed=0: load_trained(name))  # others would be trained first
     monkeypatch.setattr(files, "RECIPES", recipes)
     monkeypatch.setattr(frontier, "load_mnist", lambda: small)
+    monkeypatch.setattr(frontier, "make_search", lambda _running, _data: None)
     monkeypatch.setattr(frontier, "measure_controls", lambda _running: None)
     monkeypatch.setattr(frontier, "score_records", lambda _data: {"scored": 1})
     for module in (files, _campaign):
