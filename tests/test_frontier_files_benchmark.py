@@ -138,18 +138,19 @@ def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(short, mon
     def enter_record(board, limit, paths, data, **told):
         if board == "lenet5":
             raise ParameterError("these files are no record.")
-        entered.append(
-            (board, limit, [path.name for path in paths], told["trials"], told["command"], told["chosen_on"])
-        )
+        said = (told["command"], told["chosen_on"], told["trials"], told["remarks"])
+        entered.append((board, limit, [path.name for path in paths], said))
 
     monkeypatch.setattr(files, "enter_record", enter_record)
+    monkeypatch.setattr(files, "REMARKS", {"tiny": "small"})
     rows = {"tiny": (400, 1.9), "lenet5": (900, 0.9)}
     made = {name: {"seeds": [{"bytes": size, "validation_error": error}]} for name, (size, error) in rows.items()}
     files.enter_records(Record({"seeds": [0], "files": made}), None)
     command = "python -m benchmarks frontier --rerun"
-    assert entered == [
-        ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], 17, command, "validation")
-        for limit, name in ((2.0, "tiny"), (1.0, "lenet5"), (0.45, "lenet5"))
+    chosen = (2.0, "tiny", 17, "small"), (1.0, "lenet5", 6, ""), (0.45, "lenet5", 6, "")
+    assert entered == [  # what is said is of the recipe that was chosen, whatever the board
+        ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], (command, "validation", trials, remarks))
+        for limit, name, trials, remarks in chosen
     ]
     assert "lenet5: these files are no record" in capsys.readouterr().out
 
