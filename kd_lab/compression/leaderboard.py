@@ -259,9 +259,11 @@ def _shipped(network: str, data: Mnist) -> Iterator[Entry]:
 
 
 def _label_of(record: SizeRecord, network: str, records: list[SizeRecord]) -> str:
-    limits = sorted(each.limit for each in records if each.files == record.files)
+    same = [each for each in records if each.files == record.files]
+    limits = dict.fromkeys(sorted(each.limit for each in same))
     whose = "kd_lab" if record.board == network else record.board
-    return f"{whose}, within {' and '.join(f'{limit:g} %' for limit in dict.fromkeys(limits))}"
+    stands = any(standing_record(records, each.board, each.limit) is each for each in same)
+    return f"{whose}, within {' and '.join(f'{limit:g} %' for limit in limits)}{'' if stands else ', earlier'}"
 
 
 def _submitted(network: str, data: Mnist) -> Iterator[Entry]:
