@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from digits import MNIST
 
 from benchmarks import _frontier_search as searching
 from kd_lab.compression.architectures import ArchitectureSearch, ArchitectureTrial, FailedTrial, StoppedTrial
 from kd_lab.compression.designs import SMALLEST
+from kd_lab.data import Mnist
 from kd_lab.evaluation import Accuracy
 from kd_lab.results import Record
 
@@ -43,6 +45,16 @@ def test_every_trial_of_a_search_is_recorded_and_it_runs_once(running, mnist, mo
     assert [(each["bytes"], each["validation_error"]) for each in search["trials"]] == [(440, 5), (500, 10), (300, 6)]
     assert [each["bytes"] for each in search["frontier"]] == [300, 440] and search["found"]["bytes"] == 440
     assert (search["stopped"], search["failed"], search["refused"]) == (1, 1, 7)
+
+
+@pytest.mark.slow
+def test_the_search_takes_the_settings_of_the_recipe(running, monkeypatch):
+    few = Mnist(*(part[:60] for part in MNIST))
+    short = {"runs": 1, "epochs": 1, "batch_size": 20, "steps_per_epoch": 1}
+    monkeypatch.setattr(searching, "RECIPE", searching.RECIPE | short)
+    searching.make_search(running, few)
+    (only,) = running.kept["search"]["trials"]
+    assert only["bytes"] > 0 and only == running.kept["search"]["found"] and 0 < only["validation_error"] <= 100
 
 
 def test_the_figures_are_those_of_what_was_found(running, mnist, monkeypatch, capsys):
