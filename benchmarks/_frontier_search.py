@@ -13,12 +13,13 @@ from benchmarks import read
 from benchmarks._campaign import Campaign
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import search_architecture
-from kd_lab.compression.architectures import ArchitectureTrial
+from kd_lab.compression.architectures import ArchitectureTrial, Ended
+from kd_lab.compression.frontiers import frontier
 from kd_lab.data import Mnist
 from kd_lab.results import Record
 
 NAME, PART = "frontier", "search"
-RECIPE = {"teacher": "resnet", "most_bytes": 450, "runs": 30, "epochs": 20, "batch_size": 128, "steps_per_epoch": 430}
+RECIPE = {"teacher": "resnet", "most_bytes": 450, "runs": 36, "epochs": 12, "batch_size": 128, "steps_per_epoch": 430}
 MINUTES = 1000  # more than its runs take
 
 
@@ -33,14 +34,18 @@ def make_search(running: Campaign, data: Mnist) -> None:
         PART,
         {
             "recipe": RECIPE,
-            "trials": [row(trial) for trial in found.trials],
-            "frontier": [row(trial) for trial in found.frontier],
+            "trials": numbered(found.ended),
             "found": row(found.best),
             "stopped": len(found.stopped),
             "failed": len(found.failed),
             "refused": found.refused,
         },
     )
+
+
+def numbered(ended: list[Ended]) -> dict[str, dict[str, Any]]:
+    """Return the trials that have a file by their numbers among all: no list, which a record might take for seeds."""
+    return {str(number): row(each) for number, each in enumerate(ended, 1) if isinstance(each, ArchitectureTrial)}
 
 
 def row(trial: ArchitectureTrial) -> dict[str, Any]:
@@ -59,7 +64,8 @@ def score_search(recorded: Record) -> dict[str, float]:
         f"{search['failed']} failed; {search['refused']:,} proposals cost no training. Its frontier, of one seed, on "
         "the validation part:"
     )
-    print(tabulate([each.values() for each in search["frontier"]], search["found"].keys()))
+    best = frontier(search["trials"].values(), lambda trial: (trial["bytes"], trial["validation_error"]))
+    print(tabulate([each.values() for each in best], search["found"].keys()))
     found = {key: search["found"][key] for key in ("bytes", "validation_error")}
     counts = {"trials": len(search["trials"]), "stopped": search["stopped"]}
     return {f"{NAME}.{PART}.{key}": value for key, value in (counts | found).items()}
