@@ -20,6 +20,7 @@ from benchmarks._campaign import SEEDS, Campaign, error
 from benchmarks.deep_compression import BEGIN, RATES, SETTINGS, TEACHERS, by_layer, moved
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, Prune, compress
+from kd_lab.compression.designs import Design
 from kd_lab.compression.records import enter_record, load_records, rescore, standing_record
 from kd_lab.compression.rules import Scores
 from kd_lab.compression.stages import Stage
@@ -28,7 +29,7 @@ from kd_lab.data import Mnist
 from kd_lab.distillation import DistillationLoss, with_answers
 from kd_lab.errors import ParameterError, reason
 from kd_lab.formats.kdz import FLOAT32_BYTES, pack
-from kd_lab.networks.zoo import build_model, small_convolutions
+from kd_lab.networks.zoo import build_model
 from kd_lab.quantization import fold_batch_norm
 from kd_lab.results import RESULTS, Record
 from kd_lab.storage import write_safely
@@ -56,22 +57,22 @@ COMMAND = "python -m benchmarks frontier --rerun"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the file of a class is made: the stages, and for any network the channels and units that it begins with."""
+    """How the file of a class is made: the stages, and for any network the design that it begins with."""
 
     group: str
     stages: tuple[Stage, ...]
-    widths: tuple[int, ...] = ()
+    design: Design | None = None
     epochs: int = 0  # of the start
     rounding: tuple[Stage, ...] = ()  # behind the stages, with SLOWER of their learning rate
 
     def start(self, seed: int, data: Mnist) -> nn.Module:
         """Return the trained network that the stages begin with."""
-        if self.group != OPEN:
+        if self.design is None:
             return load_trained(self.group, seed)
         training, validation = (with_answers(load_trained(OPEN_TEACHER), part) for part in data[:2])
         loss = DistillationLoss(SETTINGS["temperature"], SETTINGS["alpha"])
         settings = {"validation": validation, "epochs": self.epochs, "seed": seed, "progress": False, **START}
-        return fold_batch_norm(train(small_convolutions(self.widths, seed), training, loss, **settings)[0])
+        return fold_batch_norm(train(self.design.build(seed), training, loss, **settings)[0])
 
     def compressed(self, seed: int, data: Mnist) -> nn.Module:
         """Return the network behind the last stage, taught on moved images unless it is too small to learn by heart."""
@@ -91,9 +92,13 @@ def lenet300_stages(sparsity: float, epochs: int, on_grid: int) -> tuple[Stage, 
     return *BEGIN["lenet300"][:1], Prune(sparsity, 12, 8), FineTune(epochs), Grid(by_layer(2, 3, 4), on_grid)
 
 
-SMALL_GRID = {"conv1": 4, "conv2": 3, "conv3": 3, "fc1": 3}  # bits
+def designed(design: Design, epochs: int) -> Recipe:
+    """Return the recipe of a design: a training from initial weights, and stages of as many epochs."""
+    return Recipe(OPEN, tuple(design.stages(epochs)), design, epochs)
+
+
 RECIPES = {
-    "open_4_6_9": Recipe(OPEN, (Grid(SMALL_GRID, 30),), (4, 6, 9), 30),
+    "open_4_6_9": designed(Design((4, 6, 9), kernel=5, stride=2, bits=(4, 3, 3, 3), sparsity=0.0), 30),
     "lenet300_98": Recipe("lenet300", lenet300_stages(0.98, 60, 30)),
     "lenet300_979": Recipe("lenet300", lenet300_stages(0.979, 100, 60)),
     "lenet5_81": Recipe(

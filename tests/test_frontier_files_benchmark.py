@@ -12,7 +12,8 @@ from benchmarks import _frontier_files as files
 from benchmarks._frontier_files import Recipe
 from benchmarks.deep_compression import RATES
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import FineTune, Grid, PruneUnits
+from kd_lab.compression import FineTune, Grid, Prune, PruneUnits
+from kd_lab.compression.designs import Design
 from kd_lab.compression.rules import Scores
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import ParameterError
@@ -20,8 +21,8 @@ from kd_lab.formats.kdz import load_packed, unpack
 from kd_lab.results import Record
 
 SHORT = {
-    "tiny": Recipe("open", (Grid(3, 1),), (4, 6, 9), 1),
-    "small": Recipe("open", (Grid(3, 1),), (4, 8, 10), 1),
+    "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1),
+    "small": files.designed(Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1),
     "lenet5": Recipe("lenet5", (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),)),
     "lenet300": Recipe("lenet300", (PruneUnits(0.9, 0), Grid(3, 1))),
 }
@@ -49,14 +50,27 @@ def quick(monkeypatch, small, short, in_this_process, tmp_path):
     return tmp_path / "results"
 
 
-def test_a_file_of_any_network_holds_what_its_recipe_made(quick, small, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("tiny", [(4, 1, 5, 5), (6, 4, 3, 3), (9, 6, 3, 3), (10, 36)]),  # no BatchNorm is left
+        ("small", [(4, 1, 7, 7), (8, 4, 3, 3), (10, 8, 3, 3), (10, 10)]),
+    ],
+)
+def test_a_file_of_any_network_holds_what_its_recipe_made(name, shapes, quick, small, monkeypatch):
     kept = []
     pack = files.pack
     monkeypatch.setattr(files, "pack", lambda model, coder: kept.append(pack(model, coder)) or kept[0])
-    made = files.make("tiny", 0, small)
+    made = files.make(name, 0, small)
     assert made["bytes"] == len(kept[0]) and 0 < made["validation_error"] <= 100
-    found = [len(layer.weight) for layer in unpack(kept[0]).modules() if hasattr(layer, "weight")]
-    assert found == [4, 6, 9, 10]  # no BatchNorm is left
+    found = [tuple(layer.weight.shape) for layer in unpack(kept[0]).modules() if hasattr(layer, "weight")]
+    assert found == shapes
+
+
+def test_a_design_is_pruned_and_rounded_for_as_long_as_it_is_trained():
+    recipe = files.designed(Design((4, 6, 9), 5, 2, (2, 3, 4, 5), 0.5), 48)
+    bits = {"conv1": 2, "conv2": 3, "conv3": 4, "fc1": 5}
+    assert recipe.epochs == 48 and recipe.stages == (Prune(0.5, 4, 12), Grid(bits, 48))
 
 
 @pytest.mark.parametrize("group", ["lenet5", "lenet300"])
