@@ -182,6 +182,16 @@ def test_a_hopeless_training_is_stopped_counted_and_named(teacher, pretending):
             assert isinstance(ended, StoppedTrial) and len(ended.losses) < FAST["epochs"] + 1
 
 
+def test_what_is_over_the_budget_stops_nothing_that_fits(teacher, pretending, monkeypatch):
+    monkeypatch.setattr(architectures, "train_design", oversized)
+    search = searched(teacher, runs=16, workers=2)
+    assert not search.met and not search.stopped and len(search.trials) == 16
+
+
+def oversized(*arguments):
+    return pretended(*arguments) | {"file": base64.b64encode(bytes(MOST + 1)).decode()}
+
+
 @pytest.fixture
 def teaching(teacher):
     return check_recipe(SMALLEST.build(0), teacher, SMALL, {"seed": 0, "learning_rate": 1e-2})

@@ -118,7 +118,7 @@ class ArchitectureSearch:
     @property
     def met(self) -> bool:
         """Return whether a file is within the budget."""
-        return any(trial.bytes <= self.most_bytes for trial in self.trials)
+        return bool(_fitting(self.ended, self.most_bytes))
 
     @property
     def best(self) -> ArchitectureTrial:
@@ -126,7 +126,7 @@ class ArchitectureSearch:
 
         Where no file is within the budget it is the smallest one.
         """
-        fitting = [trial for trial in self.trials if trial.bytes <= self.most_bytes]
+        fitting = _fitting(self.ended, self.most_bytes)
         return best_trial(fitting) if fitting else min(self.trials, key=lambda trial: trial.bytes)
 
     @property
@@ -200,8 +200,9 @@ def search_architecture(
     training: `Design.least_bytes` says how that is known.
 
     A first training is stopped behind an epoch where its smallest validation loss is above the median of those that
-    trials had there which were trained to the end: the rule of Optuna's MedianPruner (Golovin et al. 2017), which suits
-    since all trainings have the same length. It begins with a third of the epochs, when there are four such trials.
+    trials had there which were trained to the end and whose files are within the budget: a larger network learns more,
+    and would stop those that fit. That is the rule of Optuna's MedianPruner (Golovin et al. 2017), which suits since
+    all trainings have the same length. It begins with a third of the epochs, when there are four such trials.
 
     `workers` proposals make a round, trained in a process each; the same seed and workers propose the same. Ends after
     `runs` trials, stopped ones among them, or when the next round might not end within the minutes; an interrupt keeps
@@ -279,12 +280,16 @@ def _home(teaching: Teaching, effort: Effort, elsewhere: Path) -> Path:
 
 def _round(function: Callable, designs: list[Design], ended: list[Ended], effort: Effort, home: Path) -> list[Ended]:
     """Train the designs side by side, unless they are in the folder."""
-    finished = [trial for trial in ended if isinstance(trial, ArchitectureTrial)]
-    limits = stop_limits([trial.losses for trial in finished], effort.epochs)
+    limits = stop_limits([trial.losses for trial in _fitting(ended, effort.most_bytes)], effort.epochs)
     trials = [{**asdict(design), "limits": limits} for design in designs]
     folder = home / f"{len(ended)}_{len(designs)}"
     results = sweep(function, trials, folder, workers=effort.workers, retry_failed=True, progress=False)
     return [_as_ended(design, result) for design, result in zip(designs, results, strict=True)]
+
+
+def _fitting(ended: list[Ended], most_bytes: int) -> list[ArchitectureTrial]:
+    """Return the trials that were trained to the end and whose files are within the budget."""
+    return [trial for trial in ended if isinstance(trial, ArchitectureTrial) and trial.bytes <= most_bytes]
 
 
 def _as_ended(design: Design, result: dict[str, Any]) -> Ended:
