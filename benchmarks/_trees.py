@@ -4,10 +4,11 @@ Settings were chosen on the validation part; the test part is read once for each
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks._campaign import Campaign, answers
 from kd_lab.checkpoints import load_trained
@@ -42,13 +43,13 @@ def tree_seed(seed: int, data: Mnist) -> dict[str, dict]:
     """Return the answers of the trees of one seed."""
     found = {}
     for name, (training, validation) in transfer_sets(data).items():
-        tree = grow(seed, training, validation, RECIPE["epochs"][name])
+        tree = grow(seed, training, validation, {**SETTINGS, "epochs": RECIPE["epochs"][name]})
         found |= {f"{name}_mixture": answers(tree, data), f"{name}_single_leaf": answers(SingleLeaf(tree), data)}
         print(f"tree on {name}, seed {seed}: {found[f'{name}_single_leaf']['validation_error']} %", flush=True)
     return found
 
 
-def grow(seed: int, training: Data, validation: Data, epochs: int) -> nn.Module:
+def grow(seed: int, training: Data, validation: Data, settings: dict[str, Any]) -> nn.Module:
     """Return a soft tree that was trained on labels, or on probabilities."""
     images, _ = training
     some = images[: RECIPE["balance_images"]]
@@ -57,11 +58,10 @@ def grow(seed: int, training: Data, validation: Data, epochs: int) -> nn.Module:
         training,
         F.cross_entropy,
         validation=validation,
-        epochs=epochs,
         seed=seed,
         penalty=lambda tree: RECIPE["balance"] * balance_penalty(tree, some),
         progress=False,
-        **SETTINGS,
+        **settings,
     )[0]
 
 
@@ -71,14 +71,14 @@ def transfer_sets(data: Mnist) -> dict[str, tuple[Data, Data]]:
 
     What a move pushes over the edge comes in on the other side, but ink hardly ever is there.
     """
-    teacher = load_trained(RECIPE["teacher"])
     moved = torch.cat([data.train.images.roll(move, dims=(2, 3)) for move in MOVES])
-    answered = [
-        (images, soft_targets(predict(teacher, images), RECIPE["temperature"]))
-        for images in (moved, data.validation.images)
-    ]
     return {
         "labels": (data.train, data.validation),
-        "distilled": tuple(answered),
+        "distilled": (taught(moved), taught(data.validation.images)),
         "moved": ((moved, data.train.labels.repeat(len(MOVES))), data.validation),
     }
+
+
+def taught(images: Tensor) -> Data:
+    """Return images with what the teacher answers."""
+    return images, soft_targets(predict(load_trained(RECIPE["teacher"]), images), RECIPE["temperature"])

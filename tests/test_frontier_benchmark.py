@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import _campaign, frontier, hinton
+from benchmarks import _campaign, _trees, frontier, hinton
 from benchmarks import _frontier_controls as controls
-from benchmarks.deep_compression import SETTINGS
+from benchmarks.deep_compression import SETTINGS, moved
 from kd_lab import checkpoints
+from kd_lab.checkpoints import load_trained
 from kd_lab.data import Mnist, Split
-from kd_lab.distillation import distillation_loss
+from kd_lab.distillation import SingleLeaf, SoftTree, distillation_loss
+from kd_lab.networks.predictions import predict
 from kd_lab.results import Record
 from kd_lab.storage import save_tensors
 
@@ -102,6 +104,17 @@ def test_a_student_learns_from_all_images_and_begins_as_that_of_unmoved_ones(nam
     assert reaches == [2] and (given["loss"] is F.cross_entropy) == (name == "student")
 
 
+def test_a_tree_learns_the_answers_of_the_teacher_on_nine_moves_and_answers_by_a_single_leaf(small, monkeypatch):
+    given, grown = [], SoftTree(2)
+    monkeypatch.setattr(_trees, "grow", lambda *arguments: given.extend(arguments) or grown)
+    tree = controls.trained("tree", SHORT, 3, small)
+    seed, *parts, settings = given
+    assert (seed, settings) == (3, SHORT) and isinstance(tree, SingleLeaf) and tree.tree is grown
+    for (images, answers), expected in zip(parts, (moved(small).train, small.validation), strict=True):
+        assert torch.equal(images, expected.images)
+        torch.testing.assert_close(answers, (predict(load_trained("cnn"), images) / 2).softmax(dim=1))
+
+
 def test_a_network_of_the_kit_learns_by_its_own_recipe_in_the_batches_of_compression():
     for name in ("lenet300", "lenet5"):
         given, own = controls.TRAINING[name], checkpoints.RECIPES[name]
@@ -145,13 +158,13 @@ def test_the_loss_takes_the_answers_apart():
 
 def test_what_is_missing_is_run_once_and_the_teacher_is_named(results, begun, capsys, empty_cache):
     figures = frontier.run(rerun=True)
-    assert begun() == [f"{name} {seed}" for name in ("student", "lenet300", "lenet5") for seed in range(5)]
+    assert begun() == [f"{name} {seed}" for name in ("student", "lenet300", "lenet5", "tree") for seed in range(5)]
     assert f"{hinton.kept_teacher()} isn't there" in capsys.readouterr().out
     assert figures["frontier.hinton.moved_errors"] == 2 and "frontier.hinton.distilled_errors" not in figures
     assert not (empty_cache / "campaigns" / "frontier").exists()
     before = results.read_text()
     assert frontier.run(rerun=True) == figures == frontier.run(rerun=False)
-    assert len(begun()) == 15 and results.read_text() == before
+    assert len(begun()) == 20 and results.read_text() == before
 
 
 def test_with_the_teacher_the_distilled_students_are_added(results, begun, teacher):
@@ -161,8 +174,9 @@ def test_with_the_teacher_the_distilled_students_are_added(results, begun, teach
     results.write_text(json.dumps({"seeds": list(range(5)), "controls": kept}))
     figures = frontier.run(rerun=True)
     # one is of another recipe, the other is new
-    assert begun() == [f"{name} {seed}" for name in ("lenet5", "distilled") for seed in range(5)]
+    assert begun() == [f"{name} {seed}" for name in ("lenet5", "distilled", "tree") for seed in range(5)]
     assert figures["frontier.hinton.distilled_errors"] == 2 and figures["frontier.lenet5.moved_errors.error"] == 0.02
+    assert figures["frontier.tree.distilled_accuracy"] == pytest.approx(99.98)
 
 
 def test_the_figures_are_means_over_the_seeds(monkeypatch, capsys):
