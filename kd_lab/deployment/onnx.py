@@ -26,6 +26,7 @@ from kd_lab.storage import file_path, read_file, write_safely
 
 OPSETS, IR_VERSION = {"": 17, "com.microsoft": 1}, 8  # of 2022, which every runtime of today reads
 FLOAT = 1  # onnx.TensorProto.FLOAT
+EXACT = "session.x64quantprecision"  # or sums of two products of bytes overflow 16 bits on processors without VNNI
 TYPES = {  # of ONNX Runtime's inputs, as torch has them
     "tensor(float)": torch.float32,
     "tensor(double)": torch.float64,
@@ -116,6 +117,7 @@ class _Session(RuntimeModel):
         runtime = _package("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.add_session_config_entry(EXACT, "1")
         try:
             self.session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of the runtime's own kinds, which share no parent

@@ -1,6 +1,7 @@
 """Write a network as a file of OpenVINO, and run such a file in OpenVINO. Needs the extra `openvino`."""
 
 import hashlib
+import platform
 import re
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from kd_lab.quantization.integer import IntegerConv2d, IntegerLayer, QuantizeInp
 from kd_lab.storage import file_path, read_file, write_safely
 
 SETTINGS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+VNNI = "avx512_vnni", "avx_vnni"  # without either, products of bytes are summed in 16 bits, which may overflow
 TYPES = {"f16": "float16", "f32": "float32", "f64": "float64", "u8": "uint8", "i32": "int32", "i64": "int64"}
 CODE = re.compile(r"(Exception from|Check '.*' failed at|FrontEnd API failed with) ?[^\n]*:?\n?")  # places in its code
 MARK = b"\n<!-- SHA-256 of this file and of its weights: "
@@ -76,6 +78,13 @@ def _digest(xml: bytes, weights: bytes) -> bytes:
     return hashlib.sha256(xml + weights).hexdigest().encode()
 
 
+def _settings() -> dict[str, Any]:
+    """Return the settings of a session: without VNNI, or where torch can't tell, bytes are multiplied as floats."""
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    safe = platform.machine() not in ("x86_64", "AMD64") or any(has.get(each) for each in VNNI)
+    return SETTINGS if safe else SETTINGS | {"LP_TRANSFORMS_MODE": "NO"}
+
+
 class _Compiled(RuntimeModel):
     """Run the bytes of OpenVINO's two files; `name` is that of the first."""
 
@@ -85,7 +94,7 @@ class _Compiled(RuntimeModel):
         super().__init__()
         openvino = _package("openvino")
         try:
-            self.session = openvino.Core().compile_model(openvino.Core().read_model(xml, weights), "CPU", SETTINGS)
+            self.session = openvino.Core().compile_model(openvino.Core().read_model(xml, weights), "CPU", _settings())
         except Exception as error:  # of the runtime's own kinds, which share no parent
             raise StorageError(f"{name} can't be run by OpenVINO: {self.said(error)}") from error
         parts = self.session.inputs, self.session.outputs

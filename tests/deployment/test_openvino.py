@@ -13,6 +13,7 @@ from torch import nn
 from kd_lab.checkpoints import load_trained
 from kd_lab.cost import file_bytes, latency
 from kd_lab.deployment import OpenvinoModel, export_openvino
+from kd_lab.deployment import openvino as deployed_openvino
 from kd_lab.deployment.openvino import _package
 from kd_lab.errors import DamagedFileError, ParameterError, SetupError, StorageError
 from kd_lab.evaluation import accuracy
@@ -217,3 +218,18 @@ def test_what_surrounds_an_export_changes_nothing(surroundings, student, validat
     images = validation.images[:3]
     deployed = through_openvino(student, tmp_path, images=images.clone())
     assert torch.allclose(predict(deployed, images), predict(student, images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("machine", "has", "exact"),
+    [
+        ("x86_64", {}, True),
+        ("AMD64", {"avx2": True, "avx_vnni": False}, True),
+        ("x86_64", {"avx512_vnni": True}, False),
+        ("arm64", {}, False),
+    ],
+)
+def test_a_processor_that_would_overflow_multiplies_bytes_as_floats(machine, has, exact, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(deployed_openvino.platform, "machine", lambda: machine)
+    assert (deployed_openvino._settings().get("LP_TRANSFORMS_MODE") == "NO") == exact
