@@ -229,8 +229,8 @@ def trees() -> str:
         "Soft trees of depth 8 (Frosst & Hinton 2017, arXiv 1711.09784), test accuracy of the single most probable "
         f"leaf, five seeds: {labels:.2f} % on labels (published 94.45), {taught:.2f} % taught by `cnn` (published "
         f"96.76) on five times as many images, each moved by a pixel; on these images with their labels {moved:.2f} %, "
-        f"so most of the gain is theirs. On nine times as many, for twice as long, a taught tree reads {more:.2f} % "
-        "(`frontier.json`)."
+        "so most of the gain is theirs. On nine times as many, in twice as many epochs, a taught tree reads "
+        f"{more:.2f} % (`frontier.json`)."
     )
     return fill(text, 118)
 

@@ -148,7 +148,9 @@ def test_a_file_is_run_like_a_network(integers, validation, tmp_path):
     deployed = through_onnx(integers["lenet300"], tmp_path)
     assert accuracy(deployed, validation).value > 0.97
     assert 0 < latency(deployed, 1) < latency(deployed, 256)
-    assert deployed.session.get_session_options().intra_op_num_threads == 1
+    options = deployed.session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"  # or 8 bits overflow without VNNI
     size = (tmp_path / "model.onnx").stat().st_size
     assert size < file_bytes(copy.deepcopy(deployed)) < size + 200 and count_parameters(deployed) == 0
     for images in (validation.images[:, :, :14], validation.images.double(), validation.labels):
