@@ -140,10 +140,10 @@ def test_the_shapes_by_the_numbers_are_those_that_torch_computes(steps):
 )
 def test_numbers_beyond_bounds_are_refused_before_a_tensor_is_made(steps, part):
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ParameterError, match=re.escape(part)):
         build_sequence(steps)
-    assert time.perf_counter() - start < 1 and tracemalloc.get_traced_memory()[1] < 1e6
+    assert time.process_time() - start < 2 and tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
 
 

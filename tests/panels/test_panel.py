@@ -167,7 +167,7 @@ def test_closing_gives_up_and_a_closed_panel_says_so(recorder):
     threading.Timer(0.1, recorder.gate.set).start()
     start = time.perf_counter()
     recorder.close()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 5
     assert titles == ["1 first", "1 all"]
     for use in (recorder.flush, recorder.refresh, recorder.pin, lambda: recorder.set(x=3)):
         with pytest.raises(AttributeError, match="This panel is closed"):

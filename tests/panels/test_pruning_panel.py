@@ -341,7 +341,7 @@ def test_closing_stops_the_measuring(model, mnist):
     panel.refresh()
     start = time.perf_counter()
     panel.close()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.slow
