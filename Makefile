@@ -30,7 +30,8 @@ LESSON ?= 00_start_here
 voila: setup loopback  # a lesson as a page without its code; notebooks/voila.json keeps it from asking other machines
 	cd notebooks && ../$(BIN)/voila $(LESSON).ipynb
 
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # a file's tests stay together
+# A file's tests stay together; two processes with a thread each don't wait for each other's cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: setup loopback  # every lesson, every quick test; with AGAIN=--again each lesson once more, and from its end
 	$(PYTEST) $(AGAIN)
