@@ -73,30 +73,44 @@ def test_a_design_is_pruned_and_rounded_for_as_long_as_it_is_trained():
     assert recipe.epochs == 48 and recipe.stages == (Prune(0.5, 4, 12), Grid(bits, 48))
 
 
+@pytest.fixture
+def steps(monkeypatch):
+    """Let no stage be run, and return what each call was given."""
+    calls = []
+
+    def run_stages(model, teaching, stages, *how):
+        calls.append((model, teaching, stages, {**teaching.settings}))
+        yield from ((stage, f"behind {stage}") for stage in stages)
+
+    monkeypatch.setattr(files, "run_stages", run_stages)
+    files.taught.cache_clear()
+    yield calls
+    files.taught.cache_clear()
+
+
 @pytest.mark.parametrize("group", ["lenet5", "lenet300"])
-def test_a_network_of_the_kit_begins_trained_and_sees_moved_images(group, small, short, monkeypatch):
-    calls = []
-    monkeypatch.setattr(files, "compress", lambda *args, **settings: calls.append((args, settings)) or Made)
-    assert SHORT[group].compressed(0, small) == "made"
-    (start, teacher, data, stages), settings = calls[0]
-    assert start.architecture == group and teacher.architecture == files.TEACHERS[group]
-    assert torch.equal(start.state_dict()["fc1.bias"], load_trained(group).state_dict()["fc1.bias"])
-    assert len(data.train.images) == 9 * len(small.train.images) and data.test is small.test
-    assert stages == [*SHORT[group].stages] and settings["learning_rate"] == RATES[group]
-    assert settings["seed"] == 0 and len(calls) == (2 if SHORT[group].rounding else 1)
+def test_a_network_of_the_kit_begins_trained_and_sees_moved_images(group, small, short, steps):
+    *_, last = *SHORT[group].stages, *SHORT[group].rounding
+    assert SHORT[group].compressed(0, small) == f"behind {last}"
+    start, teaching, stages, settings = steps[0]
+    assert torch.equal(start.fc1.bias, load_trained(group).state_dict()["fc1.bias"])
+    assert teaching.teacher.architecture == files.TEACHERS[group]
+    assert len(teaching.training[0]) == 9 * len(small.train.images)
+    assert torch.equal(teaching.validation[0], small.validation.images)
+    assert stages == SHORT[group].stages and settings["learning_rate"] == RATES[group] and settings["seed"] == 0
 
 
-def test_a_network_is_rounded_behind_the_other_stages_by_smaller_steps(small, short, monkeypatch):
-    calls = []
-    monkeypatch.setattr(files, "compress", lambda *args, **settings: calls.append((args, settings)) or Made)
+def test_a_network_is_rounded_behind_the_other_stages_by_smaller_steps(small, short, steps):
     SHORT["lenet5"].compressed(0, small)
-    (before, _, _, stages), settings = calls[1]
-    assert before == "made" and stages == [Grid(3, 1)]
-    assert settings == calls[0][1] | {"learning_rate": files.SLOWER * RATES["lenet5"]}
+    (_, _, _, first), (before, _, stages, settings) = steps
+    assert before == f"behind {SHORT['lenet5'].stages[0]}" and stages == (Grid(3, 1),)
+    assert settings == first | {"learning_rate": files.SLOWER * RATES["lenet5"]}
 
 
-class Made:
-    model = "made"
+def test_the_teacher_answers_once_for_all_seeds_of_a_process(small, short, steps):
+    for seed in (0, 0):
+        SHORT["lenet5"].compressed(seed, small)
+    assert len({id(teaching) for _, teaching, _, _ in steps}) == 1 and len(steps) == 4
 
 
 @pytest.mark.slow

@@ -67,6 +67,16 @@ def test_small_convolutions_read_digits_by_any_first_window(kernel, stride, pixe
     assert model.conv1.kernel_size == (kernel, kernel)
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_a_pooled_first_window_is_the_strided_one_at_each_pixel(kernel):
+    strided, pooled = (small_convolutions([2, 3, 4], kernel=kernel, pooled=each).eval() for each in (False, True))
+    assert all(map(torch.equal, strided.state_dict().values(), pooled.state_dict().values()))
+    images = torch.randn(2, 1, 28, 28)
+    assert torch.allclose(pooled.conv1(images)[..., ::2, ::2], strided.conv1(images), atol=1e-6)
+    assert pooled.pool1(pooled.conv1(images)).shape == strided.conv1(images).shape == (2, 2, 14, 14)
+    assert pooled(images).shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     "arguments, told",
     [
@@ -75,6 +85,8 @@ def test_small_convolutions_read_digits_by_any_first_window(kernel, stride, pixe
         (dict(widths=5), "'widths' must be three whole numbers. Got 5."),
         (dict(widths=(2, 2, 2), kernel=4), "'kernel' must be 1, 3, 5 or 7. Got 4."),
         (dict(widths=(2, 2, 2), stride=1), "'stride' must be 2 or 3. Got 1."),
+        (dict(widths=(2, 2, 2), stride=3, pooled=True), "'stride' must be 2 where it is pooled. Got 3."),
+        (dict(widths=(2, 2, 2), pooled=1), "'pooled' must be True or False. Got 1."),
         (dict(widths=(2, 2, 2), seed=-1), "'seed' must be a whole number in [0, 1000000]. Got -1."),
     ],
 )
