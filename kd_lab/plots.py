@@ -100,8 +100,8 @@ def plot_ratios(names: Sequence[str], ratios: Sequence[float]) -> Axes:
 
 
 def plain_log(axis: Axis) -> None:
-    """Write plain numbers on a logarithmic axis: 2,000 and not 2 × 10³."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Write plain numbers on a logarithmic axis: 2,000 and not 2 × 10³; more of them where it is upright."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if axis.axis_name == "y" else (1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -281,7 +281,7 @@ def test_on_the_open_board_stands_any_network_with_its_bytes(content, tmp_path):
     assert any("697 parameters as float32 (JoshWarn" in row and "2,788" in row and "0.97" in row for row in rows)
     assert any("BitNetMCU, 11.0 kB" in row and "11,264" in row and "0.45" in row for row in rows)
     axes = replace(board, entries=[each for each in board.entries if each != entry]).plot()
-    assert axes.get_legend().get_texts()[0].get_text() == "published, parameters as float32"
+    assert axes.get_legend().get_texts()[0].get_text() == "published; bare parameters as float32"
     labels = {each.label for each in (*PUBLISHED_OPEN, *board.entries)}
     assert {text.get_text() for text in axes.texts} == labels - {"me"}
     assert "me" in {text.get_text() for text in board.plot().texts}

@@ -20,6 +20,14 @@ def test_a_logarithmic_axis_has_plain_numbers():
     assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
 
 
+def test_an_upright_logarithmic_axis_has_a_number_wherever_a_point_may_be():
+    axes = plt.subplots()[1]
+    axes.set(yscale="log", ylim=(2.5, 40))
+    plain_log(axes.yaxis)
+    axes.figure.canvas.draw()
+    assert {"3", "5", "10", "20", "30"} <= {label.get_text() for label in axes.get_yticklabels()}
+
+
 POINTS = [(f"text {place}", x, y) for place, (x, y) in enumerate([(1, 1), (1.1, 1), (2, 1.02), (2, 1.9), (1.5, 1.5)])]
 
 

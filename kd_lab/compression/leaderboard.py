@@ -146,7 +146,7 @@ class Leaderboard(Table):
         A label that would cover another is left out; the table has them all.
         """
         axes = plt.subplots(figsize=(7, 4), layout="constrained")[1]
-        published = f"published{', parameters as float32' * (self.network == OPEN)}"
+        published = f"published{'; bare parameters as float32' * (self.network == OPEN)}"
         axes.plot(
             [each.bytes for each in self._published], [each.error for each in self._published], "x", label=published
         )
