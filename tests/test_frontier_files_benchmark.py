@@ -21,7 +21,7 @@ from kd_lab.formats.kdz import load_packed, unpack
 from kd_lab.results import Record
 
 SHORT = {
-    "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1),
+    "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1, moves=False),
     "small": files.designed(Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1),
     "lenet5": Recipe("lenet5", (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),)),
     "lenet300": Recipe("lenet300", (PruneUnits(0.9, 0), Grid(3, 1))),
@@ -107,6 +107,13 @@ def test_a_network_is_rounded_behind_the_other_stages_by_smaller_steps(small, sh
     assert settings == first | {"learning_rate": files.SLOWER * RATES["lenet5"]}
 
 
+def test_images_stand_still_for_what_is_too_small_to_learn_them_by_heart(quick, small, steps):
+    for name in ("tiny", "small"):
+        SHORT[name].compressed(0, small)
+    times = [len(teaching.training[0]) // len(small.train.images) for _, teaching, _, _ in steps]
+    assert list(dict.fromkeys(times)) == [1, 9]
+
+
 def test_the_teacher_answers_once_for_all_seeds_of_a_process(small, short, steps):
     for seed in (0, 0):
         SHORT["lenet5"].compressed(seed, small)
@@ -175,7 +182,7 @@ def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(short, mon
     made = {name: {"seeds": [{"bytes": size, "validation_error": error}]} for name, (size, error) in rows.items()}
     files.enter_records(Record({"seeds": [0], "files": made}), None)
     command = "python -m benchmarks frontier --rerun"
-    chosen = (2.0, "tiny", 17, "small"), (1.0, "lenet5", 6, ""), (0.45, "lenet5", 6, "")
+    chosen = (2.0, "tiny", 25, "small"), (1.0, "lenet5", 7, ""), (0.45, "lenet5", 7, "")
     assert entered == [  # what is said is of the recipe that was chosen, whatever the board
         ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], (command, "validation", trials, remarks))
         for limit, name, trials, remarks in chosen

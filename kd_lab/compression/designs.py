@@ -65,7 +65,7 @@ class Design:
 
     def build(self, seed: int) -> nn.Sequential:
         """Return the network with its initial weights."""
-        first = {"kernel": self.kernel, "stride": self.stride, "pooled": self.pooled}
+        first: dict[str, Any] = {"kernel": self.kernel, "stride": self.stride, "pooled": self.pooled}
         return small_convolutions(self.widths, seed, **first)
 
     def stages(self, epochs: int) -> list[Prune | Grid]:
