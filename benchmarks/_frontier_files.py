@@ -48,7 +48,7 @@ TARGETS = {  # test error, %
     "lenet300": {"1_90": 1.90},
     "lenet5": {"1_00": 1.00, "0_69": 0.69},
 }
-TRIALS = {OPEN: 26, "lenet5": 7, "lenet300": 2}  # settings that were tried, all but those of RECIPES on one seed
+TRIALS = {OPEN: 26, "lenet5": 7, "lenet300": 2}  # settings that were tried beside RECIPES, on one or two seeds
 REMARKS = {  # by recipe: what limits one's trust
     "open_4_6_9": "The mean validation error, 2.27 %, is above the limit. No other recipe had been made.",
     "lenet300_979": "The mean validation error, 2.28 %, is above the limit. Before it one other recipe had been made, "
@@ -106,9 +106,9 @@ def lenet300_stages(sparsity: float, epochs: int, on_grid: int) -> tuple[Stage, 
     return *BEGIN["lenet300"][:1], Prune(sparsity, 12, 8), FineTune(epochs), Grid(by_layer(2, 3, 4), on_grid)
 
 
-def designed(design: Design, epochs: int, **more: bool) -> Recipe:
+def designed(design: Design, epochs: int, moves: bool = True) -> Recipe:
     """Return the recipe of a design: a training from initial weights, and stages of as many epochs."""
-    return Recipe(OPEN, tuple(design.stages(epochs)), design, epochs, **more)
+    return Recipe(OPEN, tuple(design.stages(epochs)), design, epochs, moves=moves)
 
 
 RECIPES = {

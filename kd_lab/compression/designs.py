@@ -65,8 +65,7 @@ class Design:
 
     def build(self, seed: int) -> nn.Sequential:
         """Return the network with its initial weights."""
-        first: dict[str, Any] = {"kernel": self.kernel, "stride": self.stride, "pooled": self.pooled}
-        return small_convolutions(self.widths, seed, **first)
+        return small_convolutions(self.widths, seed, kernel=self.kernel, stride=self.stride, pooled=self.pooled)
 
     def stages(self, epochs: int) -> list[Prune | Grid]:
         """Return what comes behind the first training: both take as many epochs in all as that, or about."""
