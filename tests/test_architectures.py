@@ -116,18 +116,10 @@ def test_it_says_what_was_found_on_which_images(search):
     assert f"{search.best.bytes:,}" in said and str(search.best.design) in said
 
 
-def test_pooling_in_place_of_a_stride_is_part_of_a_design():
-    strided, pooled = (Design((2, 3, 4), 5, 2, (3, 3, 3, 3), 0.0, pooled) for pooled in (False, True))
-    assert str(strided) == "2-3-4, 5×5 by 2" and str(pooled) == "2-3-4, 5×5 pooled 2"
-    assert strided.least_bytes == pooled.least_bytes and pooled.build(0).pool1.kernel_size == 2
-    assert not torch.equal(*(each.build(0).eval()(SMALL.train.images) for each in (strided, pooled)))
-
-
 def test_what_a_file_takes_at_least_is_known_before_any_training(search):
     designs = [
         SMALLEST,
         Design((4, 6, 9), 5, 2, (4, 3, 3, 3), 0.0),
-        Design((6, 10, 14), 5, 2, (4, 3, 3, 3), 0.0, pooled=True),
         Design((12, 3, 24), 7, 3, (2, 5, 2, 4), 0.0),
         Design((3, 20, 5), 3, 2, (5, 5, 5, 5), 0.5),
     ]

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import _campaign, frontier
 from benchmarks import _frontier_files as files
-from benchmarks._frontier_files import Recipe
+from benchmarks._frontier_files import Recipe, Separable
 from benchmarks.deep_compression import RATES
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, Prune, PruneUnits
@@ -23,6 +23,7 @@ from kd_lab.results import Record
 
 SHORT = {
     "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1, moves=False),
+    "separable": files.designed(Separable((2, 3, 4), 3), 1),
     "small": files.designed(Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1),
     "lenet5": Recipe("lenet5", (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),)),
     "lenet300": Recipe("lenet300", (PruneUnits(0.9, 0), Grid(3, 1))),
@@ -55,6 +56,7 @@ def quick(monkeypatch, small, short, in_this_process, tmp_path):
     ("name", "shapes"),
     [
         ("tiny", [(4, 1, 5, 5), (6, 4, 3, 3), (9, 6, 3, 3), (10, 36)]),  # no BatchNorm is left
+        ("separable", [(2, 1, 3, 3), (2, 1, 3, 3), (3, 2, 1, 1), (3, 1, 3, 3), (4, 3, 1, 1), (10, 4)]),
         ("small", [(4, 1, 7, 7), (8, 4, 3, 3), (10, 8, 3, 3), (10, 10)]),
     ],
 )

@@ -1,6 +1,7 @@
 """The networks have the sizes that the papers and articles give them, layers with names, and know what they are."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from kd_lab.networks.zoo import (
     build_architecture,
     build_model,
     old_names,
+    separable_convolutions,
     small_convolutions,
     small_student,
 )
@@ -67,14 +69,44 @@ def test_small_convolutions_read_digits_by_any_first_window(kernel, stride, pixe
     assert model.conv1.kernel_size == (kernel, kernel)
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-def test_a_pooled_first_window_is_the_strided_one_at_each_pixel(kernel):
-    strided, pooled = (small_convolutions([2, 3, 4], kernel=kernel, pooled=each).eval() for each in (False, True))
-    assert all(map(torch.equal, strided.state_dict().values(), pooled.state_dict().values()))
-    images = torch.randn(2, 1, 28, 28)
-    assert torch.allclose(pooled.conv1(images)[..., ::2, ::2], strided.conv1(images), atol=1e-6)
-    assert pooled.pool1(pooled.conv1(images)).shape == strided.conv1(images).shape == (2, 2, 14, 14)
-    assert pooled(images).shape == (2, 10)
+@pytest.mark.parametrize("widths", [(2, 3), [4, 3, 2, 5, 6, 7], (1, 1, 1)])
+def test_separable_convolutions_filter_each_channel_and_then_mix_them(widths):
+    model = separable_convolutions(widths, 3)
+    first, *pairs = (module for module in model if isinstance(module, nn.Conv2d))
+    assert first.weight.shape == (widths[0], 1, 3, 3)
+    for (before, after), alone, mixing in zip(itertools.pairwise(widths), pairs[::2], pairs[1::2], strict=True):
+        assert alone.weight.shape == (before, 1, 3, 3) and alone.groups == before and alone.bias is None
+        assert mixing.weight.shape == (after, before, 1, 1) and mixing.bias.shape == (after,)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and model.fc1.in_features == widths[-1]
+
+
+def test_a_separable_convolution_is_a_full_one_whose_windows_share_their_channels():
+    model = separable_convolutions((3, 4)).double().eval()
+    full = torch.einsum("oi,ixy->oixy", model.conv3.weight[:, :, 0, 0], model.conv2.weight[:, 0])
+    images = torch.randn(2, 3, 14, 14, dtype=torch.float64)
+    expected = F.conv2d(images, full, model.conv3.bias)
+    torch.testing.assert_close(model.conv3(model.conv2(images)), expected)
+
+
+def test_the_same_seed_gives_the_same_separable_convolutions_and_another_another():
+    first, again, other = (separable_convolutions((2, 3), seed).state_dict() for seed in (0, 0, 1))
+    assert all(map(torch.equal, first.values(), again.values()))
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (dict(widths=(2,)), "'widths' must be two to six whole numbers. Got (2,)."),
+        (dict(widths=(2,) * 7), "'widths' must be two to six whole numbers. Got (2, 2, 2, 2, 2, 2, 2)."),
+        (dict(widths=(2, 0)), "'widths[1]' must be a whole number in [1, 1000]. Got 0."),
+        (dict(widths=(2, 2), seed=-1), "'seed' must be a whole number in [0, 1000000]. Got -1."),
+    ],
+)
+def test_what_separable_convolutions_can_not_be_is_named(arguments, told):
+    with pytest.raises(ParameterError) as error:
+        separable_convolutions(**arguments)
+    assert str(error.value) == f"separable_convolutions(): {told}"
 
 
 @pytest.mark.parametrize(
@@ -85,8 +117,6 @@ def test_a_pooled_first_window_is_the_strided_one_at_each_pixel(kernel):
         (dict(widths=5), "'widths' must be three whole numbers. Got 5."),
         (dict(widths=(2, 2, 2), kernel=4), "'kernel' must be 1, 3, 5 or 7. Got 4."),
         (dict(widths=(2, 2, 2), stride=1), "'stride' must be 2 or 3. Got 1."),
-        (dict(widths=(2, 2, 2), stride=3, pooled=True), "'stride' must be 2 where it is pooled. Got 3."),
-        (dict(widths=(2, 2, 2), pooled=1), "'pooled' must be True or False. Got 1."),
         (dict(widths=(2, 2, 2), seed=-1), "'seed' must be a whole number in [0, 1000000]. Got -1."),
     ],
 )

@@ -34,17 +34,13 @@ JUDGES = 4  # trials to the end, before any is stopped
 
 @dataclass(frozen=True)
 class Design:
-    """An architecture and how it is compressed: the bits are those of conv1, conv2, conv3 and fc1.
-
-    Where it is `pooled`, max pooling takes the place of the first stride, which is 2 then. A search proposes none.
-    """
+    """An architecture and how it is compressed: the bits are those of conv1, conv2, conv3 and fc1."""
 
     widths: tuple[int, ...]
     kernel: int
     stride: int
     bits: tuple[int, ...]
     sparsity: float
-    pooled: bool = False
 
     @property
     def least_bytes(self) -> float:
@@ -65,7 +61,7 @@ class Design:
 
     def build(self, seed: int) -> nn.Sequential:
         """Return the network with its initial weights."""
-        return small_convolutions(self.widths, seed, kernel=self.kernel, stride=self.stride, pooled=self.pooled)
+        return small_convolutions(self.widths, seed, kernel=self.kernel, stride=self.stride)
 
     def stages(self, epochs: int) -> list[Prune | Grid]:
         """Return what comes behind the first training: both take as many epochs in all as that, or about."""
@@ -73,8 +69,7 @@ class Design:
         return [*pruned, Grid(dict(zip(LAYERS, self.bits, strict=True)), epochs)]
 
     def __str__(self) -> str:
-        how = "pooled" if self.pooled else "by"
-        return f"{'-'.join(map(str, self.widths))}, {self.kernel}×{self.kernel} {how} {self.stride}"
+        return f"{'-'.join(map(str, self.widths))}, {self.kernel}×{self.kernel} by {self.stride}"
 
 
 SMALLEST = Design((MIN_WIDTH,) * 3, min(KERNELS), max(STRIDES), (MIN_BITS,) * 4, MAX_SPARSITY)

@@ -6,4 +6,4 @@ from kd_lab.networks.modes import evaluation_mode
 from kd_lab.networks.permanent import make_permanent
 from kd_lab.networks.predictions import predict
 from kd_lab.networks.transformer import SelfAttention
-from kd_lab.networks.zoo import MODELS, build_model, small_convolutions, small_student
+from kd_lab.networks.zoo import MODELS, build_model, separable_convolutions, small_convolutions, small_student

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kd_lab.errors import ParameterError, check_choice, check_kind, check_that, check_whole_number
+from kd_lab.errors import ParameterError, check_choice, check_that, check_whole_number
 from kd_lab.networks.checks import check_model
 from kd_lab.networks.layers import weighted_layers
 from kd_lab.networks.recurrent import RowReader
@@ -179,34 +179,52 @@ def small_student(width: int = 30, seed: int = 0) -> nn.Module:
     return student
 
 
-def small_convolutions(
-    widths: Sequence[int], seed: int = 0, *, kernel: int = 5, stride: int = 2, pooled: bool = False
-) -> nn.Sequential:
+def small_convolutions(widths: Sequence[int], seed: int = 0, *, kernel: int = 5, stride: int = 2) -> nn.Sequential:
     """Build three convolutions of these widths and a Linear layer, with the initial weights that belong to `seed`.
 
-    The first has a `kernel` of 1, 3, 5 or 7 pixels a side and a `stride` of 2 or 3; the others have 3×3. Where it is
-    `pooled`, it looks at every pixel and max pooling takes the place of its stride, which is 2 then: as many weights,
-    used four times as often. Each has a BatchNorm behind it, to be folded. With a few channels it is what the smallest
-    files begin with.
+    The first has a `kernel` of 1, 3, 5 or 7 pixels a side and a `stride` of 2 or 3; the others have 3×3. Each has a
+    BatchNorm behind it, to be folded. With a few channels it is what the smallest files begin with.
     """
-    fits = isinstance(widths, (tuple, list)) and len(widths) == 3
-    check_that("widths", widths, fits, "three whole numbers")
-    widths = [check_whole_number(f"widths[{place}]", width, "[1, 1000]") for place, width in enumerate(widths)]
+    first, second, third = _check_widths(widths, "three", 3, 3)
     check_that("kernel", kernel, kernel in (1, 3, 5, 7), "1, 3, 5 or 7")
-    check_kind("pooled", pooled, bool, "True or False")
     check_that("stride", stride, stride in tuple(SMALL_SIDES), "2 or 3")
-    check_that("stride", stride, stride == 2 or not pooled, "2 where it is pooled")
     seed = check_whole_number("seed", seed, "[0, 1000000]")
-    first, second, third = widths
     with initial_weights(seed):
         return sequence(
-            *(nn.Conv2d(1, first, kernel, 1 if pooled else stride, kernel // 2), nn.BatchNorm2d(first)),
-            *(nn.MaxPool2d(stride) for _ in range(pooled)),
-            nn.ReLU(),
+            *(nn.Conv2d(1, first, kernel, stride, kernel // 2), nn.BatchNorm2d(first), nn.ReLU()),
             *(nn.Conv2d(first, second, 3), nn.BatchNorm2d(second), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Conv2d(second, third, 3), nn.BatchNorm2d(third), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(third * SMALL_SIDES[stride] ** 2, 10)),
         )
+
+
+def separable_convolutions(widths: Sequence[int], seed: int = 0) -> nn.Sequential:
+    """Build a 3×3 convolution, separable ones and a Linear layer of these widths, with the weights of `seed`.
+
+    Two to six `widths` are the outputs of the first and of the others. A separable convolution has a 3×3 window for
+    each channel alone, and 1×1 windows that mix the channels: about a ninth of the weights of a full one (MobileNets,
+    arXiv 1704.04861, section 3.1). Each has a BatchNorm behind it, to be folded; what it takes to see a whole digit
+    comes by max pooling behind the first and the mean of all pixels behind the last.
+    """
+    first, *_, last = widths = _check_widths(widths, "two to six", 2, 6)
+    seed = check_whole_number("seed", seed, "[0, 1000000]")
+    with initial_weights(seed):
+        return sequence(
+            *(nn.Conv2d(1, first, 3, padding=1), nn.BatchNorm2d(first), nn.MaxPool2d(2), nn.ReLU()),
+            *(layer for before, after in itertools.pairwise(widths) for layer in _separable(before, after)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 10)),
+        )
+
+
+def _check_widths(widths: Sequence[int], said: str, fewest: int, most: int) -> list[int]:
+    fits = isinstance(widths, (tuple, list)) and fewest <= len(widths) <= most
+    check_that("widths", widths, fits, f"{said} whole numbers")
+    return [check_whole_number(f"widths[{place}]", width, "[1, 1000]") for place, width in enumerate(widths)]
+
+
+def _separable(inputs: int, outputs: int) -> list[nn.Module]:
+    by_channel = nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False)  # the next one's bias does for both
+    return [by_channel, nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def build_architecture(architecture: str) -> nn.Module:
