@@ -19,12 +19,13 @@ from kd_lab.data import Mnist, Split
 from kd_lab.distillation import with_answers
 from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed, unpack
+from kd_lab.networks import weighted_layers
 from kd_lab.results import Record
 
 SHORT = {
-    "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1, moves=False),
-    "separable": files.designed(Separable((2, 3, 4), 3), 1),
-    "small": files.designed(Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1),
+    "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1, 1, moves=False),
+    "separable": files.designed(Separable((2, 3, 4), 3, 2, 5), 1, 1),
+    "small": files.designed(Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1, 1),
     "lenet5": Recipe("lenet5", (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),)),
     "lenet300": Recipe("lenet300", (PruneUnits(0.9, 0), Grid(3, 1))),
 }
@@ -70,10 +71,17 @@ def test_a_file_of_any_network_holds_what_its_recipe_made(name, shapes, quick, s
     assert found == shapes
 
 
-def test_a_design_is_pruned_and_rounded_for_as_long_as_it_is_trained():
-    recipe = files.designed(Design((4, 6, 9), 5, 2, (2, 3, 4, 5), 0.5), 48)
+def test_a_design_is_trained_and_then_pruned_and_rounded():
+    recipe = files.designed(Design((4, 6, 9), 5, 2, (2, 3, 4, 5), 0.5), 30, 48)
     bits = {"conv1": 2, "conv2": 3, "conv3": 4, "fc1": 5}
-    assert recipe.epochs == 48 and recipe.stages == (Prune(0.5, 4, 12), Grid(bits, 48))
+    assert recipe.epochs == 30 and recipe.stages == (Prune(0.5, 4, 12), Grid(bits, 48))
+
+
+def test_windows_of_one_channel_have_bits_of_their_own():
+    design = Separable((2, 3, 4), bits=5, bits_alone=4, bias_bits=7)
+    assert design.stages(9) == [Grid({"conv1": 5, "conv2": 4, "conv3": 5, "conv4": 4, "conv5": 5, "fc1": 5}, 9, 7)]
+    alone = [name for name, layer in weighted_layers(design.build(0)).items() if getattr(layer, "groups", 1) > 1]
+    assert alone == ["conv2", "conv4"]
 
 
 @pytest.fixture
@@ -189,7 +197,8 @@ def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(short, mon
     made = {name: {"seeds": [{"bytes": size, "validation_error": error}]} for name, (size, error) in rows.items()}
     files.enter_records(Record({"seeds": [0], "files": made}), None)
     command = "python -m benchmarks frontier --rerun"
-    chosen = (2.0, "tiny", 26, "small"), (1.0, "lenet5", 7, ""), (0.45, "lenet5", 7, "")
+    any_network, lenet5 = files.TRIALS["open"], files.TRIALS["lenet5"]
+    chosen = (2.0, "tiny", any_network, "small"), (1.0, "lenet5", lenet5, ""), (0.45, "lenet5", lenet5, "")
     assert entered == [  # what is said is of the recipe that was chosen, whatever the board
         ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], (command, "validation", trials, remarks))
         for limit, name, trials, remarks in chosen
