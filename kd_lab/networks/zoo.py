@@ -202,9 +202,9 @@ def separable_convolutions(widths: Sequence[int], seed: int = 0) -> nn.Sequentia
     """Build a 3×3 convolution, separable ones and a Linear layer of these widths, with the weights of `seed`.
 
     Two to six `widths` are the outputs of the first and of the others. A separable convolution has a 3×3 window for
-    each channel alone, and 1×1 windows that mix the channels: about a ninth of the weights of a full one (MobileNets,
-    arXiv 1704.04861, section 3.1). Each has a BatchNorm behind it, to be folded; what it takes to see a whole digit
-    comes by max pooling behind the first and the mean of all pixels behind the last.
+    each channel alone, and 1×1 windows that mix the channels: a sixth of a full one's weights with 16 channels, and
+    no less than a ninth (MobileNets, arXiv 1704.04861, section 3.1). Each has a BatchNorm behind it, to be
+    folded. Max pooling follows the first, and the mean of all pixels the last.
     """
     first, *_, last = widths = _check_widths(widths, "two to six", 2, 6)
     seed = check_whole_number("seed", seed, "[0, 1000000]")
