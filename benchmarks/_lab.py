@@ -61,11 +61,18 @@ OPEN = """async (path) => {
   const panel = await jupyterapp.commands.execute("docmanager:open", { path });
   await panel.context.ready;
 }"""
+# What scrolls up and down inside, the layers of a file say, must fit as a box; its texts need not.
 CUT_OFF = """output => [...output.querySelectorAll(".widget-html-content")].filter(part => {
-  const all = document.createRange();
-  all.selectNodeContents(part);
-  const text = all.getBoundingClientRect(), box = part.closest(".widget-html").getBoundingClientRect();
-  return text.width && (text.bottom > box.bottom + 1 || text.right > box.right + 1);  // nothing is nowhere
+  const box = part.closest(".widget-html").getBoundingClientRect();
+  const scrolling = [...part.querySelectorAll("[tabindex]")];
+  const texts = document.createTreeWalker(part, NodeFilter.SHOW_TEXT), placed = [...scrolling];
+  while (texts.nextNode()) {
+    const text = document.createRange();
+    text.selectNode(texts.currentNode);
+    if (!scrolling.some(each => each.contains(texts.currentNode))) placed.push(text);
+  }
+  const sizes = placed.map(each => each.getBoundingClientRect()).filter(size => size.width);  // nothing is nowhere
+  return sizes.some(size => size.bottom > box.bottom + 1 || size.right > box.right + 1);
 }).map(part => part.innerText)"""
 SHOW = "(index) => jupyterapp.shell.currentWidget.content.scrollToItem(index, 'start')"
 

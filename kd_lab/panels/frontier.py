@@ -38,7 +38,7 @@ from kd_lab.plots import plain_log
 
 CHOSEN, LARGER, SMALLER = "this file", "next larger", "next smaller"
 KEPT = 12  # networks, of a few hundred kilobytes each
-HEIGHT, TABLES_HEIGHT = 430, 250  # in pixels
+HEIGHT, TABLES_HEIGHT = 430, 340  # in pixels
 FILTERS = 236, 288  # the height and width in which they are drawn, in pixels
 MOST_FILTERS = 24
 GAP = 8  # pixels between filters
@@ -197,9 +197,10 @@ class FrontierPanel(Panel):
             kept = weight.value[weight.value != 0]
             left = f"{len(kept):,} of {weight.value.numel():,}"
             rows.append([name, _in_words(weight.module), left, str(len(kept.unique())), _bytes(answer, name)])
-        rows += [[name, "", "", "", _bytes(answer, name)] for name in (BIASES, REST)]
+        rows += [["", name, "", "", _bytes(answer, name)] for name in (BIASES, REST)]
         order = " → ".join(name for name, layer in model.named_modules() if not [*layer.children()])
-        return table(rows, ["layer", "", "weights", "values", "bytes"], left=2) + f"In order: {order}."
+        written = table(rows, ["layer", "", "weights", "values", "bytes"], left=2) + f"In order: {order}."
+        return f"<div class='kd-lab-layers' tabindex='0' role='group' aria-label='layers'>{written}</div>"
 
 
 def _in_words(layer: nn.Module) -> str:
