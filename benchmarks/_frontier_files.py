@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tabulate import tabulate
 from torch import nn
 
@@ -48,7 +49,7 @@ TARGETS = {  # test error, %
     "lenet300": {"1_90": 1.90},
     "lenet5": {"1_00": 1.00, "0_69": 0.69},
 }
-TRIALS = {OPEN: 34, "lenet5": 8, "lenet300": 2}  # settings that were tried beside RECIPES, on one or two seeds
+TRIALS = {OPEN: 35, "lenet5": 8, "lenet300": 2}  # settings that were tried beside RECIPES, on one or two seeds
 REMARKS = {  # by recipe: what limits one's trust
     "open_4_6_9": "The mean validation error, 2.27 %, is above the limit. No other recipe had been made.",
     "lenet300_979": "The mean validation error, 2.28 %, is above the limit. Before it one other recipe had been made, "
@@ -57,6 +58,8 @@ REMARKS = {  # by recipe: what limits one's trust
     "lenet5_6_11_26": "Eight other recipes were tried on one or two seeds and left, by their validation errors.",
     "separable_8_12_14_16_16": "Two other networks of separable convolutions and seven ways to round them were "
     "tried on one seed and left, by their validation errors.",
+    "separable_12_24_40_52_56": "The mean validation error is above the limit. A network of 12, 24, 48, 64 and 80 "
+    "channels was tried on two seeds and left, as good at validation in 6,816 bytes.",
 }
 COMMAND = "python -m benchmarks frontier --rerun"
 
@@ -71,8 +74,8 @@ class Separable:
     bias_bits: int
 
     def build(self, seed: int) -> nn.Module:
-        """Return the network with its initial weights."""
-        return separable_convolutions(self.widths, seed)
+        """Return the network with its initial weights, channels last: its training takes a third less time."""
+        return separable_convolutions(self.widths, seed).to(memory_format=torch.channels_last)
 
     def stages(self, epochs: int) -> list[Stage]:
         """Return what comes behind the first training."""
@@ -141,6 +144,7 @@ RECIPES = {
         rounding=(Grid(5, 10), Grid(4, 40)),
     ),
     "separable_8_12_14_16_16": designed(Separable((8, 12, 14, 16, 16), bits=5, bits_alone=4, bias_bits=7), 60, 20),
+    "separable_12_24_40_52_56": designed(Separable((12, 24, 40, 52, 56), bits=5, bits_alone=4, bias_bits=7), 45, 15),
 }
 
 
