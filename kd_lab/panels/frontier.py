@@ -38,7 +38,7 @@ from kd_lab.plots import plain_log
 
 CHOSEN, LARGER, SMALLER = "this file", "next larger", "next smaller"
 KEPT = 12  # networks, of a few hundred kilobytes each
-HEIGHT, TABLES_HEIGHT = 430, 340  # in pixels
+HEIGHT, TABLES_HEIGHT = 430, 370  # in pixels
 FILTERS = 236, 288  # the height and width in which they are drawn, in pixels
 MOST_FILTERS = 24
 GAP = 8  # pixels between filters
