@@ -17,7 +17,7 @@ from kd_lab.compression.rules import Rule, score_files
 from kd_lab.data import Mnist, Split
 from kd_lab.errors import DamagedFileError, ParameterError, StorageError
 from kd_lab.evaluation import Accuracy, accuracy, correct_answers
-from kd_lab.formats.kdz import pack
+from kd_lab.formats.kdz import load_packed, pack
 from kd_lab.networks.copies import copied
 from kd_lab.networks.zoo import MODELS, build_model
 from kd_lab.pruning import prune, remove_channels
@@ -242,9 +242,9 @@ def test_a_label_is_a_few_letters_and_digits(content, tmp_path, label):
     assert not submissions().exists()
 
 
-def test_of_the_records_the_files_of_seed_0_stand_beside_the_papers():
+def test_the_means_of_the_records_stand_beside_the_papers():
     board = score_leaderboard("lenet300", SMALL)
-    sizes = [record.scores.sizes[0] for record in record_frontier(load_records(), "lenet300")]
+    sizes = [round(record.scores.bytes) for record in record_frontier(load_records(), "lenet300")]
     assert [entry.bytes for entry in board.entries] == sizes and "kd_lab, within 1.64 %" in repr(board)
     axes = board.plot()
     texts = {text.get_text() for text in axes.texts}
@@ -258,9 +258,20 @@ def test_a_record_whose_place_another_took_is_called_earlier():
     entries = score_leaderboard("lenet300", SMALL).entries
     standing = standing_record(load_records(), "lenet300", 1.9)
     assert {entry.label: entry.bytes for entry in entries if "within 1.9 %" in entry.label} == {
-        "kd_lab, within 1.9 %": standing.scores.sizes[0],
-        "kd_lab, within 1.9 %, earlier": 3778,
+        "kd_lab, within 1.9 %": round(standing.scores.bytes),
+        "kd_lab, within 1.9 %, earlier": 3788,
     }
+
+
+@pytest.mark.parametrize("count", [300, 10_000])
+def test_of_a_record_the_errors_of_all_seeds_count_on_the_images_that_are_read(count, mnist, monkeypatch):
+    record = standing_record(load_records(), "lenet5", 1.0)
+    monkeypatch.setattr(leaderboard, "load_records", lambda: [record])
+    data = mnist._replace(test=Split(*(each[:count] for each in mnist.test)))
+    (entry,) = score_leaderboard("lenet5", data).entries
+    readers = [load_packed(RESULTS / name) for name in record.files]
+    errors = [100 - 100 * accuracy(reader, data.test).value for reader in readers]
+    assert entry.errors == pytest.approx(errors) and entry.error == pytest.approx(mean(errors))
 
 
 def test_files_that_are_a_record_within_two_limits_are_one_entry(monkeypatch):
@@ -274,7 +285,7 @@ def test_on_the_open_board_stands_any_network_with_its_bytes(content, tmp_path):
     (tmp_path / "a.kdz").write_bytes(content)
     entry = submit(tmp_path / "a.kdz", "me", SMALL)
     board = score_leaderboard("open", SMALL)
-    sizes = [record.scores.sizes[0] for record in record_frontier(load_records(), "open")]
+    sizes = [round(record.scores.bytes) for record in record_frontier(load_records(), "open")]
     assert [each.bytes for each in board.entries] == sorted([*sizes, entry.bytes]) and entry in board.entries
     rows = repr(board).splitlines()
     assert rows[0].split() == ["open", "bytes", "network", "test", "error,", "%", "95", "%", "interval"]
@@ -282,8 +293,9 @@ def test_on_the_open_board_stands_any_network_with_its_bytes(content, tmp_path):
     assert any("BitNetMCU, 11.0 kB" in row and "11,264" in row and "0.45" in row for row in rows)
     axes = replace(board, entries=[each for each in board.entries if each != entry]).plot()
     assert axes.get_legend().get_texts()[0].get_text() == "published; bare parameters as float32"
-    labels = {each.label for each in (*PUBLISHED_OPEN, *board.entries)}
-    assert {text.get_text() for text in axes.texts} == labels - {"me"}
+    labels = {each.label for each in (*PUBLISHED_OPEN, *board.entries)} - {"me"}
+    standing = {label for label in labels if "earlier" not in label}  # that may find no room
+    assert standing <= {text.get_text() for text in axes.texts} <= labels
     assert "me" in {text.get_text() for text in board.plot().texts}
 
 
