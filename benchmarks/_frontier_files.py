@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 from torch import nn
 
@@ -75,8 +74,8 @@ class Separable:
     bias_bits: int
 
     def build(self, seed: int) -> nn.Module:
-        """Return the network with its initial weights, channels last: its training takes a third less time."""
-        return separable_convolutions(self.widths, seed).to(memory_format=torch.channels_last)
+        """Return the network with its initial weights."""
+        return separable_convolutions(self.widths, seed)
 
     def stages(self, epochs: int) -> list[Stage]:
         """Return what comes behind the first training."""
@@ -99,7 +98,7 @@ class Recipe:
     def start(self, seed: int, teaching: Teaching) -> nn.Module:
         """Return the trained network that the stages begin with."""
         if self.design is None:
-            return load_trained(self.group, seed).to(memory_format=torch.channels_last)  # which trains faster
+            return load_trained(self.group, seed)
         training, validation = teaching.parts
         loss = DistillationLoss(SETTINGS["temperature"], SETTINGS["alpha"])
         settings = {"validation": validation, "epochs": self.epochs, "seed": seed, "progress": False, **START}
