@@ -70,6 +70,13 @@ def test_four_images_settle_nothing():
     assert error_difference(alike(1, 84), alike(1, 80)).low < 0 < error_difference(alike(1, 95), alike(1, 80)).low
 
 
+@pytest.mark.parametrize(("images", "wrong"), [(100, [[1, 2], [3]]), (3, [[1, 2], []]), (2, [[1], []]), (1, [[], []])])
+def test_on_the_first_images_the_others_do_not_count(images, wrong):
+    assert Scores("lenet5", [900, 905], [[1, 2], [3]], 100).on_first(images) == Scores(
+        "lenet5", [900, 905], wrong, images
+    )
+
+
 def test_bytes_and_errors_are_means_of_the_seeds():
     scores = Scores("lenet5", [900, 905], [[1, 2], [3]], 100)
     assert (scores.bytes, scores.error, scores.errors.values) == (902.5, 1.5, [2.0, 1.0])

@@ -7,7 +7,7 @@ There is one for each network of the kit, and the open one, on which any network
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,14 +254,9 @@ def _shipped(network: str, data: Mnist) -> Iterator[Entry]:
     for record in record_frontier(records, network):
         try:
             images = read_again(record, 0, data).images
-            yield _entry(_label_of(record, network, records), _on_first(images, record.scores))
+            yield _entry(_label_of(record, network, records), record.scores.on_first(images))
         except KdLabError as error:
             print(f"Left out: {error}")
-
-
-def _on_first(images: int, scores: Scores) -> Scores:
-    """Return what files come to on the first test images, to be compared with others on the same."""
-    return replace(scores, wrong=[[image for image in each if image < images] for each in scores.wrong], images=images)
 
 
 def _label_of(record: SizeRecord, network: str, records: list[SizeRecord]) -> str:

@@ -14,7 +14,7 @@ What a file can't show, 1 and 4, must be said; what isn't counts as not said.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import NamedTuple
 
@@ -56,6 +56,11 @@ class Scores:
     def error(self) -> float:
         """Return the mean test error of the seeds in percent."""
         return 100 * sum(map(len, self.wrong)) / (len(self.wrong) * self.images)
+
+    def on_first(self, images: int) -> "Scores":
+        """Return what the files come to on so many images, the first ones."""
+        wrong = [[image for image in each if image < images] for each in self.wrong]
+        return replace(self, wrong=wrong, images=images)
 
 
 class Rule(NamedTuple):
