@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks import read
 from benchmarks._campaign import SEEDS, Campaign, error
+from benchmarks._frontier_teacher import load_ensemble
 from benchmarks.deep_compression import BEGIN, RATES, SETTINGS, TEACHERS, by_layer, moved
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, Prune, PruneUnits
@@ -94,6 +95,7 @@ class Recipe:
     epochs: int = 0  # of the start
     rounding: tuple[Stage, ...] = ()  # behind the stages, with SLOWER of their learning rate
     moves: bool = True  # whether images move while it is taught: not where it is too small to learn them by heart
+    ensemble: bool = False  # whether the ensemble is its teacher, not one network
 
     def start(self, seed: int, teaching: Teaching) -> nn.Module:
         """Return the trained network that the stages begin with."""
@@ -106,7 +108,7 @@ class Recipe:
 
     def compressed(self, seed: int, data: Mnist) -> nn.Module:
         """Return the network behind the last stage."""
-        teaching, rate = taught(self.group, self.moves, data), RATES.get(self.group, 3e-3)
+        teaching, rate = taught(self.group, self.moves, self.ensemble, data), RATES.get(self.group, 3e-3)
         how = {key: SETTINGS[key] for key in ("batch_size", "steps_per_epoch")}
         model = as_unpacked(self.start(seed, teaching))
         for stages, share in ((self.stages, 1), (self.rounding, SLOWER)):
@@ -117,9 +119,9 @@ class Recipe:
 
 
 @functools.lru_cache(maxsize=1)
-def taught(group: str, moves: bool, data: Mnist) -> Teaching:
+def taught(group: str, moves: bool, ensemble: bool, data: Mnist) -> Teaching:
     """Return the images of a class with its teacher, who answers once for all seeds of a process: it takes minutes."""
-    teacher = load_trained(TEACHERS.get(group, OPEN_TEACHER))
+    teacher = load_ensemble() if ensemble else load_trained(TEACHERS.get(group, OPEN_TEACHER))
     training, validation, _test = moved(data) if moves else data
     return Teaching(teacher, check_data(training), check_data(validation), {}, None)
 
@@ -129,9 +131,11 @@ def lenet300_stages(sparsity: float, epochs: int, on_grid: int) -> tuple[Stage, 
     return *BEGIN["lenet300"][:1], Prune(sparsity, 12, 8), FineTune(epochs), Grid(by_layer(2, 3, 4), on_grid)
 
 
-def designed(design: Design | Separable, epochs: int, on_stages: int, moves: bool = True) -> Recipe:
+def designed(
+    design: Design | Separable, epochs: int, on_stages: int, moves: bool = True, ensemble: bool = False
+) -> Recipe:
     """Return the recipe of a design: a training from initial weights, and stages of about so many epochs."""
-    return Recipe(OPEN, tuple(design.stages(on_stages)), design, epochs, moves=moves)
+    return Recipe(OPEN, tuple(design.stages(on_stages)), design, epochs, moves=moves, ensemble=ensemble)
 
 
 RECIPES = {
@@ -143,8 +147,16 @@ RECIPES = {
         (PruneUnits({"conv1": 0.7, "conv2": 0.78, "fc1": 0.948}, 12), Prune(0.78, 8, 8), FineTune(60)),
         rounding=(Grid(5, 10), Grid(4, 40)),
     ),
+    "lenet5_8_15_40": Recipe(
+        "lenet5",
+        (PruneUnits({"conv1": 0.6, "conv2": 0.7, "fc1": 0.92}, 12), Prune(0.8, 8, 8), FineTune(60)),
+        rounding=(Grid(5, 10), Grid(4, 40)),
+        ensemble=True,
+    ),
     "separable_8_12_14_16_16": designed(Separable((8, 12, 14, 16, 16), bits=5, bits_alone=4, bias_bits=7), 60, 20),
-    "separable_12_24_40_52_56": designed(Separable((12, 24, 40, 52, 56), bits=5, bits_alone=4, bias_bits=7), 45, 15),
+    "separable_12_24_40_52_56": designed(
+        Separable((12, 24, 40, 52, 56), bits=5, bits_alone=4, bias_bits=7), 45, 15, ensemble=True
+    ),
 }
 
 

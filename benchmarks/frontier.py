@@ -7,6 +7,7 @@ from benchmarks._campaign import campaign
 from benchmarks._frontier_controls import NAME, measure_controls, score_controls
 from benchmarks._frontier_files import enter_records, make_files, score_records
 from benchmarks._frontier_search import make_search, score_search
+from benchmarks._frontier_teacher import make_viewer
 from kd_lab.data import load_mnist
 from kd_lab.results import load_results
 
@@ -17,6 +18,7 @@ def run(rerun: bool, workers: int | None = None, dask: str | None = None) -> dic
     if rerun:
         with campaign(NAME, workers, dask) as running:
             make_search(running, data)
+            make_viewer(running)
             make_files(running)
             measure_controls(running)
     recorded = load_results(NAME)

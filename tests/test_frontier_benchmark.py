@@ -40,6 +40,7 @@ def results(tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr(_campaign, "mnist", lambda: None)
     monkeypatch.setattr(frontier, "load_mnist", lambda: None)
     monkeypatch.setattr(frontier, "make_search", lambda _running, _data: None)
+    monkeypatch.setattr(frontier, "make_viewer", lambda _running: None)
     monkeypatch.setattr(frontier, "make_files", lambda _running: None)
     monkeypatch.setattr(frontier, "enter_records", lambda _recorded, _data: None)
     monkeypatch.setattr(frontier, "score_records", lambda _data: {})

@@ -125,6 +125,13 @@ def test_images_stand_still_for_what_is_too_small_to_learn_them_by_heart(quick, 
     assert list(dict.fromkeys(times)) == [1, 9]
 
 
+def test_the_ensemble_teaches_what_is_to_have_the_smallest_errors(small, short, steps):
+    for ensemble in (False, True):
+        replace(SHORT["lenet5"], ensemble=ensemble).compressed(0, small)
+    alone, together = (teaching.teacher for _, teaching, _, _ in steps[::2])
+    assert alone.architecture == "resnet" and len(together.members) == 3
+
+
 def test_the_teacher_answers_once_for_all_seeds_of_a_process(quick, small, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -142,6 +149,7 @@ def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, mon
     monkeypatch.setattr(files, "RECIPES", recipes)
     monkeypatch.setattr(frontier, "load_mnist", lambda: small)
     monkeypatch.setattr(frontier, "make_search", lambda _running, _data: None)
+    monkeypatch.setattr(frontier, "make_viewer", lambda _running: None)
     monkeypatch.setattr(frontier, "measure_controls", lambda _running: None)
     monkeypatch.setattr(frontier, "score_records", lambda _data: {"scored": 1})
     for module in (files, _campaign):
