@@ -118,8 +118,8 @@ def test_what_holds_on_every_board(told, expected):
         (alike(400, 106), alike(900, 100), 1.0, [False, False], "or below 0.05 in fewer bytes"),
         (alike(899, 103), alike(900, 100), 2.0, [True, True], "smaller, and as good within 1.05"),
         (alike(899, 197), alike(900, 100), 2.0, [True, False], "+0.97 points of error"),  # that may be 1.2
-        (alike(899, 60, seeds=4), alike(900, 100), 1.0, [True, False], "errors are compared for five seeds"),
-        (alike(899, 3, images=500), alike(900, 100), 1.0, [True, False], "on all 10,000 test images"),
+        (alike(899, 60, seeds=4), alike(900, 100), 1.0, [True, False], "to compare errors takes five files"),
+        (alike(899, 3, images=500), alike(900, 100), 1.0, [True, False], "all 10,000 test images"),
     ],
 )
 def test_a_record_is_within_the_limit_and_beats_the_one_before(scores, before, limit, expected, why):

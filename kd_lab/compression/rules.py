@@ -176,7 +176,7 @@ def _beats(scores: Scores, limit: float, before: Scores | None) -> tuple[bool, s
         return True, "there is none"
     sizes = f"{scores.bytes:,.0f} bytes against {before.bytes:,.0f}"
     if len(scores.sizes) < SEEDS or scores.images != before.images:
-        return False, f"{sizes}; errors are compared for five seeds, on all {before.images:,} test images"
+        return False, f"{sizes}; to compare errors takes five files and all {before.images:,} test images"
     found, margin = error_difference(scores, before), MARGIN + max(0.0, limit - before.error)
     difference = f"{found.value:+.2f} points of error ({found.low:+.2f} to {found.high:+.2f})"
     if scores.bytes <= before.bytes and found.high < 0:
