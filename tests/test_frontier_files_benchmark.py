@@ -221,7 +221,8 @@ def test_the_figures_are_those_of_the_standing_records_that_score_again(monkeypa
     assert figures["frontier.open.bytes_at_2_0"] < 500 and figures["frontier.open.bytes_at_2_0.error"] <= 2
     assert figures["frontier.lenet5.ratio_at_1_00"] > 1400
     assert figures["frontier.lenet5.ratio_at_1_00.seeds"] == 5
-    assert not [key for key in figures if "lenet300" in key or "0_45" in key]
+    assert figures["frontier.open.bytes_at_0_45"] < 5000 and figures["frontier.open.bytes_at_0_45.error"] <= 0.45
+    assert not [key for key in figures if "lenet300" in key or "0_69" in key]
     said = capsys.readouterr().out
     assert "another error" in said and "none yet" in said
 
