@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks import read
 from benchmarks._campaign import SEEDS, Campaign, error
 from benchmarks._frontier_teacher import load_ensemble
-from benchmarks.deep_compression import BEGIN, RATES, SETTINGS, TEACHERS, by_layer, moved
+from benchmarks.deep_compression import BEGIN, SETTINGS, TEACHERS, by_layer, moved
 from kd_lab.checkpoints import load_trained
 from kd_lab.compression import FineTune, Grid, Prune, PruneUnits
 from kd_lab.compression.designs import Design
@@ -98,6 +98,7 @@ class Recipe:
     rounding: tuple[Stage, ...] = ()  # behind the stages, with SLOWER of their learning rate
     moves: bool = True  # whether images move while it is taught: not where it is too small to learn them by heart
     ensemble: bool = False  # whether the ensemble is its teacher, not one network
+    learning_rate: float = 3e-3  # the highest, of the stages
 
     def start(self, seed: int, teaching: Teaching) -> nn.Module:
         """Return the trained network that the stages begin with."""
@@ -110,11 +111,11 @@ class Recipe:
 
     def compressed(self, seed: int, data: Mnist) -> nn.Module:
         """Return the network behind the last stage."""
-        teaching, rate = taught(self.group, self.moves, self.ensemble, data), RATES.get(self.group, 3e-3)
+        teaching = taught(self.group, self.moves, self.ensemble, data)
         how = {key: SETTINGS[key] for key in ("batch_size", "steps_per_epoch")}
         model = as_unpacked(self.start(seed, teaching))
         for stages, share in ((self.stages, 1), (self.rounding, SLOWER)):
-            teaching.settings = {**how, "seed": seed, "progress": False, "learning_rate": share * rate}
+            teaching.settings = {**how, "seed": seed, "progress": False, "learning_rate": share * self.learning_rate}
             for _stage, made in run_stages(model, teaching, stages, SETTINGS["temperature"], SETTINGS["alpha"], 0.0):
                 model = made
         return model
@@ -148,12 +149,14 @@ RECIPES = {
         "lenet5",
         (PruneUnits({"conv1": 0.7, "conv2": 0.78, "fc1": 0.948}, 12), Prune(0.78, 8, 8), FineTune(60)),
         rounding=(Grid(5, 10), Grid(4, 40)),
+        learning_rate=5e-3,
     ),
     "lenet5_8_15_40": Recipe(
         "lenet5",
         (PruneUnits({"conv1": 0.6, "conv2": 0.7, "fc1": 0.92}, 12), Prune(0.8, 8, 8), FineTune(60)),
         rounding=(Grid(5, 10), Grid(4, 40)),
         ensemble=True,
+        learning_rate=1e-2,
     ),
     "separable_8_12_14_16_16": designed(Separable((8, 12, 14, 16, 16), bits=5, bits_alone=4, bias_bits=7), 60, 20),
     "separable_12_24_40_52_56": designed(
