@@ -24,14 +24,16 @@ PROJECTION = 128, 64  # units of the contrastive head
 PATCHES, MASKED = 7, 0.6  # patches each way, and the share of them that is masked
 
 
-def random_views(images: Tensor) -> Tensor:
+def random_views(images: Tensor, strength: float = 1.0) -> Tensor:
     """Return each image (N, channels, height, width) turned, sheared, stretched, shifted and bent at random.
 
-    By up to 20 degrees, 0.3, 15 % and 7.5 % of its side, and by what an elastic grid of 5×5 points does; what comes in
-    from outside repeats the edge. torch's global random numbers decide, which `train` sets by its seed.
+    By up to 20 degrees, 0.3, 15 % and 7.5 % of its side, and by what an elastic grid of 5×5 points does; `strength`, in
+    [0, 1], is the part of it that is done. What comes in from outside repeats the edge. torch's global random numbers
+    decide, which `train` sets by its seed.
     """
     _check_images("images", images)
-    angle, shear, *stretch, right, down = (2 * torch.rand(6, len(images)) - 1).unbind()
+    strength = check_number("strength", strength, "[0, 1]")
+    angle, shear, *stretch, right, down = (strength * (2 * torch.rand(6, len(images)) - 1)).unbind()
     cosine, sine = (ANGLE * angle).cos(), (ANGLE * angle).sin()
     across, along = ((STRETCH * each).exp() for each in stretch)
     slant = SHEAR * shear
@@ -40,7 +42,7 @@ def random_views(images: Tensor) -> Tensor:
         torch.stack([sine * across, sine * slant + cosine * along, SHIFT * down]),
     )
     grid = F.affine_grid(torch.stack(rows).movedim(2, 0), list(images.shape), align_corners=False)  # (N, H, W, 2)
-    bends = BEND * torch.randn(len(images), 2, BENDS, BENDS)
+    bends = strength * BEND * torch.randn(len(images), 2, BENDS, BENDS)
     grid = grid + F.interpolate(bends, images.shape[2:], mode="bicubic", align_corners=False).movedim(1, 3)
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 

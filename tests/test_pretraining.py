@@ -64,6 +64,21 @@ def test_a_view_moves_the_image_a_little_and_each_image_in_a_way_of_its_own():
     torch.testing.assert_close(random_views(flat), flat)  # what comes in from outside is like the edge
 
 
+def test_a_part_of_the_strength_moves_an_image_less():
+    images = torch.rand(50, 1, 28, 28)
+
+    def views(*strength):
+        torch.manual_seed(0)
+        return random_views(images, *strength)
+
+    torch.testing.assert_close(views(0), images)
+    assert torch.equal(views(1), views())
+    moved = [(views(strength) - images).abs().mean() for strength in (0, 0.1, 0.5, 1)]
+    assert moved == sorted(moved)
+    with pytest.raises(ParameterError, match=r"^random_views\(\): 'strength' must be .*\[0, 1\]"):
+        random_views(images, 1.5)
+
+
 def test_a_mask_takes_whole_patches_of_sixty_percent():
     masked = hide_patches(torch.ones(500, 1, 28, 28))
     assert set(masked.unique().tolist()) == {0, 1} and 0.38 < masked.mean() < 0.42
