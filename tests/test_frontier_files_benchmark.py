@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import _campaign, frontier
+from benchmarks import _campaign, deep_compression, frontier
 from benchmarks import _frontier_files as files
 from benchmarks._frontier_files import Recipe, Separable
 from kd_lab.checkpoints import load_trained
-from kd_lab.compression import FineTune, Grid, Prune, PruneUnits
+from kd_lab.compression import FineTune, Grid, Prune, PruneUnits, records, rules
 from kd_lab.compression.designs import Design
 from kd_lab.compression.rules import Scores
 from kd_lab.data import Mnist, Split
@@ -19,14 +19,15 @@ from kd_lab.distillation import with_answers
 from kd_lab.errors import ParameterError
 from kd_lab.formats.kdz import load_packed, unpack
 from kd_lab.networks import weighted_layers
-from kd_lab.results import Record
+from kd_lab.pretraining import random_views
+from kd_lab.results import Record, load_results
 
 SHORT = {
-    "tiny": files.designed(Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1, 1, moves=False),
-    "separable": files.designed(Separable((2, 3, 4), 3, 2, 5), 1, 1),
-    "small": files.designed(Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1, 1),
-    "lenet5": Recipe("lenet5", (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),), learning_rate=5e-3),
-    "lenet300": Recipe("lenet300", (PruneUnits(0.9, 0), Grid(3, 1))),
+    "tiny": files.designed(2.0, Design((4, 6, 9), 5, 2, (3, 3, 3, 3), 0.0), 1, 1, images="still"),
+    "separable": files.designed(1.0, Separable((2, 3, 4), 3, 2, 5), 1, 1),
+    "small": files.designed(0.45, Design((4, 8, 10), 7, 3, (3, 3, 3, 3), 0.2), 1, 1),
+    "lenet5": Recipe("lenet5", 1.0, (PruneUnits(0.9, 0),), rounding=(Grid(3, 1),), learning_rate=5e-3),
+    "lenet300": Recipe("lenet300", 1.9, (PruneUnits(0.9, 0), Grid(3, 1))),
 }
 
 
@@ -39,6 +40,7 @@ def small(mnist):
 def short(monkeypatch):
     """Have short recipes in place of those that were run."""
     monkeypatch.setattr(files, "RECIPES", SHORT)
+    monkeypatch.setattr(files, "TRIALS", dict(zip(SHORT, (7, 6, 5, 3, 2), strict=True)))
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_a_file_of_any_network_holds_what_its_recipe_made(name, shapes, quick, s
 
 
 def test_a_design_is_trained_and_then_pruned_and_rounded():
-    recipe = files.designed(Design((4, 6, 9), 5, 2, (2, 3, 4, 5), 0.5), 30, 48)
+    recipe = files.designed(2.0, Design((4, 6, 9), 5, 2, (2, 3, 4, 5), 0.5), 30, 48)
     bits = {"conv1": 2, "conv2": 3, "conv3": 4, "fc1": 5}
     assert recipe.epochs == 30 and recipe.stages == (Prune(0.5, 4, 12), Grid(bits, 48))
 
@@ -118,11 +120,25 @@ def test_a_network_is_rounded_behind_the_other_stages_by_smaller_steps(small, sh
     assert settings == first | {"learning_rate": files.SLOWER * 5e-3}
 
 
-def test_images_stand_still_for_what_is_too_small_to_learn_them_by_heart(quick, small, steps):
-    for name in ("tiny", "small"):
-        SHORT[name].compressed(0, small)
-    times = [len(teaching.training[0]) // len(small.train.images) for _, teaching, _, _ in steps]
-    assert list(dict.fromkeys(times)) == [1, 9]
+def test_views_stand_behind_the_images_with_their_labels_and_are_the_same_every_time(small):
+    before = torch.random.get_rng_state()
+    (images, labels), validation, _ = files.viewed(small)
+    assert torch.equal(before, torch.random.get_rng_state()) and validation is small.validation
+    images, labels = images.unflatten(0, (9, 150)), labels.unflatten(0, (9, 150))
+    assert torch.equal(images[0], small.train.images) and (labels == small.train.labels).all()
+    assert len(images.flatten(2)[:, 0].unique(dim=0)) == 9  # each view is another
+    assert torch.equal(files.viewed(small).train.images, images.flatten(0, 1))
+    torch.manual_seed(0)
+    assert torch.equal(images[1], random_views(small.train.images, 0.5))
+
+
+def test_a_recipe_names_what_is_seen(small, steps):
+    for images in files.IMAGES:
+        replace(SHORT["lenet5"], images=images).compressed(0, small)
+    still, moved, viewed = (teaching.training[0] for _, teaching, _, _ in steps[::2])
+    assert torch.equal(still, small.train.images)
+    assert torch.equal(moved, deep_compression.moved(small).train.images)
+    assert torch.equal(viewed, files.viewed(small).train.images)
 
 
 def test_the_ensemble_teaches_what_is_to_have_the_smallest_errors(small, short, steps):
@@ -170,48 +186,38 @@ def test_what_is_missing_is_made_once_and_scored_by_reading_it(quick, small, mon
     assert files.missing() == ["lenet5"]
 
 
-@pytest.mark.parametrize(
-    ("group", "most", "name"),
-    [
-        ("open", 2.5, "tiny"),
-        ("open", 2.0, "small"),
-        ("open", 1.0, "lenet5"),  # any file counts in the open class
-        ("open", 0.5, "lenet5"),
-        ("lenet5", 2.5, "lenet5"),
-        ("lenet300", 1.9, "lenet300"),
-    ],
-)
-def test_the_smallest_of_those_that_are_good_enough_is_chosen(group, most, name, short):
-    ends = {"tiny": (400, 2.4), "small": (500, 1.9), "lenet5": (900, 0.9), "lenet300": (800, 1.8)}
-    rows = {
-        key: {"recipe": "", "seeds": [{"bytes": size + way, "validation_error": error + way} for way in (-0.05, 0.05)]}
-        for key, (size, error) in ends.items()
-    }
-    assert files.choose(Record({"seeds": [0, 1], "files": rows}), group, most) == name
-
-
-def test_the_chosen_files_are_entered_as_records_or_the_rule_is_named(short, monkeypatch, capsys):
+def test_the_files_of_a_recipe_are_entered_within_its_limit_or_the_rule_is_named(short, monkeypatch, capsys):
     entered = []
 
     def enter_record(board, limit, paths, data, **told):
         if board == "lenet5":
             raise ParameterError("these files are no record.")
         said = (told["command"], told["chosen_on"], told["trials"], told["remarks"])
-        entered.append((board, limit, [path.name for path in paths], said))
+        entered.append((board, limit, [path.name for path in paths], told["recipe"], said))
 
     monkeypatch.setattr(files, "enter_record", enter_record)
     monkeypatch.setattr(files, "REMARKS", {"tiny": "small"})
-    monkeypatch.setattr(files, "TRIALS", {"open": 7, "lenet5": 3})
-    rows = {"tiny": (400, 1.9), "lenet5": (900, 0.9)}
-    made = {name: {"seeds": [{"bytes": size, "validation_error": error}]} for name, (size, error) in rows.items()}
-    files.enter_records(Record({"seeds": [0], "files": made}), None)
+    files.enter_records(Record({"seeds": [0], "files": {"tiny": {}, "lenet5": {}, "lenet300": {}}}), None)
     command = "python -m benchmarks frontier --rerun"
-    chosen = (2.0, "tiny", 7, "small"), (1.0, "lenet5", 3, ""), (0.45, "lenet5", 3, "")
-    assert entered == [  # what is said is of the recipe that was chosen, whatever the board
-        ("open", limit, [f"{name}_{seed}.kdz" for seed in range(5)], (command, "validation", trials, remarks))
-        for limit, name, trials, remarks in chosen
+    made = ("open", 2.0, "tiny", 7, "small"), ("lenet300", 1.9, "lenet300", 2, "")
+    assert entered == [
+        (board, limit, [f"{name}_{seed}.kdz" for seed in range(5)], repr(SHORT[name]), (command, "validation", *told))
+        for board, limit, name, *told in made
     ]
     assert "lenet5: these files are no record" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_same_commands_enter_the_standing_records_where_there_are_none_yet(mnist, monkeypatch, tmp_path):
+    before = records.load_records()
+    monkeypatch.setattr(records, "FILE", tmp_path / "records.json")
+    deep_compression.enter_records(load_results("deep_compression").get("reached"), mnist)
+    files.enter_records(load_results("frontier"), mnist)
+    made = records.load_records()
+    for board, limits in rules.LIMITS.items():
+        for limit in limits:
+            new, old = (records.standing_record(each, board, limit) for each in (made, before))
+            assert (new and (new.files, new.scores, new.trials)) == (old and (old.files, old.scores, old.trials))
 
 
 def test_the_figures_are_those_of_the_standing_records_that_score_again(monkeypatch, capsys):
