@@ -1,5 +1,7 @@
 """The project keeps its own rules: floors, style, requirements in step, one place for its address."""
 
+import base64
+import io
 import itertools
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from PIL import Image
 
 from notebooks import build
 
@@ -121,6 +124,23 @@ def test_of_a_live_panel_what_stands_beside_it_is_kept(beside):
     output = nbformat.v4.new_output("display_data", data={build.VIEW: {}, **beside})
     build.keep_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]))
     assert output.data == beside or (not beside and build.VIEW in output.data)  # of any other widget nothing is left
+
+
+@pytest.mark.parametrize(
+    ("mode", "alpha", "kept"), [("RGBA", 255, "RGB"), ("RGBA", 100, "RGBA"), ("RGB", None, "RGB"), ("P", None, "P")]
+)
+def test_a_committed_picture_is_packed_and_shows_the_same(mode, alpha, kept):
+    image = Image.radial_gradient("L").convert("RGB").convert(mode)
+    if alpha is not None:
+        image.putalpha(alpha)
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    output = nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(content.getvalue()).decode()})
+    build.pack_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]))
+    packed = base64.b64decode(output.data["image/png"])
+    shown = Image.open(io.BytesIO(packed))
+    assert shown.mode == kept and len(packed) < len(content.getvalue())
+    assert shown.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
 
 
 def test_what_must_not_be_committed_of_a_lesson_is_named(tmp_path):
