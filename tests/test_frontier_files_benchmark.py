@@ -221,14 +221,16 @@ def test_the_same_commands_enter_the_standing_records_where_there_are_none_yet(m
 
 
 def test_the_figures_are_those_of_the_standing_records_that_score_again(monkeypatch, capsys):
+    monkeypatch.setitem(files.TARGETS, "lenet5", files.TARGETS["lenet5"] | {"0_10": 0.1})
     faults = {"lenet300": ["another error"]}
     monkeypatch.setattr(files, "rescore", lambda record, _records, _data: faults.get(record.board, []))
     figures = files.score_records(None)
     assert figures["frontier.open.bytes_at_2_0"] < 500 and figures["frontier.open.bytes_at_2_0.error"] <= 2
     assert figures["frontier.lenet5.ratio_at_1_00"] > 1400
-    assert figures["frontier.lenet5.ratio_at_1_00.seeds"] == 5
+    assert figures["frontier.lenet5.ratio_at_0_69"] > 700 and figures["frontier.lenet5.ratio_at_0_69.error"] <= 0.69
+    assert figures["frontier.lenet5.ratio_at_1_00.seeds"] == figures["frontier.lenet5.ratio_at_0_69.seeds"] == 5
     assert figures["frontier.open.bytes_at_0_45"] < 5000 and figures["frontier.open.bytes_at_0_45.error"] <= 0.45
-    assert not [key for key in figures if "lenet300" in key or "0_69" in key]
+    assert not [key for key in figures if "lenet300" in key or "0_10" in key]
     said = capsys.readouterr().out
     assert "another error" in said and "none yet" in said
 
