@@ -24,6 +24,7 @@ from notebooks.lab import LESSONS, NOTEBOOKS, SOLUTIONS
 VIEW = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
 MAX_KILOBYTES = 300
+WIDE_TABLE = re.compile(r"^[- ]{106,}$", re.MULTILINE)  # breaks in a window of 1280 pixels
 EXERCISES = re.compile(r"^## Exercises\n(?:(?!## ).*\n)*?1\. \S", re.MULTILINE)  # the first, in its section
 MISSING_IN_COLAB = (
     'ai-edge-litert constriction fastapi grpcio "nncf>=3" onnx onnxruntime onnxscript openvino optuna segno uvicorn'
@@ -134,6 +135,7 @@ def faults(path: Path) -> list[str]:
         "its cells were not run once from top to bottom": order != list(range(1, len(cells) + 1)),
         "a cell fails": any(output.output_type == "error" for output in outputs),
         "a panel is live, and no picture": any(VIEW in output.get("data", {}) for output in outputs),
+        "a printed table is wider than a page": any(WIDE_TABLE.search(output.get("text", "")) for output in outputs),
         f"it has more than {MAX_KILOBYTES} KB": path.stat().st_size > 1000 * MAX_KILOBYTES,
         "its Exercises section has no numbered exercise": not EXERCISES.search(prose),
     }

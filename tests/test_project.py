@@ -146,9 +146,10 @@ def test_a_committed_picture_is_packed_and_shows_the_same(mode, alpha, kept):
 def test_what_must_not_be_committed_of_a_lesson_is_named(tmp_path):
     live = nbformat.v4.new_output("display_data", data={build.VIEW: {}})
     failed = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
-    cells = [nbformat.v4.new_code_cell("1", outputs=[live, failed]), nbformat.v4.new_code_cell("#" * 400_000)]
+    wide = nbformat.v4.new_output("stream", text=f"{'a':60}  b\n{'-' * 60}  {'-' * 50}\n")
+    cells = [nbformat.v4.new_code_cell("1", outputs=[live, failed, wide]), nbformat.v4.new_code_cell("#" * 400_000)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_lesson.ipynb")
-    assert len(build.faults(tmp_path / "00_lesson.ipynb")) == 5
+    assert len(build.faults(tmp_path / "00_lesson.ipynb")) == 6
 
 
 @pytest.mark.parametrize(
