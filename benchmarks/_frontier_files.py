@@ -1,8 +1,9 @@
 """Make and score the files of the frontier: any network, `lenet300` and `lenet5`, each in the fewest bytes.
 
-Each recipe was settled for one limit on the test error, by validation errors. Its files are kept in results/frontier/,
-packed compactly, and entered as a record within that limit where they keep the rules. The standing records, whichever
-campaign made them, are scored again by loading each file and letting it read the test part.
+Each recipe was settled for one limit on the test error, by validation errors; REMARKS name the two that followed a
+test error. Its files are kept in results/frontier/, packed compactly, and entered as a record within that limit where
+they keep the rules. The standing records, whichever campaign made them, are scored again by loading each file and
+letting it read the test part.
 """
 
 import base64
@@ -43,7 +44,8 @@ from kd_lab.training import train
 
 NAME, PART = "frontier", "files"
 OPEN, OPEN_TEACHER = "open", "resnet"
-VIEWS, STRENGTH, BATCH = 8, 0.5, 5000  # of each image, by this part of what random_views does, so many at once
+VIEWS, STRENGTH = 8, 0.5  # of each image, and of what random_views does
+BATCH = 5000  # images that are turned into views at once: all of them would take a gigabyte
 SLOWER = 0.4  # of the learning rate, for what rounds behind the other stages
 START = {"batch_size": 128, "steps_per_epoch": 430, "learning_rate": 1e-2}  # before a small network is rounded
 TARGETS = {  # test error, %
@@ -170,7 +172,9 @@ def designed(limit: float, design: Design | Separable, epochs: int, on_stages: i
 
 
 RECIPES = {
-    "open_4_6_9": designed(2.0, Design((4, 6, 9), 5, 2, bits=(4, 3, 3, 3), sparsity=0.0), 30, 30, images="still"),
+    "open_4_6_9": designed(
+        2.0, Design((4, 6, 9), kernel=5, stride=2, bits=(4, 3, 3, 3), sparsity=0.0), 30, 30, images="still"
+    ),
     "lenet300_98": Recipe("lenet300", 1.9, lenet300_stages(0.98, 60, 30)),
     "lenet300_979": Recipe("lenet300", 1.9, lenet300_stages(0.979, 100, 60)),
     "lenet5_6_11_26": Recipe(
@@ -189,9 +193,9 @@ RECIPES = {
         ensemble=True,
         learning_rate=1e-2,
     ),
-    "separable_8_12_14_16_16": designed(1.0, Separable((8, 12, 14, 16, 16), 5, bits_alone=4, bias_bits=7), 60, 20),
+    "separable_8_12_14_16_16": designed(1.0, Separable((8, 12, 14, 16, 16), bits=5, bits_alone=4, bias_bits=7), 60, 20),
     "separable_12_24_40_52_56": designed(
-        0.45, Separable((12, 24, 40, 52, 56), 5, bits_alone=4, bias_bits=7), 45, 15, ensemble=True
+        0.45, Separable((12, 24, 40, 52, 56), bits=5, bits_alone=4, bias_bits=7), 45, 15, ensemble=True
     ),
 }
 
